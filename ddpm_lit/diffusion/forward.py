@@ -45,5 +45,5 @@ def chain(x0: Tensor, # [b ...] clean data
           levels: Grid, # ends with CLEAN; walked from there upwards
           noise: Callable[[Tensor], Tensor] = torch.randn_like) -> Iterator[Tensor]:
     "The forward process step by step: yields each x_t, the cleanest first. Eq. 11.1, by Eq. 11.6."
-    s, *rest = [*levels][::-1]
-    for t in rest: x0, s = q_step(x0, s, t, noise(x0)), t; yield x0
+    x, (s, *rest) = x0, [*levels][::-1]
+    for t in rest: x, s = q_step(x, s, t, noise(x)), t; yield x

@@ -76,7 +76,7 @@ class Cosine:
     def time(self, t: Level) -> Tensor:
         a0, t = self.angle(0), Level(t.log_snr.double().cpu())
         a = torch.atan2((t.sigma**2 + t.alpha_bar*math.sin(a0)**2).sqrt(), t.signal*math.cos(a0))
-        return a/(math.pi/2)*(1 + self.s) - self.s
+        return (a/(math.pi/2)*(1 + self.s) - self.s).clamp(0, 1)
 
 # %% ../../nbs/10_schedule.ipynb #cosine-table
 def cosine(T: int = 1000, s: float = .008) -> Betas:

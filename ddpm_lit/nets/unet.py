@@ -222,7 +222,7 @@ def check_given(net: UNet, x: Tensor, t: Tensor, label, emb, tokens) -> tuple[Te
     check_picture(x, net.channels_in, net.factor)
     if t.numel() not in (1, len(x)): raise Problem(f'{t.numel()} times do not fit {len(x)} pictures: give one for each, or one for all.')
     if emb is not None and emb.shape[1:] != (net.emb,): raise Problem(f'The vector emb should be [b {net.emb}], not {[*emb.shape]}.')
-    if tokens is not None and tokens.shape[-1] != net.tokens: raise Problem(f'The tokens are {tokens.shape[-1]} wide, and the attention was built with tokens={net.tokens}.')
+    if tokens is not None and tokens.shape[2:] != (net.tokens,): raise Problem(f'The tokens are {[*tokens.shape]}, and the attention was built for [b l {net.tokens}].')
     if label is not None:
         if not net.classes: raise Problem('This network knows no labels: call it without one, or build it with classes.')
         if label.numel() not in (1, len(x)): raise Problem(f'{label.numel()} labels do not fit {len(x)} pictures: give one for each, or one for all.')

@@ -56,11 +56,13 @@ NAMES = dict(
 OURS = re.compile(r'(?:(down|middle|up)\.(\d+)\.(res|attn|resample)\.)?(.+)\.(weight|bias)')
 
 def place_openai(net: UNet, side: str, n: int, part: str) -> str:
+    "Where OpenAI's lists keep a part of step n: the number of the step, then of the part."
     if side == 'middle': return f'middle_block.{2*n + (part == "attn")}'
     if side == 'down': return f'input_blocks.{n + 1}.{int(part == "attn")}'
     return f'output_blocks.{n}.{dict(res=0, attn=1, resample=1 + (net.up[n].attn is not None))[part]}'
 
 def place_diffusers(net: UNet, side: str, n: int, part: str) -> str:
+    "Where diffusers keeps a part of step n: the level, then the number within it."
     level, i = divmod(n, net.depth + 1)
     room, i = ('mid_block', n) if side == 'middle' else (f'{side}_blocks.{level}', i)
     return f'{room}.{side}samplers.0' if part == 'resample' else f'{room}.{dict(res="resnets", attn="attentions")[part]}.{i}'
@@ -96,7 +98,10 @@ class Layout:
             if self.legacy and (p := parts(key)): w = w.unflatten(0, (attn.heads, p, -1)).transpose(0, 1).flatten(0, 2)
         return w
 
-def parts(key: str) -> int: return 3 if '.qkv.' in key else 2 if '.kv.' in key else 0
+def parts(key: str) -> int:
+    "How many parts the rows of a tensor have: query, key and value; key and value; or none."
+    return 3 if '.qkv.' in key else 2 if '.kv.' in key else 0
+
 def projection(net: UNet, key: str) -> nn.Module | None:
     "The attention whose linear layer this tensor belongs to."
     place, dot, leaf = key.partition('.attn.')
@@ -208,6 +213,7 @@ def filled(net: UNet, f: Fixture, dtype: torch.dtype) -> UNet:
 
 @torch.no_grad()
 def run_openai(f: Fixture, dtype: torch.dtype) -> dict[str, Tensor]:
+    "Outputs of improved-diffusion's and guided-diffusion's networks, in the right order of rows and, where stored, in the wrong one."
     x, t, label, low_res = (f.inputs.get(k) for k in ('x', 't', 'y', 'low_res'))
     def pred(config):
         net = filled(unet_openai(config, 1 if low_res is None else 2), f, dtype)
@@ -218,6 +224,7 @@ def run_openai(f: Fixture, dtype: torch.dtype) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def run_diffusers(f: Fixture, dtype: torch.dtype) -> dict[str, Tensor]:
+    "Outputs of diffusers' networks."
     x = torch.cat([f.inputs[k].to(dtype) for k in ('x', 'upscaled') if k in f.inputs], 1)
     y = filled(unet_diffusers(f.config), f, dtype)(x, f.inputs['t'], f.inputs.get('class_labels'))
     return dict(y=y, pred=y)

@@ -138,7 +138,7 @@ def fit(training: Training, batches: Callable[[int], tuple], # step -> (x0 [b ..
                 value = loss(model.given(*condition), x0, t, eps).mean()
         opt.zero_grad(); value.backward()
         norm = nn.utils.clip_grad_norm_(params, clip)
-        opt.grad_scale, opt.found_inf = None, (~torch.isfinite(value.detach() + norm)).float() # a fused step with found_inf 1 changes nothing
+        opt.grad_scale, opt.found_inf = None, (~(value.detach().isfinite() & norm.isfinite())).float() # a fused step with found_inf 1 changes nothing
         broken += opt.found_inf
         if step % look == 0: check()
         for group in opt.param_groups: group['lr'] = learning_rate(step, steps, lr, warmup)
