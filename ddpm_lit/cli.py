@@ -159,7 +159,7 @@ def choose_settings(out: Path, recipe, given: dict, resume: bool, init: bool, de
     note = out/'run.json'
     if not resume:
         if note.exists(): raise Problem(f'{out} holds a run already: go on with --resume, or give another folder with --out.')
-        default = dict(steps=recipe.steps, batch=recipe.batch, lr=recipe.settings.get('lr', 2e-3), seed=0, bf16=has_bf16(device))
+        default = dict(steps=recipe.steps, batch=recipe.batch, lr=recipe.settings.get('lr', 2e-3), seed=0, bf16=recipe.settings.get('bf16', has_bf16(device)))
         return dict(recipe=recipe.name, init=init, **{k: default[k] if v is None else v for k, v in given.items()})
     if not note.exists(): raise Problem(f'There is no run in {out}: leave --resume out to start one.')
     old = read_settings(note)
@@ -272,17 +272,15 @@ def train(name, out, resume, init, ship, steps, batch, lr, seed, bf16, channels_
 def draw(model, recipe, n: int, label, seed: int, steps: int = 50, sampler: str = 'ddim', at_once: int = 256): # -> [n ...] on the CPU
     "Turn noise into samples as the recipe wants it: its shape, its schedule, its limits."
     import torch
-    from ddpm_lit.core.check import Problem
-    from ddpm_lit.diffusion.sample import ancestral, clamp_x0, ddim
+    from ddpm_lit.diffusion.sample import clamp_x0, find_sampler
     from ddpm_lit.diffusion.schedule import grid
-    known, device = dict(ddim=ddim, ancestral=ancestral), next(model.parameters()).device
-    if sampler not in known: raise Problem(f'There is no sampler "{sampler}": choose one of {", ".join(known)}.')
+    run, device = find_sampler(sampler), next(model.parameters()).device
     with torch.random.fork_rng(), Bar(steps*math.ceil(n/at_once), f'sample {recipe.name}') as bar:
         torch.manual_seed(seed); noise, done, at = torch.randn(n, *recipe.shape), [], 0 # the same noise on every device
         for i in range(0, n, at_once):
             denoiser = model.given(*() if label is None else (label[i:i + at_once].to(device),))
             if recipe.limit is not None: denoiser = clamp_x0(denoiser, recipe.limit)
-            for x in known[sampler](denoiser, grid(recipe.schedule, steps), noise[i:i + at_once].to(device)): at += 1; bar(at)
+            for x in run(denoiser, grid(recipe.schedule, steps), noise[i:i + at_once].to(device)): at += 1; bar(at)
             done.append(x.cpu())
     return torch.cat(done)
 

@@ -31,7 +31,7 @@ class Level:
     def like(self, x: Tensor) -> 'Level': # x [b ...] floating
         "The same levels shaped [b 1 ... 1], on the device and in the dtype of x."
         if not x.is_floating_point(): raise Problem(f'Levels cannot be {x.dtype}: turn x into floating numbers first.')
-        return Level(self.log_snr.reshape(-1, *[1]*(x.ndim - 1)).to(x))
+        return Level(self.log_snr.reshape(-1, *[1]*(x.ndim - 1)).to(x, non_blocking=x.is_cuda))
 
 def _number(x) -> Tensor: # a tensor as it is, a plain number in float64
     "What a `Level` can hold."

@@ -82,8 +82,8 @@ class Batches:
         self.images, self.size, self.seed, self.drop, self.flip, self.epoch = images, size, seed, drop, flip, None
     def __call__(self, step: int): # x0 [b c h w] float32, label [b] or [b k] if there are labels
         epoch, j = divmod(step, len(self.images)//self.size)
-        if epoch != self.epoch: self.epoch, self.order = epoch, torch.from_numpy(np.random.default_rng([self.seed, epoch]).permutation(len(self.images)))
-        rows = self.order[j*self.size:][:self.size].to(self.images.pixels.device)
+        if epoch != self.epoch: self.epoch, self.order = epoch, torch.from_numpy(np.random.default_rng([self.seed, epoch]).permutation(len(self.images))).to(self.images.pixels.device)
+        rows = self.order[j*self.size:][:self.size]
         x0, label, chance = to_unit(self.images.pixels[rows]), self.images.label, lambda: torch.rand(len(rows), device=rows.device)
         if self.flip: x0 = torch.where(chance().round().bool().reshape(-1, 1, 1, 1), x0, x0.flip(-1))
         if label is None: return x0,
