@@ -93,7 +93,7 @@ def ddim(denoiser: Denoiser, levels: Grid, x: Tensor, eta: float = 0., noise=tor
         x = s.signal*p.x0 + s.sigma*eps; yield x
 
 # %% ../../nbs/14_sample.ipynb #names
-SAMPLERS: dict[str, Sampler] = {'ancestral': ancestral, 'ddim': ddim}
+SAMPLERS: dict[str, Sampler] = {'ancestral': ancestral, 'ddim': ddim} # by the names that the command line knows
 
 def find_sampler(name: str) -> Sampler: # (denoiser, grid, x) -> the states of a run
     "The sampler of that name."

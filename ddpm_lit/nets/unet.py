@@ -269,7 +269,7 @@ class SuperRes(nn.Module):
         super().__init__()
         self.net = net
     def forward(self, x: Tensor, t: Tensor, low_res: Tensor, *given, **named) -> Tensor: # [b c h w], [b], [b c h' w'] -> [b c h w]
-        low_res = F.interpolate(low_res, x.shape[-2:], mode='bilinear', align_corners=False)
+        low_res = F.interpolate(low_res, x.shape[2:], mode='bilinear', align_corners=False)
         return self.net(torch.cat([x, low_res], 1), t, *given, **named)
 
 class Unshuffled(nn.Module):

@@ -6,10 +6,11 @@
 __all__ = ['LAYERS', 'NAMES', 'OURS', 'OPENAI', 'DIFFUSERS', 'KINDS', 'Fixture', 'read_official', 'read_fixture', 'place_openai',
            'place_diffusers', 'official_keys', 'Layout', 'parts', 'projection', 'to_official', 'load_official',
            'layout_of', 'options', 'only', 'unet_openai', 'unet_diffusers', 'from_official', 'Kind', 'filled',
-           'run_openai', 'run_diffusers', 'relative_error', 'parity']
+           'run_openai', 'run_diffusers', 'diffusion_row', 'run_diffusion', 'elementwise_error', 'relative_error',
+           'parity']
 
 # %% ../../nbs/71_weights.ipynb #imports
-import json, re
+import json, math, re
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
@@ -19,6 +20,13 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 from ..core.check import Problem, data_dir
+from ..core.denoiser import Prediction, from_eps, from_x0
+from ..core.level import CLEAN, Level
+from ..diffusion.forward import new_noise, q_sample
+from ..diffusion.loss import l_simple, prior_nats, weighted, x0_weight
+from ..diffusion.posterior import posterior
+from ..diffusion.sample import ancestral, clamp_x0, ddim, fixed_large, fixed_small, last, learned_range, respace, reverse
+from ..diffusion.schedule import Betas, cosine, linear_scaled
 from ..nets.unet import Attention, Downsample, Resample, ResBlock, SuperRes, TimeEmbedding, UNet, Upsample, double, halve, inside
 from ..train.fit import read_tensors
 
@@ -206,6 +214,7 @@ class Kind(NamedTuple):
     origin: str
     run: Callable[[Fixture, torch.dtype], dict[str, Tensor]]
     tolerance: tuple[float, float] = (1e-10, 5e-6) # in float64, in float32
+    error: Callable[[Tensor, Tensor], float] | None = None # None: `relative_error`
 
 def filled(net: UNet, f: Fixture, dtype: torch.dtype) -> UNet:
     "The network with the fixture's weights, in `dtype`, ready to be asked."
@@ -231,20 +240,71 @@ def run_diffusers(f: Fixture, dtype: torch.dtype) -> dict[str, Tensor]:
 
 KINDS = [Kind(r'(guided|improved)-diffusion (UNet|SuperRes)Model\b', run_openai), Kind(r'diffusers UNet2DModel\b', run_diffusers)]
 
+# %% ../../nbs/71_weights.ipynb #diffusion
+def diffusion_row(S: Betas, k: int, i: dict[str, Tensor]) -> dict[str, Tensor]: # i: the fixture's inputs, one row of each
+    "Whatever stands at timestep k, counted from 0, by the names of the fixture."
+    t, s = Level(S.log_snr[k]), Level(S.log_snr[k-1]) if k else CLEAN
+    beyond = Level(S.log_snr[k+1]) if k + 1 < len(S) else Level(torch.full_like(t.log_snr, -math.inf))
+    clipped = fixed_small(None, None, *((s, t) if k else (Level(S.log_snr[0]), Level(S.log_snr[1]))))
+    x0, noise, like = i['x0'], i['noise'], torch.ones_like(i['x0'])
+    x_t = q_sample(x0, t, noise); mean, std = posterior(x0, x_t, s, t)
+    row = {'x_t': x_t, 'q.mean': t.signal*x0, 'q.variance': t.sigma**2*like, 'q.log_variance': 2*t.sigma.log()*like,
+           'post.mean': mean, 'post.variance': std**2*like, 'post.log_variance_clipped': 2*clipped.log()*like}
+    for kind, reading in dict(eps=lambda x, t: from_eps(i['eps'], x, t), x0=lambda x, t: from_x0(i['x0_pred'], x, t)).items():
+        for clip, d in dict(noclip=reading, clip=clamp_x0(reading)).items():
+            row |= {f'p.{kind}.{clip}.mean': reverse(d, x_t, s, t).mean, f'p.{kind}.{clip}.pred_xstart': d(x_t, t).x0}
+            if kind == 'eps':
+                row[f'p_sample.{clip}'] = last(ancestral(d, [t, s], x_t, fixed_large, lambda x: i['step_noise']))
+                row |= {f'ddim.eta{eta}.{clip}': last(ddim(d, [t, s], x_t, float(eta), lambda x: i['step_noise'])) for eta in (0, 1)}
+                row[f'ddim_reverse.{clip}'] = last(ddim(d, [t, beyond], x_t))
+    mse, mse_x0 = (loss(lambda x, t: reading, x0, t, noise) for loss, reading in ((l_simple, from_eps(i['eps'], x_t, t)), (weighted(x0_weight), from_x0(i['x0_pred'], x_t, t))))
+    row |= {f'loss.eps.{v}.{scale}mse.mse': mse for v in ('fixed_small', 'learned_range') for scale in ('', 'rescaled_')}
+    row |= {f'loss.eps.fixed_small.{scale}mse.loss': mse for scale in ('', 'rescaled_')} | {f'loss.x0.fixed_large.mse.{v}': mse_x0 for v in ('mse', 'loss')}
+    p = Prediction(x0, noise, (i['var_range'] + 1)/2)
+    learned = learned_range(p, x_t, s, t) if k else clipped**(1 - p.frac)*t.sigma**p.frac
+    large = fixed_large(p, x_t, s, t) if k else clipped
+    for kind, v, log in (('fixed_small', std, clipped), ('fixed_large', large, large), ('learned_range', learned, learned)):
+        row |= {f'p.var.{kind}.variance': v**2*like, f'p.var.{kind}.log_variance': 2*log.log()*like}
+    return row | {'prior_bpd': prior_nats(x0, Level(S.log_snr[-1])).flatten(1).mean(1)/math.log(2)}
+
+@torch.no_grad()
+def run_diffusion(f: Fixture, dtype: torch.dtype) -> dict[str, Tensor]:
+    "What guided-diffusion computes around its network."
+    out, i = {}, {k: v.to(dtype) for k, v in f.inputs.items() if k != 't'}
+    for name, table in dict(linear=linear_scaled, cosine=cosine).items():
+        if name not in f.config['schedules']: continue
+        S = table(f.config['T'])
+        rows = [diffusion_row(S, int(k), {n: v[b:b+1] for n, v in i.items()}) for b, k in enumerate(f.inputs['t'])]
+        out |= {f'{name}.betas': S.betas, f'{name}.alphas_cumprod': Level(S.log_snr).alpha_bar} | {f'{name}.{n}': torch.cat([r[n] for r in rows]) for n in rows[0]}
+        for spec in {m[1] for n in f.outputs if (m := re.fullmatch(rf'{name}\.spaced\.([\d,]+|ddim\d+)\..*', n))}:
+            falling = respace(S, spec).log_snr.flip(0)[1:] # without CLEAN, the cleanest first
+            betas = torch.cat([Level(falling[:1]).sigma**2, new_noise(Level(falling[:-1]), Level(falling[1:]))*Level(falling[1:]).sigma**2])
+            small = fixed_small(None, None, Level(falling[:-1]), Level(falling[1:]))
+            out |= {f'{name}.spaced.{spec}.betas': betas, f'{name}.spaced.{spec}.posterior_log_variance_clipped': 2*torch.cat([small[:1], small]).log()}
+    spaces = [m for n in f.outputs if (m := re.fullmatch(r'space\.(\d+)\.([\d,]+|ddim\d+)', n))]
+    return out | {m[0]: respace(linear_scaled(int(m[1])), m[2]).step.flip(0) - 1 for m in spaces}
+
+def elementwise_error(a: Tensor, b: Tensor) -> float:
+    "The largest difference, each against its own element of b where that is above 1. Eq. 71.3."
+    if a.shape != b.shape: raise Problem(f'Our output is {[*a.shape]}, theirs {[*b.shape]}.')
+    return ((a.double() - b.double()).abs()/b.double().abs().clamp(min=1)).max().item()
+
+KINDS.append(Kind(r'guided-diffusion GaussianDiffusion\b', run_diffusion, (1e-10, 4e-5), elementwise_error))
+
 # %% ../../nbs/71_weights.ipynb #parity
 def relative_error(a: Tensor, b: Tensor) -> float:
     "The largest difference, against the largest of b. Eq. 71.2."
     if a.shape != b.shape: raise Problem(f'Our output is {[*a.shape]}, theirs {[*b.shape]}.')
     return ((a.double() - b.double()).abs().max()/b.double().abs().max()).item()
 
-def parity(path) -> list[dict]: # one row for each output: file, output, error64, error32, tolerance, ok (None if skipped), skipped
+def parity(path) -> list[dict]: # one row for each output: file, output, error64, error32, tolerance (of error64), tolerance32, ok (None if skipped), skipped
     "Our outputs against those in a fixture, in float64 and in float32. Eq. 71.2."
     f, rows = read_fixture(path), []
     kind = next((k for k in KINDS if re.search(k.origin, f.origin)), Kind('', lambda f, dtype: {}))
     ours = [kind.run(f, dtype) for dtype in (torch.float64, torch.float32)]
     for name, theirs in f.outputs.items():
         if name.endswith('_f32') and name.removesuffix('_f32') in f.outputs: continue
-        errors = [relative_error(o[name], theirs) if name in o else None for o in ours]
+        errors = [(kind.error or relative_error)(o[name], theirs) if name in o else None for o in ours]
         ok = None if None in errors else all(e <= most for e, most in zip(errors, kind.tolerance))
-        rows.append(dict(file=f.name, output=name, error64=errors[0], error32=errors[1], tolerance=kind.tolerance, ok=ok, skipped=ok is None))
+        rows.append(dict(file=f.name, output=name, error64=errors[0], error32=errors[1], tolerance=kind.tolerance[0], tolerance32=kind.tolerance[1], ok=ok, skipped=ok is None))
     return rows

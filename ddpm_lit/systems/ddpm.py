@@ -6,7 +6,6 @@
 __all__ = ['picture_recipe', 'nearest']
 
 # %% ../../nbs/25_ddpm.ipynb #imports
-from functools import partial
 import torch
 from torch import Tensor
 from ..core.denoiser import Model, from_v
