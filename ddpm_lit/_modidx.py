@@ -6,6 +6,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                               'ddpm_lit.cli.Bar.__enter__': ('command.html#bar.__enter__', 'ddpm_lit/cli.py'),
                               'ddpm_lit.cli.Bar.__exit__': ('command.html#bar.__exit__', 'ddpm_lit/cli.py'),
                               'ddpm_lit.cli.Bar.__init__': ('command.html#bar.__init__', 'ddpm_lit/cli.py'),
+                              'ddpm_lit.cli.Bar.draw': ('command.html#bar.draw', 'ddpm_lit/cli.py'),
                               'ddpm_lit.cli.Log': ('command.html#log', 'ddpm_lit/cli.py'),
                               'ddpm_lit.cli.Log.__call__': ('command.html#log.__call__', 'ddpm_lit/cli.py'),
                               'ddpm_lit.cli.Log.__init__': ('command.html#log.__init__', 'ddpm_lit/cli.py'),

@@ -77,17 +77,21 @@ class Bar:
     def __init__(self, total: int, label: str, every: float = 10.):
         self.total, self.label, self.every, self.at, self.said = total, label, every, 0, time.monotonic()
         self.live = sys.stderr.isatty()
-        if self.live: self.bar = click.progressbar(length=total, label=label, file=sys.stderr, show_pos=True, item_show_func=lambda note: note)
-    def __enter__(self):
-        if self.live: self.bar.__enter__()
-        return self
+        if not self.live: return
+        from fastprogress.fastprogress import ConsoleProgressBar
+        with contextlib.redirect_stdout(sys.stderr): self.bar = ConsoleProgressBar(None, total)
+        self.bar.prefix = label; self.draw(0, '')
+    def draw(self, at, note): # fastprogress writes to standard output, which may have to hold JSON
+        self.bar.comment = note
+        with contextlib.redirect_stdout(sys.stderr): self.bar.update(at)
+    def __enter__(self): return self
     def __call__(self, at: int, note: str = ''): # at: how many of `total` are done
-        if self.live: self.bar.update(at - self.at, note)
+        if self.live: self.draw(at, note)
         elif time.monotonic() - self.said >= self.every or at == self.total:
             click.echo(f'{self.label}: {at} of {self.total}{", " if note else ""}{note}', err=True); self.said = time.monotonic()
         self.at = at
     def __exit__(self, *error):
-        if self.live: self.bar.__exit__(*error)
+        if self.live: click.echo(err=True)
 
 # %% ../nbs/80_command.ipynb #recipes
 def recipes() -> dict:

@@ -122,7 +122,7 @@ def fit(training: Training, batches: Callable[[int], tuple], # step -> (x0 [b ..
     "Train, a step at a time. Step i draws from the seed (seed, i) alone, so a resumed run is the uninterrupted one. Eq. 22.5-22.6 (DDPM Algorithm 1)."
     if steps < 1: raise Problem(f'A run of {steps} steps trains nothing: ask for at least one.')
     if steps < training.step: raise Problem(f'This run has taken {training.step} steps, more than {steps}: ask for more, or start a new one.')
-    model, opt = training.model.train(), training.opt
+    model, opt = training.model.train(), training.opt; fused = opt.defaults['fused']
     params = [*model.parameters()]; device = params[0].device
     bf16, look = has_bf16(device) if bf16 is None else bf16, look or (20 if device.type == 'cuda' else 1)
     def check():
@@ -138,9 +138,9 @@ def fit(training: Training, batches: Callable[[int], tuple], # step -> (x0 [b ..
                 value = loss(model.given(*condition), x0, t, eps).mean()
         opt.zero_grad(); value.backward()
         norm = nn.utils.clip_grad_norm_(params, clip)
-        opt.grad_scale, opt.found_inf = None, (~(value.detach().isfinite() & norm.isfinite())).float() # a fused step with found_inf 1 changes nothing
-        broken += opt.found_inf
-        if step % look == 0: check()
+        bad = (~(value.detach().isfinite() & norm.isfinite())).float(); broken += bad
+        if fused: opt.grad_scale, opt.found_inf = None, bad # a fused step with found_inf 1 changes nothing
+        if step % look == 0 or not fused: check()
         for group in opt.param_groups: group['lr'] = learning_rate(step, steps, lr, warmup)
         opt.step(); training.step += 1; seen += len(x0)
         ema_update(training.average, model, ema_decay(training.step, halflife))
@@ -178,7 +178,7 @@ def find_recipe(name: str) -> Recipe:
 
 # %% ../../nbs/22_fit.ipynb #roll
 register(Recipe('roll', lambda: Model(MLP(2, 128, 3)), lambda size, seed, device: lambda step: (swiss_roll(size).to(device),),
-                shape=(2,), loss=weighted(v_weight), steps=2000, batch=256, settings=dict(bf16=False, lr=6e-3, warmup=40)))
+                shape=(2,), loss=weighted(v_weight), steps=2000, batch=256, settings=dict(bf16=False, lr=6e-3, warmup=40)));
 
 # %% ../../nbs/22_fit.ipynb #store
 def save_weights(path, model: nn.Module, card: dict):
