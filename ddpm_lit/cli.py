@@ -115,7 +115,7 @@ def asked_to_stop():
 
 # %% ../nbs/80_command.ipynb #log
 class Log:
-    "What a run tells about itself: one JSON line for every few steps, which never runs ahead of the saved step."
+    "What a run tells about itself: one JSON line for every few steps; on resuming, lines beyond the saved step are dropped."
     def __init__(self, path, step: int): # lines of later steps are dropped
         from ddpm_lit.core.check import replacing
         self.path, self.lines = Path(path), [r for r in read_log(path) if r['step'] <= step]

@@ -41,7 +41,7 @@ class MLP(nn.Module):
         self.out = nn.Linear(width, dim_out or dim)
         nn.init.zeros_(self.out.weight); nn.init.zeros_(self.out.bias)
     def forward(self, x: Tensor, time: Tensor, label: Tensor | None = None) -> Tensor: # [b d], [b], [b] (below 0: no label) -> [b dim_out]
-        emb = self.time(sinusoid(time, self.inp.out_features))
+        emb = self.time(sinusoid(time, self.inp.out_features).to(x.dtype))
         if label is not None:
             if self.label is None: raise Problem('This network knows no labels: call it without one.')
             emb = emb + self.label(label.clamp(min=0))*(label >= 0)[:, None]

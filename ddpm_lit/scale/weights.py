@@ -6,8 +6,8 @@
 __all__ = ['LAYERS', 'NAMES', 'OURS', 'OPENAI', 'DIFFUSERS', 'KINDS', 'Fixture', 'read_official', 'read_fixture', 'place_openai',
            'place_diffusers', 'official_keys', 'Layout', 'parts', 'projection', 'to_official', 'load_official',
            'layout_of', 'options', 'only', 'unet_openai', 'unet_diffusers', 'from_official', 'Kind', 'filled',
-           'run_openai', 'run_diffusers', 'diffusion_row', 'run_diffusion', 'elementwise_error', 'relative_error',
-           'parity']
+           'run_openai', 'run_diffusers', 'relative_error', 'parity', 'diffusion_row', 'elementwise_error',
+           'run_diffusion']
 
 # %% ../../nbs/71_weights.ipynb #imports
 import json, math, re
@@ -240,12 +240,30 @@ def run_diffusers(f: Fixture, dtype: torch.dtype) -> dict[str, Tensor]:
 
 KINDS = [Kind(r'(guided|improved)-diffusion (UNet|SuperRes)Model\b', run_openai), Kind(r'diffusers UNet2DModel\b', run_diffusers)]
 
-# %% ../../nbs/71_weights.ipynb #diffusion
+# %% ../../nbs/71_weights.ipynb #parity
+def relative_error(a: Tensor, b: Tensor) -> float:
+    "The largest difference, against the largest of b. Eq. 71.2."
+    if a.shape != b.shape: raise Problem(f'Our output is {[*a.shape]}, theirs {[*b.shape]}.')
+    return ((a.double() - b.double()).abs().max()/b.double().abs().max()).item()
+
+def parity(path) -> list[dict]: # one row for each output: file, output, error64, error32, tolerance (of error64), tolerance32, ok (None if skipped), skipped
+    "Our outputs against those in a fixture, in float64 and in float32. Eq. 71.2, 71.3."
+    f, rows = read_fixture(path), []
+    kind = next((k for k in KINDS if re.search(k.origin, f.origin)), Kind('', lambda f, dtype: {}))
+    ours = [kind.run(f, dtype) for dtype in (torch.float64, torch.float32)]
+    for name, theirs in f.outputs.items():
+        if name.endswith('_f32') and name.removesuffix('_f32') in f.outputs: continue
+        errors = [(kind.error or relative_error)(o[name], theirs) if name in o else None for o in ours]
+        ok = None if None in errors else all(e <= most for e, most in zip(errors, kind.tolerance))
+        rows.append(dict(file=f.name, output=name, error64=errors[0], error32=errors[1], tolerance=kind.tolerance[0], tolerance32=kind.tolerance[1], ok=ok, skipped=ok is None))
+    return rows
+
+# %% ../../nbs/71_weights.ipynb #diffusion-row
 def diffusion_row(S: Betas, k: int, i: dict[str, Tensor]) -> dict[str, Tensor]: # i: the fixture's inputs, one row of each
     "Whatever stands at timestep k, counted from 0, by the names of the fixture."
     t, s = Level(S.log_snr[k]), Level(S.log_snr[k-1]) if k else CLEAN
     beyond = Level(S.log_snr[k+1]) if k + 1 < len(S) else Level(torch.full_like(t.log_snr, -math.inf))
-    clipped = fixed_small(None, None, *((s, t) if k else (Level(S.log_snr[0]), Level(S.log_snr[1]))))
+    clipped = fixed_small(None, None, s, t) if k else fixed_small(None, None, t, beyond) # of step 1 in the place of 0
     x0, noise, like = i['x0'], i['noise'], torch.ones_like(i['x0'])
     x_t = q_sample(x0, t, noise); mean, std = posterior(x0, x_t, s, t)
     row = {'x_t': x_t, 'q.mean': t.signal*x0, 'q.variance': t.sigma**2*like, 'q.log_variance': 2*t.sigma.log()*like,
@@ -257,7 +275,8 @@ def diffusion_row(S: Betas, k: int, i: dict[str, Tensor]) -> dict[str, Tensor]: 
                 row[f'p_sample.{clip}'] = last(ancestral(d, [t, s], x_t, fixed_large, lambda x: i['step_noise']))
                 row |= {f'ddim.eta{eta}.{clip}': last(ddim(d, [t, s], x_t, float(eta), lambda x: i['step_noise'])) for eta in (0, 1)}
                 row[f'ddim_reverse.{clip}'] = last(ddim(d, [t, beyond], x_t))
-    mse, mse_x0 = (loss(lambda x, t: reading, x0, t, noise) for loss, reading in ((l_simple, from_eps(i['eps'], x_t, t)), (weighted(x0_weight), from_x0(i['x0_pred'], x_t, t))))
+    mse = l_simple(lambda x, t: from_eps(i['eps'], x, t), x0, t, noise)
+    mse_x0 = weighted(x0_weight)(lambda x, t: from_x0(i['x0_pred'], x, t), x0, t, noise)
     row |= {f'loss.eps.{v}.{scale}mse.mse': mse for v in ('fixed_small', 'learned_range') for scale in ('', 'rescaled_')}
     row |= {f'loss.eps.fixed_small.{scale}mse.loss': mse for scale in ('', 'rescaled_')} | {f'loss.x0.fixed_large.mse.{v}': mse_x0 for v in ('mse', 'loss')}
     p = Prediction(x0, noise, (i['var_range'] + 1)/2)
@@ -266,6 +285,12 @@ def diffusion_row(S: Betas, k: int, i: dict[str, Tensor]) -> dict[str, Tensor]: 
     for kind, v, log in (('fixed_small', std, clipped), ('fixed_large', large, large), ('learned_range', learned, learned)):
         row |= {f'p.var.{kind}.variance': v**2*like, f'p.var.{kind}.log_variance': 2*log.log()*like}
     return row | {'prior_bpd': prior_nats(x0, Level(S.log_snr[-1])).flatten(1).mean(1)/math.log(2)}
+
+# %% ../../nbs/71_weights.ipynb #diffusion
+def elementwise_error(a: Tensor, b: Tensor) -> float:
+    "The largest difference, each against its own element of b where that is above 1. Eq. 71.3."
+    if a.shape != b.shape: raise Problem(f'Our output is {[*a.shape]}, theirs {[*b.shape]}.')
+    return ((a.double() - b.double()).abs()/b.double().abs().clamp(min=1)).max().item()
 
 @torch.no_grad()
 def run_diffusion(f: Fixture, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -284,27 +309,4 @@ def run_diffusion(f: Fixture, dtype: torch.dtype) -> dict[str, Tensor]:
     spaces = [m for n in f.outputs if (m := re.fullmatch(r'space\.(\d+)\.([\d,]+|ddim\d+)', n))]
     return out | {m[0]: respace(linear_scaled(int(m[1])), m[2]).step.flip(0) - 1 for m in spaces}
 
-def elementwise_error(a: Tensor, b: Tensor) -> float:
-    "The largest difference, each against its own element of b where that is above 1. Eq. 71.3."
-    if a.shape != b.shape: raise Problem(f'Our output is {[*a.shape]}, theirs {[*b.shape]}.')
-    return ((a.double() - b.double()).abs()/b.double().abs().clamp(min=1)).max().item()
-
 KINDS.append(Kind(r'guided-diffusion GaussianDiffusion\b', run_diffusion, (1e-10, 4e-5), elementwise_error))
-
-# %% ../../nbs/71_weights.ipynb #parity
-def relative_error(a: Tensor, b: Tensor) -> float:
-    "The largest difference, against the largest of b. Eq. 71.2."
-    if a.shape != b.shape: raise Problem(f'Our output is {[*a.shape]}, theirs {[*b.shape]}.')
-    return ((a.double() - b.double()).abs().max()/b.double().abs().max()).item()
-
-def parity(path) -> list[dict]: # one row for each output: file, output, error64, error32, tolerance (of error64), tolerance32, ok (None if skipped), skipped
-    "Our outputs against those in a fixture, in float64 and in float32. Eq. 71.2."
-    f, rows = read_fixture(path), []
-    kind = next((k for k in KINDS if re.search(k.origin, f.origin)), Kind('', lambda f, dtype: {}))
-    ours = [kind.run(f, dtype) for dtype in (torch.float64, torch.float32)]
-    for name, theirs in f.outputs.items():
-        if name.endswith('_f32') and name.removesuffix('_f32') in f.outputs: continue
-        errors = [(kind.error or relative_error)(o[name], theirs) if name in o else None for o in ours]
-        ok = None if None in errors else all(e <= most for e, most in zip(errors, kind.tolerance))
-        rows.append(dict(file=f.name, output=name, error64=errors[0], error32=errors[1], tolerance=kind.tolerance[0], tolerance32=kind.tolerance[1], ok=ok, skipped=ok is None))
-    return rows

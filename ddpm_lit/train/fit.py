@@ -156,7 +156,7 @@ class Recipe:
     batches: Callable[[int, int, torch.device], Callable[[int], tuple]] # (batch size, seed, device) -> step -> (x0, *condition)
     shape: tuple[int, ...]        # of one sample
     schedule: Schedule = Cosine()
-    loss: Loss = weighted(min_snr(5.))
+    loss: Loss = weighted(min_snr())
     steps: int = 2000
     batch: int = 128
     settings: dict = field(default_factory=dict) # further arguments of `fit`
