@@ -313,7 +313,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                         'ddpm_lit.scale.weights.place_openai': ('weights.html#place_openai', 'ddpm_lit/scale/weights.py'),
                                         'ddpm_lit.scale.weights.projection': ('weights.html#projection', 'ddpm_lit/scale/weights.py'),
                                         'ddpm_lit.scale.weights.read_fixture': ('weights.html#read_fixture', 'ddpm_lit/scale/weights.py'),
-                                        'ddpm_lit.scale.weights.read_official': ('weights.html#read_official', 'ddpm_lit/scale/weights.py'),
                                         'ddpm_lit.scale.weights.relative_error': ( 'weights.html#relative_error',
                                                                                    'ddpm_lit/scale/weights.py'),
                                         'ddpm_lit.scale.weights.run_diffusers': ('weights.html#run_diffusers', 'ddpm_lit/scale/weights.py'),

@@ -95,9 +95,10 @@ class Bar:
 
 # %% ../nbs/80_command.ipynb #recipes
 def recipes() -> dict:
-    "All recipes by name: each system of the book registers its own."
+    "All recipes by name. Each system registers its own when it is imported, and each sampler too."
     from ddpm_lit.train.fit import RECIPES
-    for m in pkgutil.iter_modules([str(Path(ddpm_lit.__file__).parent/'systems')]): importlib.import_module(f'ddpm_lit.systems.{m.name}')
+    for room in ('diffusion', 'systems'):
+        for m in pkgutil.iter_modules([str(Path(ddpm_lit.__file__).parent/room)]): importlib.import_module(f'ddpm_lit.{room}.{m.name}')
     return RECIPES
 
 # %% ../nbs/80_command.ipynb #interrupt
@@ -288,6 +289,7 @@ def draw(model, recipe, n: int, label, seed: int, steps: int = 50, sampler: str 
             done.append(x.cpu())
     return torch.cat(done)
 
+# %% ../nbs/80_command.ipynb #labels
 def labels(recipe, n: int, label: str | None): # [n] or None
     "The labels to draw: all classes in turn, one of them, or none."
     import torch
@@ -306,7 +308,8 @@ def find_weights(name: str) -> str:
     own = Path('runs')/name/f'{name}.safetensors'
     if name.endswith('.safetensors') or (data_dir()/'weights'/f'{name}.safetensors').exists(): return name
     if own.exists(): return str(own)
-    raise Problem(f'There are no weights "{name}" in {data_dir()/"weights"} or runs/{name}: train them with `ddpm_lit train {name}`, or give the path of a .safetensors file.')
+    shipped = ', '.join(sorted(p.stem for p in (data_dir()/'weights').glob('*.safetensors')))
+    raise Problem(f'There are no weights "{name}", neither shipped nor in runs/{name}: choose one of {shipped}, train them first, or give the path of a .safetensors file.')
 
 def save_samples(x, path):
     "A sheet of pictures, or a cloud of points."
@@ -320,7 +323,7 @@ def save_samples(x, path):
 @click.option('--out', type=click.Path(dir_okay=False), help='The PNG to write.  [default: NAME.png]')
 @click.option('--n', type=click.IntRange(1), default=64, show_default=True, help='How many.')
 @click.option('--label', help='Draw this class only; none: do not tell the network.  [default: all in turn]')
-@click.option('--sampler', default='ddim', show_default=True, help='ddim or ancestral.')
+@click.option('--sampler', default='ddim', show_default=True, help='ddim or ancestral; an unknown name is answered by all that there are.')
 @click.option('--steps', type=click.IntRange(1), default=50, show_default=True, help='Evaluations of the network for each.')
 @options('seed', 'device', 'threads', 'json')
 def sample(name, out, n, label, sampler, steps, seed, device, threads, as_json):
@@ -358,6 +361,7 @@ def show_roll(path) -> str:
     show.clouds([states[i] for i in at], [f'step {i}' for i in at], ['model']*5 + ['noise']); show.save_figure(path)
     return 'Noise (right) turns into a swiss roll (left) with no network: the perfect denoiser of 2,000 points, 40 steps of DDIM.'
 
+# %% ../nbs/80_command.ipynb #quick-fit
 def quick_fit(recipe, seconds: float, steps: int | None, seed: int, device, batch: int = 32): # -> averaged model, steps, images a second
     "Train from scratch for about so many seconds, in many small steps; a short trial tells how many fit in."
     import torch

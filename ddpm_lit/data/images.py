@@ -130,6 +130,7 @@ def fetched(kind: str,    # a class of torchvision.datasets
         try: root.mkdir(parents=True, exist_ok=True); return make(root, download=True, **settings)
         except Exception as e: raise Problem(f'{kind} is not whole in {root} and could not be fetched ({str(e).splitlines()[0]}): put {files} there.') from e
 
+# %% ../../nbs/23_digits.ipynb #three-sets
 def fashion_mnist(split: str, size: int | None, n: int | None) -> Images:
     "Clothes, 28x28, grey: 60,000 to train with and 10,000 to test."
     part, where = part_of(split, 'Fashion-MNIST', train='train', test='t10k'), cache_dir()/'FashionMNIST'/'raw'
@@ -150,6 +151,7 @@ def celeba(split: str, size: int | None, n: int | None) -> Images:
     files = [cache_dir()/'celeba'/'img_align_celeba'/f for f in data.filename[:n]]
     return Images(read_pictures(files, size or 64), data.attr[:n], tuple(k for k in data.attr_names if k))
 
+# %% ../../nbs/23_digits.ipynb #by-name
 DATASETS: dict[str, Callable[[str, int | None, int | None], Images]] = { # name -> (split, size or None, n or None) -> Images
     'mnist': lambda split, size, n: mnist(split), 'fashion-mnist': fashion_mnist, 'cifar10': cifar10, 'celeba': celeba}
 

@@ -57,6 +57,8 @@ def read_tensors(path) -> dict[str, Tensor]:
     if not Path(path).is_file(): raise Problem(f'There is no file {path}: check the name, or train it.')
     try: return load_file(path)
     except (SafetensorError, ValueError, OSError) as e:
+        with open(path, 'rb') as f: head = f.read(2)
+        if head == b'PK' or head[:1] == b'\x80': raise Problem(f'{path} is a pickle, and reading one runs the program in it: get it as safetensors, or convert it where that does no harm.') from e
         raise Problem(f'{path} is not a whole safetensors file ({e}): fetch it again, or convert it to safetensors.') from e
 
 def write_tensors(path, tensors: dict[str, Tensor], **metadata: str):
