@@ -7,7 +7,7 @@ __all__ = ['LAYERS', 'NAMES', 'OURS', 'OPENAI', 'DIFFUSERS', 'KINDS', 'Fixture',
            'place_diffusers', 'official_keys', 'Layout', 'parts', 'projection', 'to_official', 'load_official',
            'layout_of', 'options', 'only', 'unet_openai', 'unet_diffusers', 'from_official', 'Kind', 'filled',
            'run_openai', 'run_diffusers', 'relative_error', 'parity', 'diffusion_row', 'elementwise_error',
-           'run_diffusion']
+           'run_diffusion', 'sampler_times', 'sampler_run', 'run_samplers']
 
 # %% ../../nbs/71_weights.ipynb #imports
 import json, math, re
@@ -21,12 +21,13 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from ..core.check import Problem, data_dir
 from ..core.denoiser import Prediction, from_eps, from_x0
-from ..core.level import CLEAN, Level
+from ..core.level import CLEAN, Level, from_edm_sigma
 from ..diffusion.forward import new_noise, q_sample
 from ..diffusion.loss import l_simple, prior_nats, weighted, x0_weight
 from ..diffusion.posterior import posterior
 from ..diffusion.sample import ancestral, clamp_x0, ddim, fixed_large, fixed_small, last, learned_range, respace, reverse
-from ..diffusion.schedule import Betas, cosine, linear_scaled
+from ..diffusion.schedule import Betas, cosine, karras, linear, linear_scaled
+from ..diffusion.solve import dpmpp_2m, gaussian_flow, heun
 from ..nets.unet import Attention, Downsample, Resample, ResBlock, SuperRes, TimeEmbedding, UNet, Upsample, double, halve, inside
 from ..train.fit import read_tensors
 
@@ -302,3 +303,57 @@ def run_diffusion(f: Fixture, dtype: torch.dtype) -> dict[str, Tensor]:
     return out | {m[0]: respace(linear_scaled(int(m[1])), m[2]).step.flip(0) - 1 for m in spaces}
 
 KINDS.append(Kind(r'guided-diffusion GaussianDiffusion\b', run_diffusion, (1e-10, 4e-5), elementwise_error))
+
+# %% ../../nbs/71_weights.ipynb #samplers
+def sampler_times(spacing: str, n: int, offset: int = 0, extra: int = 0, T: int = 1000) -> list[float]:
+    "The timesteps of a run as diffusers spaces them, counted from 0, the noisiest first; `extra` adds one at the end that is not listed."
+    if spacing == 'leading': return [i*(T//n) + offset for i in range(n)][::-1]
+    if spacing == 'trailing': return [round(T - i*T/n) - 1 for i in range(n)]
+    return [(T - 1)*i/(n - 1 + extra) for i in range(extra, n + extra)][::-1]
+
+def sampler_run(run: dict, S: Betas, mean: float, std: float, i: dict[str, Tensor]) -> dict[str, Tensor]: # i: the fixture's inputs
+    "One run of the fixture by our samplers, by the names of its outputs; nothing for samplers that we do not have."
+    kind, n, o = run['scheduler'], run['steps'], run['options']
+    if o.get('algorithm_type', 'dpmsolver++') != 'dpmsolver++' or o.get('solver_type') == 'heun' or o.get('solver_order') == 3: return {}
+    T, nodes = len(S), Level(S.log_snr).edm_sigma
+    at = lambda k: Level(S.log_snr[k]) if k >= 0 else CLEAN if o.get('set_alpha_to_one', True) else at(0)
+    eps = lambda x, t: t.sigma*(x - t.signal*mean)/(t.alpha_bar*std**2 + t.sigma**2)
+    bell = lambda x, t: from_eps(eps(x, t), x, t)
+    times = sampler_times(o['timestep_spacing'], n, o.get('steps_offset', 0), int(kind == 'dpm'), T)
+    out, x, step = {}, i['x_T'], T//n
+    if kind == 'inv':
+        times = times[::-1]; x = at(times[0]).signal*i['x_0'] # no noise is seen in clean data, so the first step adds none
+        states = [i['x_0'], x, *ddim(bell, [at(k) for k in times], x)]
+        exact = dict(exact_pf_at_last_t=gaussian_flow(i['x_0'], at(times[-1]), CLEAN, mean, std))
+    elif kind == 'ddim':
+        times, states = [*map(round, times)], [x]
+        for k, z in zip(times, i['noise']): states.append(last(ddim(bell, [at(k), at(k - step)], states[-1], run['eta'], lambda x: z)))
+        first = at(times[0])
+    elif kind == 'dpm':
+        times = [*map(round, times)]
+        end = CLEAN if o['final_sigmas_type'] == 'zero' else at(0)
+        levels, d = [*map(at, times), end], bell
+        if o.get('use_karras_sigmas'):
+            levels = [*karras(n, nodes[0].item(), nodes[-1].item())]; near = lambda t: round(S.time(t).item()*T - 1)
+            times = [*map(near, levels[:-1])]; d = lambda x, t: from_eps(eps(x, at(near(t))), x, t)
+        states = [x, *(ddim if o['solver_order'] == 1 else dpmpp_2m)(d, levels, x)]
+        if n < 15 or o.get('euler_at_final'): states[-1] = last(ddim(d, levels[-2:], states[-2]))
+        first = at(times[0]); out['sigmas'] = torch.stack([t.edm_sigma for t in levels])
+    else: # euler and heun work on x/signal, and list each level of Heun's method twice
+        lo = torch.tensor([min(int(k), T - 2) for k in times]); sizes = torch.lerp(nodes[lo], nodes[lo + 1], torch.tensor(times, dtype=nodes.dtype) - lo)
+        levels = [*map(from_edm_sigma, sizes), CLEAN]; first = levels[0]; x = x*first.edm_sigma*first.signal
+        seen = []
+        def d(x, t): seen.append(x/t.signal); return bell(x, t)
+        end = last((heun if kind == 'heun' else ddim)(d, levels, x)); states = [*seen, end]
+        twice = lambda v: v[:1] + [u for u in v[1:] for _ in range(1 + (kind == 'heun'))]
+        times = twice(times); out['sigmas'] = torch.stack([*twice([*sizes]), CLEAN.edm_sigma])
+    if kind != 'inv': exact = dict(exact_pf_at_alpha_bar_1=gaussian_flow(x, CLEAN, first, mean, std), exact_pf_at_t0=gaussian_flow(x, at(0), first, mean, std))
+    return out | exact | dict(timesteps=torch.tensor(times, dtype=torch.float64), traj=torch.stack(states), x_final=states[-1])
+
+@torch.no_grad()
+def run_samplers(f: Fixture, dtype: torch.dtype) -> dict[str, Tensor]:
+    "Runs of diffusers' samplers, by ours."
+    i, c, S = {k: v.to(dtype) for k, v in f.inputs.items()}, f.config, linear()
+    return {f'{name}.{k}': v for name, run in c['runs'].items() for k, v in sampler_run(run, S, c['data_mean'], c['data_std'], i).items()}
+
+KINDS.append(Kind(r'diffusers schedulers\b', run_samplers, (1e-10, 2e-5)))
