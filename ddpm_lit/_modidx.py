@@ -17,7 +17,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                               'ddpm_lit.cli.asked_to_stop': ('command.html#asked_to_stop', 'ddpm_lit/cli.py'),
                               'ddpm_lit.cli.choose_settings': ('command.html#choose_settings', 'ddpm_lit/cli.py'),
                               'ddpm_lit.cli.command': ('command.html#command', 'ddpm_lit/cli.py'),
-                              'ddpm_lit.cli.data_hash': ('command.html#data_hash', 'ddpm_lit/cli.py'),
                               'ddpm_lit.cli.demo': ('command.html#demo', 'ddpm_lit/cli.py'),
                               'ddpm_lit.cli.draw': ('command.html#draw', 'ddpm_lit/cli.py'),
                               'ddpm_lit.cli.failure': ('command.html#failure', 'ddpm_lit/cli.py'),

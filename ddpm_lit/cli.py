@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['command', 'failure', 'main', 'options', 'start', 'finite', 'tell', 'Bar', 'recipes', 'asked_to_stop', 'Log',
-           'read_log', 'machine', 'data_hash', 'thin', 'read_settings', 'choose_settings', 'Run', 'open_run', 'go',
-           'train', 'draw', 'labels', 'find_weights', 'save_samples', 'sample', 'show_forward', 'show_roll',
-           'quick_fit', 'demo', 'parity']
+           'read_log', 'machine', 'thin', 'read_settings', 'choose_settings', 'Run', 'open_run', 'go', 'train', 'draw',
+           'labels', 'find_weights', 'save_samples', 'sample', 'show_forward', 'show_roll', 'quick_fit', 'demo',
+           'parity']
 
 # %% ../nbs/80_command.ipynb #imports
-import contextlib, hashlib, importlib, json, math, os, pkgutil, platform, signal, sys, time
+import contextlib, importlib, json, math, os, pkgutil, platform, signal, sys, time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Iterator
@@ -139,13 +139,6 @@ def machine(device) -> dict:
                 threads=torch.get_num_threads(), torch=torch.__version__, ddpm_lit=ddpm_lit.__version__,
                 device=torch.cuda.get_device_name(device) if device.type == 'cuda' else device.type)
 
-def data_hash(name: str) -> str:
-    "SHA-256 of a file of the shipped data, or of all files of a folder in the order of their names, texts left out."
-    from ddpm_lit.core.check import data_dir
-    path, digest = data_dir(name), hashlib.sha256()
-    for file in sorted(f for f in path.rglob('*') if f.is_file() and f.suffix != '.md') if path.is_dir() else [path]: digest.update(file.read_bytes())
-    return digest.hexdigest()
-
 def thin(lines: list, n: int = 50) -> list:
     "About n of the lines, evenly spaced, the last one among them."
     return lines[::-1][::max(1, math.ceil(len(lines)/n))][::-1]
@@ -214,7 +207,8 @@ def open_run(out, recipe, given: dict, resume=False, init=False, device=None, ch
     training = Training(model.to(device, memory_format=torch.channels_last if channels_last else torch.preserve_format))
     if resume and (out/'state.safetensors').exists(): training.load(out/'state.safetensors')
     if compile: model.net.compile()
-    batches, data = recipe.batches(settings['batch'], settings['seed'], device), {name: data_hash(name) for name in recipe.data}
+    from ddpm_lit.train.measure import data_digest
+    batches, data = recipe.batches(settings['batch'], settings['seed'], device), {name: data_digest(name) for name in recipe.data}
     for left in out.glob('.*tmp*'): left.unlink() # half-written by a run that was killed
     if not resume:
         with replacing(out/'run.json') as p: p.write_text(json.dumps(settings, indent=1) + '\n')

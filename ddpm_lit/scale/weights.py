@@ -311,6 +311,7 @@ def sampler_times(spacing: str, n: int, offset: int = 0, extra: int = 0, T: int 
     if spacing == 'trailing': return [round(T - i*T/n) - 1 for i in range(n)]
     return [(T - 1)*i/(n - 1 + extra) for i in range(extra, n + extra)][::-1]
 
+# %% ../../nbs/71_weights.ipynb #sampler-run
 def sampler_run(run: dict, S: Betas, mean: float, std: float, i: dict[str, Tensor]) -> dict[str, Tensor]: # i: the fixture's inputs
     "One run of the fixture by our samplers, by the names of its outputs; nothing for samplers that we do not have."
     kind, n, o = run['scheduler'], run['steps'], run['options']
@@ -350,6 +351,7 @@ def sampler_run(run: dict, S: Betas, mean: float, std: float, i: dict[str, Tenso
     if kind != 'inv': exact = dict(exact_pf_at_alpha_bar_1=gaussian_flow(x, CLEAN, first, mean, std), exact_pf_at_t0=gaussian_flow(x, at(0), first, mean, std))
     return out | exact | dict(timesteps=torch.tensor(times, dtype=torch.float64), traj=torch.stack(states), x_final=states[-1])
 
+# %% ../../nbs/71_weights.ipynb #run-samplers
 @torch.no_grad()
 def run_samplers(f: Fixture, dtype: torch.dtype) -> dict[str, Tensor]:
     "Runs of diffusers' samplers, by ours."

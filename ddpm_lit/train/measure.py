@@ -135,10 +135,10 @@ def accuracy(net: nn.Module, images: Images) -> float:
     return (in_parts(net, to_unit(images.pixels)).argmax(1) == images.label).double().mean().item()
 
 # %% ../../nbs/27_measure.ipynb #ship
-def data_digest(name: str) -> str: # as on the cards that `ddpm_lit train` writes
-    "SHA-256 of the files of a folder of shipped data, in the order of their names, texts left out."
-    digest = sha256()
-    for file in sorted(f for f in data_dir(name).rglob('*') if f.is_file() and f.suffix != '.md'): digest.update(file.read_bytes())
+def data_digest(name: str) -> str: # as it stands on cards
+    "SHA-256 of a file of the shipped data, or of all files of a folder in the order of their names, texts left out."
+    path, digest = data_dir(name), sha256()
+    for file in sorted(f for f in path.rglob('*') if f.is_file() and f.suffix != '.md') if path.is_dir() else [path]: digest.update(file.read_bytes())
     return digest.hexdigest()
 
 def ship_classifier(path=None, steps: int = 1400, batch: int = 128, lr: float = 2e-3, seed: int = 0,
