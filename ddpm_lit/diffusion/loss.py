@@ -41,12 +41,13 @@ def bound_term(p: Prediction, # what the denoiser says of x_t
 def decoder_nats(x0: Tensor,   # [b ...] pictures in [-1, 1], in 256 steps
                  mean: Tensor, # [b ...]
                  std: Tensor,  # anything that broadcasts
+                 log_cdf=torch.special.log_ndtr, # log of Phi, or of what stands for it
                  ) -> Tensor:  # [b ...], in nats
     "L_0: -log of a Gaussian's mass in the pixel's bin; the outer bins reach to infinity. Eq. 20.7 (DDPM eq. 13)."
     hi = torch.where(x0 > .999, math.inf, (x0 - mean + 1/255)/std)
     lo = torch.where(x0 < -.999, -math.inf, (x0 - mean - 1/255)/std)
     flip = lo > 0; hi, lo = torch.where(flip, -lo, hi), torch.where(flip, -hi, lo) # the lower tail
-    log_hi, log_lo = torch.special.log_ndtr(hi), torch.special.log_ndtr(lo)
+    log_hi, log_lo = log_cdf(hi), log_cdf(lo)
     return -log_hi - torch.log(-torch.expm1((log_lo - log_hi).clamp(max=-1e-30)))
 
 # %% ../../nbs/20_loss.ipynb #l-simple
