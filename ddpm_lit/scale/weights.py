@@ -6,10 +6,10 @@
 __all__ = ['LAYERS', 'NAMES', 'OURS', 'OPENAI', 'DIFFUSERS', 'KINDS', 'LOSSES', 'RUNS', 'Fixture', 'read_fixture', 'place_openai',
            'place_diffusers', 'official_keys', 'Layout', 'parts', 'projection', 'to_official', 'load_official',
            'layout_of', 'options', 'only', 'unet_openai', 'unet_diffusers', 'from_official', 'Kind', 'filled',
-           'run_openai', 'run_diffusers', 'relative_error', 'parity', 'elementwise_error', 'neighbours', 'deviations',
-           'readings', 'table_row', 'guess_row', 'step_row', 'tanh_cdf', 'vb_term', 'loss_row', 'diffusion_row',
-           'respaced', 'run_diffusion', 'sampler_times', 'Run', 'level_at', 'run_ddim', 'run_inverse',
-           'run_unit_signal', 'mirror', 'multistep', 'run_dpm', 'sampler_run', 'run_samplers']
+           'run_openai', 'run_diffusers', 'relative_error', 'parity', 'elementwise_error', 'Place', 'table_row',
+           'step_row', 'tanh_cdf', 'vb_term', 'loss_row', 'diffusion_row', 'respaced', 'run_diffusion', 'sampler_times',
+           'Run', 'level_at', 'run_ddim', 'run_inverse', 'run_unit_signal', 'mirror', 'multistep', 'run_dpm',
+           'sampler_run', 'run_samplers']
 
 # %% ../../nbs/71_weights.ipynb #imports
 import json, math, re
@@ -261,83 +261,83 @@ def elementwise_error(a: Tensor, b: Tensor) -> float:
     if a.shape != b.shape: raise Problem(f'Our output is {[*a.shape]}, theirs {[*b.shape]}.')
     return ((a.double() - b.double()).abs()/b.double().abs().clamp(min=1)).max().item()
 
-# %% ../../nbs/71_weights.ipynb #step-parts
-def neighbours(S: Betas, k: int) -> list[Level]:
-    "The levels below, at and above timestep k, counted from 0: CLEAN lies below the first, pure noise above the last."
-    return [*map(Level, torch.cat([CLEAN.log_snr[None], S.log_snr, -CLEAN.log_snr[None]])[k:k+3])]
+# %% ../../nbs/71_weights.ipynb #place
+class Place:
+    "One timestep of a table, counted from 0, with its row of the fixture's inputs: the levels below, here and above, and x_t. Eq. 11.4."
+    def __init__(self, S: Betas, k: int, i: dict[str, Tensor]):
+        self.S, self.i, self.frac, self.inner = S, i, (i['var_range'] + 1)/2, k > 0
+        self.s, self.t, self.up = map(Level, torch.cat([CLEAN.log_snr[None], S.log_snr, -CLEAN.log_snr[None]])[k:k+3])
+        self.x_t = q_sample(i['x0'], self.t, i['noise'])
 
-def deviations(i: dict[str, Tensor], s: Level, t: Level, up: Level) -> dict[str, Tensor]:
-    "The standard deviation of the step from t to s by the name of their variance; if s is clean, the step above lends what is 0. Eq. 14.5-14.7."
-    inner, frac = s.sigma > 0, (i['var_range'] + 1)/2
-    small = fixed_small(None, None, *((s, t) if inner else (t, up)))
-    return dict(fixed_small=small, fixed_large=fixed_large(None, None, s, t) if inner else small, learned=(i['var_log']/2).exp(),
-                learned_range=learned_range(Prediction(frac, frac, frac), None, s, t) if inner else small**(1 - frac)*t.sigma**frac)
+    def deviations(self) -> dict[str, Tensor]:
+        "The standard deviations of the step down, by their names; where they are 0, with what stands in the place of 0. Eq. 14.5-14.7."
+        s, t, f = self.s, self.t, self.frac; learned = dict(learned=(self.i['var_log']/2).exp())
+        if self.inner: return learned | {v.__name__: v(Prediction(f, f, f), None, s, t) for v in (fixed_small, fixed_large, learned_range)}
+        lent = fixed_small(None, None, t, self.up)
+        return learned | dict(fixed_small=lent, fixed_large=lent, learned_range=lent**(1 - f)*t.sigma**f)
 
-def readings(i: dict[str, Tensor], s: Level) -> dict[str, Denoiser]:
-    "A network's output read as the noise, as the clean data, or as the mean of the step to s: then x0 is what has that mean. Eq. 02.2-02.3, 12.4."
-    def from_xprev(x, t): return from_x0((i['xprev'] - posterior(0*x, x, s, t)[0])/(s.signal*new_noise(s, t)), x, t)
-    return dict(eps=lambda x, t: from_eps(i['eps'], x, t), x0=lambda x, t: from_x0(i['x0_pred'], x, t), xprev=from_xprev)
+    def readings(self) -> dict[str, Denoiser]:
+        "The network's output read as the noise, as the clean data, and as the mean of the step down. Eq. 02.2, 02.3, 12.4."
+        def from_xprev(x, t): return from_x0((self.i['xprev'] - posterior(0*x, x, self.s, t)[0])/(self.s.signal*new_noise(self.s, t)), x, t)
+        readings = dict(eps=lambda x, t: from_eps(self.i['eps'], x, t), x0=lambda x, t: from_x0(self.i['x0_pred'], x, t), xprev=from_xprev)
+        return {kind: lambda x, t, read=read: read(x, t)._replace(frac=self.frac) for kind, read in readings.items()}
 
-# %% ../../nbs/71_weights.ipynb #step-rows
-def table_row(x0, noise, x_t, s, t, std) -> dict[str, Tensor]:
-    "Whatever needs no network: q, the posterior, variances. Eq. 11.4, 12.4, 20.4."
-    mean, narrow = posterior(x0, x_t, s, t)
-    row = {'x_t': x_t, 'q.mean': t.signal*x0, 'q.variance': t.sigma**2, 'q.log_variance': 2*t.sigma.log(), 'post.mean': mean,
-           'post.variance': narrow**2, 'post.log_variance_clipped': 2*std['fixed_small'].log()}
-    for v, w in std.items(): row |= {f'p.var.{v}.variance': w**2, f'p.var.{v}.log_variance': 2*w.log()}
-    row['p.var.fixed_small.variance'] = narrow**2 # that one is 0 in the last step, but for its logarithm
-    return {k: v.expand_as(x0) for k, v in row.items()}
+# %% ../../nbs/71_weights.ipynb #table-row
+def table_row(p: Place) -> dict[str, Tensor]:
+    "Whatever needs no network, by its name in the fixture: q, the posterior, variances, the first term of the bound. Eq. 12.4, 20.4."
+    t, std, (mean, narrow) = p.t, p.deviations(), posterior(p.i['x0'], p.x_t, p.s, p.t)
+    row = {'x_t': p.x_t, 'q.mean': t.signal*p.i['x0'], 'q.variance': t.sigma**2, 'q.log_variance': 2*t.sigma.log(),
+           'post.mean': mean, 'post.variance': narrow**2, 'post.log_variance_clipped': 2*std['fixed_small'].log()}
+    row |= {f'p.var.{v}.log_variance': 2*w.log() for v, w in std.items()}
+    row |= {f'p.var.{v}.variance': w**2 for v, w in std.items()} | {'p.var.fixed_small.variance': narrow**2} # this one is 0, but for its logarithm
+    prior = to_bits(prior_nats(p.i['x0'], Level(p.S.log_snr[-1]))).flatten(1).mean(1)
+    return {k: v.expand_as(p.x_t) for k, v in row.items()} | {'prior_bpd': prior}
 
-def guess_row(kind: str, clip: str, d: Denoiser, unclamped: Denoiser, x_t: Tensor, s: Level, t: Level) -> dict[str, Tensor]:
-    "A guess, and the mean of the step that it leads to. Eq. 14.3, 14.10."
-    return {f'p.{kind}.{clip}.pred_xstart': d(x_t, t).x0, f'p.{kind}.{clip}.mean': reverse(unclamped, x_t, s, t).mean}
+# %% ../../nbs/71_weights.ipynb #step-row
+def step_row(p: Place, d: Denoiser) -> dict[str, Tensor]:
+    "A step of each sampler from here, without guidance and with the gradient, by the names of the fixture. Eq. 02.7, 14.2, 14.8, 14.9."
+    x, s, t, noise, g = p.x_t, p.s, p.t, lambda x: p.i['step_noise'], p.i['grad']
+    def guided(x, t): return add_score(d(x, t), t, g)
+    tilted = reverse(d, x, s, t, lambda *_: p.deviations()['fixed_large']).tilt(g).mean
+    return {'p_sample.*': last(ancestral(d, [t, s], x, fixed_large, noise)), 'p_sample_cond.*': Kernel(tilted, fixed_large(None, None, s, t)).sample(noise(x)),
+            'ddim.eta0.*': last(ddim(d, [t, s], x)), 'ddim.eta1.*': last(ddim(d, [t, s], x, 1., noise)), 'ddim_cond.eta0.*': last(ddim(guided, [t, s], x)),
+            'ddim_reverse.*': last(ddim(d, [t, p.up], x)), 'condition_mean.*': tilted,
+            'condition_score.*.mean': reverse(guided, x, s, t).mean, 'condition_score.*.pred_xstart': guided(x, t).x0}
 
-def step_row(clip: str, d: Denoiser, x_t, s, t, up, std, z, g) -> dict[str, Tensor]: # z: noise, g: gradient
-    "A step of each sampler, by noise z, without guidance and with the gradient g. Eq. 02.7, 14.2, 14.8-14.9."
-    noise, guided = lambda x: z, lambda x, t: add_score(d(x, t), t, g)
-    tilted = reverse(d, x_t, s, t, lambda *_: std['fixed_large']).tilt(g).mean
-    row = {'p_sample': last(ancestral(d, [t, s], x_t, fixed_large, noise)), 'p_sample_cond': Kernel(tilted, fixed_large(None, None, s, t)).sample(z),
-           'condition_mean': tilted, 'ddim_cond.eta0': last(ddim(guided, [t, s], x_t)), 'ddim_reverse': last(ddim(d, [t, up], x_t)),
-           'ddim.eta0': last(ddim(d, [t, s], x_t)), 'ddim.eta1': last(ddim(d, [t, s], x_t, 1., noise))}
-    return {f'{k}.{clip}': v for k, v in row.items()} | {
-        f'condition_score.{clip}.mean': reverse(guided, x_t, s, t).mean, f'condition_score.{clip}.pred_xstart': guided(x_t, t).x0}
-
-# %% ../../nbs/71_weights.ipynb #bound-rows
+# %% ../../nbs/71_weights.ipynb #bound-row
 def tanh_cdf(z: Tensor) -> Tensor: # [b ...]
-    "Log of their normal distribution function. Eq. 71.4."
+    "Log of what they take for the normal distribution function. Eq. 71.4."
     return torch.nn.functional.logsigmoid(math.sqrt(8/math.pi)*(z + .044715*z**3))
 
-def vb_term(p: Prediction, x0: Tensor, x_t: Tensor, s: Level, t: Level, std: Tensor) -> Tensor: # [b]
-    "One term of the bound as they count it, in bits per dimension. Eq. 20.5, 20.7, 71.4."
-    if s.sigma > 0: return to_bits(bound_term(p, x0, x_t, s, t, lambda *_: std))
-    return to_bits(decoder_nats(x0, p.x0, std, tanh_cdf).clamp(max=12*math.log(10))).flatten(1).mean(1)
+def vb_term(p: Place, d: Denoiser, std: Tensor) -> Tensor: # [b]
+    "The term of the bound that belongs here, as they count it, in bits per dimension. Eq. 20.5, 20.7."
+    x0, said = p.i['x0'], d(p.x_t, p.t)
+    if p.inner: return to_bits(bound_term(said, x0, p.x_t, p.s, p.t, lambda *_: std))
+    return to_bits(decoder_nats(x0, said.x0, std, tanh_cdf).clamp(max=12*math.log(10))).flatten(1).mean(1)
 
-def loss_row(S: Betas, kind: str, v: str, d: Denoiser, x0: Tensor, noise: Tensor, t: Level, vb: Tensor, first: bool) -> dict[str, Tensor]:
-    "The losses for one reading and one variance. Eq. 20.8-20.9, 20.15."
-    mse = (l_simple if kind == 'eps' else weighted(x0_weight))(d, x0, t, noise); row = {'kl.loss': vb, 'rescaled_kl.loss': len(S)*vb}
-    for name, share in (('mse', 1/len(S)), ('rescaled_mse', .001)):
+def loss_row(p: Place, kind: str, v: str, vb: Tensor) -> dict[str, Tensor]: # v: which variance
+    "The losses of one reading, by the names of the fixture. Eq. 20.8, 20.9, 20.15."
+    d, x0, noise, T = p.readings()[kind], p.i['x0'], p.i['noise'], len(p.S)
+    mse = (l_simple if kind == 'eps' else weighted(x0_weight))(d, x0, p.t, noise); row = {'kl.loss': vb, 'rescaled_kl.loss': T*vb}
+    for name, share in (('mse', 1/T), ('rescaled_mse', .001)):
         row |= {f'{name}.mse': mse, f'{name}.loss': mse}
-        if v == 'learned_range': # in the first step our hybrid has the other Phi
-            row |= {f'{name}.vb': share*len(S)*vb, f'{name}.loss': mse + share*len(S)*vb if first else hybrid(S, len(S), share)(d, x0, t, noise)}
+        if v == 'learned_range': # in the last step our hybrid has Phi itself
+            row |= {f'{name}.vb': share*T*vb, f'{name}.loss': hybrid(p.S, T, share)(d, x0, p.t, noise) if p.inner else mse + share*T*vb}
     return {f'loss.{kind}.{v}.{k}': w for k, w in row.items()}
 
 # %% ../../nbs/71_weights.ipynb #diffusion-row
-LOSSES = ('eps', 'fixed_small'), ('eps', 'learned_range'), ('x0', 'fixed_large')
+LOSSES = ('eps', 'fixed_small'), ('eps', 'learned_range'), ('x0', 'fixed_large') # those in the fixture
 
 def diffusion_row(S: Betas, k: int, i: dict[str, Tensor]) -> dict[str, Tensor]: # i: the fixture's inputs, one row of each
-    "Whatever stands at timestep k, counted from 0, by the names of the fixture."
-    s, t, up = neighbours(S, k); x0, noise = i['x0'], i['noise']
-    x_t, std, says = q_sample(x0, t, noise), deviations(i, s, t, up), readings(i, s)
-    row = table_row(x0, noise, x_t, s, t, std) | {'prior_bpd': to_bits(prior_nats(x0, Level(S.log_snr[-1]))).flatten(1).mean(1)}
-    for kind, plain in says.items():
+    "Whatever stands at timestep k, counted from 0, by the names of the fixture. Eq. 14.3, 14.10."
+    p = Place(S, k, i); row = table_row(p)
+    for kind, plain in p.readings().items():
         for clip, d in dict(noclip=plain, clip=clamp_x0(plain)).items():
-            steps_by = plain if kind == 'xprev' else d
-            row |= guess_row(kind, clip, d, steps_by, x_t, s, t)
-            if kind == 'eps': row |= step_row(clip, d, x_t, s, t, up, std, i['step_noise'], i['grad'])
-            row |= {f'vb.{kind}.{v}.{clip}': vb_term(steps_by(x_t, t), x0, x_t, s, t, w) for v, w in std.items()}
-    for kind, v in LOSSES:
-        d = lambda x, t: says[kind](x, t)._replace(frac=(i['var_range'] + 1)/2)
-        row |= loss_row(S, kind, v, d, x0, noise, t, row[f'vb.{kind}.{v}.noclip'], k == 0)
+            steps_with = plain if kind == 'xprev' else d
+            row |= {f'p.{kind}.{clip}.pred_xstart': d(p.x_t, p.t).x0, f'p.{kind}.{clip}.mean': reverse(steps_with, p.x_t, p.s, p.t).mean}
+            row |= {f'vb.{kind}.{v}.{clip}': vb_term(p, steps_with, std) for v, std in p.deviations().items()}
+            if kind == 'eps': row |= {name.replace('*', clip): v for name, v in step_row(p, d).items()}
+    for kind, v in LOSSES: row |= loss_row(p, kind, v, row[f'vb.{kind}.{v}.noclip'])
     return row
 
 # %% ../../nbs/71_weights.ipynb #diffusion
@@ -381,6 +381,7 @@ def level_at(S: Betas, k: int, clean: bool = True) -> Level: # counted from 0; b
     "The level of a timestep."
     return Level(S.log_snr[max(k, 0)]) if k >= 0 or not clean else CLEAN
 
+# %% ../../nbs/71_weights.ipynb #sampler-runs
 def run_ddim(run: dict, S: Betas, d: Denoiser, i: dict[str, Tensor]) -> Run:
     "DDIM by its own stride, whatever the spacing. Eq. 14.9."
     o, n = run['options'], run['steps']; at = partial(level_at, S, clean=o.get('set_alpha_to_one', True))
@@ -425,6 +426,7 @@ def multistep(denoiser: Denoiser, levels, x: Tensor, orders: list[int], line: bo
             guess = guess + m1*(D + (past[0][0] - past[1][0])*B) + bend*m2*B
         x = last(ddim(lambda x, t: from_x0(guess, x, t), [t, s], x)); yield x
 
+# %% ../../nbs/71_weights.ipynb #dpm
 def run_dpm(run: dict, S: Betas, d: Denoiser, i: dict[str, Tensor]) -> Run:
     "DPM-Solver and DPM-Solver++, with the orders that diffusers chooses. Eq. 32.7, 71.5."
     n, o, x, at = run['steps'], run['options'], i['x_T'], partial(level_at, S)
