@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import Callable, NamedTuple
+from typing import Callable, Iterator, NamedTuple
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
@@ -284,7 +284,7 @@ class Place:
 
 # %% ../../nbs/71_weights.ipynb #table-row
 def table_row(p: Place) -> dict[str, Tensor]:
-    "Whatever needs no network, by its name in the fixture: q, the posterior, variances, the first term of the bound. Eq. 12.4, 20.4."
+    "Whatever needs no network, by its name in the fixture: q, the posterior, variances, L_T. Eq. 12.4, 20.4."
     t, std, (mean, narrow) = p.t, p.deviations(), posterior(p.i['x0'], p.x_t, p.s, p.t)
     row = {'x_t': p.x_t, 'q.mean': t.signal*p.i['x0'], 'q.variance': t.sigma**2, 'q.log_variance': 2*t.sigma.log(),
            'post.mean': mean, 'post.variance': narrow**2, 'post.log_variance_clipped': 2*std['fixed_small'].log()}
@@ -412,8 +412,11 @@ def mirror(t: Level) -> Level:
     return Level(-t.log_snr)
 
 @torch.no_grad()
-def multistep(denoiser: Denoiser, levels, x: Tensor, orders: list[int], line: bool = False, bend: float = .5):
-    "diffusers' DPM-Solver++ by the order of each step; `line`: average it, and not its middle; `bend`: the weight of m_2, by right 1. Eq. 71.5."
+def multistep(denoiser: Denoiser, levels: list[Level], x: Tensor, orders: list[int], # the order of each step, 1 to 3
+              line: bool = False, # at order 2, take the average of the line and not its middle?
+              bend: float = .5,   # the weight of m_2: theirs, by right 1
+              ) -> Iterator[Tensor]:
+    "DPM-Solver++ as diffusers has it: steps of DDIM from a guess averaged over each step. Eq. 32.7, 71.5."
     past = [] # half log SNR and guess, the newest first
     for (t, s), order in zip(steps(levels, up=True), orders):
         past = [(t.log_snr/2, denoiser(x, t).x0), *past[:2]]
@@ -437,10 +440,10 @@ def run_dpm(run: dict, S: Betas, d: Denoiser, i: dict[str, Tensor]) -> Run:
         times, ask = [*map(near, levels[:-1])], lambda x, t: from_eps(d(x, at(near(t))).eps, x, t)
     order, line, short = o['solver_order'], o.get('solver_type') == 'heun', n < 15
     if o['algorithm_type'] == 'dpmsolver':
-        run = dpmpp_2m(lambda x, t: Prediction(*ask(x, mirror(t))[1::-1]), [*map(mirror, levels)], x)
-    elif order == 3 or line: run = multistep(ask, levels, x, [min(k, order, n - k + 1 if short else order) for k in range(1, n + 1)], line)
-    else: run = (ddim if order == 1 else dpmpp_2m)(ask, levels, x)
-    states = [x, *run]
+        walk = dpmpp_2m(lambda x, t: Prediction(*ask(x, mirror(t))[1::-1]), [*map(mirror, levels)], x)
+    elif order == 3 or line: walk = multistep(ask, levels, x, [min(k, order, n - k + 1 if short else order) for k in range(1, n + 1)], line)
+    else: walk = (ddim if order == 1 else dpmpp_2m)(ask, levels, x)
+    states = [x, *walk]
     if short or o.get('euler_at_final'): states[-1] = last(ddim(ask, levels[-2:], states[-2]))
     return Run(times, states, x, [t.edm_sigma for t in levels])
 
