@@ -263,28 +263,28 @@ def elementwise_error(a: Tensor, b: Tensor) -> float:
 
 # %% ../../nbs/71_weights.ipynb #place
 class Place:
-    "One timestep of a table, counted from 0, with its row of the fixture's inputs: the levels below, here and above, and x_t. Eq. 11.4."
+    "One timestep of a table, counted from 0, with its row of the fixture's inputs: the levels below, here and above, and x_t."
     def __init__(self, S: Betas, k: int, i: dict[str, Tensor]):
         self.S, self.i, self.frac, self.inner = S, i, (i['var_range'] + 1)/2, k > 0
         self.s, self.t, self.up = map(Level, torch.cat([CLEAN.log_snr[None], S.log_snr, -CLEAN.log_snr[None]])[k:k+3])
         self.x_t = q_sample(i['x0'], self.t, i['noise'])
 
     def deviations(self) -> dict[str, Tensor]:
-        "The standard deviations of the step down, by their names; where they are 0, with what stands in the place of 0. Eq. 14.5-14.7."
+        "The standard deviations of the step down, by their names; where they are 0, with what stands in the place of 0."
         s, t, f = self.s, self.t, self.frac; learned = dict(learned=(self.i['var_log']/2).exp())
         if self.inner: return learned | {v.__name__: v(Prediction(f, f, f), None, s, t) for v in (fixed_small, fixed_large, learned_range)}
         lent = fixed_small(None, None, t, self.up)
         return learned | dict(fixed_small=lent, fixed_large=lent, learned_range=lent**(1 - f)*t.sigma**f)
 
     def readings(self) -> dict[str, Denoiser]:
-        "The network's output read as the noise, as the clean data, and as the mean of the step down. Eq. 02.2, 02.3, 12.4."
+        "The network's output read as the noise, as the clean data, and as the mean of the step down."
         def from_xprev(x, t): return from_x0((self.i['xprev'] - posterior(0*x, x, self.s, t)[0])/(self.s.signal*new_noise(self.s, t)), x, t)
         readings = dict(eps=lambda x, t: from_eps(self.i['eps'], x, t), x0=lambda x, t: from_x0(self.i['x0_pred'], x, t), xprev=from_xprev)
         return {kind: lambda x, t, read=read: read(x, t)._replace(frac=self.frac) for kind, read in readings.items()}
 
 # %% ../../nbs/71_weights.ipynb #table-row
 def table_row(p: Place) -> dict[str, Tensor]:
-    "Whatever needs no network, by its name in the fixture: q, the posterior, variances, L_T. Eq. 12.4, 20.4."
+    "Whatever needs no network, by its name in the fixture: q, the posterior, variances, L_T."
     t, std, (mean, narrow) = p.t, p.deviations(), posterior(p.i['x0'], p.x_t, p.s, p.t)
     row = {'x_t': p.x_t, 'q.mean': t.signal*p.i['x0'], 'q.variance': t.sigma**2, 'q.log_variance': 2*t.sigma.log(),
            'post.mean': mean, 'post.variance': narrow**2, 'post.log_variance_clipped': 2*std['fixed_small'].log()}
@@ -295,7 +295,7 @@ def table_row(p: Place) -> dict[str, Tensor]:
 
 # %% ../../nbs/71_weights.ipynb #step-row
 def step_row(p: Place, d: Denoiser) -> dict[str, Tensor]:
-    "A step of each sampler from here, without guidance and with the gradient, by the names of the fixture. Eq. 02.7, 14.2, 14.8, 14.9."
+    "A step of each sampler from here, without guidance and with the gradient, by the names of the fixture."
     x, s, t, noise, g = p.x_t, p.s, p.t, lambda x: p.i['step_noise'], p.i['grad']
     def guided(x, t): return add_score(d(x, t), t, g)
     tilted = reverse(d, x, s, t, lambda *_: p.deviations()['fixed_large']).tilt(g).mean
@@ -310,13 +310,13 @@ def tanh_cdf(z: Tensor) -> Tensor: # [b ...]
     return torch.nn.functional.logsigmoid(math.sqrt(8/math.pi)*(z + .044715*z**3))
 
 def vb_term(p: Place, d: Denoiser, std: Tensor) -> Tensor: # [b]
-    "The term of the bound that belongs here, as they count it, in bits per dimension. Eq. 20.5, 20.7."
+    "The term of the bound that belongs here, as they count it, in bits per dimension."
     x0, said = p.i['x0'], d(p.x_t, p.t)
     if p.inner: return to_bits(bound_term(said, x0, p.x_t, p.s, p.t, lambda *_: std))
     return to_bits(decoder_nats(x0, said.x0, std, tanh_cdf).clamp(max=12*math.log(10))).flatten(1).mean(1)
 
 def loss_row(p: Place, kind: str, v: str, vb: Tensor) -> dict[str, Tensor]: # v: which variance
-    "The losses of one reading, by the names of the fixture. Eq. 20.8, 20.9, 20.15."
+    "The losses of one reading, by the names of the fixture."
     d, x0, noise, T = p.readings()[kind], p.i['x0'], p.i['noise'], len(p.S)
     mse = (l_simple if kind == 'eps' else weighted(x0_weight))(d, x0, p.t, noise); row = {'kl.loss': vb, 'rescaled_kl.loss': T*vb}
     for name, share in (('mse', 1/T), ('rescaled_mse', .001)):
@@ -329,7 +329,7 @@ def loss_row(p: Place, kind: str, v: str, vb: Tensor) -> dict[str, Tensor]: # v:
 LOSSES = ('eps', 'fixed_small'), ('eps', 'learned_range'), ('x0', 'fixed_large') # those in the fixture
 
 def diffusion_row(S: Betas, k: int, i: dict[str, Tensor]) -> dict[str, Tensor]: # i: the fixture's inputs, one row of each
-    "Whatever stands at timestep k, counted from 0, by the names of the fixture. Eq. 14.3, 14.10."
+    "Whatever stands at timestep k, counted from 0, by the names of the fixture."
     p = Place(S, k, i); row = table_row(p)
     for kind, plain in p.readings().items():
         for clip, d in dict(noclip=plain, clip=clamp_x0(plain)).items():
@@ -342,7 +342,7 @@ def diffusion_row(S: Betas, k: int, i: dict[str, Tensor]) -> dict[str, Tensor]: 
 
 # %% ../../nbs/71_weights.ipynb #diffusion
 def respaced(schedule: Betas, spec: str) -> Tensor: # timesteps counted from 0, rising
-    "The timesteps of a respacing, by name; GLIDE's own is not evenly spaced at the noisy end. Eq. 14.11."
+    "The timesteps of a respacing, by name; GLIDE's own is not evenly spaced at the noisy end."
     step = respace(schedule, '10,10,3,2,2' if spec == 'fast27' else spec).step.flip(0) - 1
     if spec == 'fast27': step[-1] -= 2
     return step
@@ -383,20 +383,20 @@ def level_at(S: Betas, k: int, clean: bool = True) -> Level: # counted from 0; b
 
 # %% ../../nbs/71_weights.ipynb #sampler-runs
 def run_ddim(run: dict, S: Betas, d: Denoiser, i: dict[str, Tensor]) -> Run:
-    "DDIM by its own stride, whatever the spacing. Eq. 14.9."
+    "DDIM by its own stride, whatever the spacing."
     o, n = run['options'], run['steps']; at = partial(level_at, S, clean=o.get('set_alpha_to_one', True))
     times, states = [*map(round, sampler_times(o['timestep_spacing'], n, o.get('steps_offset', 0)))], [i['x_T']]
     for k, z in zip(times, i['noise']): states.append(last(ddim(d, [at(k), at(k - len(S)//n)], states[-1], run['eta'], lambda x: z)))
     return Run(times, states, i['x_T'])
 
 def run_inverse(run: dict, S: Betas, d: Denoiser, i: dict[str, Tensor]) -> Run:
-    "DDIM upwards. No noise is seen in clean data, so the first step adds none. Eq. 14.9."
+    "DDIM upwards. No noise is seen in clean data, so the first step adds none."
     times = sampler_times('leading', run['steps'])[::-1]; levels = [level_at(S, k) for k in times]
     x = levels[0].signal*i['x_0']
     return Run(times, [i['x_0'], x, *ddim(d, levels, x)], i['x_0'])
 
 def run_unit_signal(run: dict, S: Betas, d: Denoiser, i: dict[str, Tensor]) -> Run:
-    "Euler's and Heun's methods on x/signal; each level of Heun's is listed twice, once for each time it is asked. Eq. 32.3-32.4."
+    "Euler's and Heun's methods on x/signal; each level of Heun's is listed twice, once for each time it is asked."
     nodes, times, twice = Level(S.log_snr).edm_sigma, sampler_times('linspace', run['steps']), run['scheduler'] == 'heun'
     sizes = [torch.lerp(nodes[j], nodes[j + 1], k - j) for k in times for j in [min(int(k), len(S) - 2)]]
     levels, asked = [*map(from_edm_sigma, sizes), CLEAN], []
@@ -416,7 +416,7 @@ def multistep(denoiser: Denoiser, levels: list[Level], x: Tensor, orders: list[i
               line: bool = False, # at order 2, take the average of the line and not its middle?
               bend: float = .5,   # the weight of m_2: theirs, by right 1
               ) -> Iterator[Tensor]:
-    "DPM-Solver++ as diffusers has it: steps of DDIM from a guess averaged over each step. Eq. 32.7, 71.5."
+    "DPM-Solver++ as diffusers has it: steps of DDIM from a guess averaged over each step. Eq. 71.5."
     past = [] # half log SNR and guess, the newest first
     for (t, s), order in zip(steps(levels, up=True), orders):
         past = [(t.log_snr/2, denoiser(x, t).x0), *past[:2]]
@@ -431,7 +431,7 @@ def multistep(denoiser: Denoiser, levels: list[Level], x: Tensor, orders: list[i
 
 # %% ../../nbs/71_weights.ipynb #dpm
 def run_dpm(run: dict, S: Betas, d: Denoiser, i: dict[str, Tensor]) -> Run:
-    "DPM-Solver and DPM-Solver++, with the orders that diffusers chooses. Eq. 32.7, 71.5."
+    "DPM-Solver and DPM-Solver++, with the orders that diffusers chooses. Eq. 71.5."
     n, o, x, at = run['steps'], run['options'], i['x_T'], partial(level_at, S)
     times = [*map(round, sampler_times(o['timestep_spacing'], n, extra=1))]
     levels, ask = [*map(at, times), CLEAN if o['final_sigmas_type'] == 'zero' else at(0)], d
@@ -451,7 +451,7 @@ def run_dpm(run: dict, S: Betas, d: Denoiser, i: dict[str, Tensor]) -> Run:
 RUNS = dict(ddim=run_ddim, inv=run_inverse, dpm=run_dpm, euler=run_unit_signal, heun=run_unit_signal)
 
 def sampler_run(run: dict, S: Betas, mean: float, std: float, i: dict[str, Tensor]) -> dict[str, Tensor]: # i: the fixture's inputs
-    "One run of the fixture by our samplers, by the names of its outputs, with where the exact flow ends. Eq. 32.2."
+    "One run of the fixture by our samplers, by the names of its outputs, with where the exact flow ends."
     one = torch.ones(1).to(i['x_T'])
     def d(x, t): return Prediction(*(v.squeeze(-1) for v in Mixture(one, mean*one[None], std*one)(x[..., None], t)[:2]))
     r, flow = RUNS[run['scheduler']](run, S, d, i), partial(gaussian_flow, mean=mean, std=std)
