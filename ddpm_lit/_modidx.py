@@ -413,5 +413,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                         'ddpm_lit.train.measure.pairable': ('measure.html#pairable', 'ddpm_lit/train/measure.py'),
                                         'ddpm_lit.train.measure.ship_classifier': ( 'measure.html#ship_classifier',
                                                                                     'ddpm_lit/train/measure.py'),
+                                        'ddpm_lit.train.measure.too_few': ('measure.html#too_few', 'ddpm_lit/train/measure.py'),
                                         'ddpm_lit.train.measure.two_sample_test': ( 'measure.html#two_sample_test',
-                                                                                    'ddpm_lit/train/measure.py')}}}
+                                                                                    'ddpm_lit/train/measure.py'),
+                                        'ddpm_lit.train.measure.weigh': ('measure.html#weigh', 'ddpm_lit/train/measure.py'),
+                                        'ddpm_lit.train.measure.weigh_digits': ('measure.html#weigh_digits', 'ddpm_lit/train/measure.py')}}}
