@@ -120,6 +120,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                       'ddpm_lit/diffusion/bits.py'),
                                          'ddpm_lit.diffusion.bits.density_to_grey': ( 'bits.html#density_to_grey',
                                                                                       'ddpm_lit/diffusion/bits.py'),
+                                         'ddpm_lit.diffusion.bits.join': ('bits.html#join', 'ddpm_lit/diffusion/bits.py'),
                                          'ddpm_lit.diffusion.bits.to_bits': ('bits.html#to_bits', 'ddpm_lit/diffusion/bits.py')},
             'ddpm_lit.diffusion.forward': { 'ddpm_lit.diffusion.forward.chain': ('forward.html#chain', 'ddpm_lit/diffusion/forward.py'),
                                             'ddpm_lit.diffusion.forward.new_noise': ( 'forward.html#new_noise',
