@@ -310,10 +310,11 @@ def find_weights(name: str) -> str:
     "A path as it is; a name stands for shipped weights or, where there are none, for those of runs/NAME."
     from ddpm_lit.core.check import Problem, data_dir
     own = Path('runs')/name/f'{name}.safetensors'
-    if name.endswith('.safetensors') or (data_dir()/'weights'/f'{name}.safetensors').exists(): return name
+    if name.endswith('.safetensors'): return name
+    with contextlib.suppress(Problem): data_dir('weights', f'{name}.safetensors'); return name
     if own.exists(): return str(own)
-    shipped = ', '.join(sorted(p.stem for p in (data_dir()/'weights').glob('*.safetensors')))
-    raise Problem(f'There are no weights "{name}", neither shipped nor in runs/{name}: choose one of {shipped}, train them first, or give the path of a .safetensors file.')
+    shipped = [f'choose {p.stem}' for p in sorted(data_dir('weights').glob('*.safetensors')) if p.stem in recipes()]
+    raise Problem(f'There are no weights "{name}", neither shipped nor in runs/{name}: {", ".join(shipped + ["train them first"])}, or give the path of a .safetensors file.')
 
 def save_samples(x, path):
     "A sheet of pictures, or a cloud of points."
@@ -379,18 +380,18 @@ def evaluate(model, recipe, n: int, label: str | None, sampler: str, steps: int,
     import torch
     from ddpm_lit.train.measure import load_classifier, weigh, weigh_digits
     asked, real, began = labels(recipe, n, label), real_data(recipe, n, label, seed), time.perf_counter()
-    digits = not isinstance(real, torch.Tensor)
+    digits = not isinstance(real, torch.Tensor); reader = load_classifier() if digits else None # before the work: it may be missing
     samples, evaluations = draw(model, recipe, n, asked, seed, steps, sampler, at_once)
     drawn = time.perf_counter()
     with torch.random.fork_rng():
         torch.manual_seed(seed) # the shuffles of the test
-        found = weigh_digits(samples, None if label == 'none' else asked, real, load_classifier()) if digits else weigh(samples, real)
+        found = weigh_digits(samples, None if label == 'none' else asked, real, reader) if digits else weigh(samples, real)
     weighed, bits = time.perf_counter(), None
     if digits and bits_pictures and bits_draws:
         some = real[:bits_pictures]; told = None if asked is None else torch.full_like(some.label, -1) if label == 'none' else some.label
         bits = count_bits(model, recipe, some, told, bits_draws, seed, at_once)
     seconds = dict(sample=drawn - began, weigh=weighed - drawn, bits=time.perf_counter() - weighed)
-    return dict(n=n, label=label, sampler=sampler, steps=steps, seed=seed, evaluations=evaluations, **found, bits_per_dim=bits, seconds={k: round(v, 3) for k, v in seconds.items()})
+    return dict(label=label, sampler=sampler, steps=steps, seed=seed, evaluations=evaluations, **found, bits_per_dim=bits, seconds={k: round(v, 3) for k, v in seconds.items()})
 
 def fingerprints(name: str, recipe) -> tuple[dict, list[str]]: # name as find_weights gives it; what was used, warnings
     "Weights, reader and data: where they are, what they are, and the cards that tell how they came about."
