@@ -74,8 +74,8 @@ def bits_per_dim(denoiser: Denoiser,
     T, b, x = len(log_snr), len(x0), x0.double()
     if T < 2 or not (log_snr.diff() < 0).all(): raise Problem('The bound needs two or more levels, each noisier than the one before: give another schedule or fewer steps.')
     if draws is not None and draws < 1: raise Problem(f'{draws} draws see nothing: ask for 1 or more, or None for every step.')
-    span, g = -log_snr.diff(), -torch.nn.functional.softplus(log_snr).diff() # of each step, in log SNR and in log(1 + SNR)
-    p_t = .5/(T - 1) + .5*g/g.sum(); edges = p_t.flip(0).cumsum(0)[:-1]    # where one step's chance ends and the next one's begins, from the noisy end
+    span, g = -log_snr.diff(), torch.nn.functional.softplus(log_snr).diff() # of each step, in log SNR and in log(1 + SNR), which counts downwards
+    p_t = (1/len(g) + g/g.sum())/2; edges = p_t.flip(0).cumsum(0)[:-1]    # where one step's chance ends and the next one's begins, from the noisy end
     n = draws or T - 1
     at = lambda i: Level(log_snr[i].reshape(-1, *[1]*(x.ndim - 1)))
     def look(t): # -> x_t and what the denoiser says of it
