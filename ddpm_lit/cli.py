@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['command', 'failure', 'main', 'options', 'start', 'finite', 'tell', 'Bar', 'recipes', 'asked_to_stop', 'Log',
-           'read_log', 'machine', 'thin', 'read_settings', 'choose_settings', 'Run', 'open_run', 'go', 'train', 'draw',
-           'labels', 'find_weights', 'save_samples', 'sample', 'show_forward', 'show_roll', 'quick_fit', 'demo',
-           'parity']
+           'read_log', 'machine', 'thin', 'read_settings', 'choose_settings', 'Run', 'open_run', 'go', 'train',
+           'choose_run', 'draw', 'labels', 'find_weights', 'save_samples', 'sample', 'real_data', 'count_bits',
+           'evaluate', 'fingerprints', 'verdict', 'evaluate_command', 'show_forward', 'show_roll', 'quick_fit',
+           'show_digits', 'demo', 'parity']
 
 # %% ../nbs/80_command.ipynb #imports
-import contextlib, importlib, json, math, os, pkgutil, platform, signal, sys, time
+import contextlib, functools, hashlib, importlib, json, math, os, pkgutil, platform, signal, sys, time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Iterator
@@ -31,7 +32,7 @@ def failure(e: BaseException) -> tuple[str, int] | None: # a sentence and an exi
     if isinstance(e, (click.Abort, KeyboardInterrupt)): return 'stopped.', 130
     if isinstance(e, Problem): return str(e), 1
     if isinstance(e, OSError): return f'{e.filename or "the output"} could not be used ({e.strerror or e}): check the name, the permissions and the free space.', 1
-    if isinstance(e, MemoryError) or 'out of memory' in str(e): return 'there is not enough memory: ask for a smaller --batch or --n.', 1
+    if isinstance(e, MemoryError) or 'out of memory' in str(e) or "can't allocate memory" in str(e): return 'there is not enough memory: ask for a smaller --batch or --n.', 1
 
 def main(args: list[str] | None = None): # None: those of the terminal
     "Run a command; whatever the user can put right ends in one sentence and an exit code that is not zero."
@@ -48,6 +49,8 @@ def options(*names: str):
     known = dict(seed=click.option('--seed', type=click.IntRange(0), default=0, show_default=True, help='Where all random numbers start.'),
                  device=click.option('--device', default='auto', show_default=True, help='cpu, cuda, cuda:1, mps; auto takes a GPU if there is one.'),
                  json=click.option('--json', 'as_json', is_flag=True, help='Print one JSON value on standard output and nothing else.'),
+                 sampler=click.option('--sampler', help='ddim or ancestral; an unknown name is answered by all that there are.  [default: as the recipe says, mostly ddim]'),
+                 steps=click.option('--steps', type=click.IntRange(1), help='Steps from noise to data.  [default: as the recipe says, mostly 50]'),
                  threads=click.option('--threads', type=click.IntRange(1), help='Threads on the processor.  [default: as PyTorch chooses]'))
     def add(f):
         for name in reversed(names): f = known[name](f)
@@ -268,20 +271,27 @@ def train(name, out, resume, init, ship, steps, batch, lr, seed, bf16, channels_
          f'{name}: {card["steps"]} steps in {card["seconds"]:.0f} s, {speed:.0f} samples a second, last loss {card["loss"]:.4f}\nweights and card: {path}')
 
 # %% ../nbs/80_command.ipynb #draw
-def draw(model, recipe, n: int, label, seed: int, steps: int = 50, sampler: str = 'ddim', at_once: int = 256): # -> [n ...] on the CPU
-    "Turn noise into samples as the recipe wants it: its shape, its schedule, its limits."
+def choose_run(recipe, sampler: str | None, steps: int | None) -> tuple[str, int]: # None: as the recipe says
+    "The sampler and its number of steps, no more than the recipe's schedule has."
+    from ddpm_lit.diffusion.schedule import Betas
+    return sampler or recipe.sampler, steps or min(recipe.sample_steps, len(recipe.schedule) if isinstance(recipe.schedule, Betas) else recipe.sample_steps)
+
+def draw(model, recipe, n: int, label, seed: int, steps: int = 50, sampler: str = 'ddim', at_once: int = 256): # -> [n ...] on the CPU, evaluations of the network for each
+    "Turn noise into samples as the recipe wants it: its shape, its schedule, its limits, and the variance that the network has learned."
     import torch
-    from ddpm_lit.diffusion.sample import clamp_x0, find_sampler
+    from ddpm_lit.diffusion.sample import Counted, clamp_x0, find_sampler, learned_range
     from ddpm_lit.diffusion.schedule import grid
     run, device = find_sampler(sampler), next(model.parameters()).device
+    if sampler == 'ancestral' and getattr(model, 'learned_variance', False): run = functools.partial(run, variance=learned_range)
     with torch.random.fork_rng(), Bar(steps*math.ceil(n/at_once), f'sample {recipe.name}') as bar:
         torch.manual_seed(seed); noise, done, at = torch.randn(n, *recipe.shape), [], 0 # the same noise on every device
         for i in range(0, n, at_once):
             denoiser = model.given(*() if label is None else (label[i:i + at_once].to(device),))
             if recipe.limit is not None: denoiser = clamp_x0(denoiser, recipe.limit)
+            denoiser = Counted(denoiser)
             for x in run(denoiser, grid(recipe.schedule, steps), noise[i:i + at_once].to(device)): at += 1; bar(at)
             done.append(x.cpu())
-    return torch.cat(done)
+    return torch.cat(done), denoiser.nfe
 
 # %% ../nbs/80_command.ipynb #labels
 def labels(recipe, n: int, label: str | None): # [n] or None
@@ -300,10 +310,11 @@ def find_weights(name: str) -> str:
     "A path as it is; a name stands for shipped weights or, where there are none, for those of runs/NAME."
     from ddpm_lit.core.check import Problem, data_dir
     own = Path('runs')/name/f'{name}.safetensors'
-    if name.endswith('.safetensors') or (data_dir()/'weights'/f'{name}.safetensors').exists(): return name
+    if name.endswith('.safetensors'): return name
+    with contextlib.suppress(Problem): data_dir('weights', f'{name}.safetensors'); return name
     if own.exists(): return str(own)
-    shipped = ', '.join(sorted(p.stem for p in (data_dir()/'weights').glob('*.safetensors')))
-    raise Problem(f'There are no weights "{name}", neither shipped nor in runs/{name}: choose one of {shipped}, train them first, or give the path of a .safetensors file.')
+    shipped = [f'choose {p.stem}' for p in sorted(data_dir('weights').glob('*.safetensors')) if p.stem in recipes()]
+    raise Problem(f'There are no weights "{name}", neither shipped nor in runs/{name}: {", ".join(shipped + ["train them first"])}, or give the path of a .safetensors file.')
 
 def save_samples(x, path):
     "A sheet of pictures, or a cloud of points."
@@ -317,19 +328,111 @@ def save_samples(x, path):
 @click.option('--out', type=click.Path(dir_okay=False), help='The PNG to write.  [default: NAME.png]')
 @click.option('--n', type=click.IntRange(1), default=64, show_default=True, help='How many.')
 @click.option('--label', help='Draw this class only; none: do not tell the network.  [default: all in turn]')
-@click.option('--sampler', default='ddim', show_default=True, help='ddim or ancestral; an unknown name is answered by all that there are.')
-@click.option('--steps', type=click.IntRange(1), default=50, show_default=True, help='Evaluations of the network for each.')
-@options('seed', 'device', 'threads', 'json')
+@options('sampler', 'steps', 'seed', 'device', 'threads', 'json')
 def sample(name, out, n, label, sampler, steps, seed, device, threads, as_json):
     "Draw samples from weights NAME (shipped, or else those in runs/NAME), or from a .safetensors file that train wrote."
     from ddpm_lit.train.fit import load_weights
     recipes(); device = start(device, threads); model, recipe = load_weights(find_weights(name))
-    out, began = out or f'{Path(name).stem}.png', time.perf_counter()
-    x = draw(model.to(device), recipe, n, labels(recipe, n, label), seed, steps, sampler)
+    out, (sampler, steps), began = out or f'{Path(name).stem}.png', choose_run(recipe, sampler, steps), time.perf_counter()
+    x, evaluations = draw(model.to(device), recipe, n, labels(recipe, n, label), seed, steps, sampler)
     seconds = time.perf_counter() - began
     save_samples(x, out)
-    tell(as_json, dict(name=name, recipe=recipe.name, out=str(out), n=n, label=label, sampler=sampler, steps=steps, seed=seed, seconds=round(seconds, 3)),
+    tell(as_json, dict(name=name, recipe=recipe.name, out=str(out), n=n, label=label, sampler=sampler, steps=steps, evaluations=evaluations, seed=seed, seconds=round(seconds, 3)),
          f'{out}: {n} samples of {recipe.name}, {sampler} in {steps} steps, {seconds:.1f} s.')
+
+# %% ../nbs/80_command.ipynb #eval-parts
+def real_data(recipe, n: int, label: str | None, seed: int): # -> labelled digits, or points [2n ...]
+    "What n samples are compared with: digits that nobody was trained on, or points drawn anew."
+    import torch
+    from ddpm_lit.core.check import Problem
+    from ddpm_lit.data.images import mnist
+    if len(recipe.shape) < 3:
+        with torch.random.fork_rng(): torch.manual_seed(seed + 1); return recipe.batches(2*n, seed + 1, torch.device('cpu'))(0)[0]
+    if 'mnist' not in recipe.data: raise Problem(f'The book has no network that reads the pictures of {recipe.name}, so eval cannot weigh them: look at them with sample, or choose a system of digits or points.')
+    test = mnist('test')
+    return test if label in (None, 'none') else test[test.label == int(label)]
+
+def count_bits(model, recipe, images, label, draws: int, seed: int, at_once: int): # images labelled or not; label: what is told, [b] or None
+    "The bound on the bits of real pictures, a part at a time. Eq. 30.3."
+    import torch
+    from ddpm_lit.core.denoiser import Prediction
+    from ddpm_lit.core.level import Level
+    from ddpm_lit.data.images import to_unit
+    from ddpm_lit.diffusion.bits import bits_per_dim, join
+    from ddpm_lit.diffusion.sample import fixed_large, learned_range
+    from ddpm_lit.diffusion.schedule import Betas
+    n, parts, device, learned, at = len(images), [], next(model.parameters()).device, getattr(model, 'learned_variance', False), 0
+    levels = len(recipe.schedule) if isinstance(recipe.schedule, Betas) else 1000; variance = learned_range if learned else fixed_large
+    with torch.random.fork_rng(), Bar((draws + 1)*math.ceil(n/at_once), f'bits of {n} pictures') as bar:
+        torch.manual_seed(seed)
+        for i in range(0, n, at_once):
+            denoiser = model.given(*() if label is None else (label[i:i + at_once].to(device),))
+            def told(x, t): # the bookkeeping needs float64, which not every device has
+                nonlocal at; at += 1; bar(at)
+                return Prediction(*(v if v is None else v.cpu() for v in denoiser(x.to(device), Level(t.log_snr.to(device)))))
+            parts.append(bits_per_dim(told, to_unit(images.pixels[i:i + at_once]), recipe.schedule, levels, variance, draws))
+    b = join(parts)
+    return dict(total=b.total, error=b.error, prior=b.prior, steps=b.steps, decoder=b.decoder, pictures=n, draws=draws, levels=levels, variance=variance.__name__, evaluations=at//len(parts))
+
+# %% ../nbs/80_command.ipynb #eval-work
+def evaluate(model, recipe, n: int, label: str | None, sampler: str, steps: int, seed: int, at_once: int = 256, bits_pictures: int = 500, bits_draws: int = 16) -> dict:
+    "Draw, weigh and count: all that `eval` measures. Eq. 27.2-27.9 and 30.3."
+    import torch
+    from ddpm_lit.train.measure import load_classifier, weigh, weigh_digits
+    asked, real, began = labels(recipe, n, label), real_data(recipe, n, label, seed), time.perf_counter()
+    digits = not isinstance(real, torch.Tensor); reader = load_classifier() if digits else None # before the work: it may be missing
+    samples, evaluations = draw(model, recipe, n, asked, seed, steps, sampler, at_once)
+    drawn = time.perf_counter()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed) # the shuffles of the test
+        found = weigh_digits(samples, None if label == 'none' else asked, real, reader) if digits else weigh(samples, real)
+    weighed, bits = time.perf_counter(), None
+    if digits and bits_pictures and bits_draws:
+        some = real[:bits_pictures]; told = None if asked is None else torch.full_like(some.label, -1) if label == 'none' else some.label
+        bits = count_bits(model, recipe, some, told, bits_draws, seed, at_once)
+    seconds = dict(sample=drawn - began, weigh=weighed - drawn, bits=time.perf_counter() - weighed)
+    return dict(label=label, sampler=sampler, steps=steps, seed=seed, evaluations=evaluations, **found, bits_per_dim=bits, seconds={k: round(v, 3) for k, v in seconds.items()})
+
+def fingerprints(name: str, recipe) -> tuple[dict, list[str]]: # name as find_weights gives it; what was used, warnings
+    "Weights, reader and data: where they are, what they are, and the cards that tell how they came about."
+    from ddpm_lit.core.check import data_dir
+    from ddpm_lit.train.measure import data_digest
+    def of(path):
+        with contextlib.suppress(OSError, ValueError): card = {k: v for k, v in json.loads(path.with_suffix('.json').read_text()).items() if k != 'loss_curve'}
+        return dict(path=str(path), sha256=hashlib.sha256(path.read_bytes()).hexdigest(), card=card if 'card' in locals() else None)
+    weights = of(Path(name) if name.endswith('.safetensors') else data_dir('weights', f'{name}.safetensors'))
+    reader, data = of(data_dir('weights', 'digits-classifier.safetensors')) if 'mnist' in recipe.data else None, {name: data_digest(name) for name in recipe.data}
+    notes = [f'{used["path"]} has no card beside it: nobody knows how it came about.' for used in (weights, reader) if used and not used['card']]
+    notes += [f'{used["path"]} was trained on other data than those found here.' for used in (weights, reader) if used and used['card'] and any(used['card'].get('data', {}).get(k, v) != v for k, v in data.items())]
+    return dict(weights=weights, reader=reader, data=data), notes
+
+# %% ../nbs/80_command.ipynb #eval
+def verdict(r: dict) -> str:
+    "What `evaluate` found, in words."
+    p, b, row = r['real'], r['bits_per_dim'], lambda name, key, f='.3f', note='': f'{name:24}{r[key]:>10{f}}{p[key]:>10{f}}   {note}'.rstrip()
+    rows = [f'{r["name"]}: {r["n"]} samples by {r["sampler"]} in {r["steps"]} steps ({r["evaluations"]} evaluations each), against {r["reference"]} real ones, in {r["features"]} features', f'{"":24}{"samples":>10}{"real":>10}',
+            row('Frechet distance', 'frechet', note=f'two sets of one Gaussian: {r["floor"]:.3f}'), row('kernel distance', 'kernel', '.4f', 'a perfect model: 0 on average'), row('energy distance', 'energy', '.4f'),
+            row('  p of the energy test', 'p', note='chance alone would be as far so often'), row('precision', 'precision'), row('recall', 'recall'), row('coverage', 'coverage', note=f'a perfect model: {r["expected_coverage"]:.3f} on average')]
+    if r.get('agreement') is not None: rows.append(row('read as asked', 'agreement'))
+    if b: rows.append(f'{"bits per dimension":24}{b["total"]:>10.3f}   ± {b["error"]:.3f}, of {b["pictures"]} real pictures, {b["draws"]} of {b["levels"]} levels each')
+    return '\n'.join(rows + [f'Note: {note}' for note in r['warnings']] + [', '.join(f'{k} {v:.0f} s' for k, v in r['seconds'].items())])
+
+@command.command('eval')
+@click.argument('name')
+@click.option('--n', type=click.IntRange(1), default=2000, show_default=True, help='How many samples, and as many real ones.')
+@click.option('--label', help='Weigh this class only; none: do not tell the network.  [default: all in turn]')
+@click.option('--batch', type=click.IntRange(1), default=256, show_default=True, help='Samples at once.')
+@click.option('--bits-pictures', type=click.IntRange(0), default=500, show_default=True, help='Real pictures whose bits are counted; 0: none.')
+@click.option('--bits-draws', type=click.IntRange(0), default=16, show_default=True, help='Levels of the bound that are drawn for each; 0: no bits.')
+@options('sampler', 'steps', 'seed', 'device', 'threads', 'json')
+def evaluate_command(name, n, label, batch, bits_pictures, bits_draws, sampler, steps, seed, device, threads, as_json):
+    "Weigh samples of weights NAME beside real data, and count the bits of real pictures; about three minutes of one core for mnist."
+    from ddpm_lit.train.fit import load_weights
+    recipes(); device, found = start(device, threads), find_weights(name); model, recipe = load_weights(found)
+    (sampler, steps), clock = choose_run(recipe, sampler, steps), time.process_time()
+    used, notes = fingerprints(found, recipe); got = evaluate(model.to(device), recipe, n, label, sampler, steps, seed, batch, bits_pictures, bits_draws)
+    r = dict(name=name, recipe=recipe.name, **got, cpu_seconds=round(time.process_time() - clock, 3), machine=machine(device), **used); r['warnings'] = r['warnings'] + notes
+    tell(as_json, r, verdict(r))
 
 # %% ../nbs/80_command.ipynb #demo-parts
 def show_forward(path) -> str:
@@ -376,6 +479,11 @@ def quick_fit(recipe, seconds: float, steps: int | None, seed: int, device, batc
     return training.average, p.step, p.samples/p.seconds
 
 # %% ../nbs/80_command.ipynb #demo
+def show_digits(path, model, recipe, n: int, seed: int, words: str) -> str:
+    "A sheet of digits of all labels in turn."
+    save_samples(draw(model, recipe, n, labels(recipe, n, None), seed)[0], path)
+    return words
+
 @command.command()
 @click.option('--out', type=click.Path(file_okay=False), default='demo', show_default=True, help='Folder for the pictures.')
 @click.option('--seconds', type=click.FloatRange(1), default=100., show_default=True, help='How long to train.')
@@ -387,17 +495,17 @@ def demo(out, seconds, steps, n, seed, device, threads, as_json):
     import torch
     from ddpm_lit.core.check import Problem
     from ddpm_lit.train.fit import find_recipe, load_weights
-    recipes(); out, device, recipe, pictures = Path(out), start(device, threads), find_recipe('mnist'), {}
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        for name, picture in {'1_forward.png': show_forward, '2_swiss_roll.png': show_roll}.items(): pictures[name] = picture(out/name)
-    model, steps, speed = quick_fit(recipe, math.inf if steps else seconds, steps, seed, device)
-    def digits(name, model, words): save_samples(draw(model, recipe, n, labels(recipe, n, None), seed), out/name); pictures[name] = words
-    digits('3_digits_from_scratch.png', model, f'Digits 0 to 9 from a DDPM trained just now: {steps} steps of 32 real digits, {speed:.0f} a second.')
-    try: digits('4_digits_shipped.png', load_weights('mnist')[0].to(device), 'The same noise and sampler with the weights that ship with the book, trained for longer.')
+    recipes(); out, device, recipe, told, pictures = Path(out), start(device, threads), find_recipe('mnist'), {}, []
+    def from_scratch(path):
+        model, told['steps'], speed = quick_fit(recipe, math.inf if steps else seconds, steps, seed, device); told['images_per_second'] = round(speed, 1)
+        return show_digits(path, model, recipe, n, seed, f'Digits 0 to 9 from a DDPM trained just now: {told["steps"]} steps of 32 real digits, {speed:.0f} a second.')
+    pieces = {'1_forward.png': show_forward, '2_swiss_roll.png': show_roll, '3_digits_from_scratch.png': from_scratch} # each draws a picture and says what it shows
+    try: shipped = load_weights('mnist')[0].to(device)
     except Problem as e: click.echo(f'ddpm_lit: no picture of the shipped weights. {e}', err=True)
-    tell(as_json, dict(out=str(out), seed=seed, steps=steps, images_per_second=round(speed, 1), pictures=[dict(path=str(out/name), shows=words) for name, words in pictures.items()]),
-         '\n'.join(f'{out/name}\n    {words}' for name, words in pictures.items()))
+    else: pieces |= {'4_digits_shipped.png': lambda path: show_digits(path, shipped, recipe, n, seed, 'The same noise and sampler with the weights that ship with the book, trained for longer.')}
+    for name, piece in pieces.items():
+        with torch.random.fork_rng(): torch.manual_seed(seed); pictures.append(dict(path=str(out/name), shows=piece(out/name)))
+    tell(as_json, dict(out=str(out), seed=seed, **told, pictures=pictures), '\n'.join(f'{p["path"]}\n    {p["shows"]}' for p in pictures))
 
 # %% ../nbs/80_command.ipynb #parity
 @command.command()
