@@ -63,11 +63,14 @@ def reverse(denoiser: Denoiser, x: Tensor, s: Level, t: Level, variance=fixed_sm
 Sampler = Callable[[Denoiser, Grid, Tensor], Iterator[Tensor]] # yields each x on the way, the last one clean
 
 def steps(levels: Iterable[Level], up: bool = False) -> list[tuple[Level, Level]]:
-    "The steps (t, s) of a run: to cleaner levels only, or `up` as well."
+    "The steps (t, s) of a run: each to a cleaner level or, with `up`, each to a noisier one."
     pairs = [*pairwise(levels)]
     if not pairs: raise Problem('A run needs at least two levels: give it a grid of one step or more.')
+    rising = up and (pairs[0][1].log_snr < pairs[0][0].log_snr).all() # the first step says which way
     for t, s in pairs:
-        if not (up or (t.log_snr < s.log_snr).all()): raise Problem('Random steps lead from noise to cleaner levels: give the noisiest first, or walk up with ddim at eta 0.')
+        noisy, clean = (s, t) if rising else (t, s)
+        if not (noisy.log_snr < clean.log_snr).all():
+            raise Problem('A run goes one way: give levels that only get cleaner, or only noisier.' if up else 'Random steps lead from noise to cleaner levels: give the noisiest first, or walk up with ddim at eta 0.')
         if not (t.log_snr < math.inf).all(): raise Problem('No step starts at CLEAN: walk up from a level below it, as grid.flip() does.')
     return pairs
 
