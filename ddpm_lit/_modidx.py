@@ -313,6 +313,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                     'ddpm_lit.nets.unet.way_down': ('unet.html#way_down', 'ddpm_lit/nets/unet.py'),
                                     'ddpm_lit.nets.unet.way_up': ('unet.html#way_up', 'ddpm_lit/nets/unet.py'),
                                     'ddpm_lit.nets.unet.zero': ('unet.html#zero', 'ddpm_lit/nets/unet.py')},
+            'ddpm_lit.rivals.autoregressive': {},
             'ddpm_lit.scale.weights': { 'ddpm_lit.scale.weights.Fixture': ('weights.html#fixture', 'ddpm_lit/scale/weights.py'),
                                         'ddpm_lit.scale.weights.Kind': ('weights.html#kind', 'ddpm_lit/scale/weights.py'),
                                         'ddpm_lit.scale.weights.Layout': ('weights.html#layout', 'ddpm_lit/scale/weights.py'),
