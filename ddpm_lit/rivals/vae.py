@@ -34,11 +34,14 @@ class VAE(Rival):
     likelihood = 'bound'
     def __init__(self, shape: tuple[int, ...], latents: int, width: int, depth: int = 2,
                  bytes: bool = False,   # are x pictures made of bytes, or points with a density?
-                 first: float = 1., log_floor: float = -5.):
+                 first: float = 1., log_floor: float = -5.,
+                 start: float = 0.):    # log of the widths that both networks say at the start
         super().__init__()
         self.shape, self.latents, self.bytes, self.log_floor = tuple(shape), latents, bytes, log_floor
         d = math.prod(shape)
         self.encoder, self.decoder = network(d, width, 2*latents, depth, first), network(latents, width, 2*d, depth, first)
+        with torch.no_grad():
+            for net in (self.encoder, self.decoder): net[-1].bias.chunk(2)[1].fill_(start)
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]: # [b ...] -> mean, std of q(z | x), [b latents] both
         "Where the z behind x may lie. Eq. 34.2."
         if x.shape[1:] != self.shape: raise Problem(f'This model knows data of {[*self.shape]} each, not {[*x.shape[1:]]}.')
@@ -80,7 +83,7 @@ class VAE(Rival):
 # %% ../../nbs/34_vae.ipynb #make-points
 def vae_points() -> VAE:
     "The model of points in the plane that notebook 37 compares: 19,976 parameters."
-    return VAE((2,), latents=2, width=96, depth=2, first=2.)
+    return VAE((2,), latents=2, width=96, depth=2, first=2., start=-2.)
 
 FIT_POINTS = dict(batch=256, steps=10_000, lr=5e-3, warmup=50, bf16=False) # steps: what a minute of one core can do
 
