@@ -17,12 +17,12 @@ from ..diffusion.posterior import gaussian_kl
 from .autoregressive import Rival
 
 # %% ../../nbs/34_vae.ipynb #vae
-def network(n_in: int, width: int, n_out: int, depth: int = 2, first: float = 1.) -> nn.Sequential:
-    "A plain network; `first` scales how fast its first layer varies at the start."
+def network(n_in: int, width: int, n_out: int, depth: int = 2, first: float = 1., last: float = .3) -> nn.Sequential:
+    "A plain network; `first` and `last` scale these layers at the start."
     sizes = [n_in, *[width]*depth, n_out]
     layers = [layer for a, b in zip(sizes, sizes[1:]) for layer in (nn.Linear(a, b), nn.SiLU())][:-1]
     for layer in layers[::2]: nn.init.kaiming_normal_(layer.weight); nn.init.normal_(layer.bias, std=.5)
-    with torch.no_grad(): layers[0].weight.mul_(first); layers[-1].weight.mul_(.3); layers[-1].bias.zero_()
+    with torch.no_grad(): layers[0].weight.mul_(first); layers[-1].weight.mul_(last); layers[-1].bias.zero_()
     return nn.Sequential(*layers)
 
 def density_nats(x: Tensor, mean: Tensor, std: Tensor) -> Tensor: # all [b ...]
@@ -77,7 +77,7 @@ class VAE(Rival):
         "Draw z, then x: one evaluation. Eq. 34.1."
         like = self.decoder[0].weight
         mean, std = self.decode(torch.randn(n, self.latents, dtype=like.dtype, device=like.device))
-        x = mean + std*torch.randn_like(mean)
+        x = torch.normal(mean, std)
         return to_unit(to_bytes(x)).to(x) if self.bytes else x
 
 # %% ../../nbs/34_vae.ipynb #make-points
