@@ -73,7 +73,7 @@ def autoregressive_points() -> CausalPoints:
     "The model of points in the plane that notebook 37 compares: 23,568 parameters."
     return CausalPoints(2, width=96, depth=2, k=8)
 
-FIT_POINTS = dict(batch=256, steps=2000, lr=1e-2, warmup=50, bf16=False) # steps: what a minute or less of one core can do
+FIT_POINTS = dict(batch=256, steps=2000, lr=1e-2, warmup=50, bf16=False) # batch: of points; the rest is for `fit`; some ten seconds of one core
 
 # %% ../../nbs/33_autoregressive.ipynb #pixels
 class CausalPixels(Rival):
@@ -115,4 +115,4 @@ def autoregressive_pictures() -> CausalPixels:
     "The model of 14 x 14 grey pictures that notebook 37 compares: about 255 thousand parameters."
     return CausalPixels(14, 14, 256, width=50, depth=5)
 
-FIT_PICTURES = dict(batch=32, steps=1000, lr=6e-3, warmup=50) # steps: what a minute or two of one core can do
+FIT_PICTURES = dict(batch=32, steps=1000, lr=6e-3, warmup=50) # a minute and a half of one core, if it has bfloat16

@@ -85,11 +85,11 @@ def vae_points() -> VAE:
     "The model of points in the plane that notebook 37 compares: 19,976 parameters."
     return VAE((2,), latents=2, width=96, depth=2, first=2., start=-2.)
 
-FIT_POINTS = dict(batch=256, steps=10_000, lr=5e-3, warmup=50, bf16=False) # steps: what a minute of one core can do
+FIT_POINTS = dict(batch=256, steps=10_000, lr=5e-3, warmup=50, bf16=False) # batch: of points; the rest is for `fit`; half a minute of one core
 
 # %% ../../nbs/34_vae.ipynb #make-pictures
 def vae_pictures(latents: int = 16) -> VAE:
     "The model of 14 x 14 grey pictures that notebook 37 compares: 295,336 parameters with 16 latents."
     return VAE((1, 14, 14), latents, width=256, depth=2, bytes=True)
 
-FIT_PICTURES = dict(batch=128, steps=6000, lr=2e-3, warmup=50, bf16=False) # steps: what a minute of one core can do
+FIT_PICTURES = dict(batch=128, steps=6000, lr=2e-3, warmup=50, bf16=False) # 40 seconds of one core
