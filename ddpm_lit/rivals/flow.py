@@ -78,7 +78,7 @@ def flow_points(depth: int = 8, width: int = 48) -> Flow:
 
 def halves(d: int, n: int) -> list[Tensor]: # n masks [d]
     "Half of the coordinates, at random but always the same, then the other half, and so on."
-    first = [torch.randperm(d, generator=torch.Generator().manual_seed(i)) < d//2 for i in range((n + 1)//2)]
+    first = [torch.randperm(d, generator=torch.Generator().manual_seed(i)) < d//2 for i in range(n)]
     return [mask for half in first for mask in (half, ~half)][:n]
 
 # %% ../../nbs/35_flow.ipynb #settings
@@ -110,7 +110,7 @@ class ByteFlow(Flow):
     likelihood = 'bound'
     def nats(self, x: Tensor) -> Tensor: # [b ...] bytes in [-1, 1] -> [b]
         "-log probability of the bytes, a bound on average over one draw of noise within each byte. Eq. 35.9."
-        if not (x.abs() <= 1 + 1e-6).all(): raise Problem('Bytes lie within [-1, 1], these pictures do not: scale them as `to_unit` does.')
+        if not (x.abs() < 1 + GREY/2).all(): raise Problem('Bytes lie within [-1, 1], these pictures do not: scale them as `to_unit` does.')
         return super().nats(x + GREY*(torch.rand_like(x) - 1/2)) - self.d*math.log(GREY)
     def sample(self, n: int) -> Tensor: # [n ...] bytes in [-1, 1]
         "Draw, and round to the byte in whose cell the draw lies."
