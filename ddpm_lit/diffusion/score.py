@@ -46,6 +46,7 @@ def langevin(denoiser: Denoiser, levels: Grid, x: Tensor, repeats: int = 100, st
     "Annealed Langevin dynamics; yields the state after each level. Eq. 31.8 (NCSN Algorithms 1 and 2)."
     if repeats < 1 or not 0 < step < 4: raise Problem(f'{repeats} repeats of step {step}: take one or more, and a step between 0 and 4, where the walk flies apart.')
     if (known is None) != (mask is None): raise Problem('To inpaint, give both the known picture and the mask of what to keep.')
+    if known is not None and torch.broadcast_shapes(known.shape, mask.shape, x.shape) != x.shape: raise Problem(f'known {[*known.shape]} and mask {[*mask.shape]} do not fit x {[*x.shape]}: give them its shape.')
     for t, s in steps(levels):
         held = None if known is None else q_sample(known, t, noise(x))
         hold = lambda x: x if known is None else torch.where(mask, held, x)
@@ -75,6 +76,7 @@ def divergence(f: Callable[[Tensor], Tensor], x: Tensor, probes: int | None = No
     if probes is not None and probes < 1: raise Problem(f'{probes} probes see nothing: take one or more, or None for the exact trace.')
     with torch.enable_grad():
         x = x.detach().requires_grad_(); y = f(x)
+        if y.shape != x.shape: raise Problem(f'A divergence needs a field: give f that maps {[*x.shape]} to the same shape, not to {[*y.shape]}.')
         if not y.requires_grad: raise Problem('This denoiser cannot be differentiated: take no_grad, detach or rounding out of it.')
         back = lambda z: (torch.autograd.grad(y, x, z, retain_graph=True)[0]*z).flatten(1).sum(1)
         if probes is None: total = sum(back(e.reshape(1, *x.shape[1:]).expand_as(x)) for e in torch.eye(x[0].numel()).to(x))
@@ -95,7 +97,8 @@ def log_likelihood(denoiser: Denoiser,
         if not (s.log_snr < t.log_snr).all(): raise Problem('The likelihood is carried from the data to the noise: give levels that get ever noisier, as grid(...).flip() does.')
         h, middle = s.log_snr - t.log_snr, Level((s.log_snr + t.log_snr)/2)
         with torch.no_grad(): half = x + h/2*drift(denoiser, x, t)
-        v, div = divergence(lambda x: drift(denoiser, x, middle), half, probes, noise)
-        x, total = x + h*v, total + h*div
-    last = prior(x, s) if prior else -.5*(x.square() + math.log(2*math.pi)).flatten(1).sum(1)
-    return last + total
+        eps, div = divergence(lambda x: denoiser(x, middle).eps, half, probes, noise)
+        x, total = x + h/2*(middle.sigma**2*half - middle.sigma*eps), total + h/2*(middle.sigma**2*x[0].numel() - middle.sigma*div)
+    end = prior(x, s) if prior else -.5*(x.square() + math.log(2*math.pi)).flatten(1).sum(1)
+    if end.shape != total.shape: raise Problem(f'The prior gave {[*end.shape]} for {len(x)} samples: one log density each, [b], is wanted.')
+    return end + total
