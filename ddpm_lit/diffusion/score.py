@@ -34,7 +34,7 @@ class Ladder(Betas):
         return Level(self.log_snr[(clock(time)*len(self) - 1 - 1e-6).ceil().clamp(min=0).long()])
 
 def geometric(n: int = 10, lo: float = .02, hi: float = 2.) -> Ladder: # lo, hi: edm_sigma at the ends
-    "n levels whose edm_sigma grow by a constant factor; by default NCSN's. Eq. 31.5 (NCSN sec. 4.1)."
+    "n levels whose edm_sigma grow by a constant factor; by default NCSN's. Eq. 31.5 (NCSN sec. 5)."
     if n < 2 or not 0 < lo < hi: raise Problem(f'{n} levels from {lo} to {hi}: give two or more, and edm_sigma that rise from above 0.')
     var = lo**2*(hi/lo)**(2*torch.arange(n, dtype=torch.float64)/(n - 1))
     return Ladder(torch.cat([var[:1], var.diff()])/(1 + var))
