@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from ..core.check import Problem
 from ..diffusion.oracle import Mixture
+from .autoregressive import Rival
 from ..train.fit import Training
 
 # %% ../../nbs/36_gan.ipynb #critic
@@ -33,16 +34,15 @@ def slope_price(critic: nn.Module, x: Tensor) -> Tensor: # [b ...] -> [b]
     slope, = torch.autograd.grad(critic(x).sum(), x, create_graph=True)
     return slope.flatten(1).square().sum(1)
 
-class GAN(nn.Module):
+class GAN(Rival):
     "A generator and its critic. Eq. 36.6-36.7."
-    likelihood = 'none' # 'exact', 'bound' or 'none': there are no `nats`
+    likelihood = 'none'
     def __init__(self, generator: nn.Module, # [b noise] -> [b ...]
                  critic: nn.Module,          # [b ...] -> logit [b]
                  noise: int,                 # numbers that a sample is made from
                  gamma: float = 1.):         # price of the critic's slope
         super().__init__()
         self.generator, self.critic, self.noise, self.gamma = generator, critic, noise, gamma
-    def given(self) -> 'GAN': return self # it takes no condition
     def draw(self, n: int) -> Tensor: # [n ...], with its gradient
         like = next(self.parameters())
         return self.generator(torch.randn(n, self.noise, device=like.device, dtype=like.dtype))
