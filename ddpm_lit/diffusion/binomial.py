@@ -31,7 +31,7 @@ def bit_posterior(x0: Tensor,   # [b ...] in {0, 1}
     if (s < t).any(): raise Problem('s is noisier than t here: give the larger share kept as s.')
     one, now = chance_one(x0, s), t/s
     seen_1, seen_0 = (chance_one(now.new_tensor(k), now) for k in (1., 0.)) # chance that x_t = 1, if x_s = k
-    like_1, like_0 = torch.where(x_t > .5, seen_1, 1 - seen_1), torch.where(x_t > .5, seen_0, 1 - seen_0)
+    like_1, like_0 = torch.where(x_t == 1, seen_1, 1 - seen_1), torch.where(x_t == 1, seen_0, 1 - seen_0)
     return like_1*one/(like_1*one + like_0*(1 - one))
 
 def bit_step(x0_hat: Tensor, x_t: Tensor, s: Tensor, t: Tensor) -> Tensor: # x0_hat [b ...] in [0, 1]
@@ -74,7 +74,8 @@ class BitNet(nn.Module):
         super().__init__()
         self.net = net
     def forward(self, x_t: Tensor, kept: Tensor) -> Tensor:
-        return self.net(2*x_t - 1, 1000*(1 - kept[:, 0])).sigmoid().clamp(1e-6, 1 - 1e-6) # never quite sure: a surprise would cost infinitely many bits
+        chance = self.net(2*x_t - 1, 1000*(1 - kept[:, 0])).sigmoid()
+        return chance.clamp(1e-6, 1 - 1e-6) # a surprise would cost infinitely many bits
 
 def bit_chain(denoiser: BitDenoiser, x: Tensor, T: int, every: int = 1) -> Iterator[Tensor]: # x [b d]: coins
     "Run the film backwards from coins; yields each state, the last one clean. Eq. 28.3."
