@@ -45,7 +45,7 @@ def fixed_large(p: Prediction, x: Tensor, s: Level, t: Level) -> Tensor: # std [
 def learned_range(p: Prediction, x: Tensor, s: Level, t: Level) -> Tensor: # [b ...]
     "Between the two, on a log scale, as the network says. Eq. 14.7 (improved DDPM eq. 15)."
     if p.frac is None: raise Problem('This network has no learned variance: sample with fixed_small or fixed_large.')
-    std = fixed_small(p, x, s, t)**(1 - p.frac)*fixed_large(p, x, s, t)**p.frac
+    std = fixed_large(p, x, s, t)*(s.sigma/t.sigma)**(1 - p.frac) # the root of beta-tilde/beta, to a power
     return torch.where((s.sigma > 0).to(std.device), std, torch.zeros_like(std))
 
 def exact(world): # has var_x0(x, t)
