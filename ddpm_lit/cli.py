@@ -7,7 +7,7 @@ __all__ = ['command', 'failure', 'main', 'options', 'start', 'finite', 'tell', '
            'read_log', 'machine', 'thin', 'read_settings', 'choose_settings', 'Run', 'open_run', 'go', 'train',
            'choose_run', 'draw', 'labels', 'find_weights', 'save_samples', 'sample', 'real_data', 'count_bits',
            'evaluate', 'fingerprints', 'verdict', 'evaluate_command', 'show_forward', 'show_roll', 'quick_fit',
-           'show_digits', 'demo', 'parity']
+           'lost_and_found', 'half_given', 'show_digits', 'demo', 'compare_command', 'parity']
 
 # %% ../nbs/80_command.ipynb #imports
 import contextlib, functools, hashlib, importlib, json, math, os, pkgutil, platform, signal, sys, time
@@ -478,6 +478,35 @@ def quick_fit(recipe, seconds: float, steps: int | None, seed: int, device, batc
             if p.seconds > 1.5*seconds + 10: break # the machine has become slower: what is learnt so far will do
     return training.average, p.step, p.samples/p.seconds
 
+# %% ../nbs/80_command.ipynb #demo-2015
+def lost_and_found(path, model, recipe) -> str:
+    "Unseen digits, the same with noise as strong as they are, and draws of what may be behind it. Eq. 26.12."
+    import torch
+    from ddpm_lit.core.level import from_edm_sigma
+    from ddpm_lit.data.images import mnist, to_unit
+    from ddpm_lit.diffusion.sample import clamp_x0, last
+    from ddpm_lit.diffusion.schedule import grid
+    from ddpm_lit.show import save_sheet
+    from ddpm_lit.systems.sohl_dickstein2015 import denoise
+    x0 = to_unit(mnist('test').pixels[:10]); noise = .62*torch.randn_like(x0) # .62: standard deviation of the pixels of MNIST
+    device = next(model.parameters()).device
+    found = last(denoise(clamp_x0(model, recipe.limit), (x0 + noise).to(device), from_edm_sigma(.62), grid(recipe.schedule, 60)))
+    save_sheet(torch.cat([x0, x0 + noise, found.cpu()]), path, 10)
+    return 'Digits that no network has seen; the same in noise of their own strength (SNR 1); and what the model of 2015 finds in it.'
+
+def half_given(path, model, recipe) -> str:
+    "Right halves of unseen digits, and two draws of the left ones. Eq. 26.10."
+    import torch
+    from ddpm_lit.data.images import mnist, to_unit
+    from ddpm_lit.diffusion.sample import clamp_x0, last
+    from ddpm_lit.diffusion.schedule import grid
+    from ddpm_lit.show import save_sheet
+    from ddpm_lit.systems.sohl_dickstein2015 import inpaint
+    x0, mask, device = to_unit(mnist('test').pixels[:10]), (torch.arange(28) >= 14).expand(28, 28), next(model.parameters()).device
+    draws = [last(inpaint(clamp_x0(model, recipe.limit), x0.to(device), mask.to(device), grid(recipe.schedule, 60))).cpu() for _ in range(2)]
+    save_sheet(torch.cat([torch.where(mask, x0, -.5), *draws]), path, 10)
+    return 'The right half of a digit is given; below, two left halves that the model of 2015 draws to it.'
+
 # %% ../nbs/80_command.ipynb #demo
 def show_digits(path, model, recipe, n: int, seed: int, words: str) -> str:
     "A sheet of digits of all labels in turn."
@@ -500,12 +529,31 @@ def demo(out, seconds, steps, n, seed, device, threads, as_json):
         model, told['steps'], speed = quick_fit(recipe, math.inf if steps else seconds, steps, seed, device); told['images_per_second'] = round(speed, 1)
         return show_digits(path, model, recipe, n, seed, f'Digits 0 to 9 from a DDPM trained just now: {told["steps"]} steps of 32 real digits, {speed:.0f} a second.')
     pieces = {'1_forward.png': show_forward, '2_swiss_roll.png': show_roll, '3_digits_from_scratch.png': from_scratch} # each draws a picture and says what it shows
-    try: shipped = load_weights('mnist')[0].to(device)
-    except Problem as e: click.echo(f'ddpm_lit: no picture of the shipped weights. {e}', err=True)
-    else: pieces |= {'4_digits_shipped.png': lambda path: show_digits(path, shipped, recipe, n, seed, 'The same noise and sampler with the weights that ship with the book, trained for longer.')}
+    more = dict(mnist={'4_digits_shipped.png': lambda path, *trained: show_digits(path, *trained, n, seed, 'The same noise and sampler with the weights that ship with the book, trained for longer.')},
+                diffusion2015={'5_lost_and_found.png': lost_and_found, '6_half_given.png': half_given})
+    for weights, drawings in more.items():
+        try: trained, made_by = load_weights(weights)
+        except Problem as e: click.echo(f'ddpm_lit: no picture of the shipped {weights}. {e}', err=True)
+        else: pieces |= {name: functools.partial(lambda f, m, r, path: f(path, m, r), f, trained.to(device), made_by) for name, f in drawings.items()}
     for name, piece in pieces.items():
         with torch.random.fork_rng(): torch.manual_seed(seed); pictures.append(dict(path=str(out/name), shows=piece(out/name)))
     tell(as_json, dict(out=str(out), seed=seed, **told, pictures=pictures), '\n'.join(f'{p["path"]}\n    {p["shows"]}' for p in pictures))
+
+# %% ../nbs/80_command.ipynb #compare
+@command.command('compare')
+@click.option('--train', is_flag=True, help='Train all ten models first: about ten minutes on two cores.')
+@click.option('--out', type=click.Path(file_okay=False), help='Folder of the runs.  [default: those that ship with the book; with --train runs/compare]')
+@click.option('--seconds', type=click.FloatRange(.5), default=60., show_default=True, help='CPU-seconds of training for each model of points; those of pictures get twice as many.')
+@click.option('--n', type=click.IntRange(100), default=4000, show_default=True, help='Points that are drawn and judged, for each family; pictures a quarter of that.')
+@options('seed', 'json')
+def compare_command(train, out, seconds, n, seed, as_json):
+    "Autoregressive, VAE, flow, GAN and diffusion on the same data, as a table; about five minutes of one core."
+    from ddpm_lit.rivals.compare import CONTENDERS, as_text, compare, read_cards, train_all
+    folder = Path(out or 'runs/compare') if out or train else None
+    if train:
+        with Bar(2*len(CONTENDERS), 'train') as bar: train_all(folder, dict(points=seconds, pictures=2*seconds), seed, os.cpu_count() or 1, bar)
+    with Bar(len(read_cards(folder)), 'judge') as bar: rows = compare(folder, n, n//4, seed, bar)
+    tell(as_json, rows, as_text(rows))
 
 # %% ../nbs/80_command.ipynb #parity
 @command.command()
