@@ -59,7 +59,7 @@ SAMPLERS['langevin'] = langevin # found by name once this module is imported
 # %% ../../nbs/31_score.ipynb #recipe
 register(Recipe('ncsn', lambda: Model(small_unet(classes=0, base=40), from_eps),
                 lambda batch, seed, device: Batches(replace(mnist('train'), label=None).to(device), batch, seed),
-                shape=(1, 28, 28), schedule=geometric(), loss=l_simple, steps=5000, batch=128, data=('mnist',)));
+                shape=(1, 28, 28), schedule=geometric(), loss=l_simple, steps=5000, batch=128, data=('mnist',), sampler='langevin'));
 
 # %% ../../nbs/31_score.ipynb #drift
 def drift(denoiser: Denoiser, x: Tensor, t: Level, churn: float = 0.) -> Tensor: # [b ...]

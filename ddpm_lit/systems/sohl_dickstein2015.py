@@ -122,7 +122,7 @@ def bound_recipe(name: str, images: str, channels: int, size: int, T: int = 1000
     chain = one_over_t(T)
     return Recipe(name, lambda: Model(small_unet(channels, 0, base=40, learn_variance=True), from_v, learned_variance=True),
                   lambda batch, seed, device: dequantized(Batches(load_images(images, 'train').to(device), batch, seed)),
-                  shape=(channels, size, size), schedule=even(chain), loss=chain_bits(chain), limit=1., batch=128, **settings)
+                  shape=(channels, size, size), schedule=even(chain), loss=chain_bits(chain), limit=1., batch=128, sampler='ancestral', sample_steps=100, **settings)
 
 register(bound_recipe('diffusion2015', 'mnist', 1, 28, steps=4500, data=('mnist',)))
 register(bound_recipe('diffusion2015-cifar10', 'cifar10', 3, 32, steps=20_000));
