@@ -36,7 +36,7 @@ def heun(denoiser: Denoiser, levels: Grid, x: Tensor, churn: float = 0., noise=t
             x, t = q_step(x, t, noisier, noise(x)), noisier
         p = denoiser(x, t); x = s.signal*p.x0 + s.sigma*p.eps
         if s.sigma > 0 and t.signal > 0:
-            x = x + s.signal*(s.edm_sigma - t.edm_sigma)/2*(denoiser(x, s).eps - p.eps)
+            x = x + (s.sigma - s.signal*t.edm_sigma)/2*(denoiser(x, s).eps - p.eps)
         yield x
 
 # %% ../../nbs/32_solve.ipynb #dpmpp
@@ -47,7 +47,7 @@ def dpmpp_2m(denoiser: Denoiser, levels: Grid, x: Tensor) -> Iterator[Tensor]:
     for t, s in steps(levels, up=True):
         h, x0 = (s.log_snr - t.log_snr)/2, denoiser(x, t).x0
         ahead = h/2*(x0 - past)/h_past if past is not None and h.isfinite() else 0.
-        x = s.sigma/t.sigma*x - s.signal*torch.expm1(-h)*(x0 + ahead); yield x
+        keep = s.sigma/t.sigma; x = keep*x + (s.signal - t.signal*keep)*(x0 + ahead); yield x
         past, h_past = x0, h
 
 SAMPLERS.update(heun=heun, dpmpp_2m=dpmpp_2m) # found by name once this module is imported
