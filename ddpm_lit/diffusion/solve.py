@@ -45,7 +45,7 @@ def dpmpp_2m(denoiser: Denoiser, levels: Grid, x: Tensor) -> Iterator[Tensor]:
     "One evaluation a step, an error of second order. Eq. 32.7 (DPM-Solver++ Algorithm 2)."
     past, h_past = None, math.inf
     for t, s in steps(levels, up=True):
-        h, x0 = (s.log_snr - t.log_snr)/2, denoiser(x, t).x0
+        h, x0 = s.log_snr - t.log_snr, denoiser(x, t).x0 # twice the h of the equation: of h only a ratio is left
         ahead = h/2*(x0 - past)/h_past if past is not None and h.isfinite() else 0.
         keep = s.sigma/t.sigma; x = keep*x + (s.signal - t.signal*keep)*(x0 + ahead); yield x
         past, h_past = x0, h
