@@ -85,6 +85,5 @@ def slerp(a: Tensor, b: Tensor, w: float | Tensor) -> Tensor: # a, b [b ...]; w 
     cos = torch.cosine_similarity(a.flatten(1).double(), b.flatten(1).double()).clamp(-1, 1).reshape(-1, *[1]*(a.ndim - 1))
     theta, w = cos.acos(), torch.as_tensor(w, dtype=torch.float64, device=a.device)
     if (cos < -1 + 1e-12).any(): raise Problem('These two point in opposite directions, and no great circle is the shortest: change one of them a little.')
-    near = theta < 1e-6
-    part = lambda w: torch.where(near, w, (w*theta).sin()/torch.where(near, 1., theta.sin()))
+    part = lambda w: w*torch.sinc(w*theta/torch.pi)/torch.sinc(theta/torch.pi) # sin(w theta)/sin(theta), and w at 0
     return (part(1 - w)*a.double() + part(w)*b.double()).to(a)
