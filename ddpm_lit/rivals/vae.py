@@ -47,7 +47,7 @@ class VAE(Rival):
         if x.shape[1:] != self.shape: raise Problem(f'This model knows data of {[*self.shape]} each, not {[*x.shape[1:]]}.')
         if self.bytes and not (x.abs() <= 1 + 1e-6).all(): raise Problem('Bytes lie within [-1, 1], these pictures do not: scale them as `to_unit` does.')
         mean, log_std = self.encoder(x.flatten(1)).to(x.dtype).chunk(2, 1)
-        return mean, log_std.exp()
+        return mean, log_std.clamp(max=5).exp() # far from all data an encoder may say anything, but not infinity
     def decode(self, z: Tensor) -> tuple[Tensor, Tensor]: # [b latents] -> mean, std of p(x | z), [b ...] both
         "What z says about x. Eq. 34.1."
         mean, log_std = self.decoder(z).to(z.dtype).chunk(2, 1)
