@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['command', 'failure', 'main', 'options', 'start', 'finite', 'tell', 'Bar', 'recipes', 'asked_to_stop', 'Log',
            'read_log', 'machine', 'thin', 'read_settings', 'choose_settings', 'Run', 'open_run', 'go', 'train',
-           'choose_run', 'draw', 'labels', 'find_weights', 'save_samples', 'sample', 'real_data', 'count_bits',
-           'evaluate', 'fingerprints', 'verdict', 'evaluate_command', 'show_forward', 'show_roll', 'quick_fit',
-           'lost_and_found', 'half_given', 'show_digits', 'demo', 'compare_command', 'parity']
+           'steering', 'choose_run', 'draw', 'labels', 'find_weights', 'save_samples', 'sample', 'real_data',
+           'count_bits', 'evaluate', 'fingerprints', 'verdict', 'evaluate_command', 'show_forward', 'show_roll',
+           'quick_fit', 'lost_and_found', 'half_given', 'show_digits', 'demo', 'compare_command', 'parity']
 
 # %% ../nbs/80_command.ipynb #imports
 import contextlib, functools, hashlib, importlib, json, math, os, pkgutil, platform, signal, sys, time
@@ -51,6 +51,10 @@ def options(*names: str):
                  json=click.option('--json', 'as_json', is_flag=True, help='Print one JSON value on standard output and nothing else.'),
                  sampler=click.option('--sampler', help='ddim or ancestral; an unknown name is answered by all that there are.  [default: as the recipe says, mostly ddim]'),
                  steps=click.option('--steps', type=click.IntRange(1), help='Steps from noise to data.  [default: as the recipe says, mostly 50]'),
+                 w=click.option('--w', type=float, help='Guidance without a classifier, in the spelling of Ho and Salimans: 0 leaves the network as it is.'),
+                 guidance_scale=click.option('--guidance-scale', type=float, help='The same in the spelling of GLIDE: 1 + w.'),
+                 guidance=click.option('--guidance', type=click.Choice(['free', 'classifier']), help='Steer by the network itself, or by the shipped classifier of noisy digits.  [default: free if there is a weight]'),
+                 classifier_scale=click.option('--classifier-scale', type=float, help='The weight of the classifier.  [default: 1]'),
                  threads=click.option('--threads', type=click.IntRange(1), help='Threads on the processor.  [default: as PyTorch chooses]'))
     def add(f):
         for name in reversed(names): f = known[name](f)
@@ -100,7 +104,7 @@ class Bar:
 def recipes() -> dict:
     "All recipes by name. Each system registers its own when it is imported, and each sampler too."
     from ddpm_lit.train.fit import RECIPES
-    for room in ('diffusion', 'systems'):
+    for room in ('diffusion', 'systems', 'guide'):
         for m in pkgutil.iter_modules([str(Path(ddpm_lit.__file__).parent/room)]): importlib.import_module(f'ddpm_lit.{room}.{m.name}')
     return RECIPES
 
@@ -270,23 +274,46 @@ def train(name, out, resume, init, ship, steps, batch, lr, seed, bf16, channels_
     tell(as_json, dict(name=name, out=str(run.out), weights=str(path), samples_per_second=speed, **{k: card[k] for k in ('steps', 'batch', 'loss', 'seconds', 'cpu_seconds', 'parameters')}),
          f'{name}: {card["steps"]} steps in {card["seconds"]:.0f} s, {speed:.0f} samples a second, last loss {card["loss"]:.4f}\nweights and card: {path}')
 
+# %% ../nbs/80_command.ipynb #steering
+def steering(recipe, w: float | None, guidance_scale: float | None, guidance: str | None, classifier_scale: float | None): # -> (model, labels [b]) -> Denoiser, or None
+    "What the options of guidance ask for. Eq. 40.2, 41.3."
+    from ddpm_lit.core.check import Problem
+    from ddpm_lit.guide.classifier import guide
+    from ddpm_lit.guide.free import as_w, cfg_paired
+    guidance = guidance or ('classifier' if classifier_scale is not None else None if w is guidance_scale is None else 'free')
+    if guidance is None: return None
+    if not recipe.classes: raise Problem(f'{recipe.name} knows no classes, so there is nothing to steer to: leave the guidance out.')
+    if guidance == 'free':
+        if classifier_scale is not None: raise Problem('--classifier-scale is for --guidance classifier: give --w or --guidance-scale, or choose that.')
+        w = as_w(w, guidance_scale)
+        return lambda model, label: cfg_paired(model, label, w=w)
+    if w is not None or guidance_scale is not None: raise Problem('--w and --guidance-scale are for --guidance free: give --classifier-scale.')
+    if recipe.name != 'mnist': raise Problem(f'The shipped classifier knows noisy digits, and nothing of {recipe.name}: steer with --w.')
+    from ddpm_lit.train.fit import load_weights
+    classifier, scale = load_weights('noisy-classifier')[0], 1. if classifier_scale is None else classifier_scale
+    return lambda model, label: guide(model.given(None), classifier.to(label.device).given(label), scale)
+
 # %% ../nbs/80_command.ipynb #draw
 def choose_run(recipe, sampler: str | None, steps: int | None) -> tuple[str, int]: # None: as the recipe says
     "The sampler and its number of steps, no more than the recipe's schedule has."
     from ddpm_lit.diffusion.schedule import Betas
     return sampler or recipe.sampler, steps or min(recipe.sample_steps, len(recipe.schedule) if isinstance(recipe.schedule, Betas) else recipe.sample_steps)
 
-def draw(model, recipe, n: int, label, seed: int, steps: int = 50, sampler: str = 'ddim', at_once: int = 256): # -> [n ...] on the CPU, evaluations of the network for each
+def draw(model, recipe, n: int, label, seed: int, steps: int = 50, sampler: str = 'ddim', at_once: int = 256, steer=None): # -> [n ...] on the CPU, evaluations of the network for each
     "Turn noise into samples as the recipe wants it: its shape, its schedule, its limits, and the variance that the network has learned."
     import torch
     from ddpm_lit.diffusion.sample import Counted, clamp_x0, find_sampler, learned_range
     from ddpm_lit.diffusion.schedule import grid
+    from ddpm_lit.core.check import Problem
+    from ddpm_lit.core.denoiser import Model
+    if not isinstance(model, Model): raise Problem(f'{recipe.name} does not draw: it is no denoiser. Choose another name.')
     run, device = find_sampler(sampler), next(model.parameters()).device
     if sampler == 'ancestral' and getattr(model, 'learned_variance', False): run = functools.partial(run, variance=learned_range)
     with torch.random.fork_rng(), Bar(steps*math.ceil(n/at_once), f'sample {recipe.name}') as bar:
         torch.manual_seed(seed); noise, done, at = torch.randn(n, *recipe.shape), [], 0 # the same noise on every device
         for i in range(0, n, at_once):
-            denoiser = model.given(*() if label is None else (label[i:i + at_once].to(device),))
+            told = () if label is None else (label[i:i + at_once].to(device),)
+            denoiser = steer(model, *told) if steer else model.given(*told)
             if recipe.limit is not None: denoiser = clamp_x0(denoiser, recipe.limit)
             denoiser = Counted(denoiser)
             for x in run(denoiser, grid(recipe.schedule, steps), noise[i:i + at_once].to(device)): at += 1; bar(at)
@@ -328,13 +355,13 @@ def save_samples(x, path):
 @click.option('--out', type=click.Path(dir_okay=False), help='The PNG to write.  [default: NAME.png]')
 @click.option('--n', type=click.IntRange(1), default=64, show_default=True, help='How many.')
 @click.option('--label', help='Draw this class only; none: do not tell the network.  [default: all in turn]')
-@options('sampler', 'steps', 'seed', 'device', 'threads', 'json')
-def sample(name, out, n, label, sampler, steps, seed, device, threads, as_json):
+@options('w', 'guidance_scale', 'guidance', 'classifier_scale', 'sampler', 'steps', 'seed', 'device', 'threads', 'json')
+def sample(name, out, n, label, w, guidance_scale, guidance, classifier_scale, sampler, steps, seed, device, threads, as_json):
     "Draw samples from weights NAME (shipped, or else those in runs/NAME), or from a .safetensors file that train wrote."
     from ddpm_lit.train.fit import load_weights
     recipes(); device = start(device, threads); model, recipe = load_weights(find_weights(name))
     out, (sampler, steps), began = out or f'{Path(name).stem}.png', choose_run(recipe, sampler, steps), time.perf_counter()
-    x, evaluations = draw(model.to(device), recipe, n, labels(recipe, n, label), seed, steps, sampler)
+    x, evaluations = draw(model.to(device), recipe, n, labels(recipe, n, label), seed, steps, sampler, steer=steering(recipe, w, guidance_scale, guidance, classifier_scale))
     seconds = time.perf_counter() - began
     save_samples(x, out)
     tell(as_json, dict(name=name, recipe=recipe.name, out=str(out), n=n, label=label, sampler=sampler, steps=steps, evaluations=evaluations, seed=seed, seconds=round(seconds, 3)),

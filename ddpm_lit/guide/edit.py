@@ -21,7 +21,7 @@ def threshold_x0(denoiser: Denoiser, p: float = .995) -> Denoiser: # p: the shar
     "The denoiser whose clean estimate is scaled into +-1, picture by picture. Eq. 42.1 (Imagen sec. 2.3)."
     if not 0 < p <= 1: raise Problem(f'p is {p}: give the share of pixels to keep, above 0 and at most 1.')
     def edit(x0):
-        r = x0.flatten(1).abs().float().quantile(p, dim=1).clamp(min=1).to(x0).reshape(-1, *[1]*(x0.ndim - 1))
+        r = x0.flatten(1).abs().to(torch.promote_types(x0.dtype, torch.float32)).quantile(p, dim=1).clamp(min=1).to(x0).reshape(-1, *[1]*(x0.ndim - 1))
         return x0.clamp(-r, r)/r
     return edit_x0(denoiser, edit)
 
@@ -57,7 +57,7 @@ def replaced(denoiser: Denoiser, known: Tensor, project: Projection, noise=torch
 # %% ../../nbs/42_edit.ipynb #resample
 @torch.no_grad()
 def resampled(denoiser: Denoiser, levels: Grid, x: Tensor, repeats: int = 4, variance=fixed_small, noise=torch.randn_like) -> Iterator[Tensor]:
-    "`ancestral`, each step taken `repeats` times with a walk back up between. (RePaint Algorithm 1)."
+    "`ancestral`, each step taken `repeats` times with a walk back up between. Eq. 11.6 (RePaint Algorithm 1)."
     if repeats < 1: raise Problem(f'{repeats} repeats take no step: ask for at least 1.')
     for t, s in steps(levels):
         for k in range(repeats):
@@ -66,11 +66,12 @@ def resampled(denoiser: Denoiser, levels: Grid, x: Tensor, repeats: int = 4, var
         x = y; yield x
 
 # %% ../../nbs/42_edit.ipynb #below
-def below(levels: Grid, start: Level) -> Grid:
+def below(levels: Grid, start: Level) -> Grid: # start: one level
     "The same run from a level in its middle: `start`, then all cleaner levels of the grid. Eq. 42.7 (SDEdit)."
-    if not levels.log_snr[0] <= start.log_snr < levels.log_snr[-1]: raise Problem(f'This run goes from log SNR {levels.log_snr[0]:.2f} to {levels.log_snr[-1]:.2f}: start between them.')
-    cleaner = levels.log_snr > start.log_snr
-    return Grid(torch.cat([start.log_snr.reshape(1).to(levels.log_snr), levels.log_snr[cleaner]]))
+    if start.log_snr.numel() != 1: raise Problem('A run starts at one level for all: give a single number.')
+    at = start.log_snr.reshape(1).to(levels.log_snr)
+    if not levels.log_snr[0] <= at < levels.log_snr[-1]: raise Problem(f'This run goes from log SNR {levels.log_snr[0]:.2f} to {levels.log_snr[-1]:.2f}: start between them.')
+    return Grid(torch.cat([at, levels.log_snr[levels.log_snr > at]]))
 
 @torch.no_grad()
 def sdedit(sampler, denoiser: Denoiser, levels: Grid, sketch: Tensor, start: Level, noise=torch.randn_like) -> Iterator[Tensor]:
@@ -84,6 +85,5 @@ def slerp(a: Tensor, b: Tensor, w: float | Tensor) -> Tensor: # a, b [b ...]; w 
     cos = torch.cosine_similarity(a.flatten(1).double(), b.flatten(1).double()).clamp(-1, 1).reshape(-1, *[1]*(a.ndim - 1))
     theta, w = cos.acos(), torch.as_tensor(w, dtype=torch.float64, device=a.device)
     if (cos < -1 + 1e-12).any(): raise Problem('These two point in opposite directions, and no great circle is the shortest: change one of them a little.')
-    near = theta < 1e-6
-    part = lambda w: torch.where(near, w, (w*theta).sin()/torch.where(near, 1., theta.sin()))
+    part = lambda w: w*torch.sinc(w*theta/torch.pi)/torch.sinc(theta/torch.pi) # sin(w theta)/sin(theta), and w at 0
     return (part(1 - w)*a.double() + part(w)*b.double()).to(a)

@@ -55,7 +55,7 @@ class CausalPoints(Rival):
     def forward(self, x: Tensor) -> MixtureSameFamily: # [b d] -> the conditionals of all coordinates, [b d]
         h = self.inp(x)
         for layer in self.layers: h = h + layer(F.silu(h))
-        w, mean, log_std = self.out(F.silu(h)).reshape(len(x), len(self.order), 3, -1).unbind(2)
+        w, mean, log_std = self.out(F.silu(h)).to(x.dtype).reshape(len(x), len(self.order), 3, -1).unbind(2)
         return MixtureSameFamily(Categorical(logits=w, validate_args=False), Normal(mean, log_std.exp(), validate_args=False), validate_args=False)
     def nats(self, x: Tensor) -> Tensor: # [b d] -> [b]
         "-log p(x): the sum of its conditionals. Eq. 33.1."

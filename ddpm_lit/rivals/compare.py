@@ -11,6 +11,7 @@ __all__ = ['both', 'CONTENDERS', 'DATA', 'Diffusion', 'diffusion_loss', 'diffusi
 import json, math, multiprocessing, time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Callable, Iterator
 import torch
 from torch import Tensor, nn
@@ -105,7 +106,9 @@ def train_contender(family: str, data: str, seconds: float, seed: int = 0) -> It
                         seed=seed, cpu_seconds=round(time.process_time() - began, 1), loss=round(p.loss.item(), 4))
 
 # %% ../../nbs/37_compare.ipynb #store
-def store() -> 'Path': return data_dir('runs', 'compare')
+def store() -> Path:
+    "The folder of the runs that ship with the book."
+    return data_dir('runs', 'compare')
 
 def finish(family: str, data: str, seconds: float, seed: int) -> tuple[str, str, dict, dict]: # family, data, weights, card
     "Train to the end in a process of its own, with one thread."
@@ -170,7 +173,7 @@ def cost(model: nn.Module, x: Tensor, size: int = 2000) -> Tensor: # [b ...] -> 
 def judge_points(model: nn.Module, n: int = 4000) -> dict:
     "All that the table says of a family on the ring. Eq. 27.6-27.7, 36.9, 37.1."
     world = ring(); x, seconds = drawn(model, n); share, off = gan.modes(x, world); fresh = world.sample(2*n)
-    u = torch.cartesian_prod(*[torch.linspace(-4, 4, 201)]*2)
+    u = torch.cartesian_prod(*[torch.linspace(-3.2, 3.2, 161)]*2)
     said = dict(nats=None, integral=None) if model.likelihood == 'none' else dict(nats=cost(model, fresh[:n]).mean().item(), integral=cost(model, u).neg().exp().sum().item()*.04**2)
     w = weigh(x, fresh)
     return dict(likelihood=model.likelihood, **said, modes=gan.covered(share), off=off, energy=w['energy'], energy_real=w['real']['energy'], p=w['p'], evaluations=asked(model), seconds=seconds)

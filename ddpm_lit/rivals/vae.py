@@ -45,6 +45,7 @@ class VAE(Rival):
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]: # [b ...] -> mean, std of q(z | x), [b latents] both
         "Where the z behind x may lie. Eq. 34.2."
         if x.shape[1:] != self.shape: raise Problem(f'This model knows data of {[*self.shape]} each, not {[*x.shape[1:]]}.')
+        if self.bytes and not (x.abs() <= 1 + 1e-6).all(): raise Problem('Bytes lie within [-1, 1], these pictures do not: scale them as `to_unit` does.')
         mean, log_std = self.encoder(x.flatten(1)).to(x.dtype).chunk(2, 1)
         return mean, log_std.exp()
     def decode(self, z: Tensor) -> tuple[Tensor, Tensor]: # [b latents] -> mean, std of p(x | z), [b ...] both

@@ -35,7 +35,6 @@ def published(drift: Tensor,  # [b ...] what the network says of the mean
     log_var = nn.functional.logsigmoid(spread/T**.5 + torch.logit(beta))
     return from_v(-drift/(s.signal*n.sqrt()), x, t)._replace(frac=1 + (log_var - beta.log())/(2*(t.sigma/s.sigma).log()))
 
-# %% ../../nbs/26_sohl_dickstein2015.ipynb #model
 def neighbours(chain: Betas, t: Level) -> tuple[Level, Level]: # s, t, of the shape of t
     "The step of the chain that starts nearest to t: its end s and its start. Eq. 26.1."
     table = torch.cat([CLEAN.log_snr[None], chain.log_snr]); i = (chain.time(t)*len(chain)).round().long()
@@ -140,8 +139,8 @@ def near(y: Tensor,             # [b ...]
     std = torch.as_tensor(std)
     if not (std >= 0).all(): raise Problem('A standard deviation is not negative: give 0 where y is known and infinity where nothing is.')
     def product(k, s):
-        known = std.to(k.mean); w = torch.where(known > 0, k.std**2/(k.std**2 + known**2), 1.).to(known)
-        return Kernel(torch.lerp(k.mean, y.to(known), w), k.std*(1 - w).sqrt())
+        d2 = std.to(k.mean)**2; w = torch.where(d2 > 0, k.std**2/(k.std**2 + d2), 1.).to(d2)
+        return Kernel(torch.lerp(k.mean, y.to(d2), w), k.std*(1 - w).sqrt())
     return product
 
 @torch.no_grad()
