@@ -98,7 +98,7 @@ def log_likelihood(denoiser: Denoiser,
     "log p(x) of what the probability flow samples, by the midpoint rule. Eq. 31.13 (Song et al. 2021, eq. 39)."
     pairs = steps(levels, up=True); total = 0.
     for t, s in pairs:
-        if not (s.log_snr < t.log_snr).all(): raise Problem('The likelihood is carried from the data to the noise: give levels that get ever noisier, as grid(...).flip() does.')
+        if not ((s.log_snr < t.log_snr) & (s.log_snr > -math.inf)).all(): raise Problem('The likelihood is carried from the data to the noise: give levels that get ever noisier, with some signal left, as grid(...).flip() does.')
         h, middle = s.log_snr - t.log_snr, Level((s.log_snr + t.log_snr)/2)
         with torch.no_grad(): half = x + h/2*drift(denoiser, x, t)
         eps, div = divergence(lambda x: denoiser(x, middle).eps, half, probes, noise)
