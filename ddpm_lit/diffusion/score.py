@@ -40,7 +40,7 @@ def geometric(n: int = 10, lo: float = .02, hi: float = 2.) -> Ladder: # lo, hi:
     return Ladder(torch.cat([var[:1], var.diff()])/(1 + var))
 
 # %% ../../nbs/31_score.ipynb #langevin
-def langevin_step(denoiser: Denoiser, t: Level, x: Tensor, step: float, noise=torch.randn_like) -> Tensor: # step in units of the noise's variance
+def langevin_step(denoiser: Denoiser, x: Tensor, t: Level, step: float, noise=torch.randn_like) -> Tensor: # step in units of the noise's variance
     "One step of the walk at level t: what is distributed as q(x_t) stays so, nearly. Eq. 31.6 with alpha = step sigma^2, as in Eq. 31.8."
     return x - step/2*t.sigma*denoiser(x, t).eps + step**.5*t.sigma*noise(x)
 
@@ -52,10 +52,11 @@ def langevin(denoiser: Denoiser, levels: Grid, x: Tensor, repeats: int = 100, st
     if (known is None) != (mask is None): raise Problem('To inpaint, give both the known picture and the mask of what to keep.')
     if known is not None and torch.broadcast_shapes(known.shape, mask.shape, x.shape) != x.shape: raise Problem(f'known {[*known.shape]} and mask {[*mask.shape]} do not fit x {[*x.shape]}: give them its shape.')
     for t, s in steps(levels):
+        if not (t.signal > 0).all(): raise Problem('The walk needs some signal at each level: start below pure noise, as geometric() does.')
         held = None if known is None else q_sample(known, t, noise(x))
         hold = lambda x: x if known is None else torch.where(mask, held, x)
         x = hold(x)
-        for _ in range(repeats): x = hold(langevin_step(denoiser, t, x, step, noise))
+        for _ in range(repeats): x = hold(langevin_step(denoiser, x, t, step, noise))
         x = x*(s.signal/t.signal); yield x
 
 SAMPLERS['langevin'] = langevin # found by name once this module is imported

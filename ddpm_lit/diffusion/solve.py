@@ -73,7 +73,7 @@ def predictor_corrector(denoiser: Denoiser, levels: Grid, x: Tensor, predictor: 
     if not 0 < step < 4: raise Problem(f'The step is {step}: choose it above 0 and below 4, where Langevin steps begin to grow without end.')
     for t, s in steps(levels):
         x = last(predictor(denoiser, [t, s], x))
-        for _ in range(repeats if s.sigma > 0 else 0): x = langevin_step(denoiser, s, x, step, noise)
+        for _ in range(repeats if s.sigma > 0 else 0): x = langevin_step(denoiser, x, s, step, noise)
         yield x
 
 SAMPLERS['pc'] = predictor_corrector
