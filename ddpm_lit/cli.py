@@ -296,7 +296,9 @@ def steering(recipe, w: float | None, guidance_scale: float | None, guidance: st
 # %% ../nbs/80_command.ipynb #draw
 def choose_run(recipe, sampler: str | None, steps: int | None) -> tuple[str, int]: # None: as the recipe says
     "The sampler and its number of steps, no more than the recipe's schedule has."
+    from ddpm_lit.core.check import Problem
     from ddpm_lit.diffusion.schedule import Betas
+    if not recipe.sampler: raise Problem(f'{recipe.name} does not draw: it is no denoiser. Choose another name.')
     return sampler or recipe.sampler, steps or min(recipe.sample_steps, len(recipe.schedule) if isinstance(recipe.schedule, Betas) else recipe.sample_steps)
 
 def draw(model, recipe, n: int, label, seed: int, steps: int = 50, sampler: str = 'ddim', at_once: int = 256, steer=None): # -> [n ...] on the CPU, evaluations of the network for each
@@ -304,9 +306,6 @@ def draw(model, recipe, n: int, label, seed: int, steps: int = 50, sampler: str 
     import torch
     from ddpm_lit.diffusion.sample import Counted, clamp_x0, find_sampler, learned_range
     from ddpm_lit.diffusion.schedule import grid
-    from ddpm_lit.core.check import Problem
-    from ddpm_lit.core.denoiser import Model
-    if not isinstance(model, Model): raise Problem(f'{recipe.name} does not draw: it is no denoiser. Choose another name.')
     run, device = find_sampler(sampler), next(model.parameters()).device
     if sampler == 'ancestral' and getattr(model, 'learned_variance', False): run = functools.partial(run, variance=learned_range)
     with torch.random.fork_rng(), Bar(steps*math.ceil(n/at_once), f'sample {recipe.name}') as bar:

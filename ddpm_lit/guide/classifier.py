@@ -142,4 +142,4 @@ def label_nats(log_match: LogMatch, # bound to the true labels
     return -log_match(q_sample(x0, t, eps), t)
 
 register(Recipe('noisy-classifier', lambda: NoisyClassifier(small_encoder()), lambda batch, seed, device: Batches(mnist('train').to(device), batch, seed),
-                shape=(1, 28, 28), loss=label_nats, steps=2000, batch=128, classes=10, data=('mnist',)));
+                shape=(1, 28, 28), loss=label_nats, steps=2000, batch=128, classes=10, data=('mnist',), sampler=''));

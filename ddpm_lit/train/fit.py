@@ -165,7 +165,7 @@ class Recipe:
     classes: int = 0              # labels are 0 .. classes-1; 0: none
     limit: float | None = None    # clamp the clean estimate to +-limit
     data: tuple[str, ...] = ()    # files and folders of data_dir whose hash the card tells
-    sampler: str = 'ddim'         # how it is drawn where nothing else is asked for
+    sampler: str = 'ddim'         # how it is drawn where nothing else is asked for; '': not at all
     sample_steps: int = 50        # and in how many steps
 
 RECIPES: dict[str, Recipe] = {}
