@@ -61,12 +61,14 @@ def within(guided: Denoiser, plain: Denoiser, noisiest: float, cleanest: float) 
 
 # %% ../../nbs/41_free.ipynb #rescale
 def rescaled(guided: Denoiser, cond: Denoiser, share: float = .7) -> Denoiser: # share 0: as guided, 1: as spread as cond
-    "Guided, with the spread of the conditional guess. Eq. 41.7 (Lin et al. 2023 eq. 14-16)."
+    "Guided, with the spread of the conditional guess. Eq. 41.7 (Lin et al. 2023, sec. 3.4)."
     if not 0 <= share <= 1: raise Problem(f'The share is {share}: choose it from 0 (as guided) to 1 (as spread as the conditional guess).')
     def denoiser(x, t):
         p = guided(x, t)
         if not (t.sigma > 0).any(): return p # clean data are left as they are
         sd = lambda v: v.flatten(1).std(1).reshape(-1, *[1]*(x.ndim - 1))
-        q = from_x0((share*sd(cond(x, t).x0)/sd(p.x0) + 1 - share)*p.x0, x, t.like(x))
-        return p._replace(x0=q.x0, eps=q.eps)
+        now, noisy = sd(p.x0), t.like(x).sigma > 0
+        factor = torch.where(noisy & (now > 0), share*sd(cond(x, t).x0)/now + 1 - share, 1.) # a guess without spread stays
+        q = from_x0(factor*p.x0, x, t.like(x))
+        return p._replace(x0=q.x0, eps=torch.where(noisy, q.eps, p.eps))
     return denoiser
