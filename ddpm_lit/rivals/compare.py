@@ -176,7 +176,7 @@ def judge_points(model: nn.Module, n: int = 4000) -> dict:
     u = torch.cartesian_prod(*[torch.linspace(-3.2, 3.2, 161)]*2)
     said = dict(nats=None, integral=None) if model.likelihood == 'none' else dict(nats=cost(model, fresh[:n]).mean().item(), integral=cost(model, u).neg().exp().sum().item()*.04**2)
     w = weigh(x, fresh)
-    return dict(likelihood=model.likelihood, **said, modes=gan.covered(share), off=off, energy=w['energy'], energy_real=w['real']['energy'], p=w['p'], evaluations=asked(model), seconds=seconds)
+    return dict(likelihood=model.likelihood, **said, modes=gan.covered(share), off=max(off, 0.), energy=w['energy'], energy_real=w['real']['energy'], p=w['p'], evaluations=asked(model), seconds=seconds)
 
 def judge_pictures(model: nn.Module, n: int = 1000) -> dict:
     "All that the table says of a family on 14 x 14 digits. Eq. 27.2-27.9, 30.3."
