@@ -46,6 +46,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                               'ddpm_lit.cli.save_samples': ('command.html#save_samples', 'ddpm_lit/cli.py'),
                               'ddpm_lit.cli.show_digits': ('command.html#show_digits', 'ddpm_lit/cli.py'),
                               'ddpm_lit.cli.show_forward': ('command.html#show_forward', 'ddpm_lit/cli.py'),
+                              'ddpm_lit.cli.show_guided': ('command.html#show_guided', 'ddpm_lit/cli.py'),
                               'ddpm_lit.cli.show_roll': ('command.html#show_roll', 'ddpm_lit/cli.py'),
                               'ddpm_lit.cli.start': ('command.html#start', 'ddpm_lit/cli.py'),
                               'ddpm_lit.cli.steering': ('command.html#steering', 'ddpm_lit/cli.py'),

@@ -7,7 +7,8 @@ __all__ = ['command', 'failure', 'main', 'options', 'start', 'finite', 'tell', '
            'read_log', 'machine', 'thin', 'read_settings', 'choose_settings', 'Run', 'open_run', 'go', 'train',
            'steering', 'choose_run', 'draw', 'labels', 'find_weights', 'save_samples', 'sample', 'real_data',
            'count_bits', 'evaluate', 'fingerprints', 'verdict', 'evaluate_command', 'show_forward', 'show_roll',
-           'quick_fit', 'lost_and_found', 'half_given', 'show_digits', 'demo', 'compare_command', 'parity']
+           'quick_fit', 'lost_and_found', 'half_given', 'show_guided', 'show_digits', 'demo', 'compare_command',
+           'parity']
 
 # %% ../nbs/80_command.ipynb #imports
 import contextlib, functools, hashlib, importlib, json, math, os, pkgutil, platform, signal, sys, time
@@ -40,6 +41,8 @@ def main(args: list[str] | None = None): # None: those of the terminal
     except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), 1); code = 1 # whoever read us has gone
     except BaseException as e:
         if isinstance(e, SystemExit) or (told := failure(e)) is None: raise
+        try: sys.stdout.flush()
+        except OSError: os.dup2(os.open(os.devnull, os.O_WRONLY), 1) # nothing more goes there: Python would try once again at its end, and complain
         click.echo(f'ddpm_lit: {told[0]}', err=True); code = told[1]
     sys.exit(code if isinstance(code, int) else 0)
 
@@ -401,13 +404,13 @@ def count_bits(model, recipe, images, label, draws: int, seed: int, at_once: int
     return dict(total=b.total, error=b.error, prior=b.prior, steps=b.steps, decoder=b.decoder, pictures=n, draws=draws, levels=levels, variance=variance.__name__, evaluations=at//len(parts))
 
 # %% ../nbs/80_command.ipynb #eval-work
-def evaluate(model, recipe, n: int, label: str | None, sampler: str, steps: int, seed: int, at_once: int = 256, bits_pictures: int = 500, bits_draws: int = 16) -> dict:
+def evaluate(model, recipe, n: int, label: str | None, sampler: str, steps: int, seed: int, at_once: int = 256, bits_pictures: int = 500, bits_draws: int = 16, steer=None) -> dict:
     "Draw, weigh and count: all that `eval` measures. Eq. 27.2-27.9 and 30.3."
     import torch
     from ddpm_lit.train.measure import load_classifier, weigh, weigh_digits
     asked, real, began = labels(recipe, n, label), real_data(recipe, n, label, seed), time.perf_counter()
     digits = not isinstance(real, torch.Tensor); reader = load_classifier() if digits else None # before the work: it may be missing
-    samples, evaluations = draw(model, recipe, n, asked, seed, steps, sampler, at_once)
+    samples, evaluations = draw(model, recipe, n, asked, seed, steps, sampler, at_once, steer)
     drawn = time.perf_counter()
     with torch.random.fork_rng():
         torch.manual_seed(seed) # the shuffles of the test
@@ -450,15 +453,19 @@ def verdict(r: dict) -> str:
 @click.option('--batch', type=click.IntRange(1), default=256, show_default=True, help='Samples at once.')
 @click.option('--bits-pictures', type=click.IntRange(0), default=500, show_default=True, help='Real pictures whose bits are counted; 0: none.')
 @click.option('--bits-draws', type=click.IntRange(0), default=16, show_default=True, help='Levels of the bound that are drawn for each; 0: no bits.')
+@click.option('--w', 'weights', type=float, multiple=True, help='Guidance without a classifier; give it several times to compare weights, bits being counted once.')
 @options('sampler', 'steps', 'seed', 'device', 'threads', 'json')
-def evaluate_command(name, n, label, batch, bits_pictures, bits_draws, sampler, steps, seed, device, threads, as_json):
+def evaluate_command(name, n, label, batch, bits_pictures, bits_draws, weights, sampler, steps, seed, device, threads, as_json):
     "Weigh samples of weights NAME beside real data, and count the bits of real pictures; about three minutes of one core for mnist."
     from ddpm_lit.train.fit import load_weights
     recipes(); device, found = start(device, threads), find_weights(name); model, recipe = load_weights(found)
-    (sampler, steps), clock = choose_run(recipe, sampler, steps), time.process_time()
-    used, notes = fingerprints(found, recipe); got = evaluate(model.to(device), recipe, n, label, sampler, steps, seed, batch, bits_pictures, bits_draws)
-    r = dict(name=name, recipe=recipe.name, **got, cpu_seconds=round(time.process_time() - clock, 3), machine=machine(device), **used); r['warnings'] = r['warnings'] + notes
-    tell(as_json, r, verdict(r))
+    sampler, steps = choose_run(recipe, sampler, steps)
+    (used, notes), rows = fingerprints(found, recipe), []
+    for w in weights or (None,):
+        clock = time.process_time()
+        got = evaluate(model.to(device), recipe, n, label, sampler, steps, seed, batch, 0 if rows else bits_pictures, bits_draws, steering(recipe, w, None, None, None))
+        rows.append(dict(name=name, recipe=recipe.name, w=w, **got, cpu_seconds=round(time.process_time() - clock, 3), machine=machine(device), **used)); rows[-1]['warnings'] += notes
+    tell(as_json, rows if len(weights) > 1 else rows[0], '\n\n'.join(('' if r['w'] is None else f'w = {r["w"]:g}\n') + verdict(r) for r in rows))
 
 # %% ../nbs/80_command.ipynb #demo-parts
 def show_forward(path) -> str:
@@ -533,6 +540,19 @@ def half_given(path, model, recipe) -> str:
     save_sheet(torch.cat([torch.where(mask, x0, -.5), *draws]), path, 10)
     return 'The right half of a digit is given; below, two left halves that the model of 2015 draws to it.'
 
+# %% ../nbs/80_command.ipynb #demo-guided
+def show_guided(path, classifier, made_by, n: int = 10) -> str:
+    "The same noises with no guidance, with their own network's and with a classifier's. Eq. 41.3, 40.2."
+    import torch
+    from ddpm_lit.guide.classifier import guide
+    from ddpm_lit.guide.free import cfg_paired
+    from ddpm_lit.show import save_sheet
+    from ddpm_lit.train.fit import load_weights
+    model, recipe = load_weights('mnist'); model = model.to(next(classifier.parameters()).device)
+    ways = (None, lambda model, label: cfg_paired(model, label, w=2.), lambda model, label: guide(model.given(None), classifier.given(label), 4.))
+    save_sheet(torch.cat([draw(model, recipe, n, labels(recipe, n, None), 0, 20, steer=way)[0] for way in ways]), path, n)
+    return 'Digits 0 to 9 from the same ten noises: as the network draws them, with guidance by the network itself (w = 2), and by a classifier of noisy digits (scale 4).'
+
 # %% ../nbs/80_command.ipynb #demo
 def show_digits(path, model, recipe, n: int, seed: int, words: str) -> str:
     "A sheet of digits of all labels in turn."
@@ -556,7 +576,7 @@ def demo(out, seconds, steps, n, seed, device, threads, as_json):
         return show_digits(path, model, recipe, n, seed, f'Digits 0 to 9 from a DDPM trained just now: {told["steps"]} steps of 32 real digits, {speed:.0f} a second.')
     pieces = {'1_forward.png': show_forward, '2_swiss_roll.png': show_roll, '3_digits_from_scratch.png': from_scratch} # each draws a picture and says what it shows
     more = dict(mnist={'4_digits_shipped.png': lambda path, *trained: show_digits(path, *trained, n, seed, 'The same noise and sampler with the weights that ship with the book, trained for longer.')},
-                diffusion2015={'5_lost_and_found.png': lost_and_found, '6_half_given.png': half_given})
+                diffusion2015={'5_lost_and_found.png': lost_and_found, '6_half_given.png': half_given}, **{'noisy-classifier': {'7_guided.png': show_guided}})
     for weights, drawings in more.items():
         try: trained, made_by = load_weights(weights)
         except Problem as e: click.echo(f'ddpm_lit: no picture of the shipped {weights}. {e}', err=True)
