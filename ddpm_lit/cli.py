@@ -589,11 +589,11 @@ def demo(out, seconds, steps, n, seed, device, threads, as_json):
 @command.command('compare')
 @click.option('--train', is_flag=True, help='Train all ten models first: about ten minutes on two cores.')
 @click.option('--out', type=click.Path(file_okay=False), help='Folder of the runs.  [default: those that ship with the book; with --train runs/compare]')
-@click.option('--seconds', type=click.FloatRange(.5), default=60., show_default=True, help='CPU-seconds of training for each model of points; those of pictures get twice as many.')
+@click.option('--seconds', type=click.FloatRange(.5), default=60., show_default=True, help='With --train: CPU-seconds for each model of points; those of pictures get twice as many.')
 @click.option('--n', type=click.IntRange(100), default=4000, show_default=True, help='Points that are drawn and judged, for each family; pictures a quarter of that.')
 @options('seed', 'json')
 def compare_command(train, out, seconds, n, seed, as_json):
-    "Autoregressive, VAE, flow, GAN and diffusion on the same data, as a table; about five minutes of one core."
+    "Autoregressive, VAE, flow, GAN and diffusion on the same data, as a table; about seven minutes of one core, most of them for autoregressive pictures."
     from ddpm_lit.rivals.compare import CONTENDERS, as_text, compare, read_cards, train_all
     folder = Path(out or 'runs/compare') if out or train else None
     if train:

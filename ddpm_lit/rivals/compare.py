@@ -22,7 +22,7 @@ from ..data.images import Batches, load_images, to_unit
 from ..diffusion.bits import bits_per_dim
 from ..diffusion.loss import Loss, min_snr, v_weight, weighted
 from ..diffusion.oracle import ring
-from ..diffusion.sample import Counted, clamp_x0, ddim, last
+from ..diffusion.sample import clamp_x0, ddim, last
 from ..diffusion.schedule import Cosine, Grid, grid, karras
 from ..diffusion.score import log_likelihood
 from ..nets.mlp import MLP
@@ -147,14 +147,13 @@ def jacobian(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor: # x [d...] one
     return torch.autograd.functional.jacobian(lambda v: f(v[None])[0].flatten(), x).reshape(-1, x.numel())
 
 def rank(J: Tensor, tol: float = 1e-4) -> int:
-    "Directions in which the output moves at all."
+    "Directions in which the output moves: singular values above `tol` of the largest."
     return int((torch.linalg.svdvals(J) > tol*torch.linalg.svdvals(J)[0]).sum())
 
 # %% ../../nbs/37_compare.ipynb #judge
 def asked(model: nn.Module) -> int:
     "Evaluations of the network for one sample."
-    calls, net = [], model.model if isinstance(model, Diffusion) else model.decoder if isinstance(model, vae.VAE) else model.generator if isinstance(model, gan.GAN) else model.layers[-1] if isinstance(model, flow.Flow) else model
-    if isinstance(model, flow.Flow): return 1 # its layers are undone once
+    calls, net = [], model.model if isinstance(model, Diffusion) else model.decoder if isinstance(model, vae.VAE) else model.generator if isinstance(model, gan.GAN) else model.layers[-1].net if isinstance(model, flow.Flow) else model
     hook = net.register_forward_hook(lambda *a: calls.append(1))
     try: model.sample(1)
     finally: hook.remove()
@@ -179,7 +178,7 @@ def judge_points(model: nn.Module, n: int = 4000) -> dict:
     return dict(likelihood=model.likelihood, **said, modes=gan.covered(share), off=max(off, 0.), energy=w['energy'], energy_real=w['real']['energy'], p=w['p'], evaluations=asked(model), seconds=seconds)
 
 def judge_pictures(model: nn.Module, n: int = 1000) -> dict:
-    "All that the table says of a family on 14 x 14 digits. Eq. 27.2-27.9, 30.3."
+    "All that the table says of a family on 14 x 14 digits. Eq. 27.2-27.8, 30.3."
     net, test = load_classifier(), load_images('mnist', 'test', size=14); real = to_unit(test.pixels)
     x, seconds = drawn(model, n); bits = None
     if model.likelihood != 'none': bits = cost(model, real[:n], 250).mean().item()/196/math.log(2)
@@ -199,7 +198,7 @@ def compare(folder=None, n_points: int = 4000, n_pictures: int = 1000, seed: int
 def as_text(rows: list[dict]) -> str:
     "Both tables in plain text."
     cell = lambda v: '-' if v is None else f'{v:.3g}' if isinstance(v, float) else str(v)
-    show = dict(points=('likelihood', 'nats', 'integral', 'modes', 'off', 'energy', 'p', 'evaluations', 'seconds', 'cpu_seconds', 'parameters'),
+    show = dict(points=('likelihood', 'nats', 'integral', 'modes', 'off', 'energy', 'energy_real', 'p', 'evaluations', 'seconds', 'cpu_seconds', 'parameters'),
                 pictures=('likelihood', 'bits_per_dim', 'frechet', 'kernel', 'precision', 'recall', 'evaluations', 'seconds', 'cpu_seconds', 'parameters'))
     out = []
     for data, columns in show.items():
