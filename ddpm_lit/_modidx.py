@@ -594,6 +594,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                'ddpm_lit.show.strip': ('show.html#strip', 'ddpm_lit/show.py'),
                                'ddpm_lit.show.style': ('show.html#style', 'ddpm_lit/show.py'),
                                'ddpm_lit.show.tile': ('show.html#tile', 'ddpm_lit/show.py')},
+            'ddpm_lit.systems.adm': {'ddpm_lit.systems.adm.small_adm': ('adm.html#small_adm', 'ddpm_lit/systems/adm.py')},
             'ddpm_lit.systems.ddpm': { 'ddpm_lit.systems.ddpm.nearest': ('ddpm.html#nearest', 'ddpm_lit/systems/ddpm.py'),
                                        'ddpm_lit.systems.ddpm.picture_recipe': ('ddpm.html#picture_recipe', 'ddpm_lit/systems/ddpm.py')},
             'ddpm_lit.systems.sohl_dickstein2015': { 'ddpm_lit.systems.sohl_dickstein2015.Bumps': ( 'sohl_dickstein2015.html#bumps',

@@ -105,7 +105,7 @@ def hybrid(schedule: Schedule,   # what draws the levels
         time = schedule.time(t); last = (time*n < 1.001).to(x0.device)
         s = Level(torch.where(last, t.log_snr + 1, schedule((time - 1/n).clamp(min=0)).log_snr.to(t.log_snr))) # + 1: any number, not used
         middle = bound_term(told, x0, x_t, s, t)
-        end = decoder_nats(x0, told.x0, one.sigma*new_noise(one, two)**((1 - p.frac)/2)).flatten(1).mean(1)
+        end = decoder_nats(x0, torch.where(last, told.x0, x0), one.sigma*new_noise(one, two)**((1 - p.frac)/2)).flatten(1).mean(1)
         simple = (eps - p.eps).square().flatten(1).mean(1)
         return simple + share*n/math.log(2)*torch.where(last.reshape(-1), end, middle)
     return loss

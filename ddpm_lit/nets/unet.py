@@ -257,10 +257,10 @@ def iddpm_unet(base=128, mults=(1, 2, 2, 2), depth=3, attention=(1, 2), channels
                 block=partial(ResBlock, scale_shift=True, dropout=dropout))
 
 def adm_unet(base=256, mults=(1, 1, 2, 2, 4, 4), depth=2, attention=(3, 4, 5), channels_in=3, channels_out=6, classes=0, dropout=0.,
-             attn=partial(Attention, head_width=64), middle=True) -> UNet:
+             attn=partial(Attention, head_width=64), middle=True, norm: Norm = norm_adm) -> UNet:
     "The network of Dhariwal and Nichol 2021, by default theirs for pictures of 256 x 256."
-    block = partial(ResBlock, scale_shift=True, dropout=dropout)
-    return UNet(channels_in, channels_out, base, mults, depth, attention, middle, classes, block=block, attn=attn, **inside(block))
+    block = partial(ResBlock, scale_shift=True, dropout=dropout, norm=norm)
+    return UNet(channels_in, channels_out, base, mults, depth, attention, middle, classes, block=block, attn=partial(attn, norm=norm), norm=norm, **inside(block))
 
 # %% ../../nbs/24_unet.ipynb #wrappers
 class SuperRes(nn.Module):
