@@ -503,6 +503,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                       'ddpm_lit.guide.match.NoisedCLIP.embed_image': ( 'match.html#noisedclip.embed_image',
                                                                                        'ddpm_lit/guide/match.py'),
                                       'ddpm_lit.guide.match.NoisedCLIP.given': ('match.html#noisedclip.given', 'ddpm_lit/guide/match.py'),
+                                      'ddpm_lit.guide.match.match_caption': ('match.html#match_caption', 'ddpm_lit/guide/match.py'),
+                                      'ddpm_lit.guide.match.match_x0': ('match.html#match_x0', 'ddpm_lit/guide/match.py'),
                                       'ddpm_lit.guide.match.noised_clip_loss': ('match.html#noised_clip_loss', 'ddpm_lit/guide/match.py'),
                                       'ddpm_lit.guide.match.pictures_alone': ('match.html#pictures_alone', 'ddpm_lit/guide/match.py'),
                                       'ddpm_lit.guide.match.shapes_16': ('match.html#shapes_16', 'ddpm_lit/guide/match.py'),
