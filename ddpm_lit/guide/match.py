@@ -27,7 +27,7 @@ def match_caption(clip: CLIP,                       # or whatever has embed_imag
                   clip_scale: float | None = None,  # multiplies f.g, as in the slides
                   grad_scale: float | None = None,  # multiplies exp(logit_scale) f.g, as in GLIDE's code; 1 is Bayes'
                   ) -> LogMatch:
-    "How well x_t fits a sentence, for `guide` and `ancestral_tilted`. Eq. 54.5 (GLIDE section 2.4)."
+    "How well x_t fits a sentence, for `guide` and `ancestral_tilted`. Eq. 54.4 (GLIDE section 2.4)."
     if (clip_scale is None) == (grad_scale is None): raise Problem('Give either clip_scale, which multiplies f.g, or grad_scale, which multiplies exp(logit_scale) f.g, and not both.')
     clean_only = isinstance(clip, CLIP) and not isinstance(clip, NoisedCLIP)
     with torch.no_grad():
@@ -41,7 +41,7 @@ def match_caption(clip: CLIP,                       # or whatever has embed_imag
 
 # %% ../../nbs/54_match.ipynb #noised
 class NoisedCLIP(CLIP):
-    "A CLIP whose picture tower reads x_t, and finds the level where others have the class token. Eq. 54.4 (GLIDE section 2.4)."
+    "A CLIP whose picture tower reads x_t, and finds the level where others have the class token. Eq. 54.6 (GLIDE section 2.4)."
     def __init__(self, image: VisionTower, text: nn.Module,
                  time: nn.Module | None = None,                   # (time [b], dtype) -> [b width]; None: waves and two layers (24.1)
                  clock: Callable[[Level], Tensor] = level_clock): # the time that it is told
@@ -82,10 +82,10 @@ def pictures_alone(batch: int, seed: int, device: torch.device) -> Callable[[int
     return lambda step: batches(step)[:1]
 
 def small_noised_clip() -> NoisedCLIP:
-    "For noisy pictures of 16 x 16. Eq. 54.4."
+    "For noisy pictures of 16 x 16. Eq. 54.6."
     words = caption_tokenizer()
     return NoisedCLIP(VisionTower(16, 4, 128, 4, 4, 128), TextTower(words.size, words.length, 128, 3, 4, 128))
 
-register(Recipe('shapes', lambda: Model(small_unet(3, 0, base=64)), pictures_alone, shape=(3, 16, 16), steps=3500, limit=1., sampler='dpmpp_2m', sample_steps=25))
+register(Recipe('shapes', lambda: Model(small_unet(3, 0, base=48)), pictures_alone, shape=(3, 16, 16), steps=3000, limit=1., sampler='dpmpp_2m', sample_steps=25))
 register(Recipe('noised-clip', small_noised_clip, lambda batch, seed, device: CaptionBatches(shapes_16(seed).to(device), caption_tokenizer(), batch, seed),
                 shape=(3, 16, 16), loss=noised_clip_loss, steps=3000, batch=256, settings=dict(lr=1e-3), data=('vocab',), sampler=''));
