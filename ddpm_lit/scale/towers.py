@@ -142,7 +142,7 @@ class TimedCLIP(nn.Module):
         h = self.text.transformer(self.text.pieces(tokens) + self.text.places[:tokens.shape[1]])
         return self.text.norm(h[torch.arange(len(h), device=h.device), lens - 1])@self.text.out
     def given(self, tokens: Tensor, lens: Tensor | None = None) -> LogMatch:
-        "How well x_t matches these texts, up to what does not depend on x_t and c together: the scaled cosine, for `guide`. Eq. 75.3."
+        "How well x_t matches these texts, up to what does not depend on x_t: the scaled cosine, for `guide`. Eq. 75.3."
         with torch.no_grad(): z_text = unit(self.embed_text(tokens, lens))
         return lambda x, t: self.clip_scale*(unit(self.embed_image(x, t))*z_text).sum(-1)
 
