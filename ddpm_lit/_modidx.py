@@ -425,6 +425,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                   'ddpm_lit/nets/transformer.py'),
                                            'ddpm_lit.nets.transformer.check_input': ( 'transformer.html#check_input',
                                                                                       'ddpm_lit/nets/transformer.py'),
+                                           'ddpm_lit.nets.transformer.gelu': ('transformer.html#gelu', 'ddpm_lit/nets/transformer.py'),
                                            'ddpm_lit.nets.transformer.quick_gelu': ( 'transformer.html#quick_gelu',
                                                                                      'ddpm_lit/nets/transformer.py'),
                                            'ddpm_lit.nets.transformer.start': ('transformer.html#start', 'ddpm_lit/nets/transformer.py')},
