@@ -219,5 +219,5 @@ def both_worlds(batch: int, seed: int, device: torch.device, size: int = 32) -> 
     sources = CaptionBatches(drawings.to(device), tokenize, batch - few, seed, shift=size//10), CaptionBatches(things.to(device), tokenize, few, seed)
     return lambda step: tuple(map(torch.cat, zip(*(s(step) for s in sources))))
 
-register(Recipe('clip', small_clip, both_worlds, shape=(3, 32, 32), loss=clip_loss, steps=3500, batch=256, settings=dict(lr=1e-3),
+register(Recipe('clip', small_clip, both_worlds, shape=(3, 32, 32), loss=clip_loss, steps=5000, batch=256, settings=dict(lr=1e-3),
                 data=('emoji', 'vocab'), sampler=''));
