@@ -107,7 +107,7 @@ class Bar:
 def recipes() -> dict:
     "All recipes by name. Each system registers its own when it is imported, and each sampler too."
     from ddpm_lit.train.fit import RECIPES
-    for room in ('diffusion', 'systems', 'guide'):
+    for room in ('diffusion', 'systems', 'guide', 'clip'):
         for m in pkgutil.iter_modules([str(Path(ddpm_lit.__file__).parent/room)]): importlib.import_module(f'ddpm_lit.{room}.{m.name}')
     return RECIPES
 
