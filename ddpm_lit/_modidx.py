@@ -728,6 +728,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                         'ddpm_lit.scale.weights.run_inverse': ('weights.html#run_inverse', 'ddpm_lit/scale/weights.py'),
                                         'ddpm_lit.scale.weights.run_openai': ('weights.html#run_openai', 'ddpm_lit/scale/weights.py'),
                                         'ddpm_lit.scale.weights.run_samplers': ('weights.html#run_samplers', 'ddpm_lit/scale/weights.py'),
+                                        'ddpm_lit.scale.weights.run_tokens': ('weights.html#run_tokens', 'ddpm_lit/scale/weights.py'),
                                         'ddpm_lit.scale.weights.run_unit_signal': ( 'weights.html#run_unit_signal',
                                                                                     'ddpm_lit/scale/weights.py'),
                                         'ddpm_lit.scale.weights.sampler_run': ('weights.html#sampler_run', 'ddpm_lit/scale/weights.py'),

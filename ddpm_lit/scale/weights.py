@@ -9,7 +9,7 @@ __all__ = ['LAYERS', 'NAMES', 'OURS', 'OPENAI', 'DIFFUSERS', 'KINDS', 'POOL', 'L
            'filled', 'run_openai', 'run_diffusers', 'relative_error', 'parity', 'ClassifierLayout', 'classifier_openai',
            'run_classifier', 'elementwise_error', 'Place', 'table_row', 'step_row', 'tanh_cdf', 'vb_term', 'loss_row',
            'diffusion_row', 'respaced', 'run_diffusion', 'sampler_times', 'Run', 'level_at', 'run_ddim', 'run_inverse',
-           'run_unit_signal', 'mirror', 'multistep', 'run_dpm', 'sampler_run', 'run_samplers']
+           'run_unit_signal', 'mirror', 'multistep', 'run_dpm', 'sampler_run', 'run_samplers', 'run_tokens']
 
 # %% ../../nbs/71_weights.ipynb #imports
 import json, math, re
@@ -21,6 +21,7 @@ from typing import Callable, Iterator, NamedTuple
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
+from ..clip.tokens import clip_tokenizer, glide_tokenizer
 from ..core.check import Problem, data_dir
 from ..core.denoiser import Denoiser, Prediction, add_score, from_eps, from_x0
 from ..core.level import CLEAN, Level, from_edm_sigma
@@ -48,7 +49,7 @@ def read_fixture(path) -> Fixture:
     tensors = read_tensors(path)
     with safe_open(path, 'pt') as f: meta = f.metadata() or {}
     part = lambda head: {k.removeprefix(head): v for k, v in tensors.items() if k.startswith(head)}
-    try: origin, config = meta['origin'], json.loads(meta.get('config', '{}'))
+    try: origin, config = meta['origin'], json.loads(meta.get('config', '{}')) | {k: json.loads(meta[k]) for k in ('texts',) if k in meta}
     except (KeyError, ValueError): raise Problem(f'{path} does not say what it is: its metadata need an "origin", and a "config" in JSON.') from None
     return Fixture(Path(path).name, origin, config, part('weights.'), part('in.'), part('out.'))
 
@@ -508,3 +509,14 @@ def run_samplers(f: Fixture, dtype: torch.dtype) -> dict[str, Tensor]:
     return {f'{name}.{k}': v for name, run in c['runs'].items() for k, v in sampler_run(run, S, c['data_mean'], c['data_std'], i).items()}
 
 KINDS.append(Kind(r'diffusers schedulers\b', run_samplers, (1e-10, 2e-5)))
+
+# %% ../../nbs/71_weights.ipynb #tokens
+def run_tokens(f: Fixture, dtype: torch.dtype) -> dict[str, Tensor]:
+    "Ids, masks, lengths and refusals of CLIP's and GLIDE's tokenizers."
+    clip, glide, texts = clip_tokenizer(), glide_tokenizer(), f.config['texts']
+    n, m = (torch.tensor([len(t.encode(s)) for s in texts[k]]) for t, k in ((clip, 'clip'), (glide, 'glide')))
+    rows, plain = clip(texts['clip'], 'truncate'), glide(texts['glide'], 'truncate')
+    return ({'clip.ids_truncated': rows, 'clip.too_long_raises': n > clip.room, 'glide_clip.ids': rows, 'glide_clip.len': n.clamp(max=clip.room) + 2}
+            | {'glide.ids': plain, 'glide.mask': glide.mask(plain), 'glide.n_tokens_before_padding': m})
+
+KINDS.append(Kind(r'\btokenizer\b', run_tokens))
