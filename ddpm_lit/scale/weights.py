@@ -37,7 +37,7 @@ def read_fixture(path) -> Fixture:
     tensors = read_tensors(path)
     with safe_open(path, 'pt') as f: meta = f.metadata() or {}
     part = lambda head: {k.removeprefix(head): v for k, v in tensors.items() if k.startswith(head)}
-    try: origin, config = meta['origin'], json.loads(meta.get('config', '{}'))
+    try: origin, config = meta['origin'], json.loads(meta.get('config', '{}')) | {k: json.loads(meta[k]) for k in ('texts',) if k in meta}
     except (KeyError, ValueError): raise Problem(f'{path} does not say what it is: its metadata need an "origin", and a "config" in JSON.') from None
     return Fixture(Path(path).name, origin, config, part('weights.'), part('in.'), part('out.'))
 
