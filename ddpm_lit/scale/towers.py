@@ -11,16 +11,17 @@ __all__ = ['NTH', 'BLOCK', 'TEXT', 'VISION', 'RESNET', 'OPENAI', 'TRANSFORMERS_B
 # %% ../../nbs/75_towers.ipynb #imports
 import itertools, math, re
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Callable
 import torch
 from torch import Tensor, nn
-from ..clip.contrast import CLIP, TextTower, VisionTower, contrastive, official_clip, unit
+from ..clip.contrast import CLIP, ResNetTower, TextTower, VisionTower, contrastive, unit
 from ..clip.tokens import clip_tokenizer, glide_tokenizer
 from ..core.check import Problem
 from ..core.level import Level
 from ..diffusion.schedule import Betas, cosine
 from ..guide.classifier import LogMatch, gradient
-from ..nets.transformer import gelu
+from ..nets.transformer import gelu, quick_gelu
 from .weights import KINDS, Fixture, Kind, Layout, load_official, options
 from ..train.fit import read_tensors
 
@@ -75,7 +76,7 @@ TRANSFORMERS = Names('transformers', rules={'log_scale': 'logit_scale', 'text.ou
 
 # %% ../../nbs/75_towers.ipynb #sizes
 def sizes(state: dict[str, Tensor], layout: Names) -> dict:
-    "What `official_clip` must be told to build the network of an official state, read off the shapes of its tensors. Eq. 75.2."
+    "The sizes of a CLIP, named as `official_clip` does, read off the shapes of its tensors. Eq. 75.2."
     def there(key): return layout.names(key)[0].removesuffix('.T') in state
     def shape(key):
         if not there(key): raise Problem(f'This state is no whole CLIP in the layout {layout.name}: it lacks "{layout.names(key)[0].removesuffix(".T")}".')
@@ -98,15 +99,22 @@ def clip_layout(state: dict[str, Tensor]) -> Names:
         if layout.names('text.places')[0] in state: return layout
     raise Problem('This state is no CLIP in a layout known here: it has neither "positional_embedding" nor "text_model.embeddings.position_embedding.weight".')
 
-def clip_from_official(state: dict[str, Tensor], origin: str = 'This state', **told) -> CLIP: # told: what the shapes do not say, as for `official_clip`
+def clip_from_official(state: dict[str, Tensor], origin: str = 'This state',
+                       text_heads: int | None = None, image_heads: int | None = None, act: Callable[[Tensor], Tensor] = quick_gelu, # what no shape says; None: 64 wide
+                       ) -> CLIP:
     "The CLIP of an official state, in float32 and ready to be asked; pictures come to it through `as_official`. Eq. 75.2."
     layout, state = clip_layout(state), {k: v for k, v in state.items() if k not in CARRIED}
-    found = sizes(state, layout) | told
-    if found['text_width'] % 64 and 'text_heads' not in told: raise Problem(f'This text is {found["text_width"]} wide, no multiple of the usual heads of 64: say how many heads it has, as text_heads.')
-    with torch.device('meta'): clip = official_clip(**found) # no random numbers where each is replaced at once
+    found = sizes(state, layout); wide = dict(text=found['text_width'], image=found['width']*(1 if found['patch'] else 32))
+    heads = {who: n or wide[who]//64 for who, n in (('text', text_heads), ('image', image_heads))}
+    for who, n in heads.items():
+        if not n or wide[who] % n: raise Problem(f'{origin} has {wide[who]} channels of {who}, which do not split into {n} heads: say how many there are, as {who}_heads.')
+    with torch.device('meta'): # no random numbers where each is replaced at once
+        picture = (partial(ResNetTower, found['side']) if found['patch'] is None else partial(VisionTower, found['side'], found['patch'], act=act))
+        text = TextTower(found['size'], found['length'], found['text_width'], found['text_layers'], heads['text'], found['out'], act=act)
+        clip = CLIP(picture(width=found['width'], layers=found['layers'], heads=heads['image'], out=found['out']), text)
     return load_official(clip.to_empty(device='cpu').eval(), state, layout, origin)
 
-def load_clip(path, **told) -> CLIP:
+def load_clip(path, **told) -> CLIP: # told: as for `clip_from_official`
     "The CLIP in a safetensors file, in either dialect. Eq. 75.2."
     return clip_from_official(read_tensors(path), str(path), **told)
 
@@ -114,8 +122,9 @@ def load_clip(path, **told) -> CLIP:
 @torch.no_grad()
 def run_clip(f: Fixture, dtype: torch.dtype) -> dict[str, Tensor]:
     "Features, scores and loss of a published CLIP. Eq. 53.1, 53.3."
-    heads = f.config['text_config']['num_attention_heads'] if 'text_config' in f.config else f.config['transformer_heads']
-    clip = clip_from_official(f.weights, f.name, text_heads=heads).to(dtype)
+    text, image = (f.config.get(k, {}) for k in ('text_config', 'vision_config'))
+    told = dict(text_heads=f.config.get('transformer_heads') or text['num_attention_heads'], image_heads=image.get('num_attention_heads'))
+    clip = clip_from_official(f.weights, f.name, **told, act=gelu if image.get('hidden_act') == 'gelu' else quick_gelu).to(dtype)
     image, text = clip.image(f.inputs['image'].to(dtype)), clip.text(f.inputs['text'])
     scores = clip.scale*unit(image)@unit(text).T
     return dict(image_features=image, text_features=text, logits_per_image=scores, logits_per_text=scores.T, loss=contrastive(unit(image), unit(text), clip.scale).mean())
