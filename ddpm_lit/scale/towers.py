@@ -165,7 +165,7 @@ class TimedCLIP(nn.Module):
     def given(self, tokens: Tensor, lens: Tensor | None = None) -> LogMatch:
         "How well x_t matches these texts, up to what does not depend on x_t: the scaled cosine, for `guide`. Eq. 75.3."
         with torch.no_grad(): z_text = unit(self.embed_text(tokens, lens))
-        return lambda x, t: self.clip_scale*(unit(self.embed_image(x, t))*z_text).sum(-1)
+        return lambda x, t: self.clip_scale*(unit(self.embed_image(x, t))*z_text).sum(1)
 
 def nearest_step(S: Betas) -> Callable[[Level], Tensor]:
     "A clock: the nearest timestep of a schedule, counted from 0."
