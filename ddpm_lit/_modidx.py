@@ -131,6 +131,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                         'ddpm_lit.data.captions.coverage': ('captions.html#coverage', 'ddpm_lit/data/captions.py'),
                                         'ddpm_lit.data.captions.either': ('captions.html#either', 'ddpm_lit/data/captions.py'),
                                         'ddpm_lit.data.captions.emoji': ('captions.html#emoji', 'ddpm_lit/data/captions.py'),
+                                        'ddpm_lit.data.captions.every_scene': ('captions.html#every_scene', 'ddpm_lit/data/captions.py'),
                                         'ddpm_lit.data.captions.fit': ('captions.html#fit', 'ddpm_lit/data/captions.py'),
                                         'ddpm_lit.data.captions.forget': ('captions.html#forget', 'ddpm_lit/data/captions.py'),
                                         'ddpm_lit.data.captions.fraction': ('captions.html#fraction', 'ddpm_lit/data/captions.py'),
