@@ -160,7 +160,7 @@ class CaptionBatches:
 # %% ../../nbs/50_captions.ipynb #scene
 SHAPES = ('circle', 'square', 'triangle', 'diamond', 'cross')
 COLOURS = {'red': (225, 35, 45), 'orange': (245, 140, 20), 'yellow': (250, 225, 50), 'green': (35, 160, 75), 'blue': (40, 85, 225), 'purple': (150, 50, 190)}
-SIZES = {'small': .12, 'large': .192} # the radius, in sides of the picture
+SIZES = {'small': .13, 'large': .194} # the radius, in sides of the picture
 GROUNDS = {'white': (255, 255, 255), 'grey': (150, 150, 150), 'black': (20, 20, 20)}
 PLACES = {'at the top left': (.25, .25), 'at the top': (.5, .25), 'at the top right': (.75, .25), 'at the left': (.25, .5), 'in the centre': (.5, .5),
           'at the right': (.75, .5), 'at the bottom left': (.25, .75), 'at the bottom': (.5, .75), 'at the bottom right': (.75, .75)} # across, down
@@ -299,7 +299,7 @@ def poses(scenes: Sequence[Scene], rng=None) -> Tensor: # [n 2 3] across, down, 
     spots = [[*((PLACES[s.where],) if len(s.things) == 1 else RELATIONS[s.where]), (.5, .5)][:2] for s in scenes]
     sizes = [[SIZES[t.size] for t in (*s.things, s.things[0])][:2] for s in scenes]
     p = torch.cat([torch.tensor(spots).reshape(-1, 2, 2), torch.tensor(sizes).reshape(-1, 2, 1)], -1)
-    return p if rng is None else p + torch.from_numpy(rng.uniform(-1, 1, p.shape)*(.025, .025, .008)).float()
+    return p if rng is None else p + torch.from_numpy(rng.uniform(-1, 1, p.shape)*(.025, .025, .006)).float()
 
 def rgb(table: dict, names: Iterable[str]) -> Tensor: # [n 3] in [-1, 1]
     "The colours of some names."
@@ -367,6 +367,7 @@ def parse(pixels: Tensor, enough=.4) -> list[Scene | None]: # [n 3 h h] in [-1, 
     "The scene that each picture shows; None where no scene explains two fifths of it."
     if pixels.ndim != 4 or pixels.shape[1] != 3 or pixels.shape[2] != pixels.shape[3] or not pixels.is_floating_point(): raise Problem(f'The parser reads numbers [n 3 h h] in [-1, 1], not {pixels.dtype} {list(pixels.shape)}: use to_unit on bytes.')
     if pixels.shape[-1] not in (16, 32, 64): raise Problem(f'The parser reads pictures of 16, 32 or 64 pixels, not {pixels.shape[-1]}.')
+    if len(pixels) > 100: return [scene for part in pixels.split(100) for scene in parse(part, enough)] # what fits the processor's cache is faster
     p = avg_pool2d(pixels, 2) if pixels.shape[-1] == 64 else pixels
     frame = torch.cat([p[..., 0, :], p[..., -1, :], p[..., 0], p[..., -1]], -1); ground = frame.median(-1).values # [n 3]
     noise = (frame - ground[..., None]).square().sum(1).median(-1).values
