@@ -7,10 +7,11 @@ __all__ = ['STYLES', 'SHAPES', 'COLOURS', 'SIZES', 'GROUNDS', 'PLACES', 'RELATIO
            'THING', 'GRAMMAR', 'HELD', 'DISTANCE', 'AREA', 'Captioned', 'join', 'chosen', 'Emoji', 'tiles', 'smaller',
            'emoji', 'shifted', 'CaptionBatches', 'Thing', 'Scene', 'sentence', 'forget', 'every_scene', 'either',
            'read', 'attributes', 'agrees', 'fraction', 'scenes', 'coverage', 'poses', 'rgb', 'render', 'shapes', 'Fits',
-           'ink_of', 'fit', 'parse', 'scene_of', 'Said', 'on_white', 'captions_in', 'pictures_with_captions']
+           'ink_of', 'fit', 'parse', 'scene_of', 'Said', 'on_white', 'lines_of', 'captions_in', 'said_picture',
+           'pictures_with_captions']
 
 # %% ../../nbs/50_captions.ipynb #imports
-import functools, hashlib, itertools, json, math, re
+import functools, hashlib, itertools, json, math, re, struct
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Callable, Iterable, Sequence
@@ -405,38 +406,42 @@ def on_white(image) -> Tensor: # a PIL image -> [3 h w] uint8
     a = torch.from_numpy(np.array(image.convert('RGBA'))).permute(2, 0, 1).double()
     return (255 + (a[:3] - 255)*a[3]/255).round().to(torch.uint8)
 
+def lines_of(path: Path) -> list[str]:
+    "The lines of a text file."
+    try: return path.read_text(encoding='utf-8').splitlines()
+    except (OSError, UnicodeDecodeError) as e: raise Problem(f'{path} is not a text in UTF-8 ({e}): save it anew.') from e
+
 def captions_in(folder: Path) -> dict[str, tuple[str, ...]]: # file name -> its captions
     "The table metadata.jsonl of a folder, if there is one: a line of JSON for each caption."
     found: dict[str, tuple[str, ...]] = {}
-    if not (table := folder/'metadata.jsonl').exists(): return found
-    for k, line in enumerate(table.read_text(encoding='utf-8').splitlines(), 1):
-        try: row = json.loads(line); found[row['file_name']] = found.get(row['file_name'], ()) + (str(row['text']),)
-        except (ValueError, KeyError, TypeError) as e: raise Problem(f'Line {k} of {table} is not an object with file_name and text ({e}): mend it.') from e
+    for k, line in enumerate(lines_of(folder/'metadata.jsonl') if (folder/'metadata.jsonl').exists() else [], 1):
+        try: row = json.loads(line); name, text = row['file_name'], row['text'].strip()
+        except (ValueError, KeyError, TypeError, AttributeError) as e: raise Problem(f'Line {k} of {folder/"metadata.jsonl"} is not an object with file_name and text ({e}): mend it.') from e
+        found[name] = found.get(name, ()) + (text,)
     return found
 
 # %% ../../nbs/50_captions.ipynb #folder-set
+def said_picture(path: Path, name: str, said: tuple[str, ...], size: int) -> tuple[Tensor, Said]: # [1 3 size size] uint8
+    "One picture and its captions, or the Problem with it."
+    from PIL import Image
+    beside = path.with_suffix('.txt')
+    if beside.exists(): said += tuple(lines_of(beside))
+    if not (words := tuple(t.strip() for t in said if t.strip())): raise Problem(f'{path} has {"an empty" if said else "no"} caption: write one into {beside.name}, or take the picture away.')
+    try:
+        with Image.open(path) as image: return square(on_white(image)[None], size), Said(words, name)
+    except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as e: raise Problem(f'{path} is not a whole picture ({e}): fetch it again, or take it away.') from e
+
 def pictures_with_captions(folder, size: int = 32,
                            bad: str = 'refuse') -> Captioned: # 'refuse' or 'skip' what cannot be read or has no caption
     "Your own pictures: beside `dog.png` lies `dog.txt`, one caption a line; or `metadata.jsonl` holds file_name and text."
-    from PIL import Image
-    folder, rows, pixels, skipped = Path(folder), [], [], []
+    folder = Path(folder); written, good, skipped = captions_in(folder), [], []
     if bad not in ('refuse', 'skip'): raise Problem(f'What to do with bad pictures is "{bad}": choose refuse or skip.')
-    paths = sorted(p for p in folder.rglob('*') if p.suffix.lower() in ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif'))
-    if not paths: raise Problem(f'There are no pictures in {folder}: name a folder that holds .png or .jpg files.')
-    written = captions_in(folder)
-    for path in paths:
-        try:
-            name = path.relative_to(folder).as_posix(); said = written.get(name, ())
-            if path.with_suffix('.txt').exists(): said += tuple(path.with_suffix('.txt').read_text(encoding='utf-8').splitlines())
-            if not (words := tuple(t.strip() for t in said if t.strip())): raise Problem(f'{path} has {"an empty" if said else "no"} caption: write one into {path.with_suffix(".txt").name}, or take the picture away.')
-            try:
-                with Image.open(path) as image: pixels.append(square(on_white(image)[None], size))
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
-                if isinstance(e, Problem): raise
-                raise Problem(f'{path} is not a whole picture ({e}): fetch it again, or take it away.') from e
-            rows.append(Said(words, name))
+    if size < 1: raise Problem(f'A picture cannot be {size} pixels wide: give a size of 1 or more.')
+    names = {p.relative_to(folder).as_posix() for p in folder.rglob('*') if p.suffix.lower() in ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif')}
+    for name in sorted(names | written.keys()):
+        try: good.append(said_picture(folder/name, name, written.get(name, ()), size))
         except Problem as e:
             if bad == 'refuse': raise
             skipped.append(str(e))
-    if not rows: raise Problem(f'None of the {len(paths)} pictures in {folder} can be used; the first: {skipped[0]}')
-    return Captioned(torch.cat(pixels), tuple(rows), tuple(skipped))
+    if not good: raise Problem(f'None of the {len(skipped)} pictures in {folder} can be used; the first: {skipped[0]}' if skipped else f'There are no pictures in {folder}: name a folder that holds .png or .jpg files.')
+    return Captioned(torch.cat([p for p, _ in good]), tuple(r for _, r in good), tuple(skipped))
