@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OFFICIAL', 'MEAN', 'STD', 'unit', 'contrastive_plainly', 'health', 'InChunks', 'contrastive', 'in_chunks',
            'TextTower', 'VisionTower', 'check_side', 'Bottleneck', 'ResNetTower', 'CLIP', 'clip_loss', 'official_clip',
-           'as_official']
+           'as_official', 'small_clip', 'both_worlds']
 
 # %% ../../nbs/53_clip.ipynb #imports
 import math
@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from .tokens import caption_tokenizer
 from ..core.check import Problem
 from ..core.level import Level
+from ..data.captions import CaptionBatches, emoji, join, shapes
 from ..guide.classifier import AttentionPool
 from ..nets.transformer import Transformer, quick_gelu
 from ..train.fit import Recipe, register
@@ -203,3 +204,20 @@ def as_official(x: Tensor) -> Tensor: # [b 3 h w] in [-1, 1] -> the same, in the
     "(pixel - mean)/deviation of each colour. Eq. 53.17."
     mean, std = (x.new_tensor(v).reshape(3, 1, 1) for v in (MEAN, STD))
     return ((x + 1)/2 - mean)/std
+
+# %% ../../nbs/53_clip.ipynb #recipe
+def small_clip() -> CLIP:
+    "For pictures of 32 x 32 and short sentences. Eq. 53.14, 53.16."
+    tokens = caption_tokenizer()
+    image = ResNetTower(32, 32, (1, 1, 1), 8, 128, stem=(2, 1)).to(memory_format=torch.channels_last) # 1.7 times as fast on a CPU
+    return CLIP(image, TextTower(tokens.size, tokens.length, 128, 3, 4, 128))
+
+def both_worlds(batch: int, seed: int, device: torch.device, size: int = 32) -> Callable[[int], tuple[Tensor, Tensor]]:
+    "step -> pictures [b 3 size size] and tokens [b l]: three quarters emoji, one quarter shapes."
+    tokenize, few = partial(caption_tokenizer(), too_long='truncate'), batch//4
+    drawings, things = emoji('train', size), join(*(shapes('train', 10_000, size, seed, k) for k in (1, 2)))
+    sources = CaptionBatches(drawings.to(device), tokenize, batch - few, seed, shift=size//10), CaptionBatches(things.to(device), tokenize, few, seed)
+    return lambda step: tuple(map(torch.cat, zip(*(s(step) for s in sources))))
+
+register(Recipe('clip', small_clip, both_worlds, shape=(3, 32, 32), loss=clip_loss, steps=5000, batch=256, settings=dict(lr=1e-3),
+                data=('emoji', 'vocab'), sampler=''));
