@@ -102,6 +102,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                         'ddpm_lit.clip.contrast.unit': ('clip.html#unit', 'ddpm_lit/clip/contrast.py')},
             'ddpm_lit.clip.tokens': { 'ddpm_lit.clip.tokens.Pieces': ('tokens.html#pieces', 'ddpm_lit/clip/tokens.py'),
                                       'ddpm_lit.clip.tokens.Pieces.__init__': ('tokens.html#pieces.__init__', 'ddpm_lit/clip/tokens.py'),
+                                      'ddpm_lit.clip.tokens.Pieces.known': ('tokens.html#pieces.known', 'ddpm_lit/clip/tokens.py'),
                                       'ddpm_lit.clip.tokens.Pieces.word': ('tokens.html#pieces.word', 'ddpm_lit/clip/tokens.py'),
                                       'ddpm_lit.clip.tokens.Tokenizer': ('tokens.html#tokenizer', 'ddpm_lit/clip/tokens.py'),
                                       'ddpm_lit.clip.tokens.Tokenizer.__call__': ( 'tokens.html#tokenizer.__call__',

@@ -93,6 +93,7 @@ class Pieces:
         self.ends, self.pieces = ends, [*pieces, *special]
         self.place = {p: i for i, p in enumerate(self.pieces)} # piece -> id
         self.rank = {(self.place[a], self.place[b]): self.place[a + b] for a, b in pairs} # what was learnt later has the larger id
+        self._known = {} # words, once worked out
         self.spelled = [bytes(BYTE[c] for c in p.removesuffix(END)) + b' '*p.endswith(END) for p in pieces] + [b'']*len(special)
 
     def word(self, word: str) -> list[int]:
@@ -100,6 +101,12 @@ class Pieces:
         ids = ids_of(word)
         if self.ends: ids[-1] += 256
         while len(ids) > 1 and (best := min(pairwise(ids), key=lambda p: self.rank.get(p, math.inf))) in self.rank: ids = merge(ids, best, self.rank[best])
+        return ids
+
+    def known(self, word: str) -> list[int]:
+        "The ids of one word, worked out once."
+        ids = self._known.get(word) or self.word(word)
+        if len(self._known) < 1 << 17: self._known[word] = ids
         return ids
 
 def in_letters(merges: Sequence[tuple[int, int]]) -> list[Pair]:
@@ -141,15 +148,12 @@ class Tokenizer(Pieces):
         self.split, self.length, self.clean, self.lower, self.size = split, length, clean, lower, len(self.pieces)
         self.start, self.end, self.pad = self.place.get(start), self.place.get(end), self.place.get(pad, 0)
         self.room = length - sum(i is not None for i in (self.start, self.end)) # for the text itself
-        self._known = {s: [self.place[s]] for s in special if named} # words, once worked out
+        self._known |= {s: [self.place[s]] for s in special if named}
         if named: self.spelled[-len(special):] = map(utf8, special)
 
     def encode(self, text: str) -> list[int]:
         "The ids of a text of any length, without start and end. Eq. 51.4."
-        words = self.split(self.clean(text))
-        for w in words:
-            if w not in self._known: self._known[w] = self.word(w)
-        return [i for w in words for i in self._known[w]]
+        return [i for w in self.split(self.clean(text)) for i in self.known(w)]
 
     def decode(self, ids: Sequence[int] | Tensor) -> str:
         "The text that these ids spell; half a character shows as a question mark in a diamond. Eq. 51.1."
@@ -163,7 +167,7 @@ class Tokenizer(Pieces):
         rows = [row(self, t.lower() if self.lower else t, too_long) for t in ([texts] if isinstance(texts, str) else texts)]
         return torch.tensor(rows, dtype=torch.int64).reshape(-1, self.length)
 
-    def mask(self, tokens: Tensor) -> Tensor: # [b l] -> [b l] bool
+    def mask(self, tokens: Tensor) -> Tensor: # [b l] or [l] -> bool of the same shape
         "True from the start to the first end, False on the padding."
         if self.end is None: return tokens != self.pad
         return ((tokens == self.end).cumsum(-1) - (tokens == self.end).long()) == 0

@@ -53,8 +53,7 @@ def allowed(x: Tensor,                       # [b l d]
     more = own.new_ones(1, 1, m) if extra_mask is None else extra_mask[:, None]
     b, l = max(len(own), len(more)), own.shape[1]
     may = torch.cat([more.expand(b, l, m), own.expand(b, l, -1)], -1)[:, None]
-    sure = mask is None and causal or extra_mask is None and m > 0 # each may read itself, or the tokens before
-    return may, None if sure else ~may.any(-1, keepdim=True)
+    return may, None if causal and mask is None else ~may.any(-1, keepdim=True) # without a mask each may read itself
 
 # %% ../../nbs/52_transformer.ipynb #gelu
 def quick_gelu(x: Tensor) -> Tensor:
