@@ -124,12 +124,12 @@ def artist(downloads: Path, style: str, rows):
     "A function: code -> the drawing in 256 x 256 pixels with transparency, or None where the style lacks it."
     icons = lambda s: Icons(package(downloads, *ART[s][:2]))
     if style == 'fluent-3d':
-        files, flat = {code_of(p.stem): p for p in (package(downloads, *ART[style][:2])/'assets').glob('*.webp')}, icons('fluent-flat').codes
+        files, flat = {code_of(p.stem): p for p in sorted((package(downloads, *ART[style][:2])/'assets').glob('*.webp'))}, icons('fluent-flat').codes
         other = {'1f9cf-200d-2640': '1f9cf-200d-2642', '1f9cf-200d-2642': '1f9cf-200d-2640'}    # the package exchanges deaf man and deaf woman
         def draw(code):
             code = other.get(code, code)
             if code not in files or code not in flat: return None         # what Fluent flat lacks is not of Microsoft's free set
-            with Image.open(files[code]) as image: return image.convert('RGBA')
+            with Image.open(files[code]) as image: return squeezed(image.convert('RGBA'), ART[style][2])
     else:
         import resvg_py
         mine, side = icons(style), ART[style][2]
@@ -142,6 +142,14 @@ def artist(downloads: Path, style: str, rows):
         canvas = Image.new('RGBA', (CANVAS, CANVAS)); canvas.paste(image, ((CANVAS - image.width)//2, (CANVAS - image.height)//2))
         return canvas
     return centred
+
+def squeezed(image, side: int):
+    "A picture brought to side x side; colours are weighted by how opaque they are, so that what is transparent lends no colour."
+    if image.size == (side, side): return image
+    a = np.array(image, np.float32); a[..., :3] *= a[..., 3:]/255
+    *colours, alpha = (np.asarray(Image.fromarray(plane).resize((side, side), Image.Resampling.BICUBIC)) for plane in np.ascontiguousarray(a.transpose(2, 0, 1)))
+    alpha = alpha.clip(0, 255); colours = np.stack(colours, -1)/np.maximum(alpha, 1e-3)[..., None]*255
+    return Image.fromarray(np.concatenate([colours.clip(0, 255), alpha[..., None]], -1).round().astype(np.uint8), 'RGBA')
 
 def small_on_white(image) -> np.ndarray: # [64 64 3] uint8
     "Laid on white, then the mean of each 4 x 4 pixels."

@@ -346,13 +346,13 @@ def ink_of(d: Tensor, ground: Tensor): # [n 3 h w], the picture minus its ground
     k = (a.clamp(min=0).square().sum((2, 3))*length).argmax(1); i = torch.arange(len(d), device=d.device)
     return k, a[i, k], length[i, k]
 
-def fit(d: Tensor, ground: Tensor, faint=.3, wide=1.2, least=.3) -> Fits:
+def fit(d: Tensor, ground: Tensor, faint=.3, wide=.96, least=.3) -> Fits:
     "Colour by projection, place and radius by moments, shape by drawing each one and comparing. Eq. 50.8-50.10."
     k, a, length = ink_of(d, ground); n, w, _ = a.shape
     g, b = (torch.arange(w, device=d.device) + .5)/w, torch.where(a > faint, a, 0.)
     for last in (False, False, True): # the first moments leave faint pixels out, the next those that are far
         area = b.mean((1, 2)).clamp(min=1e-4); x, y = (b.mean(1)*g).mean(1)/area, (b.mean(2)*g).mean(1)/area
-        reach = wide*(area/AREA['triangle']).sqrt()[:, None] + 1/w
+        reach = wide*area.sqrt()[:, None] + 1/w
         if not last: b = a*((g - x[:, None]).abs() < reach)[:, None]*((g - y[:, None]).abs() < reach)[..., None]
     radius, gain = [], []
     for s in SHAPES:
