@@ -88,4 +88,4 @@ def small_noised_clip() -> NoisedCLIP:
 
 register(Recipe('shapes', lambda: Model(small_unet(3, 0, base=48)), pictures_alone, shape=(3, 16, 16), steps=3000, limit=1., sampler='dpmpp_2m', sample_steps=25))
 register(Recipe('noised-clip', small_noised_clip, lambda batch, seed, device: CaptionBatches(shapes_16(seed).to(device), caption_tokenizer(), batch, seed),
-                shape=(3, 16, 16), loss=noised_clip_loss, steps=3000, batch=256, settings=dict(lr=1e-3), data=('vocab',), sampler=''));
+                shape=(3, 16, 16), loss=noised_clip_loss, steps=7000, batch=256, settings=dict(lr=1e-3), data=('vocab',), sampler=''));
