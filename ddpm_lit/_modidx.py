@@ -692,6 +692,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                         'ddpm_lit.train.measure.gaussian_distance': ( 'measure.html#gaussian_distance',
                                                                                       'ddpm_lit/train/measure.py'),
                                         'ddpm_lit.train.measure.in_parts': ('measure.html#in_parts', 'ddpm_lit/train/measure.py'),
+                                        'ddpm_lit.train.measure.inception_score': ( 'measure.html#inception_score',
+                                                                                    'ddpm_lit/train/measure.py'),
                                         'ddpm_lit.train.measure.kernel_distance': ( 'measure.html#kernel_distance',
                                                                                     'ddpm_lit/train/measure.py'),
                                         'ddpm_lit.train.measure.load_classifier': ( 'measure.html#load_classifier',

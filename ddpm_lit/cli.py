@@ -444,6 +444,7 @@ def verdict(r: dict) -> str:
             row('Frechet distance', 'frechet', note=f'two sets of one Gaussian: {r["floor"]:.3f}'), row('kernel distance', 'kernel', '.4f', 'a perfect model: 0 on average'), row('energy distance', 'energy', '.4f'),
             row('  p of the energy test', 'p', note='chance alone would be as far so often'), row('precision', 'precision'), row('recall', 'recall'), row('coverage', 'coverage', note=f'a perfect model: {r["expected_coverage"]:.3f} on average')]
     if r.get('agreement') is not None: rows.append(row('read as asked', 'agreement'))
+    if 'score' in r: rows.append(row('inception score', 'score', '.2f', 'by the reader of digits; at most 10'))
     if b: rows.append(f'{"bits per dimension":24}{b["total"]:>10.3f}   ± {b["error"]:.3f}, of {b["pictures"]} real pictures, {b["draws"]} of {b["levels"]} levels each')
     return '\n'.join(rows + [f'Note: {note}' for note in r['warnings']] + [', '.join(f'{k} {v:.0f} s' for k, v in r['seconds'].items())])
 
