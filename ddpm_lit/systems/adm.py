@@ -61,7 +61,7 @@ class Measured:
     mse: Tensor     # [n]
     def rho(self, t: Level) -> Tensor: # between measured levels along a straight line
         x, y = self.log_snr, t.log_snr.double().cpu().clamp(self.log_snr[0], self.log_snr[-1]).contiguous()
-        hi = torch.searchsorted(x, y).clamp(1, len(x) - 1); lo = hi - 1; rho = (self.mse/Level(x).sigma**2).clamp(max=1)
+        hi = torch.searchsorted(x, y).clamp(min=1); lo = hi - 1; rho = (self.mse/Level(x).sigma**2).clamp(max=1)
         return torch.lerp(rho[lo], rho[hi], (y - x[lo])/(x[hi] - x[lo])).to(t.log_snr)
     def __call__(self, p: Prediction, x: Tensor, s: Level, t: Level) -> Tensor: # the standard deviation, as fixed_small
         return best_variance(self.rho(t)*t.sigma**2, s, t).sqrt()
