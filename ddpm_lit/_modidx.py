@@ -152,6 +152,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                   'ddpm_lit/clip/zero_shot.py'),
                                          'ddpm_lit.clip.zero_shot.Reader.texts': ( 'zero_shot.html#reader.texts',
                                                                                    'ddpm_lit/clip/zero_shot.py'),
+                                         'ddpm_lit.clip.zero_shot.a_fifth': ('zero_shot.html#a_fifth', 'ddpm_lit/clip/zero_shot.py'),
                                          'ddpm_lit.clip.zero_shot.by_hue': ('zero_shot.html#by_hue', 'ddpm_lit/clip/zero_shot.py'),
                                          'ddpm_lit.clip.zero_shot.by_kind': ('zero_shot.html#by_kind', 'ddpm_lit/clip/zero_shot.py'),
                                          'ddpm_lit.clip.zero_shot.by_name': ('zero_shot.html#by_name', 'ddpm_lit/clip/zero_shot.py'),
