@@ -28,6 +28,8 @@ from ..train.fit import find_recipe, register
 from ..train.measure import in_parts
 
 # %% ../../nbs/55_zero_shot.ipynb #prompts
+TEMPLATES = ('{}', *(form for s in STYLES.values() for form in (f'a {s} emoji of {{}}', f'{{}}, {s} style'))) # as our training captions are worded
+
 def fill(template: str, names: Sequence[str]) -> list[str]:
     "The template with each of the names in the place of {}."
     if template.count('{}') != 1: raise Problem(f'The template "{template}" has {template.count("{}")} places for a name: write {{}} just once, like "a noto emoji of {{}}".')
@@ -44,9 +46,6 @@ def zero_shot(z_image: Tensor, # [b d], of length 1
               ) -> Tensor:     # [b k], rows sum to 1
     "The probability of each class, if all are equally common. Eq. 55.2 (CLIP section 3.1.2)."
     return (scale*z_image@classes.T).softmax(-1)
-
-# %% ../../nbs/55_zero_shot.ipynb #templates
-TEMPLATES = ('{}', *(form for s in STYLES.values() for form in (f'a {s} emoji of {{}}', f'{{}}, {s} style'))) # as our training captions are worded
 
 # %% ../../nbs/55_zero_shot.ipynb #pictures
 def read_picture(path) -> Tensor: # [3 h w] uint8
@@ -257,7 +256,6 @@ def by_probe(title: str, part: Captioned, train: Captioned, held: Tensor, reader
         rows.append(row(f'{title}: {task}, probe', 'accuracy', hits, 1/len(names), family, majority=want.bincount().max().item()/len(want)))
     return rows
 
-# %% ../../nbs/55_zero_shot.ipynb #colour-words
 HUES = ('red', 'orange', 'yellow', 'green', 'blue', 'purple', 'brown', 'black', 'white')
 
 def by_hue(title: str, part: Captioned, readers: dict) -> list[dict]:
