@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['STYLES', 'SHAPES', 'COLOURS', 'SIZES', 'GROUNDS', 'PLACES', 'RELATIONS', 'OPPOSITE', 'WORDINGS', 'PLAIN', 'LEXICON',
            'THING', 'GRAMMAR', 'HELD', 'DISTANCE', 'AREA', 'Captioned', 'join', 'chosen', 'Emoji', 'tiles', 'smaller',
-           'emoji', 'shifted', 'CaptionBatches', 'Thing', 'Scene', 'sentence', 'forget', 'either', 'read', 'fraction',
-           'scenes', 'coverage', 'poses', 'rgb', 'render', 'shapes', 'Fits', 'ink_of', 'fit', 'parse', 'scene_of',
-           'attributes', 'agrees', 'Said', 'on_white', 'pictures_with_captions', 'captions_in']
+           'emoji', 'shifted', 'CaptionBatches', 'Thing', 'Scene', 'sentence', 'forget', 'every_scene', 'either',
+           'read', 'attributes', 'agrees', 'fraction', 'scenes', 'coverage', 'poses', 'rgb', 'render', 'shapes', 'Fits',
+           'ink_of', 'fit', 'parse', 'scene_of', 'Said', 'on_white', 'lines_of', 'captions_in', 'said_picture',
+           'pictures_with_captions']
 
 # %% ../../nbs/50_captions.ipynb #imports
-import functools, hashlib, io, itertools, json, math, re
+import functools, hashlib, itertools, json, math, re, struct
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Callable, Iterable, Sequence
@@ -33,8 +34,8 @@ class Captioned:
         if len(self.pixels) != len(self.rows): raise Problem(f'{len(self.pixels)} pictures and {len(self.rows)} rows: give each picture one row.')
     def __len__(self): return len(self.rows)
     def __getitem__(self, i): # a slice, a list or a mask
-        chosen = torch.arange(len(self))[i].reshape(-1)
-        return replace(self, pixels=self.pixels[chosen.to(self.pixels.device)], rows=tuple(self.rows[k] for k in chosen.tolist()))
+        at = torch.arange(len(self))[i].reshape(-1)
+        return replace(self, pixels=self.pixels[at.to(self.pixels.device)], rows=tuple(self.rows[k] for k in at.tolist()))
     def caption(self, i: int) -> str:
         "The plain caption of picture i, always the same."
         return self.rows[i].say()
@@ -133,10 +134,11 @@ class CaptionBatches:
                  size: int,          # pictures a batch
                  seed: int = 0,
                  drop: float = 0.,   # share of captions replaced by ''
-                 shift: int = 0):    # move each picture by up to so many pixels
+                 shift: int = 0,     # move each picture by up to so many pixels
+                 keep: int = 50_000): # tokenised captions held at a time
         if not 1 <= size <= len(data): raise Problem(f'A batch of {size} does not fit {len(data)} pictures: choose 1 to {len(data)}.')
         self.data, self.tokenize, self.size, self.seed, self.drop, self.shift = data, tokenize, size, seed, drop, shift
-        self.epoch, self.known = None, {}
+        self.keep, self.epoch, self.known = keep, None, {}
     def words(self, step: int): # rows [b], the captions, and the generator that goes on
         "Which pictures step takes, and what is said of them."
         epoch, j = divmod(step, len(self.data)//self.size)
@@ -147,7 +149,7 @@ class CaptionBatches:
     def tokens(self, texts: list[str]) -> Tensor: # [b l] int64
         "The tokens of some captions; each distinct caption is tokenised once."
         new = [t for t in dict.fromkeys(texts) if t not in self.known]
-        if len(self.known) + len(new) > 50_000: self.known, new = {}, list(dict.fromkeys(texts))
+        if len(self.known) + len(new) > self.keep: self.known, new = {}, list(dict.fromkeys(texts))
         if new: self.known.update(zip(new, self.tokenize(new)))
         return torch.stack([self.known[t] for t in texts])
     def __call__(self, step: int): # x0 [b 3 h w] float32, tokens [b l] int64
@@ -159,7 +161,7 @@ class CaptionBatches:
 # %% ../../nbs/50_captions.ipynb #scene
 SHAPES = ('circle', 'square', 'triangle', 'diamond', 'cross')
 COLOURS = {'red': (225, 35, 45), 'orange': (245, 140, 20), 'yellow': (250, 225, 50), 'green': (35, 160, 75), 'blue': (40, 85, 225), 'purple': (150, 50, 190)}
-SIZES = {'small': .12, 'large': .192} # the radius, in sides of the picture
+SIZES = {'small': .13, 'large': .194} # the radius, in sides of the picture
 GROUNDS = {'white': (255, 255, 255), 'grey': (150, 150, 150), 'black': (20, 20, 20)}
 PLACES = {'at the top left': (.25, .25), 'at the top': (.5, .25), 'at the top right': (.75, .25), 'at the left': (.25, .5), 'in the centre': (.5, .5),
           'at the right': (.75, .5), 'at the bottom left': (.25, .75), 'at the bottom': (.5, .75), 'at the bottom right': (.75, .75)} # across, down
@@ -206,6 +208,14 @@ def forget(scene: Scene, rng) -> Scene:
     things = scene.things if size else tuple(Thing(t.shape, t.colour) for t in scene.things)
     return Scene(things, scene.where if where else None, scene.ground if ground else None)
 
+# %% ../../nbs/50_captions.ipynb #every
+@functools.cache
+def every_scene(objects: int) -> tuple[Scene, ...]: # 1,620 with one thing, 21,600 with two
+    "Every scene with one thing or with two."
+    if objects not in (1, 2): raise Problem(f'A scene has one thing or two, not {objects}: choose objects=1 or objects=2.')
+    things = [Thing(*t) for t in itertools.product(SHAPES, COLOURS, SIZES)]
+    return tuple(Scene(t, w, g) for t in itertools.product(things, repeat=objects) for w in (PLACES if objects == 1 else RELATIONS) for g in GROUNDS)
+
 # %% ../../nbs/50_captions.ipynb #read
 def either(words: Iterable[str]) -> str: # the longest first: 'at the top left' before 'at the top'
     "A pattern that matches any of some words."
@@ -217,6 +227,7 @@ THING = f'an? (?:({either(w for w in PLAIN if PLAIN[w] in SIZES)}) )?(?:({either
 GRAMMAR = re.compile(f'{THING}(?: ({either(PLACES)})| ({either([w for w in PLAIN if PLAIN[w] in (*OPPOSITE, *OPPOSITE.values())] + ["and"])}) {THING})?'
                      f'(?: ({either(w for w in PLAIN if w.startswith("on "))}))?')
 
+# %% ../../nbs/50_captions.ipynb #read-text
 def read(caption: str) -> Scene:
     "What a caption of the grammar says, with None for what it leaves open."
     text = ' '.join(caption.lower().replace(',', ' ').rstrip('. ').split())
@@ -230,132 +241,6 @@ def read(caption: str) -> Scene:
         if way == opposite: things, way = things[::-1], plain
     if way == 'and': things, way = tuple(sorted(things, key=str)), None # in no order, so in one order
     return Scene(things, place or way, ground and ground.removeprefix('on '))
-
-# %% ../../nbs/50_captions.ipynb #held
-def fraction(text: str) -> float: # [0, 1)
-    "A number that a text determines and that looks random: the head of its SHA-256."
-    return int(hashlib.sha256(text.encode()).hexdigest()[:13], 16)/16**13
-
-HELD = frozenset((min(COLOURS, key=lambda c: fraction(f'ddpm_lit shapes {c} {s}')), s) for s in SHAPES) # of each shape, the colour with the least
-
-@functools.cache
-def scenes(split: str, # 'train', 'test' (something in it is HELD) or 'all'
-           objects: int) -> tuple[Scene, ...]:
-    "Every scene with one thing or with two."
-    if split not in ('train', 'test', 'all'): raise Problem(f'The shapes have no part "{split}": ask for train, test or all.')
-    if objects not in (1, 2): raise Problem(f'A scene has one thing or two, not {objects}: choose objects=1 or objects=2.')
-    things = [Thing(*t) for t in itertools.product(SHAPES, COLOURS, SIZES)]
-    every = (Scene(t, w, g) for t in itertools.product(things, repeat=objects) for w in (PLACES if objects == 1 else RELATIONS) for g in GROUNDS)
-    return tuple(s for s in every if split == 'all' or any((t.colour, t.shape) in HELD for t in s.things) == (split == 'test'))
-
-# %% ../../nbs/50_captions.ipynb #distance
-DISTANCE = { # of a point from the edge of a shape of radius 1, negative inside
-    'circle': lambda x, y: (x*x + y*y).sqrt() - 1,
-    'square': lambda x, y: torch.maximum(x.abs(), y.abs()) - .85,
-    'triangle': lambda x, y: torch.maximum(y, .75**.5*x.abs() - .5*y) - .55,
-    'diamond': lambda x, y: (x.abs() + y.abs() - 1)*.5**.5,
-    'cross': lambda x, y: torch.maximum(torch.minimum(x.abs(), y.abs()) - .35, torch.maximum(x.abs(), y.abs()) - 1)}
-AREA = {'circle': math.pi, 'square': 4*.85**2, 'triangle': 3*3**.5*.55**2, 'diamond': 2., 'cross': 4*(.7 - .35**2)} # of radius 1
-
-def coverage(shape: str, pose: Tensor, # [n 3]: across, down, radius, in sides of the picture
-             size: int, fine: int = 64) -> Tensor: # [n size size] in [0, 1]
-    "The share of each pixel that a shape covers: a ramp at `fine` pixels, averaged down to `size`."
-    if size < 1 or fine % size: raise Problem(f'Scenes are drawn at 16, 32 or 64 pixels, not at {size}.')
-    at = (torch.arange(fine, device=pose.device, dtype=pose.dtype) + .5)/fine
-    x, y, r = pose.T[..., None, None]
-    d = DISTANCE[shape]((at - x)/r, (at[:, None] - y)/r)*r
-    return avg_pool2d((.5 - d*fine).clamp(0, 1)[:, None], fine//size)[:, 0]
-
-# %% ../../nbs/50_captions.ipynb #render
-def poses(scenes: Sequence[Scene], rng=None) -> Tensor: # [n 2 3] across, down, radius
-    "Where and how large the things of each scene are; with a generator a little off, by less than the words can tell."
-    spots = [[*((PLACES[s.where],) if len(s.things) == 1 else RELATIONS[s.where]), (.5, .5)][:2] for s in scenes]
-    sizes = [[SIZES[t.size] for t in (*s.things, s.things[0])][:2] for s in scenes]
-    p = torch.cat([torch.tensor(spots).reshape(-1, 2, 2), torch.tensor(sizes).reshape(-1, 2, 1)], -1)
-    return p if rng is None else p + torch.from_numpy(rng.uniform(-1, 1, p.shape)*(.025, .025, .008)).float()
-
-def rgb(table: dict, names: Iterable[str]) -> Tensor: # [n 3] in [-1, 1]
-    "The colours of some names."
-    return to_unit(torch.tensor([table[n] for n in names], dtype=torch.uint8).reshape(-1, 3))
-
-def render(scenes: Sequence[Scene], size: int = 32, pose: Tensor | None = None) -> Tensor: # [n 3 size size] in [-1, 1]
-    "Pictures of scenes: each thing covers its share of the ground."
-    if any(None in (s.where, s.ground, *(v for t in s.things for v in (t.colour, t.size))) for s in scenes): raise Problem('A scene that leaves something open cannot be drawn: say its colours, sizes, place and ground.')
-    pose = poses(scenes) if pose is None else pose
-    ground = rgb(GROUNDS, [s.ground for s in scenes])[..., None, None]; x = ground.repeat(1, 1, size, size)
-    for k, shape in itertools.product((0, 1), SHAPES):
-        rows = [i for i, s in enumerate(scenes) if len(s.things) > k and s.things[k].shape == shape]
-        ink = rgb(COLOURS, [scenes[i].things[k].colour for i in rows])[..., None, None]
-        if rows: x[rows] += coverage(shape, pose[rows, k], size)[:, None]*(ink - ground[rows])
-    return x
-
-def shapes(split: str = 'train', n: int = 10_000, size: int = 32, seed: int = 0, objects: int = 1) -> Captioned:
-    "n pictures of scenes with one thing or two, drawn evenly from a part."
-    every, rng = scenes(split, objects), np.random.default_rng(seed)
-    if n < 1: raise Problem(f'There are no {n} pictures of shapes: ask for 1 or more.')
-    rows = tuple(every[i] for i in rng.integers(len(every), size=n)); pose = poses(rows, rng)
-    return Captioned(torch.cat([to_bytes(render(rows[i:i + 1000], size, pose[i:i + 1000])) for i in range(0, n, 1000)]), rows)
-
-DATASETS['emoji'] = lambda split, size, n: emoji(split, size or 32).images(lambda row: row.style)
-DATASETS['shapes'] = lambda split, size, n: shapes(split, n or 10_000, size or 32).images(lambda row: row.things[0].shape)
-
-# %% ../../nbs/50_captions.ipynb #fit
-@dataclass
-class Fits:
-    "The thing that explains a region best, for each of n pictures."
-    colour: Tensor; shape: Tensor # [n] numbers of COLOURS and SHAPES
-    at: Tensor      # [n 2] across, down
-    radius: Tensor  # [n]
-    gain: Tensor    # [n] squared error that it explains
-    seen: Tensor    # [n] whether that is enough for a thing
-
-def ink_of(d: Tensor, ground: Tensor): # [n 3 h w], the picture minus its ground [n 3]
-    "The colour that explains most, the share of it in each pixel [n h w], and its squared distance from the ground."
-    line = rgb(COLOURS, COLOURS).to(d) - ground[:, None] # [n colours 3]
-    length = line.square().sum(-1)
-    a = torch.einsum('nchw,nkc->nkhw', d, line)/length[..., None, None]
-    k = (a.clamp(min=0).square().sum((2, 3))*length).argmax(1); i = torch.arange(len(d), device=d.device)
-    return k, a[i, k], length[i, k]
-
-def fit(d: Tensor, ground: Tensor) -> Fits:
-    "Colour by projection, place and area by moments, shape by drawing each one and comparing."
-    k, a, length = ink_of(d, ground); n, w, _ = a.shape
-    g, b = (torch.arange(w, device=d.device) + .5)/w, torch.where(a > .3, a, 0.)
-    for last in (False, False, True): # the first moments leave faint pixels out, the next those that are far
-        area = b.mean((1, 2)).clamp(min=1e-4); x, y = (b.mean(1)*g).mean(1)/area, (b.mean(2)*g).mean(1)/area
-        reach = 1.2*(area/AREA['triangle']).sqrt()[:, None] + 1/w
-        if not last: b = a*((g - x[:, None]).abs() < reach)[:, None]*((g - y[:, None]).abs() < reach)[..., None]
-    radius, gain = [], []
-    for s in SHAPES:
-        radius.append((area/AREA[s]).sqrt()); sharp = coverage(s, torch.stack([x, y, radius[-1]], 1), w, 2*w)
-        soft = avg_pool2d(sharp[:, None], 3, 1, 1)[:, 0]
-        gain.append(torch.stack([(2*a*t - t*t).mean((1, 2))*length for t in (sharp, soft)]).amax(0))
-    gain, shape = torch.stack(gain).max(0)
-    return Fits(k, shape, torch.stack([x, y], 1), torch.stack(radius)[shape, torch.arange(n, device=d.device)], gain, gain > .3*length*AREA['triangle']*SIZES['small']**2)
-
-# %% ../../nbs/50_captions.ipynb #parse
-@torch.no_grad()
-def parse(pixels: Tensor) -> list[Scene | None]: # [n 3 h h] in [-1, 1]
-    "The scene that each picture shows; None where no scene explains two fifths of it."
-    if pixels.ndim != 4 or pixels.shape[1] != 3 or pixels.shape[2] != pixels.shape[3] or not pixels.is_floating_point(): raise Problem(f'The parser reads numbers [n 3 h h] in [-1, 1], not {pixels.dtype} {list(pixels.shape)}: use to_unit on bytes.')
-    if pixels.shape[-1] not in (16, 32, 64): raise Problem(f'The parser reads pictures of 16, 32 or 64 pixels, not {pixels.shape[-1]}.')
-    p = avg_pool2d(pixels, 2) if pixels.shape[-1] == 64 else pixels
-    frame = torch.cat([p[..., 0, :], p[..., -1, :], p[..., 0], p[..., -1]], -1); ground = frame.median(-1).values # [n 3]
-    noise = (frame - ground[..., None]).square().sum(1).median(-1).values
-    d, first = p - ground[..., None, None], torch.arange(p.shape[-1], device=p.device) < p.shape[-1]//2
-    halves = {None: [first | True], 'left of': [first, ~first], 'above': [first[:, None], ~first[:, None]]}
-    found = {way: [fit(d*half, ground) for half in parts] for way, parts in halves.items()}
-    gain = torch.stack([torch.where(torch.stack([f.seen for f in fs]).all(0), sum(f.gain for f in fs), -math.inf) for fs in found.values()])
-    gain, way = gain.max(0)
-    known = (gain > .4*(d.square().sum(1).mean((1, 2)) - noise)).tolist()
-    back = torch.cdist(ground, rgb(GROUNDS, GROUNDS).to(p)).argmin(1).tolist()
-    return [scene_of([*found.items()][w], i, [*GROUNDS][g]) if ok else None for i, (w, g, ok) in enumerate(zip(way.tolist(), back, known))]
-
-def scene_of(found, i: int, ground: str) -> Scene:
-    "Picture i of some fits, in the words of the grammar."
-    (where, fits), radius = found, sum(SIZES.values())/2
-    things = tuple(Thing(SHAPES[f.shape[i]], [*COLOURS][f.colour[i]], 'large' if f.radius[i] > radius else 'small') for f in fits)
-    return Scene(things, where or min(PLACES, key=lambda p: math.dist(PLACES[p], fits[0].at[i].tolist())), ground)
 
 # %% ../../nbs/50_captions.ipynb #agree
 def attributes(scene: Scene | None, caption: Scene | str) -> dict[str, bool]:
@@ -377,6 +262,131 @@ def agrees(scene: Scene | None, caption: Scene | str) -> bool:
     "Whether a scene bears out all that a caption says."
     return all(attributes(scene, caption).values())
 
+# %% ../../nbs/50_captions.ipynb #held
+def fraction(text: str) -> float: # [0, 1)
+    "A number that a text determines and that looks random: the head of its SHA-256. Eq. 50.2."
+    return int(hashlib.sha256(text.encode()).hexdigest()[:13], 16)/16**13
+
+HELD = frozenset((min(COLOURS, key=lambda c: fraction(f'ddpm_lit shapes {c} {s}')), s) for s in SHAPES) # of each shape, the colour with the least
+
+@functools.cache
+def scenes(split: str, # 'train', 'test' (something in it is HELD) or 'all'
+           objects: int) -> tuple[Scene, ...]:
+    "The scenes of a part. Eq. 50.2."
+    if split not in ('train', 'test', 'all'): raise Problem(f'The shapes have no part "{split}": ask for train, test or all.')
+    return tuple(s for s in every_scene(objects) if split == 'all' or any((t.colour, t.shape) in HELD for t in s.things) == (split == 'test'))
+
+# %% ../../nbs/50_captions.ipynb #distance
+DISTANCE = { # of a point from the edge of a shape of radius 1, negative inside
+    'circle': lambda x, y: (x*x + y*y).sqrt() - 1,
+    'square': lambda x, y: torch.maximum(x.abs(), y.abs()) - .85,
+    'triangle': lambda x, y: torch.maximum(y, .75**.5*x.abs() - .5*y) - .55,
+    'diamond': lambda x, y: (x.abs() + y.abs() - 1)*.5**.5,
+    'cross': lambda x, y: torch.maximum(torch.minimum(x.abs(), y.abs()) - .35, torch.maximum(x.abs(), y.abs()) - 1)}
+AREA = {'circle': math.pi, 'square': 4*.85**2, 'triangle': 3*3**.5*.55**2, 'diamond': 2., 'cross': 4*(.7 - .35**2)} # of radius 1
+
+def coverage(shape: str, pose: Tensor, # [n 3]: across, down, radius, in sides of the picture
+             size: int, fine: int = 64) -> Tensor: # [n size size] in [0, 1]
+    "The share of each pixel that a shape covers: a ramp at `fine` pixels, averaged down to `size`. Eq. 50.4."
+    if size < 1 or fine % size: raise Problem(f'Scenes are drawn at 16, 32 or 64 pixels, not at {size}.')
+    at = (torch.arange(fine, device=pose.device, dtype=pose.dtype) + .5)/fine
+    x, y, r = pose.T[..., None, None]
+    d = DISTANCE[shape]((at - x)/r, (at[:, None] - y)/r)*r
+    return avg_pool2d((.5 - d*fine).clamp(0, 1)[:, None], fine//size)[:, 0]
+
+# %% ../../nbs/50_captions.ipynb #render
+def poses(scenes: Sequence[Scene], rng=None) -> Tensor: # [n 2 3] across, down, radius
+    "Where and how large the things of each scene are; with a generator a little off, by less than the words can tell."
+    spots = [[*((PLACES[s.where],) if len(s.things) == 1 else RELATIONS[s.where]), (.5, .5)][:2] for s in scenes]
+    sizes = [[SIZES[t.size] for t in (*s.things, s.things[0])][:2] for s in scenes]
+    p = torch.cat([torch.tensor(spots).reshape(-1, 2, 2), torch.tensor(sizes).reshape(-1, 2, 1)], -1)
+    return p if rng is None else p + torch.from_numpy(rng.uniform(-1, 1, p.shape)*(.025, .025, .006)).float()
+
+def rgb(table: dict, names: Iterable[str]) -> Tensor: # [n 3] in [-1, 1]
+    "The colours of some names."
+    return to_unit(torch.tensor([table[n] for n in names], dtype=torch.uint8).reshape(-1, 3))
+
+def render(scenes: Sequence[Scene], size: int = 32, pose: Tensor | None = None) -> Tensor: # [n 3 size size] in [-1, 1]
+    "Pictures of scenes: each thing covers its share of the ground. Eq. 50.7."
+    if any(None in (s.where, s.ground, *(v for t in s.things for v in (t.colour, t.size))) for s in scenes): raise Problem('A scene that leaves something open cannot be drawn: say its colours, sizes, place and ground.')
+    pose = poses(scenes) if pose is None else pose
+    ground = rgb(GROUNDS, [s.ground for s in scenes])[..., None, None]; x = ground.repeat(1, 1, size, size)
+    for k, shape in itertools.product((0, 1), SHAPES):
+        rows = [i for i, s in enumerate(scenes) if len(s.things) > k and s.things[k].shape == shape]
+        ink = rgb(COLOURS, [scenes[i].things[k].colour for i in rows])[..., None, None]
+        if rows: x[rows] += coverage(shape, pose[rows, k], size)[:, None]*(ink - ground[rows])
+    return x
+
+# %% ../../nbs/50_captions.ipynb #shapes
+def shapes(split: str = 'train', n: int = 10_000, size: int = 32, seed: int = 0, objects: int = 1) -> Captioned:
+    "n pictures of scenes with one thing or two, drawn evenly from a part."
+    every, rng = scenes(split, objects), np.random.default_rng(seed)
+    if n < 1: raise Problem(f'There are no {n} pictures of shapes: ask for 1 or more.')
+    rows = tuple(every[i] for i in rng.integers(len(every), size=n)); pose = poses(rows, rng)
+    return Captioned(torch.cat([to_bytes(render(rows[i:i + 1000], size, pose[i:i + 1000])) for i in range(0, n, 1000)]), rows)
+
+DATASETS['emoji'] = lambda split, size, n: emoji(split, size or 32).images(lambda row: row.style)
+DATASETS['shapes'] = lambda split, size, n: shapes(split, n or 10_000, size or 32).images(lambda row: row.things[0].shape)
+
+# %% ../../nbs/50_captions.ipynb #fit
+@dataclass
+class Fits:
+    "The thing that explains a region best, for each of n pictures."
+    colour: Tensor; shape: Tensor # [n] numbers of COLOURS and SHAPES
+    at: Tensor      # [n 2] across, down
+    radius: Tensor  # [n]
+    gain: Tensor    # [n] squared error that it explains
+    seen: Tensor    # [n] whether that is enough for a thing
+
+def ink_of(d: Tensor, ground: Tensor): # [n 3 h w], the picture minus its ground [n 3]
+    "The colour that explains most, the share of it in each pixel [n h w], and its squared distance from the ground. Eq. 50.8."
+    line = rgb(COLOURS, COLOURS).to(d) - ground[:, None] # [n colours 3]
+    length = line.square().sum(-1)
+    a = torch.einsum('nchw,nkc->nkhw', d, line)/length[..., None, None]
+    k = (a.clamp(min=0).square().sum((2, 3))*length).argmax(1); i = torch.arange(len(d), device=d.device)
+    return k, a[i, k], length[i, k]
+
+def fit(d: Tensor, ground: Tensor, faint=.3, wide=.96, least=.3) -> Fits:
+    "Colour by projection, place and radius by moments, shape by drawing each one and comparing. Eq. 50.8-50.10."
+    k, a, length = ink_of(d, ground); n, w, _ = a.shape
+    g, b = (torch.arange(w, device=d.device) + .5)/w, torch.where(a > faint, a, 0.)
+    for last in (False, False, True): # the first moments leave faint pixels out, the next those that are far
+        area = b.mean((1, 2)).clamp(min=1e-4); x, y = (b.mean(1)*g).mean(1)/area, (b.mean(2)*g).mean(1)/area
+        reach = wide*area.sqrt()[:, None] + 1/w
+        if not last: b = a*((g - x[:, None]).abs() < reach)[:, None]*((g - y[:, None]).abs() < reach)[..., None]
+    radius, gain = [], []
+    for s in SHAPES:
+        radius.append((area/AREA[s]).sqrt()); drawn = [coverage(s, torch.stack([x, y, radius[-1]], 1), w)]
+        if w > 16: drawn.append(avg_pool2d(drawn[0][:, None], 3, 1, 1)[:, 0]) # blurred; at 16 pixels a blurred circle would pass for a small diamond
+        gain.append(torch.stack([(2*a*t - t*t).mean((1, 2))*length for t in drawn]).amax(0))
+    gain, shape = torch.stack(gain).max(0)
+    return Fits(k, shape, torch.stack([x, y], 1), torch.stack(radius)[shape, torch.arange(n, device=d.device)], gain, gain > least*length*AREA['triangle']*SIZES['small']**2)
+
+# %% ../../nbs/50_captions.ipynb #parse
+@torch.no_grad()
+def parse(pixels: Tensor, enough=.4) -> list[Scene | None]: # [n 3 h h] in [-1, 1]
+    "The scene that each picture shows; None where no scene explains two fifths of it."
+    if pixels.ndim != 4 or pixels.shape[1] != 3 or pixels.shape[2] != pixels.shape[3] or not pixels.is_floating_point(): raise Problem(f'The parser reads numbers [n 3 h h] in [-1, 1], not {pixels.dtype} {list(pixels.shape)}: use to_unit on bytes.')
+    if pixels.shape[-1] not in (16, 32, 64): raise Problem(f'The parser reads pictures of 16, 32 or 64 pixels, not {pixels.shape[-1]}.')
+    if len(pixels) > 100: return [scene for part in pixels.split(100) for scene in parse(part, enough)] # what fits the processor's cache is faster
+    p = avg_pool2d(pixels, 2) if pixels.shape[-1] == 64 else pixels
+    frame = torch.cat([p[..., 0, :], p[..., -1, :], p[..., 0], p[..., -1]], -1); ground = frame.median(-1).values # [n 3]
+    noise = (frame - ground[..., None]).square().sum(1).median(-1).values
+    d, first = p - ground[..., None, None], torch.arange(p.shape[-1], device=p.device) < p.shape[-1]//2
+    halves = {None: [first | True], 'left of': [first, ~first], 'above': [first[:, None], ~first[:, None]]}
+    found = {way: [fit(d*half, ground) for half in parts] for way, parts in halves.items()}
+    gain = torch.stack([torch.where(torch.stack([f.seen for f in fs]).all(0), sum(f.gain for f in fs), -math.inf) for fs in found.values()])
+    gain, way = gain.max(0)
+    known = (gain > enough*(d.square().sum(1).mean((1, 2)) - noise)).tolist()
+    back = torch.cdist(ground, rgb(GROUNDS, GROUNDS).to(p)).argmin(1).tolist()
+    return [scene_of([*found.items()][w], i, [*GROUNDS][g]) if ok else None for i, (w, g, ok) in enumerate(zip(way.tolist(), back, known))]
+
+def scene_of(found, i: int, ground: str) -> Scene:
+    "Picture i of some fits, in the words of the grammar."
+    (where, fits), radius = found, sum(SIZES.values())/2
+    things = tuple(Thing(SHAPES[f.shape[i]], [*COLOURS][f.colour[i]], 'large' if f.radius[i] > radius else 'small') for f in fits)
+    return Scene(things, where or min(PLACES, key=lambda p: math.dist(PLACES[p], fits[0].at[i].tolist())), ground)
+
 # %% ../../nbs/50_captions.ipynb #folder
 @dataclass(frozen=True)
 class Said:
@@ -391,43 +401,47 @@ def on_white(image) -> Tensor: # a PIL image -> [3 h w] uint8
     "A picture of any mode in colour, upright, and on white where it is transparent."
     from PIL import ImageOps
     image = ImageOps.exif_transpose(image)
-    if image.mode[0] in 'IF': image = image.point(lambda v: v/257).convert('L') if image.mode == 'I' else image
-    if image.mode.startswith('I;16'): return torch.from_numpy((np.array(image)/257).round().astype(np.uint8)).expand(3, -1, -1)
+    if image.mode[0] == 'I': return torch.from_numpy((np.array(image)/257).round().astype(np.uint8)).expand(3, -1, -1) # 16 bits of grey
     if image.mode not in ('RGBA', 'LA', 'PA', 'P'): image = image.convert('RGB')
     a = torch.from_numpy(np.array(image.convert('RGBA'))).permute(2, 0, 1).double()
     return (255 + (a[:3] - 255)*a[3]/255).round().to(torch.uint8)
 
-def pictures_with_captions(folder, size: int = 32,
-                           bad: str = 'refuse') -> Captioned: # 'refuse' or 'skip' what cannot be read or has no caption
-    "Your own pictures: beside `dog.png` lies `dog.txt`, one caption a line; or `metadata.jsonl` holds file_name and text."
-    from PIL import Image
-    folder, rows, pixels, skipped = Path(folder), [], [], []
-    if bad not in ('refuse', 'skip'): raise Problem(f'What to do with bad pictures is "{bad}": choose refuse or skip.')
-    paths = sorted(p for p in folder.rglob('*') if p.suffix.lower() in ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif'))
-    if not paths: raise Problem(f'There are no pictures in {folder}: name a folder that holds .png or .jpg files.')
-    written = captions_in(folder)
-    for path in paths:
-        try:
-            name = path.relative_to(folder).as_posix(); said = written.get(name, ())
-            if path.with_suffix('.txt').exists(): said += tuple(path.with_suffix('.txt').read_text(encoding='utf-8').splitlines())
-            if not (words := tuple(t.strip() for t in said if t.strip())): raise Problem(f'{path} has {"an empty" if said else "no"} caption: write one into {path.with_suffix(".txt").name}, or take the picture away.')
-            try:
-                with Image.open(path) as image: pixels.append(square(on_white(image)[None], size))
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
-                if isinstance(e, Problem): raise
-                raise Problem(f'{path} is not a whole picture ({e}): fetch it again, or take it away.') from e
-            rows.append(Said(words, name))
-        except Problem as e:
-            if bad == 'refuse': raise
-            skipped.append(str(e))
-    if not rows: raise Problem(f'None of the {len(paths)} pictures in {folder} can be used; the first: {skipped[0]}')
-    return Captioned(torch.cat(pixels), tuple(rows), tuple(skipped))
+def lines_of(path: Path) -> list[str]:
+    "The lines of a text file."
+    try: return path.read_text(encoding='utf-8').splitlines()
+    except (OSError, UnicodeDecodeError) as e: raise Problem(f'{path} is not a text in UTF-8 ({e}): save it anew.') from e
 
 def captions_in(folder: Path) -> dict[str, tuple[str, ...]]: # file name -> its captions
     "The table metadata.jsonl of a folder, if there is one: a line of JSON for each caption."
     found: dict[str, tuple[str, ...]] = {}
-    if not (table := folder/'metadata.jsonl').exists(): return found
-    for k, line in enumerate(table.read_text(encoding='utf-8').splitlines(), 1):
-        try: row = json.loads(line); found[row['file_name']] = found.get(row['file_name'], ()) + (str(row['text']),)
-        except (ValueError, KeyError, TypeError) as e: raise Problem(f'Line {k} of {table} is not an object with file_name and text ({e}): mend it.') from e
+    for k, line in enumerate(lines_of(folder/'metadata.jsonl') if (folder/'metadata.jsonl').exists() else [], 1):
+        try: row = json.loads(line); name, text = row['file_name'], row['text'].strip()
+        except (ValueError, KeyError, TypeError, AttributeError) as e: raise Problem(f'Line {k} of {folder/"metadata.jsonl"} is not an object with file_name and text ({e}): mend it.') from e
+        found[name] = found.get(name, ()) + (text,)
     return found
+
+# %% ../../nbs/50_captions.ipynb #folder-set
+def said_picture(path: Path, name: str, said: tuple[str, ...], size: int) -> tuple[Tensor, Said]: # [1 3 size size] uint8
+    "One picture and its captions, or the Problem with it."
+    from PIL import Image
+    beside = path.with_suffix('.txt')
+    if beside.exists(): said += tuple(lines_of(beside))
+    if not (words := tuple(t.strip() for t in said if t.strip())): raise Problem(f'{path} has {"an empty" if said else "no"} caption: write one into {beside.name}, or take the picture away.')
+    try:
+        with Image.open(path) as image: return square(on_white(image)[None], size), Said(words, name)
+    except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as e: raise Problem(f'{path} is not a whole picture ({e}): fetch it again, or take it away.') from e
+
+def pictures_with_captions(folder, size: int = 32,
+                           bad: str = 'refuse') -> Captioned: # 'refuse' or 'skip' what cannot be read or has no caption
+    "Your own pictures: beside `dog.png` lies `dog.txt`, one caption a line; or `metadata.jsonl` holds file_name and text."
+    folder = Path(folder); written, good, skipped = captions_in(folder), [], []
+    if bad not in ('refuse', 'skip'): raise Problem(f'What to do with bad pictures is "{bad}": choose refuse or skip.')
+    if size < 1: raise Problem(f'A picture cannot be {size} pixels wide: give a size of 1 or more.')
+    names = {p.relative_to(folder).as_posix() for p in folder.rglob('*') if p.suffix.lower() in ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif')}
+    for name in sorted(names | written.keys()):
+        try: good.append(said_picture(folder/name, name, written.get(name, ()), size))
+        except Problem as e:
+            if bad == 'refuse': raise
+            skipped.append(str(e))
+    if not good: raise Problem(f'None of the {len(skipped)} pictures in {folder} can be used; the first: {skipped[0]}' if skipped else f'There are no pictures in {folder}: name a folder that holds .png or .jpg files.')
+    return Captioned(torch.cat([p for p, _ in good]), tuple(r for _, r in good), tuple(skipped))
