@@ -494,8 +494,7 @@ def read_clip(weights: str): # -> Reader
     if found.endswith('.safetensors'):
         with contextlib.suppress(SafetensorError, OSError), safe_open(found, 'pt') as f: official = 'logit_scale' in f.keys()
     if official:
-        try: from ddpm_lit.scale.towers import load_clip
-        except ModuleNotFoundError as e: raise Problem(f'{weights} has the names of an official CLIP, which this version cannot load: take a newer one.') from e
+        from ddpm_lit.scale.towers import load_clip # late: most weights are ours
         return Reader(load_clip(found), official=True)
     model, recipe = load_weights(found)
     if type(model) is not CLIP: raise Problem(f'{weights} is of the recipe {recipe.name}, which does not match clean pictures and sentences: give the weights of a CLIP.')
