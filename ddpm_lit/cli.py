@@ -6,9 +6,9 @@
 __all__ = ['command', 'failure', 'main', 'options', 'start', 'finite', 'tell', 'Bar', 'visit', 'recipes', 'asked_to_stop', 'Log',
            'read_log', 'machine', 'thin', 'read_settings', 'choose_settings', 'Run', 'open_run', 'go', 'train',
            'steering', 'choose_run', 'draw', 'labels', 'find_weights', 'save_samples', 'sample', 'real_data',
-           'count_bits', 'evaluate', 'fingerprints', 'verdict', 'evaluate_command', 'show_forward', 'show_roll',
-           'quick_fit', 'lost_and_found', 'half_given', 'show_guided', 'show_digits', 'demo', 'compare_command',
-           'parity']
+           'count_bits', 'evaluate', 'fingerprints', 'verdict', 'judged', 'evaluate_command', 'read_clip', 'answers',
+           'classify_command', 'read_names', 'show_forward', 'show_roll', 'quick_fit', 'lost_and_found', 'half_given',
+           'show_guided', 'show_digits', 'demo', 'compare_command', 'parity']
 
 # %% ../nbs/80_command.ipynb #imports
 import contextlib, functools, hashlib, importlib, json, math, os, pkgutil, platform, signal, sys, time
@@ -451,9 +451,19 @@ def verdict(r: dict) -> str:
     if b: rows.append(f'{"bits per dimension":24}{b["total"]:>10.3f}   ± {b["error"]:.3f}, of {b["pictures"]} real pictures, {b["draws"]} of {b["levels"]} levels each')
     return '\n'.join(rows + [f'Note: {note}' for note in r['warnings']] + [', '.join(f'{k} {v:.0f} s' for k, v in r['seconds'].items())])
 
+def judged(name: str, found: str, model, recipe, n: int, seed: int) -> tuple[dict, str]:
+    "What the judge of a recipe finds, with all that was used; and the same in words."
+    from ddpm_lit.clip.zero_shot import table
+    clock, rows = time.process_time(), []
+    with Bar(100, f'eval {name}') as bar:
+        for at, more in recipe.judge(model, n, seed): rows += more; bar(at)
+    used, notes = fingerprints(found, recipe)
+    got = dict(name=name, recipe=recipe.name, n=n, seed=seed, rows=rows, cpu_seconds=round(time.process_time() - clock, 3), machine=machine(next(model.parameters()).device), **used, warnings=notes)
+    return got, '\n'.join([f'{name}: per cent, with standard errors', table(rows), *(f'Note: {note}' for note in notes)])
+
 @command.command('eval')
 @click.argument('name')
-@click.option('--n', type=click.IntRange(1), default=2000, show_default=True, help='How many samples, and as many real ones.')
+@click.option('--n', type=click.IntRange(1), default=2000, show_default=True, help='How many samples, and as many real ones; of a CLIP, how many pictures of each part.')
 @click.option('--label', help='Weigh this class only; none: do not tell the network.  [default: all in turn]')
 @click.option('--batch', type=click.IntRange(1), default=256, show_default=True, help='Samples at once.')
 @click.option('--bits-pictures', type=click.IntRange(0), default=500, show_default=True, help='Real pictures whose bits are counted; 0: none.')
@@ -461,9 +471,12 @@ def verdict(r: dict) -> str:
 @click.option('--w', 'weights', type=float, multiple=True, help='Guidance without a classifier; give it several times to compare weights, bits being counted once.')
 @options('sampler', 'steps', 'seed', 'device', 'threads', 'json')
 def evaluate_command(name, n, label, batch, bits_pictures, bits_draws, weights, sampler, steps, seed, device, threads, as_json):
-    "Weigh samples of weights NAME beside real data, and count the bits of real pictures; about three minutes of one core for mnist."
+    "Weigh weights NAME: samples beside real data and the bits of real pictures (three minutes of one core for mnist); a CLIP by what it recognizes (one minute)."
     from ddpm_lit.train.fit import load_weights
     recipes(); device, found = start(device, threads), find_weights(name); model, recipe = load_weights(found)
+    if recipe.judge:
+        if label or weights or sampler or steps: raise click.UsageError(f'{recipe.name} draws nothing: leave out --label, --w, --sampler and --steps.')
+        return tell(as_json, *judged(name, found, model.to(device), recipe, n, seed))
     sampler, steps = choose_run(recipe, sampler, steps)
     (used, notes), rows = fingerprints(found, recipe), []
     for w in weights or (None,):
@@ -471,6 +484,64 @@ def evaluate_command(name, n, label, batch, bits_pictures, bits_draws, weights, 
         got = evaluate(model.to(device), recipe, n, label, sampler, steps, seed, batch, 0 if rows else bits_pictures, bits_draws, steering(recipe, w, None, None, None))
         rows.append(dict(name=name, recipe=recipe.name, w=w, **got, cpu_seconds=round(time.process_time() - clock, 3), machine=machine(device), **used)); rows[-1]['warnings'] += notes
     tell(as_json, rows if len(weights) > 1 else rows[0], '\n\n'.join(('' if r['w'] is None else f'w = {r["w"]:g}\n') + verdict(r) for r in rows))
+
+# %% ../nbs/80_command.ipynb #classify
+def read_clip(weights: str): # -> Reader
+    "A CLIP with all that it needs to be asked: shipped, of a run, or a file with OpenAI's names."
+    from safetensors import SafetensorError, safe_open
+    from ddpm_lit.clip.zero_shot import CLIP, Reader
+    from ddpm_lit.core.check import Problem
+    from ddpm_lit.train.fit import load_weights
+    recipes(); found, official = find_weights(weights), False
+    if found.endswith('.safetensors'):
+        with contextlib.suppress(SafetensorError, OSError), safe_open(found, 'pt') as f: official = 'logit_scale' in f.keys()
+    if official:
+        from ddpm_lit.scale.towers import load_clip # late: most weights are ours
+        return Reader(load_clip(found), official=True)
+    model, recipe = load_weights(found)
+    if type(model) is not CLIP: raise Problem(f'{weights} is of the recipe {recipe.name}, which does not match clean pictures and sentences: give the weights of a CLIP.')
+    return Reader(model)
+
+def answers(p: list[float], names: list[str], truth: str | None, top: int) -> tuple[list[int], int, int, str]: # places in order, place of the mark, its rank, a headline
+    "The order of the captions, what is marked in it, and what stands above."
+    order = sorted(range(len(p)), key=lambda i: -p[i]); marked = order[0] if truth is None else names.index(truth); rank = order.index(marked) + 1
+    return order[:top], marked, rank, f'{names[marked]} ({100*p[marked]:.1f}%)  Ranked {rank} out of {len(names)} labels'
+
+@command.command('classify')
+@click.argument('image')
+@click.argument('more', nargs=-1, metavar='[CAPTION]...')
+@click.option('--among', multiple=True, metavar='CAPTION', help='What it may be: this caption, and those that follow.')
+@click.option('--names', metavar='FILE', help='A text file with further captions or names, one a line.')
+@click.option('--template', 'templates', multiple=True, default=('{}',), show_default=True, help='Where each name is put in the place of {}; several make an ensemble.')
+@click.option('--truth', help='The right one, if you know it: the card marks it and tells its rank.  [default: the first is marked]')
+@click.option('--top', type=click.IntRange(1), default=5, show_default=True, help='How many are shown.')
+@click.option('--weights', default='clip', show_default=True, help='Shipped weights, or a .safetensors file, an official CLIP among them.')
+@click.option('--out', type=click.Path(dir_okay=False), help='A PNG to write the card to.')
+@options('device', 'threads', 'json')
+def classify_command(image, more, among, names, templates, truth, top, weights, out, device, threads, as_json):
+    "Which of some captions fits the picture IMAGE best? For example: classify dog.png --among 'a dog' 'a cat' --out card.png"
+    device = start(device, threads)
+    from ddpm_lit.clip.zero_shot import classify, fill, fitted, read_picture
+    from ddpm_lit.core.check import Problem
+    captions, pixels = [' '.join(c.split()) for c in (*among, *more, *(read_names(names) if names else ()))], read_picture(image)
+    truth = truth and ' '.join(truth.split())
+    if truth is not None and truth not in captions: raise Problem(f'The truth "{truth}" is not among the captions: write it as it stands there.')
+    reader = read_clip(weights); reader.clip.to(device)
+    x = fitted(pixels, reader.side, reader.official); p = classify(reader, x, captions, templates)[0].tolist(); said = fill(templates[0], captions)
+    order, marked, rank, title = answers(p, captions, truth, top)
+    if out:
+        from ddpm_lit import show
+        from ddpm_lit.data.images import to_unit
+        show.card(to_unit(fitted(pixels, min(224, *pixels.shape[1:])))[0], [said[i] for i in order], [p[i] for i in order], title, order.index(marked) if marked in order else None); show.save_figure(out)
+    found = dict(image=image, weights=weights, templates=[*templates], truth=truth, rank=rank, captions=[dict(caption=said[i], name=captions[i], probability=p[i]) for i in sorted(range(len(p)), key=lambda i: -p[i])], out=out)
+    width = max(len(said[i]) for i in order)
+    tell(as_json, found, '\n'.join([title, *(f'{"x+"[i == marked]} {said[i]:{width}} {100*p[i]:5.1f} % {"#"*round(40*p[i])}'.rstrip() for i in order), *([out] if out else [])]))
+
+def read_names(path: str) -> list[str]:
+    "The lines of a text file, empty ones left out."
+    from ddpm_lit.core.check import Problem
+    try: return [line.strip() for line in Path(path).read_text(encoding='utf-8').splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as e: raise Problem(f'{path} is no text that can be read ({getattr(e, "strerror", None) or e}): give a file with one name a line.') from e
 
 # %% ../nbs/80_command.ipynb #demo-parts
 def show_forward(path) -> str:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['INK', 'style', 'panels', 'plane', 'cloud', 'clouds', 'lattice', 'field', 'heat', 'curves', 'tile', 'sheet', 'strip',
-           'save_sheet', 'save_figure']
+           'card', 'save_sheet', 'save_figure']
 
 # %% ../nbs/04_show.ipynb #imports
 import math
@@ -106,6 +106,19 @@ def sheet(x: Tensor, columns: int = 8, ax=None, title: str = ''):
 def strip(x: Tensor, titles: Sequence[str] = ()):
     "A row of pictures [n c h w], each with its title."
     for picture, ax in zip(x, panels(len(x), titles)): ax.imshow(tile(picture[None], 1, 0), interpolation='nearest'); ax.axis('off')
+
+# %% ../nbs/04_show.ipynb #card
+def card(x: Tensor, answers: Sequence[str], shares: Sequence[float], title: str = '', right: int | None = 0): # x [3 h w] in [-1, 1]; right: which answer gets the check mark
+    "A picture and a few answers about it, with bars."
+    if len(answers) != len(shares) or not answers: raise Problem(f'There are {len(answers)} answers and {len(shares)} shares: give each answer one.')
+    picture, ax = plt.subplots(1, 2, figsize=(7, max(2., .4*len(answers) + .5)), width_ratios=(1, 2.5), layout='constrained')[1]
+    picture.imshow(tile(x[None], 1, 0), interpolation='nearest'); picture.axis('off')
+    for i, (answer, share) in enumerate(zip(answers, shares)):
+        mark, ink = (chr(0x2713), 'model') if i == right else (chr(0x2717), 'noise')
+        ax.text(0, i - .12, f'{mark} {answer if len(answer) < 64 else answer[:60] + "..."}'); ax.text(1.02, i + .12, f'{100*share:.1f} %', va='center')
+        ax.barh(i + .12, 1, .22, color='0.95'); ax.barh(i + .12, share, .22, color=INK[ink])
+    ax.set(xlim=(0, 1.15), ylim=(len(answers) - .6, -.7)); ax.axis('off'); ax.set_title(title, loc='left', fontweight='bold')
+    return ax
 
 # %% ../nbs/04_show.ipynb #save
 def save_sheet(x: Tensor, path, columns: int = 8, zoom: int = 2):
