@@ -13,7 +13,6 @@ from functools import partial
 from typing import Callable, Sequence
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from .tokens import caption_tokenizer
@@ -64,8 +63,8 @@ class InChunks(torch.autograd.Function):
         return (row + column)/2 - scale*torch.linalg.vecdot(z_image, z_text)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, w):
+        if torch.is_grad_enabled(): raise Problem('The loss in chunks has no second derivatives: take contrastive_plainly for them.')
         z_image, z_text, scale, row, column = ctx.saved_tensors
         d_image, d_text, w, d_scale, start = torch.empty_like(z_image), torch.zeros_like(z_text), w[:, None], 0., 0
         with torch.autocast(w.device.type, enabled=False): # as forward
@@ -76,8 +75,8 @@ class InChunks(torch.autograd.Function):
                 G += (scale*cosine).sub_(column).exp_().mul_(w.T/2)
                 torch.mm(G, z_text, out=d_image[part]); d_text.addmm_(G.T, z)
                 d_scale = d_scale + G.mul_(cosine).sum()
-        d_image.addcmul_(w, z_text, value=-1); d_text.addcmul_(w, z_image, value=-1)
-        return d_image.mul_(scale), d_text.mul_(scale), d_scale - (w[:, 0]*torch.linalg.vecdot(z_image, z_text)).sum(), None
+            d_image.addcmul_(w, z_text, value=-1); d_text.addcmul_(w, z_image, value=-1)
+            return d_image.mul_(scale), d_text.mul_(scale), d_scale - (w[:, 0]*torch.linalg.vecdot(z_image, z_text)).sum(), None
 
 def contrastive(z_image: Tensor, z_text: Tensor, scale: Tensor, # as for `contrastive_plainly`
                 rows: int = 256,     # of the table at a time
@@ -86,7 +85,7 @@ def contrastive(z_image: Tensor, z_text: Tensor, scale: Tensor, # as for `contra
     if z_image.shape != z_text.shape or z_image.ndim != 2: raise Problem(f'Pairs are two tables of one shape [n d], not {[*z_image.shape]} and {[*z_text.shape]}.')
     fine = torch.promote_types(torch.promote_types(z_image.dtype, z_text.dtype), torch.float32) # scores of 100 have no decimals in bfloat16
     with torch.autocast(z_image.device.type, enabled=False):
-        return InChunks.apply(z_image.to(fine), z_text.to(fine), torch.as_tensor(scale).to(z_image.device, fine), rows)
+        return InChunks.apply(z_image.to(fine), z_text.to(fine), torch.as_tensor(scale).to(z_image.device, fine).reshape([]), rows)
 
 # %% ../../nbs/53_clip.ipynb #cache
 def in_chunks(tower: Callable[[Tensor], Tensor], x: Tensor, size: int) -> Tensor: # [n ...] -> [n d]
