@@ -26,7 +26,7 @@ from ..train.fit import Recipe, register
 # %% ../../nbs/53_clip.ipynb #contrast
 def unit(z: Tensor) -> Tensor: # [... d]
     "The same direction, of length 1. Eq. 53.1."
-    return F.normalize(z.float() if z.dtype in (torch.bfloat16, torch.float16) else z, dim=-1)
+    return F.normalize(z.to(torch.promote_types(z.dtype, torch.float32)), dim=-1)
 
 def contrastive_plainly(z_image: Tensor, # [n d], of length 1; row i belongs to
                         z_text: Tensor,  # [n d], row i
@@ -42,8 +42,8 @@ def health(z_image: Tensor, z_text: Tensor, scale: Tensor) -> dict[str, float]: 
     "Is this run learning? The loss as a share of ln N, the mean cosine of a pair and of two pictures, two sentences: collapsed is 1, ?, 1, 1. Eq. 53.9."
     n = len(z_image)
     if n < 2: raise Problem('One pair is no game: give at least two.')
-    among = lambda z: ((z@z.T).sum() - n)/(n*n - n)
-    return dict(share=(contrastive_plainly(z_image, z_text, scale).mean()/math.log(n)).item(), pairs=(z_image*z_text).sum(-1).mean().item(),
+    among = lambda z: (z.sum(0).square().sum() - n)/(n*n - n) # of all n^2 cosines without their n ones
+    return dict(share=(contrastive_plainly(z_image, z_text, scale).mean()/math.log(n)).item(), pairs=torch.linalg.vecdot(z_image, z_text).mean().item(),
                 pictures=among(z_image).item(), sentences=among(z_text).item())
 
 # %% ../../nbs/53_clip.ipynb #chunk
@@ -64,25 +64,28 @@ class InChunks(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, w):
+        if torch.is_grad_enabled(): raise Problem('The loss in chunks has no second derivatives: take contrastive_plainly for them.')
         z_image, z_text, scale, row, column = ctx.saved_tensors
         d_image, d_text, w, d_scale, start = torch.empty_like(z_image), torch.zeros_like(z_text), w[:, None], 0., 0
-        for z in z_image.split(ctx.rows):
-            part = slice(start, start := start + len(z))
-            cosine = z@z_text.T
-            G = (scale*cosine - row[part, None]).exp_().mul_(w[part]/2)
-            G += (scale*cosine).sub_(column).exp_().mul_(w.T/2)
-            torch.mm(G, z_text, out=d_image[part]); d_text.addmm_(G.T, z)
-            d_scale = d_scale + G.mul_(cosine).sum()
-        d_image.addcmul_(w, z_text, value=-1); d_text.addcmul_(w, z_image, value=-1)
-        return d_image.mul_(scale), d_text.mul_(scale), d_scale - w[:, 0]@torch.linalg.vecdot(z_image, z_text), None
+        with torch.autocast(w.device.type, enabled=False): # as forward
+            for z in z_image.split(ctx.rows):
+                part = slice(start, start := start + len(z))
+                cosine = z@z_text.T
+                G = (scale*cosine - row[part, None]).exp_().mul_(w[part]/2)
+                G += (scale*cosine).sub_(column).exp_().mul_(w.T/2)
+                torch.mm(G, z_text, out=d_image[part]); d_text.addmm_(G.T, z)
+                d_scale = d_scale + G.mul_(cosine).sum()
+            d_image.addcmul_(w, z_text, value=-1); d_text.addcmul_(w, z_image, value=-1)
+            return d_image.mul_(scale), d_text.mul_(scale), d_scale - (w[:, 0]*torch.linalg.vecdot(z_image, z_text)).sum(), None
 
 def contrastive(z_image: Tensor, z_text: Tensor, scale: Tensor, # as for `contrastive_plainly`
                 rows: int = 256,     # of the table at a time
-                ) -> Tensor:         # [n], nats
+                ) -> Tensor:         # [n], nats, in float32 or finer
     "The loss of each pair, in memory that grows with n and not with its square. Eq. 53.3, 53.11, 53.12."
     if z_image.shape != z_text.shape or z_image.ndim != 2: raise Problem(f'Pairs are two tables of one shape [n d], not {[*z_image.shape]} and {[*z_text.shape]}.')
-    with torch.autocast(z_image.device.type, enabled=False): # scores of 100 have no decimals in bfloat16
-        return InChunks.apply(z_image, z_text, torch.as_tensor(scale).to(z_image), rows)
+    fine = torch.promote_types(torch.promote_types(z_image.dtype, z_text.dtype), torch.float32) # scores of 100 have no decimals in bfloat16
+    with torch.autocast(z_image.device.type, enabled=False):
+        return InChunks.apply(z_image.to(fine), z_text.to(fine), torch.as_tensor(scale).to(z_image.device, fine).reshape([]), rows)
 
 # %% ../../nbs/53_clip.ipynb #cache
 def in_chunks(tower: Callable[[Tensor], Tensor], x: Tensor, size: int) -> Tensor: # [n ...] -> [n d]
@@ -101,7 +104,7 @@ class TextTower(nn.Module):
         nn.init.normal_(self.pieces.weight, std=.02)
     def forward(self, tokens: Tensor) -> Tensor: # [b l] whole numbers -> [b out]
         if tokens.ndim != 2 or tokens.shape[1] > len(self.places): raise Problem(f'This tower reads tokens [b l] with at most {len(self.places)} places, not {[*tokens.shape]}: cut the text, or let its tokenizer do so.')
-        end = tokens.argmax(-1); l = int(end.max()) + 1
+        end = tokens.argmax(1); l = int(end.max()) + 1
         h = self.transformer(self.pieces(tokens[:, :l]) + self.places[:l])
         return self.norm(h[torch.arange(len(h), device=h.device), end])@self.out
 
@@ -172,7 +175,8 @@ class CLIP(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(math.log(1/.07)))
     @property
     def scale(self) -> Tensor: # [], at most 100
-        if self.training: self.log_scale.data.clamp_(max=math.log(100.)) # after each step, as published
+        if not self.training: return self.log_scale.clamp(max=math.log(100.)).exp()
+        self.log_scale.data.clamp_(max=math.log(100.)) # after each step, as published
         return self.log_scale.exp()
     def embed_image(self, x: Tensor) -> Tensor: # [b c h w] -> [b d], of length 1
         return unit(in_chunks(self.image, x, self.chunk) if self.chunk else self.image(x))
@@ -193,9 +197,9 @@ def official_clip(out: int, side: int, layers: int | Sequence[int], width: int, 
     image = ResNetTower(side, width, layers, width*32//64, out) if patch is None else VisionTower(side, patch, width, layers, width//64, out)
     return CLIP(image, TextTower(size, length, text_width, text_layers, text_heads, out))
 
-OFFICIAL = {'ViT-B/32': (512, 224, 12, 768, 32, 512, 8), 'ViT-B/16': (512, 224, 12, 768, 16, 512, 8), 'ViT-L/14': (768, 224, 24, 1024, 14, 768, 12),
+OFFICIAL = {'ViT-B/32': (512, 224, 12, 768, 32, 512, 8), 'ViT-B/16': (512, 224, 12, 768, 16, 512, 8), 'ViT-L/14': (768, 224, 24, 1024, 14, 768, 12), 'ViT-L/14@336px': (768, 336, 24, 1024, 14, 768, 12),
             'RN50': (1024, 224, (3, 4, 6, 3), 64, None, 512, 8), 'RN101': (512, 224, (3, 4, 23, 3), 64, None, 512, 8),
-            'RN50x4': (640, 288, (4, 6, 10, 6), 80, None, 640, 10), 'RN50x64': (1024, 448, (3, 15, 36, 10), 128, None, 1024, 16)} # as for `official_clip`
+            'RN50x4': (640, 288, (4, 6, 10, 6), 80, None, 640, 10), 'RN50x16': (768, 384, (6, 8, 18, 8), 96, None, 768, 12), 'RN50x64': (1024, 448, (3, 15, 36, 10), 128, None, 1024, 16)} # as for `official_clip`
 
 # %% ../../nbs/53_clip.ipynb #units
 MEAN, STD = (.48145466, .4578275, .40821073), (.26862954, .26130258, .27577711) # red, green, blue, from 0 to 1
