@@ -417,7 +417,7 @@ def captions_in(folder: Path) -> dict[str, tuple[str, ...]]: # file name -> its 
     found: dict[str, tuple[str, ...]] = {}
     for k, line in enumerate(lines_of(folder/'metadata.jsonl') if (folder/'metadata.jsonl').exists() else [], 1):
         if not line.strip(): continue
-        try: row = json.loads(line); name, text = Path(row['file_name']).as_posix(), row['text'].strip()
+        try: row = json.loads(line); name, text = Path(row['file_name']).as_posix(), row['text'].encode().decode().strip() # no half characters
         except (ValueError, KeyError, TypeError, AttributeError) as e: raise Problem(f'Line {k} of {folder/"metadata.jsonl"} is not an object with file_name and text ({e}): mend it.') from e
         found[name] = found.get(name, ()) + (text,)
     return found
@@ -439,7 +439,8 @@ def pictures_with_captions(folder, size: int = 32,
     folder = Path(folder); written, good, skipped = captions_in(folder), [], []
     if bad not in ('refuse', 'skip'): raise Problem(f'What to do with bad pictures is "{bad}": choose refuse or skip.')
     if size < 1: raise Problem(f'A picture cannot be {size} pixels wide: give a size of 1 or more.')
-    names = {p.relative_to(folder).as_posix() for p in folder.rglob('*') if p.suffix.lower() in ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif')}
+    inside = [p.relative_to(folder) for p in folder.rglob('*') if p.suffix.lower() in ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif')]
+    names = {p.as_posix() for p in inside if not any(part.startswith('.') for part in p.parts)} # hidden files are not meant
     for name in sorted(names | written.keys()):
         try: good.append(said_picture(folder/name, name, written.get(name, ()), size))
         except Problem as e:
