@@ -294,7 +294,7 @@ def steering(recipe, w: float | None, guidance_scale: float | None, guidance: st
         w = as_w(w, guidance_scale)
         return lambda model, label: cfg_paired(model, label, w=w)
     if w is not None or guidance_scale is not None: raise Problem('--w and --guidance-scale are for --guidance free: give --classifier-scale.')
-    if recipe.name != 'mnist': raise Problem(f'The shipped classifier knows noisy digits, and nothing of {recipe.name}: steer with --w.')
+    if 'mnist' not in recipe.data: raise Problem(f'The shipped classifier knows noisy digits, and nothing of {recipe.name}: steer with --w.')
     from ddpm_lit.train.fit import load_weights
     classifier, scale = load_weights('noisy-classifier')[0], 1. if classifier_scale is None else classifier_scale
     return lambda model, label: guide(model.given(None), classifier.to(label.device).given(label), scale)
@@ -391,7 +391,7 @@ def count_bits(model, recipe, images, label, draws: int, seed: int, at_once: int
     from ddpm_lit.core.level import Level
     from ddpm_lit.data.images import to_unit
     from ddpm_lit.diffusion.bits import bits_per_dim, join
-    from ddpm_lit.diffusion.sample import fixed_large, learned_range
+    from ddpm_lit.diffusion.sample import clamp_x0, fixed_large, learned_range
     from ddpm_lit.diffusion.schedule import Betas
     n, parts, device, learned, at = len(images), [], next(model.parameters()).device, getattr(model, 'learned_variance', False), 0
     levels = len(recipe.schedule) if isinstance(recipe.schedule, Betas) else 1000; variance = learned_range if learned else fixed_large
@@ -399,6 +399,7 @@ def count_bits(model, recipe, images, label, draws: int, seed: int, at_once: int
         torch.manual_seed(seed)
         for i in range(0, n, at_once):
             denoiser = model.given(*() if label is None else (label[i:i + at_once].to(device),))
+            if recipe.limit is not None: denoiser = clamp_x0(denoiser, recipe.limit) # as it draws: a network that says the noise sees enormous clean data in pure noise
             def told(x, t): # the bookkeeping needs float64, which not every device has
                 nonlocal at; at += 1; bar(at)
                 return Prediction(*(v if v is None else v.cpu() for v in denoiser(x.to(device), Level(t.log_snr.to(device)))))
@@ -446,6 +447,7 @@ def verdict(r: dict) -> str:
             row('Frechet distance', 'frechet', note=f'two sets of one Gaussian: {r["floor"]:.3f}'), row('kernel distance', 'kernel', '.4f', 'a perfect model: 0 on average'), row('energy distance', 'energy', '.4f'),
             row('  p of the energy test', 'p', note='chance alone would be as far so often'), row('precision', 'precision'), row('recall', 'recall'), row('coverage', 'coverage', note=f'a perfect model: {r["expected_coverage"]:.3f} on average')]
     if r.get('agreement') is not None: rows.append(row('read as asked', 'agreement'))
+    if 'score' in r: rows.append(row('inception score', 'score', '.2f', 'by the reader of digits; at most 10'))
     if b: rows.append(f'{"bits per dimension":24}{b["total"]:>10.3f}   ± {b["error"]:.3f}, of {b["pictures"]} real pictures, {b["draws"]} of {b["levels"]} levels each')
     return '\n'.join(rows + [f'Note: {note}' for note in r['warnings']] + [', '.join(f'{k} {v:.0f} s' for k, v in r['seconds'].items())])
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['gaussian_distance', 'pairable', 'too_few', 'frechet_distance', 'frechet_floor', 'kernel_distance', 'two_sample_test',
            'manifold', 'expected_coverage', 'Digits', 'in_parts', 'fit_classifier', 'accuracy', 'data_digest',
-           'ship_classifier', 'load_classifier', 'measure', 'weigh', 'weigh_digits']
+           'ship_classifier', 'load_classifier', 'inception_score', 'measure', 'weigh', 'weigh_digits']
 
 # %% ../../nbs/27_measure.ipynb #imports
 import os, platform, time, warnings
@@ -167,6 +167,13 @@ def load_classifier(path=None) -> Digits: # in eval mode, on the CPU, float32
     net = Digits(); load_strictly(net, read_tensors(path), path)
     return net.eval().requires_grad_(False)
 
+# %% ../../nbs/27_measure.ipynb #score
+def inception_score(logits: Tensor) -> float: # [n k], what the reader says of each sample
+    "From 1 (no sample says anything of its label) to k (each is sure, all are alike frequent). Eq. 27.10 (Salimans et al. 2016)."
+    p = logits.double().softmax(1)
+    each, mean = (torch.special.xlogy(q, q).sum(-1) for q in (p, p.mean(0))) # minus the entropies
+    return (each.mean() - mean).exp().item()
+
 # %% ../../nbs/27_measure.ipynb #measure
 @torch.no_grad()
 def measure(samples: Tensor,   # [n ...]
@@ -200,8 +207,10 @@ def weigh_digits(samples: Tensor,      # [n 1 28 28]
                  asked: Tensor | None, # [n] the label asked for, if one was
                  images: Images,       # labelled digits that the model was not trained on
                  net: Digits) -> dict:
-    "Digits on all scales, and how many are read as the label asked for. Eq. 27.2-27.9."
+    "Digits on all scales, and how many are read as the label asked for. Eq. 27.2-27.10."
     found = weigh(samples, to_unit(images.pixels), net.features)
-    found['agreement'] = None if asked is None else (in_parts(net, samples).argmax(1) == asked).double().mean().item()
+    read, other = (in_parts(net, x) for x in (samples, to_unit(images.pixels[1:2*found['real']['n']:2])))
+    found['agreement'] = None if asked is None else (read.argmax(1) == asked).double().mean().item()
+    found['score'], found['real']['score'] = inception_score(read), inception_score(other)
     found['real']['agreement'] = accuracy(net, images[1:2*found['real']['n']:2])
     return found
