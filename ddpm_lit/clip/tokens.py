@@ -9,7 +9,7 @@ __all__ = ['PLAIN', 'PRINTED', 'PLACE', 'BYTE', 'STAND_IN', 'CONTRACTED', 'GPT2'
            'caption_tokenizer']
 
 # %% ../../nbs/51_tokens.ipynb #imports
-import gzip, heapq, html, math, re, unicodedata
+import gzip, heapq, html, math, re, unicodedata, zlib
 from collections import Counter, defaultdict
 from functools import cache
 from itertools import pairwise
@@ -92,6 +92,7 @@ class Pieces:
         pieces = [*letters, *([c + END for c in letters] if ends else []), *(a + b for a, b in pairs)]
         self.ends, self.pieces = ends, [*pieces, *special]
         self.place = {p: i for i, p in enumerate(self.pieces)} # piece -> id
+        if strange := [p for pair in pairs for p in pair if p not in self.place]: raise Problem(f'A merge names the piece "{strange[0]}", which no merge makes: is this the vocabulary you meant?')
         self.rank = {(self.place[a], self.place[b]): self.place[a + b] for a, b in pairs} # what was learnt later has the larger id
         self._known = {} # words, once worked out
         self.spelled = [bytes(BYTE[c] for c in p.removesuffix(END)) + b' '*p.endswith(END) for p in pieces] + [b'']*len(special)
@@ -185,9 +186,11 @@ def row(tok: Tokenizer, text: str, too_long: str = 'raise') -> list[int]:
 def read_pairs(path, n: int | None = None) -> list[Pair]: # the first n
     "The merges in a vocabulary file: after a first line of comment, two pieces a line."
     path = Path(path)
-    with (gzip.open if path.suffix == '.gz' else open)(path, 'rt', encoding='utf-8', newline='\n') as f: lines = f.read().split('\n')[1:]
+    try:
+        with (gzip.open if path.suffix == '.gz' else open)(path, 'rt', encoding='utf-8') as f: lines = f.read().split('\n')[1:]
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as e: raise Problem(f'{path} cannot be read as a list of merges ({e}): fetch it again.') from e
     pairs = [tuple(l.split(' ')) for l in lines[:n] if l]
-    if not pairs or any(len(p) != 2 for p in pairs): raise Problem(f'{path.name} is not a list of merges: after a first line of comment there should be two pieces a line.')
+    if not pairs or any(len(p) != 2 or not all(p) for p in pairs): raise Problem(f'{path.name} is not a list of merges: after a first line of comment there should be two pieces a line.')
     return pairs
 
 def write_pairs(path, pairs: Iterable[Pair], comment: str):

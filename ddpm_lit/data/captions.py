@@ -34,7 +34,7 @@ class Captioned:
         if len(self.pixels) != len(self.rows): raise Problem(f'{len(self.pixels)} pictures and {len(self.rows)} rows: give each picture one row.')
     def __len__(self): return len(self.rows)
     def __getitem__(self, i): # a slice, a list or a mask
-        at = torch.arange(len(self))[i].reshape(-1)
+        at = torch.arange(len(self))[i.cpu() if isinstance(i, Tensor) else i].reshape(-1)
         return replace(self, pixels=self.pixels[at.to(self.pixels.device)], rows=tuple(self.rows[k] for k in at.tolist()))
     def caption(self, i: int) -> str:
         "The plain caption of picture i, always the same."
@@ -137,6 +137,7 @@ class CaptionBatches:
                  shift: int = 0,     # move each picture by up to so many pixels
                  keep: int = 50_000): # tokenised captions held at a time
         if not 1 <= size <= len(data): raise Problem(f'A batch of {size} does not fit {len(data)} pictures: choose 1 to {len(data)}.')
+        if not 0 <= drop <= 1 or shift < 0: raise Problem(f'drop {drop} and shift {shift} make no sense: drop is a share from 0 to 1, shift a number of pixels from 0 up.')
         self.data, self.tokenize, self.size, self.seed, self.drop, self.shift = data, tokenize, size, seed, drop, shift
         self.keep, self.epoch, self.known = keep, None, {}
     def words(self, step: int): # rows [b], the captions, and the generator that goes on
@@ -310,10 +311,10 @@ def render(scenes: Sequence[Scene], size: int = 32, pose: Tensor | None = None) 
     "Pictures of scenes: each thing covers its share of the ground. Eq. 50.7."
     if any(None in (s.where, s.ground, *(v for t in s.things for v in (t.colour, t.size))) for s in scenes): raise Problem('A scene that leaves something open cannot be drawn: say its colours, sizes, place and ground.')
     pose = poses(scenes) if pose is None else pose
-    ground = rgb(GROUNDS, [s.ground for s in scenes])[..., None, None]; x = ground.repeat(1, 1, size, size)
+    ground = rgb(GROUNDS, [s.ground for s in scenes]).to(pose)[..., None, None]; x = ground.repeat(1, 1, size, size)
     for k, shape in itertools.product((0, 1), SHAPES):
         rows = [i for i, s in enumerate(scenes) if len(s.things) > k and s.things[k].shape == shape]
-        ink = rgb(COLOURS, [scenes[i].things[k].colour for i in rows])[..., None, None]
+        ink = rgb(COLOURS, [scenes[i].things[k].colour for i in rows]).to(pose)[..., None, None]
         if rows: x[rows] += coverage(shape, pose[rows, k], size)[:, None]*(ink - ground[rows])
     return x
 
@@ -408,14 +409,15 @@ def on_white(image) -> Tensor: # a PIL image -> [3 h w] uint8
 
 def lines_of(path: Path) -> list[str]:
     "The lines of a text file."
-    try: return path.read_text(encoding='utf-8').splitlines()
+    try: return path.read_text(encoding='utf-8-sig').split('\n') # some editors begin a text with a mark, which is no part of it
     except (OSError, UnicodeDecodeError) as e: raise Problem(f'{path} is not a text in UTF-8 ({e}): save it anew.') from e
 
 def captions_in(folder: Path) -> dict[str, tuple[str, ...]]: # file name -> its captions
     "The table metadata.jsonl of a folder, if there is one: a line of JSON for each caption."
     found: dict[str, tuple[str, ...]] = {}
     for k, line in enumerate(lines_of(folder/'metadata.jsonl') if (folder/'metadata.jsonl').exists() else [], 1):
-        try: row = json.loads(line); name, text = row['file_name'], row['text'].strip()
+        if not line.strip(): continue
+        try: row = json.loads(line); name, text = Path(row['file_name']).as_posix(), row['text'].encode().decode().strip() # no half characters
         except (ValueError, KeyError, TypeError, AttributeError) as e: raise Problem(f'Line {k} of {folder/"metadata.jsonl"} is not an object with file_name and text ({e}): mend it.') from e
         found[name] = found.get(name, ()) + (text,)
     return found
@@ -437,7 +439,8 @@ def pictures_with_captions(folder, size: int = 32,
     folder = Path(folder); written, good, skipped = captions_in(folder), [], []
     if bad not in ('refuse', 'skip'): raise Problem(f'What to do with bad pictures is "{bad}": choose refuse or skip.')
     if size < 1: raise Problem(f'A picture cannot be {size} pixels wide: give a size of 1 or more.')
-    names = {p.relative_to(folder).as_posix() for p in folder.rglob('*') if p.suffix.lower() in ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif')}
+    inside = [p.relative_to(folder) for p in folder.rglob('*') if p.suffix.lower() in ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif')]
+    names = {p.as_posix() for p in inside if not any(part.startswith('.') for part in p.parts)} # hidden files are not meant
     for name in sorted(names | written.keys()):
         try: good.append(said_picture(folder/name, name, written.get(name, ()), size))
         except Problem as e:
