@@ -860,6 +860,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                'ddpm_lit.show.tile': ('show.html#tile', 'ddpm_lit/show.py')},
             'ddpm_lit.systems.adm': { 'ddpm_lit.systems.adm.Measured': ('adm.html#measured', 'ddpm_lit/systems/adm.py'),
                                       'ddpm_lit.systems.adm.Measured.__call__': ('adm.html#measured.__call__', 'ddpm_lit/systems/adm.py'),
+                                      'ddpm_lit.systems.adm.Measured.__post_init__': ( 'adm.html#measured.__post_init__',
+                                                                                       'ddpm_lit/systems/adm.py'),
                                       'ddpm_lit.systems.adm.Measured.rho': ('adm.html#measured.rho', 'ddpm_lit/systems/adm.py'),
                                       'ddpm_lit.systems.adm.best_variance': ('adm.html#best_variance', 'ddpm_lit/systems/adm.py'),
                                       'ddpm_lit.systems.adm.measure_mse': ('adm.html#measure_mse', 'ddpm_lit/systems/adm.py'),

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Iterable
 import torch
 from torch import Tensor
+from ..core.check import Problem
 from ..core.denoiser import Denoiser, Model, Prediction, from_eps
 from ..core.level import Level
 from ..data.images import Batches, mnist
@@ -45,6 +46,7 @@ def price(best: Tensor, variance: Tensor) -> Tensor: # nats for each coordinate
 # %% ../../nbs/43_adm.ipynb #told
 def told_mse(p: Prediction, s: Level, t: Level) -> Tensor: # [b ...]
     "The squared error of its own guess that a network tells by frac, if it was trained on the step from t to s. Eq. 43.6."
+    if not (s.sigma > 0).all(): raise Problem('The step to CLEAN has no width to mix, so it tells no error: give a noisier s.')
     log_ratio = torch.nn.functional.softplus(s.log_snr) - torch.nn.functional.softplus(t.log_snr) # of beta to beta-tilde
     return t.sigma**2*(p.frac*log_ratio).expm1()/log_ratio.expm1()
 
@@ -52,13 +54,15 @@ def told_mse(p: Prediction, s: Level, t: Level) -> Tensor: # [b ...]
 @torch.no_grad()
 def measure_mse(denoiser: Denoiser, x0: Tensor, levels: Iterable[Level], noise=torch.randn_like) -> Tensor: # x0 [b ...] clean -> [n] float64
     "Mean squared error of the clean guess at each level. Eq. 43.4."
-    return torch.stack([(x0 - denoiser(q_sample(x0, t, noise(x0)), t).x0).double().square().mean() for t in levels])
+    return torch.stack([(x0 - denoiser(q_sample(x0, t, noise(x0)), t).x0).double().square().mean() for t in levels]).cpu()
 
 @dataclass(frozen=True)
 class Measured:
     "The best variance that knows nothing but the level, from errors measured at some levels. Eq. 43.4."
     log_snr: Tensor # [n] float64, rising
     mse: Tensor     # [n]
+    def __post_init__(self):
+        if len(self.log_snr) < 2 or not (self.log_snr.isfinite().all() and (self.log_snr.diff() > 0).all()): raise Problem('Measure at two or more levels, rising and without CLEAN, where no step starts.')
     def rho(self, t: Level) -> Tensor: # between measured levels along a straight line
         x, y = self.log_snr, t.log_snr.double().cpu().clamp(self.log_snr[0], self.log_snr[-1]).contiguous()
         hi = torch.searchsorted(x, y).clamp(min=1); lo = hi - 1; rho = (self.mse/Level(x).sigma**2).clamp(max=1)
