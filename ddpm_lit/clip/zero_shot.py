@@ -105,9 +105,9 @@ def classify(reader: Reader, pixels: Tensor, # [n 3 side side] uint8
 def ranks(scores: Tensor, # [n m] of n questions and m answers
           fits: Tensor,   # [n m] bool: which answers are right, one or several
           ) -> Tensor:    # [n] 1 is first
-    "The place of the best right answer; a wrong one that scores as high stands before it. Eq. 55.5."
+    "The place of the best right answer; a wrong one that scores as high, or no number, stands before it. Eq. 55.5."
     best = scores.masked_fill(~fits, -math.inf).amax(1, keepdim=True)
-    return 1 + ((scores >= best) & ~fits).sum(1)
+    return 1 + (~(scores < best) & ~fits).sum(1) # not below: also what is no number stands before
 
 def chance(fits: Tensor, k: int) -> float: # [n m] bool
     "The share of questions with a right answer among the first k of an order by chance. Eq. 55.6."
@@ -235,11 +235,11 @@ def by_name(title: str, part: Captioned, readers: dict, known: set[str]) -> list
 STYLE_FORMS = ('{}', 'a {} emoji', '{} style', '{} emoji')
 
 def by_kind(title: str, part: Captioned, train: Captioned, readers: dict) -> list[dict]:
-    "The group and the style of each picture, chosen by their names; groups also by the names of their training emoji. Eq. 55.1, 55.2."
+    "The group and the style of each picture, chosen by their names; groups also by the names of their training emoji. Eq. 55.1, 55.2, 55.5."
     rows, family = [], [r.family for r in part.rows]; z = {m: r.pictures(part.pixels) for m, r in readers.items()}
     def ask(task, names, label, vectors):
         y = torch.tensor([names.index(v) for v in label])
-        rows.append(row(f'{title}: {task}', 'accuracy', {m: (z[m]@vectors(r).T).argmax(1) == y for m, r in readers.items()}, 1/len(names), family, majority=y.bincount().max().item()/len(y)))
+        rows.append(row(f'{title}: {task}', 'accuracy', {m: ranks(z[m]@vectors(r).T, F.one_hot(y, len(names)).bool()) <= 1 for m, r in readers.items()}, 1/len(names), family, majority=y.bincount().max().item()/len(y)))
     groups, styles = sorted({r.group for r in train.rows}), [*STYLES.values()]; spoken = [g.replace('-', ' ') for g in groups]
     ask(f'group, of {len(groups)}, by its name', groups, [r.group for r in part.rows], lambda r: class_vectors(r.texts, spoken))
     members = {g: sorted({r.name for r in train.rows if r.group == g}) for g in groups}
