@@ -192,7 +192,7 @@ def probe(x: Tensor, y: Tensor, k: int, l2: float, steps: int = 100) -> Tensor: 
     opt.step(again)
     return w.detach()
 
-def fit_probe(x: Tensor, y: Tensor, k: int, held: Tensor, l2s=(1e-1, 1e-2, 1e-3), steps: int = 40) -> tuple[Callable[[Tensor], Tensor], float]: # [m d] -> [m k]; l2
+def fit_probe(x: Tensor, y: Tensor, k: int, held: Tensor, l2s=(1., 1e-1, 1e-2, 1e-3), steps: int = 40) -> tuple[Callable[[Tensor], Tensor], float]: # [m d] -> [m k]; l2
     "Probe with the l2 that predicts a held part best, then with all rows; features are shifted and scaled by what the training rows say. Eq. 55.9."
     middle, spread = x.mean(0), x.std(0).square().mean().sqrt(); scaled = lambda v: (v - middle)/spread
     z = scaled(x); best = min(l2s, key=lambda l2: probe_loss(probe(z[~held], y[~held], k, l2, steps), z[held], y[held], 0.).item())
