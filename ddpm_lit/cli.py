@@ -7,7 +7,7 @@ __all__ = ['command', 'failure', 'main', 'options', 'start', 'finite', 'tell', '
            'read_log', 'machine', 'thin', 'read_settings', 'choose_settings', 'Run', 'open_run', 'go', 'train',
            'steering', 'choose_run', 'draw', 'labels', 'find_weights', 'save_samples', 'sample', 'real_data',
            'count_bits', 'evaluate', 'fingerprints', 'verdict', 'judged', 'evaluate_command', 'read_clip', 'answers',
-           'classify_command', 'read_names', 'show_forward', 'show_roll', 'quick_fit', 'lost_and_found', 'half_given',
+           'read_names', 'classify_command', 'show_forward', 'show_roll', 'quick_fit', 'lost_and_found', 'half_given',
            'show_guided', 'show_digits', 'demo', 'compare_command', 'parity']
 
 # %% ../nbs/80_command.ipynb #imports
@@ -461,6 +461,7 @@ def judged(name: str, found: str, model, recipe, n: int, seed: int) -> tuple[dic
     got = dict(name=name, recipe=recipe.name, n=n, seed=seed, rows=rows, cpu_seconds=round(time.process_time() - clock, 3), machine=machine(next(model.parameters()).device), **used, warnings=notes)
     return got, '\n'.join([f'{name}: per cent, with standard errors', table(rows), *(f'Note: {note}' for note in notes)])
 
+# %% ../nbs/80_command.ipynb #eval-command
 @command.command('eval')
 @click.argument('name')
 @click.option('--n', type=click.IntRange(1), default=2000, show_default=True, help='How many samples, and as many real ones; of a CLIP, how many pictures of each part.')
@@ -471,7 +472,7 @@ def judged(name: str, found: str, model, recipe, n: int, seed: int) -> tuple[dic
 @click.option('--w', 'weights', type=float, multiple=True, help='Guidance without a classifier; give it several times to compare weights, bits being counted once.')
 @options('sampler', 'steps', 'seed', 'device', 'threads', 'json')
 def evaluate_command(name, n, label, batch, bits_pictures, bits_draws, weights, sampler, steps, seed, device, threads, as_json):
-    "Weigh weights NAME: samples beside real data and the bits of real pictures (three minutes of one core for mnist); a CLIP by what it recognizes (one minute)."
+    "Weigh weights NAME: samples beside real data and the bits of real pictures (three minutes of one core for mnist); a CLIP by what it recognizes (a minute and a half)."
     from ddpm_lit.train.fit import load_weights
     recipes(); device, found = start(device, threads), find_weights(name); model, recipe = load_weights(found)
     if recipe.judge:
@@ -507,6 +508,13 @@ def answers(p: list[float], names: list[str], truth: str | None, top: int) -> tu
     order = sorted(range(len(p)), key=lambda i: -p[i]); marked = order[0] if truth is None else names.index(truth); rank = order.index(marked) + 1
     return order[:top], marked, rank, f'{names[marked]} ({100*p[marked]:.1f}%)  Ranked {rank} out of {len(names)} labels'
 
+def read_names(path: str) -> list[str]:
+    "The lines of a text file, empty ones left out."
+    from ddpm_lit.core.check import Problem
+    try: return [line.strip() for line in Path(path).read_text(encoding='utf-8').splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as e: raise Problem(f'{path} is no text that can be read ({getattr(e, "strerror", None) or e}): give a file with one name a line.') from e
+
+# %% ../nbs/80_command.ipynb #classify-command
 @command.command('classify')
 @click.argument('image')
 @click.argument('more', nargs=-1, metavar='[CAPTION]...')
@@ -536,12 +544,6 @@ def classify_command(image, more, among, names, templates, truth, top, weights, 
     found = dict(image=image, weights=weights, templates=[*templates], truth=truth, rank=rank, captions=[dict(caption=said[i], name=captions[i], probability=p[i]) for i in sorted(range(len(p)), key=lambda i: -p[i])], out=out)
     width = max(len(said[i]) for i in order)
     tell(as_json, found, '\n'.join([title, *(f'{"x+"[i == marked]} {said[i]:{width}} {100*p[i]:5.1f} % {"#"*round(40*p[i])}'.rstrip() for i in order), *([out] if out else [])]))
-
-def read_names(path: str) -> list[str]:
-    "The lines of a text file, empty ones left out."
-    from ddpm_lit.core.check import Problem
-    try: return [line.strip() for line in Path(path).read_text(encoding='utf-8').splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as e: raise Problem(f'{path} is no text that can be read ({getattr(e, "strerror", None) or e}): give a file with one name a line.') from e
 
 # %% ../nbs/80_command.ipynb #demo-parts
 def show_forward(path) -> str:

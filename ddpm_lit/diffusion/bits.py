@@ -94,6 +94,7 @@ def bits_per_dim(denoiser: Denoiser,
     return Bits(prior + terms.sum(0) + decoder, prior.mean().item(), terms.mean(1), torch.stack(width).mean(1), decoder.mean().item(),
                 torch.stack(where).mean(1), 127.5*torch.stack(mse).sqrt())
 
+# %% ../../nbs/30_bits.ipynb #join
 def join(parts: list[Bits]) -> Bits: # of sets of pictures, all with the same number of draws
     "One bill for pictures that were handled in several parts. Eq. 30.3."
     share = [len(p.each)/sum(len(q.each) for q in parts) for p in parts]

@@ -36,7 +36,8 @@ def match_caption(clip: CLIP,                       # or whatever has embed_imag
     def log_match(x, t):
         if len(z) not in (1, len(x)): raise Problem(f'{len(z)} sentences do not fit {len(x)} pictures: give one for each, or one for all.')
         if clean_only and (t.sigma > 0).any(): raise Problem('This CLIP has seen clean pictures only: ask it about the clean guess, with match_x0, or train a NoisedCLIP.')
-        return s*torch.linalg.vecdot(clip.embed_image(x) if clean_only else clip.embed_image(x, t), z.to(x.device))
+        f = clip.embed_image(x) if clean_only else clip.embed_image(x, t)
+        return s*torch.linalg.vecdot(f, z.to(f))
     return log_match
 
 # %% ../../nbs/54_match.ipynb #noised

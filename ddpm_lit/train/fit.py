@@ -115,6 +115,7 @@ class Progress:
     seconds: float # since this call began
     samples: int   # seen since this call began
 
+# %% ../../nbs/22_fit.ipynb #fit-loop
 def fit(training: Training, batches: Callable[[int], tuple], # step -> (x0 [b ...], *condition)
         schedule: Schedule, loss: Loss, steps: int,          # in all, those of earlier calls included
         lr: float = 2e-3, warmup: int = 100, clip: float = 1., halflife: float = 350., seed: int = 0,
