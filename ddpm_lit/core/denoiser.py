@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Parameterization', 'Prediction', 'Denoiser', 'from_eps', 'from_x0', 'from_v', 'from_score', 'add_score',
-           'level_clock', 'Model']
+           'level_clock', 'for_each', 'Model']
 
 # %% ../../nbs/02_denoiser.ipynb #imports
 from typing import Callable, NamedTuple, Protocol
@@ -59,6 +59,12 @@ def level_clock(t: Level) -> Tensor:
     return 500 - 25*t.log_snr.clamp(-20, 20)
 
 # %% ../../nbs/02_denoiser.ipynb #model
+def for_each(c: int | Tensor, x: Tensor) -> Tensor: # [], [1 ...] or [b ...] -> [b ...]
+    "A condition as one row for each sample of x. Eq. 02.11."
+    c = torch.as_tensor(c, device=x.device); c = c[None] if c.ndim == 0 else c
+    if len(c) not in (1, len(x)): raise Problem(f'{len(c)} conditions do not fit {len(x)} samples: give one for each, or one for all.')
+    return c if len(c) == len(x) else c.expand(len(x), *c.shape[1:])
+
 class Model(nn.Module):
     "A network behind a parameterization: a trainable denoiser. Eq. 02.10."
     def __init__(self, net: nn.Module,                         # net(x [b ...], time [b], *condition) -> [b ...]
@@ -75,9 +81,10 @@ class Model(nn.Module):
         if not self.learned_variance: return self.parameterization(out, x, t)
         out, frac = out.chunk(2, 1)
         return self.parameterization(out, x, t)._replace(frac=(frac + 1)/2)
-    def given(self, *condition) -> Denoiser: # an int stands for a whole batch of it, None for no condition
+    def told(self, *condition) -> tuple:
+        "What the network is told of a condition: here all of it; a system that encodes sentences does so here, once for a whole run."
+        return condition
+    def given(self, *condition) -> Denoiser: # an int or a single row stands for a whole batch of it, None for no condition
         "The denoiser that knows this condition. Eq. 02.11."
-        def denoiser(x, t):
-            each = (torch.full((len(x),), c, device=x.device) if isinstance(c, int) else c for c in condition)
-            return self(x, t, *each)
-        return denoiser
+        condition = self.told(*condition)
+        return lambda x, t: self(x, t, *(c if c is None else for_each(c, x) for c in condition))

@@ -95,8 +95,9 @@ def p2(k: float = 1., gamma: float = 1.) -> Weight:
 # %% ../../nbs/20_loss.ipynb #hybrid
 def hybrid(schedule: Schedule,   # what draws the levels
            n: int,               # steps of the chain whose bound is meant
-           share: float = .001) -> Loss:
-    "L_simple for the mean, and a share of the bound, in bits per dimension, for the variance. Eq. 20.15 (improved DDPM eq. 16)."
+           share: float = .001,
+           weight: Weight | None = None) -> Loss: # of the squared error of x0 (20.9) in place of L_simple's
+    "L_simple for the mean, or L_simple with another weight, and a share of the bound, in bits per dimension, for the variance. Eq. 20.15 (improved DDPM eq. 16)."
     if n < 2: raise Problem(f'A chain of {n} steps has no variance to learn: give at least 2.')
     one, two = (schedule(torch.tensor(k/n, dtype=torch.float64)) for k in (1, 2))
     def loss(denoiser, x0, t, eps):
@@ -106,6 +107,6 @@ def hybrid(schedule: Schedule,   # what draws the levels
         s = Level(torch.where(last, t.log_snr + 1, schedule((time - 1/n).clamp(min=0)).log_snr.to(t.log_snr))) # + 1: any number, not used
         middle = bound_term(told, x0, x_t, s, t)
         end = decoder_nats(x0, torch.where(last, told.x0, x0), one.sigma*new_noise(one, two)**((1 - p.frac)/2)).flatten(1).mean(1)
-        simple = (eps - p.eps).square().flatten(1).mean(1)
-        return simple + share*n/math.log(2)*torch.where(last.reshape(-1), end, middle)
+        error = eps - p.eps if weight is None else weight(t.log_snr).sqrt()*(x0 - p.x0)
+        return error.square().flatten(1).mean(1) + share*n/math.log(2)*torch.where(last.reshape(-1), end, middle)
     return loss
