@@ -216,7 +216,7 @@ def open_run(out, recipe, given: dict, resume=False, init=False, device=None, ch
     out = Path(out); settings = choose_settings(out, recipe, given, resume, init, device)
     with torch.random.fork_rng():
         torch.manual_seed(settings['seed'])
-        model = load_weights(recipe.name)[0].train().requires_grad_(True) if settings['init'] else recipe.build()
+        model = load_weights(recipe.name)[0].train().requires_grad_(True) if settings['init'] else recipe.start(recipe.build())
     training = Training(model.to(device, memory_format=torch.channels_last if channels_last else torch.preserve_format))
     if resume and (out/'state.safetensors').exists(): training.load(out/'state.safetensors')
     if compile: model.net.compile()

@@ -168,6 +168,7 @@ class Recipe:
     data: tuple[str, ...] = ()    # files and folders of data_dir whose hash the card tells
     sampler: str = 'ddim'         # how it is drawn where nothing else is asked for; '': not at all
     sample_steps: int = 50        # and in how many steps
+    start: Callable[[Model], Model] = lambda model: model # what a new run makes of the untrained model: it may begin with another's weights
     judge: Callable | None = None # (model, n, seed) -> (per cent done, rows), part by part, where answers are weighed and not samples
 
 RECIPES: dict[str, Recipe] = {}
