@@ -114,6 +114,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                       'ddpm_lit.clip.judges.Witness.features': ('judges.html#witness.features', 'ddpm_lit/clip/judges.py'),
                                       'ddpm_lit.clip.judges.Witness.forward': ('judges.html#witness.forward', 'ddpm_lit/clip/judges.py'),
                                       'ddpm_lit.clip.judges.Witness.given': ('judges.html#witness.given', 'ddpm_lit/clip/judges.py'),
+                                      'ddpm_lit.clip.judges.all_drawings': ('judges.html#all_drawings', 'ddpm_lit/clip/judges.py'),
                                       'ddpm_lit.clip.judges.at_side': ('judges.html#at_side', 'ddpm_lit/clip/judges.py'),
                                       'ddpm_lit.clip.judges.beside': ('judges.html#beside', 'ddpm_lit/clip/judges.py'),
                                       'ddpm_lit.clip.judges.borne_out': ('judges.html#borne_out', 'ddpm_lit/clip/judges.py'),
