@@ -113,5 +113,5 @@ KINDS.append(Kind(r'glide-text2im \w*Text2ImUNet\b', run_glide, (1e-10, 1e-5)))
 # %% ../../nbs/76_glide.ipynb #fast
 def fast27(S: Betas) -> Grid: # of 1,000 steps
     "GLIDE's 27 timesteps for the model that enlarges: most of them near the clean end, and the noisiest two earlier. Eq. 14.11."
-    step = respace(S, '10,10,3,2,2').step.clone(); step[0] -= 2
+    step = respace(S, '10,10,3,2,2').step; step[0] -= 2
     return Grid(torch.cat([S.log_snr[step - 1], CLEAN.log_snr[None]]), step)
