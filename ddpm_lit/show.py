@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['INK', 'style', 'panels', 'plane', 'cloud', 'clouds', 'lattice', 'field', 'heat', 'curves', 'tile', 'sheet', 'strip',
-           'card', 'save_sheet', 'save_figure']
+           'card', 'ladder', 'save_sheet', 'save_figure']
 
 # %% ../nbs/04_show.ipynb #imports
 import math
@@ -118,6 +118,19 @@ def card(x: Tensor, answers: Sequence[str], shares: Sequence[float], title: str 
         ax.text(0, i - .12, f'{mark} {answer if len(answer) < 64 else answer[:60] + "..."}'); ax.text(1.02, i + .12, f'{100*share:.1f} %', va='center')
         ax.barh(i + .12, 1, .22, color='0.95'); ax.barh(i + .12, share, .22, color=INK[ink])
     ax.set(xlim=(0, 1.15), ylim=(len(answers) - .6, -.7)); ax.axis('off'); ax.set_title(title, loc='left', fontweight='bold')
+    return ax
+
+# %% ../nbs/04_show.ipynb #ladder
+def ladder(steps: Sequence[tuple[str, int, int, bool]], ax=None, words: str = 'words'): # (name, side, channels, does it read words?) in the order of the run
+    "A network as it runs: each step a bar as high as its pictures are wide, its channels above it, and a thread from the words to where they are read."
+    if not steps: raise Problem('There are no steps to draw: run the network first.')
+    ax = ax or panels(1, height=2.6)[0]; top = 1.45*max(side for _, side, _, _ in steps)
+    for i, (name, side, c, reads) in enumerate(steps):
+        ax.bar(i, side, .8, color=INK['model'] if reads else INK['noise'])
+        ax.text(i, side + .02*top, c, ha='center', va='bottom', fontsize=7)
+        if reads: ax.plot([(len(steps) - 1)/2, i], [top, side + .12*top], color=INK['guidance'], lw=.7)
+    ax.text((len(steps) - 1)/2, top, words, ha='center', va='bottom', color=INK['guidance'])
+    ax.set(ylim=(0, 1.15*top), ylabel='pixels a side'); ax.set_xticks(range(len(steps)), [name for name, *_ in steps], rotation=60, ha='right', fontsize=7)
     return ax
 
 # %% ../nbs/04_show.ipynb #save
