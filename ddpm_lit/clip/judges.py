@@ -86,7 +86,7 @@ def roughened(x: Tensor, shift: int = 2, noise: float = .1) -> Tensor: # [b 3 32
     b = len(x); by_chance = lambda: torch.rand(b, 1, 1, 1, device=x.device)
     x = shifted(x, torch.randint(-shift, shift + 1, (b, 2), device=x.device))
     x = torch.where(by_chance() < .5, through(x, 16), x)
-    return x + noise*by_chance()*torch.randn_like(x)
+    return torch.normal(x, (noise*by_chance()).expand_as(x))
 
 def drawings(data: Captioned, batch: int, seed: int) -> Callable[[int], tuple[Tensor, Tensor]]:
     "step -> roughened drawings [b 3 32 32], and the numbers of their names and styles [b 2]."
