@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['INK', 'style', 'panels', 'plane', 'cloud', 'clouds', 'lattice', 'field', 'heat', 'curves', 'tile', 'sheet', 'strip',
-           'card', 'ladder', 'save_sheet', 'save_figure']
+           'card', 'ladder', 'save_sheet', 'captioned', 'save_captioned', 'save_figure']
 
 # %% ../nbs/04_show.ipynb #imports
 import math
@@ -139,6 +139,22 @@ def save_sheet(x: Tensor, path, columns: int = 8, zoom: int = 2):
     from PIL import Image
     page = (tile(x, min(columns, len(x)) or 1).repeat_interleave(zoom, 0).repeat_interleave(zoom, 1)*255).round().byte()
     with replacing(path) as p: Image.fromarray(page.numpy()).save(p, format='PNG')
+
+def captioned(rows: Sequence[Tensor], captions: Sequence[str], zoom: int = 2): # rows: [n c h w] for each caption -> a PIL image
+    "Rows of pictures, each below its caption, each pixel `zoom` by `zoom` large."
+    from PIL import Image, ImageDraw, ImageFont
+    if len(rows) != len(captions) or not len(rows): raise Problem(f'There are {len(rows)} rows of pictures and {len(captions)} captions: give each row one.')
+    pages = [Image.fromarray((tile(x, len(x)).repeat_interleave(zoom, 0).repeat_interleave(zoom, 1)*255).round().byte().numpy()) for x in rows]
+    font, line, gap = ImageFont.load_default(size=14), 22, 2*zoom
+    sheet = Image.new('RGB', (max(p.width for p in pages), sum(p.height + line + gap for p in pages) - gap), 'white'); pen, top = ImageDraw.Draw(sheet), 0
+    for page, words in zip(pages, captions):
+        while len(words) > 4 and pen.textlength(words, font) > sheet.width - 4: words = words.removesuffix('...')[:-1] + '...'
+        pen.text((2, top + 2), words, 'black', font); sheet.paste(page, (0, top + line)); top += page.height + line + gap
+    return sheet
+
+def save_captioned(rows: Sequence[Tensor], captions: Sequence[str], path, zoom: int = 2):
+    "Write `captioned` as PNG."
+    with replacing(path) as p: captioned(rows, captions, zoom).save(p, format='PNG')
 
 def save_figure(path):
     "Write the current figure as PNG and close it."

@@ -37,8 +37,9 @@ def paired(model: Model, a: Condition, b: Condition) -> Pair:
     a, b = (model.told(*(c if isinstance(c, tuple) else (c,))) for c in (a, b))
     def pair(x, t):
         each = lambda c: for_each(-1 if c is None else c, x)
+        both = lambda u, v: None if u is None and v is None else torch.cat([each(u), each(v)])
         twice = Level(torch.cat([t.log_snr]*2)) if t.log_snr.ndim else t
-        p = model(torch.cat([x, x]), twice, *(torch.cat([each(u), each(v)]) for u, v in zip(a, b, strict=True)))
+        p = model(torch.cat([x, x]), twice, *map(both, a, b))
         first, second = zip(*[(None, None) if v is None else v.chunk(2) for v in p])
         return Prediction(*first), Prediction(*second)
     return pair
