@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['ENLARGE', 'SYSTEMS', 'lower', 'distrusted', 'Enlarged', 'Enlarger', 'Finer', 'small_enlarger', 'all_but_held',
-           'two_worlds', 'low_and_high', 'begin', 'enlarge', 'hold', 'Request', 'System', 'trained', 'kept', 'told',
-           'first_stage', 'second_stages', 'paint_glide', 'asked_scenes', 'asked_emoji', 'judging']
+           'two_worlds', 'low_and_high', 'begin', 'enlarge', 'hold', 'Request', 'check_request', 'System', 'weights_on',
+           'part_of', 'kept', 'guided', 'first_stage', 'second_stages', 'paint_glide', 'asked_scenes', 'asked_emoji',
+           'judging']
 
 # %% ../../nbs/61_upsample.ipynb #imports
 import functools, math
@@ -148,16 +149,20 @@ class Request:
     strength: float = 1.           # how much of it is painted anew: the time on the clock at which the first stage starts
     mask: Tensor | None = None     # [64 64], 1 where `init` is to be kept
     device: str | torch.device = 'cpu'
-    def __post_init__(self):
-        if not self.captions: raise Problem('Nothing is asked for: give at least one caption.')
-        if self.data not in ('emoji', 'shapes'): raise Problem(f'There is no world "{self.data}": paint emoji or shapes.')
-        if self.guidance not in ('cfg', 'clip'): raise Problem(f'There is no guidance "{self.guidance}": choose cfg or clip.')
-        if len(self.steps) != 3 or min(self.steps) < 1: raise Problem(f'The steps are {self.steps}: give three numbers, each 1 or more.')
-        if not 0 < self.strength <= 1: raise Problem(f'The strength is {self.strength}: choose it above 0 (keep all) up to 1 (paint all anew).')
-        if self.init is not None and self.init.shape != (3, 64, 64): raise Problem(f'The picture to begin with is {[*self.init.shape]}: make it [3 64 64].')
-        if self.mask is not None and (self.init is None or self.mask.shape != (64, 64)): raise Problem('A mask is [64 64] and says what to keep of `init`: give both.')
-        if self.init is not None and self.mask is None and self.strength == 1: raise Problem('At strength 1 nothing is left of the picture to begin with: give a lower strength, or a mask.')
+    def __post_init__(self): check_request(self)
 
+def check_request(r: Request):
+    "A `Problem` unless all of it fits together."
+    if not r.captions: raise Problem('Nothing is asked for: give at least one caption.')
+    if r.data not in ('emoji', 'shapes'): raise Problem(f'There is no world "{r.data}": paint emoji or shapes.')
+    if r.guidance not in ('cfg', 'clip'): raise Problem(f'There is no guidance "{r.guidance}": choose cfg or clip.')
+    if len(r.steps) != 3 or min(r.steps) < 1: raise Problem(f'The steps are {r.steps}: give three numbers, each 1 or more.')
+    if not 0 < r.strength <= 1: raise Problem(f'The strength is {r.strength}: choose it above 0 (keep all) up to 1 (paint all anew).')
+    if r.init is not None and r.init.shape != (3, 64, 64): raise Problem(f'The picture to begin with is {[*r.init.shape]}: make it [3 64 64].')
+    if r.mask is not None and (r.init is None or r.mask.shape != (64, 64)): raise Problem('A mask is [64 64] and says what to keep of `init`: give both.')
+    if r.init is not None and r.mask is None and r.strength == 1: raise Problem('At strength 1 nothing is left of the picture to begin with: give a lower strength, or a mask.')
+
+# %% ../../nbs/61_upsample.ipynb #system
 @dataclass(frozen=True)
 class System:
     "Who paints, and who weighs the paintings."
@@ -169,23 +174,30 @@ SYSTEMS: dict[str, System] = {}
 
 # %% ../../nbs/61_upsample.ipynb #stages
 @functools.lru_cache(maxsize=16)
-def trained(name: str, device) -> nn.Module:
+def weights_on(name: str, device) -> nn.Module:
     "Weights by name, read once."
     return load_weights(name)[0].to(device)
 
+def part_of(request: Request, size: int) -> tuple[Tensor, Tensor]: # [1 3 size size], [1 1 size size]
+    "The picture to begin with at a size, and its pixels all of whose parts are kept. Eq. 42.2."
+    small = lambda v: F.avg_pool2d(v.float().to(request.device)[None], 64//size)
+    return small(request.init), (small(request.mask[None]) == 1).float()
+
 def kept(request: Request, size: int) -> Callable[[Denoiser], Denoiser]:
-    "What a mask keeps, seen at a size: pixels all of whose parts are known. Eq. 42.2."
+    "What a mask keeps, at a size. Eq. 42.2, 42.3."
     if request.mask is None: return lambda denoiser: denoiser
-    part = lambda v: F.avg_pool2d(v.float().to(request.device), 64//size)
-    return lambda denoiser: replaced(denoiser, part(request.init), pixels(part(request.mask[None]) == 1))
+    known, mask = part_of(request, size)
+    return lambda denoiser: replaced(denoiser, known, pixels(mask))
 
-def told(request: Request, tokens: Tensor) -> Denoiser: # [n l]
-    "GLIDE's first stage with its guidance. Eq. 41.3, 54.4."
-    model = trained(f'glide-{request.data}', request.device)
-    if request.guidance == 'cfg': return cfg_paired(model, tokens, w=request.w)
-    clip = trained(dict(shapes='noised-clip', emoji='noised-clip-emoji')[request.data], request.device)
-    return guide(model.given(tokens), match_caption(clip, tokens, **(dict(grad_scale=10.) if request.clip_scale is None else dict(clip_scale=request.clip_scale))))
+def guided(request: Request, tokens: Tensor) -> Denoiser: # [n l]
+    "GLIDE's first stage with its guidance; where a mask keeps something, the one that fills holes. Eq. 41.3, 54.4, 60.8."
+    name, more = f'glide-{request.data}', () if request.mask is None else part_of(request, 16)
+    model = weights_on(name if request.mask is None else f'{name}-inpaint', request.device)
+    if request.guidance == 'cfg': return cfg_paired(model, (tokens, *more), w=request.w, instead_of=(None, *more))
+    clip = weights_on(dict(shapes='noised-clip', emoji='noised-clip-emoji')[request.data], request.device)
+    return guide(model.given(tokens, *more), match_caption(clip, tokens, **(dict(grad_scale=10.) if request.clip_scale is None else dict(clip_scale=request.clip_scale))))
 
+# %% ../../nbs/61_upsample.ipynb #first
 @torch.no_grad()
 def first_stage(request: Request, denoiser: Denoiser, n: int) -> Tensor: # -> [n 3 16 16]
     "From noise, or from a picture noised to the time `strength`. Eq. 42.7."
@@ -201,7 +213,7 @@ def second_stages(request: Request, tokens: Tensor, x: Tensor, tick: Callable[[D
     found = {16: x}
     for size, u, steps in zip((32, 64), (u32, u64), request.steps[1:]):
         edit = lambda denoiser: kept(request, size)(tick(denoiser))
-        x = found[size] = enlarge(trained(f'glide-up-{size}', request.device), x, tokens, u, steps=steps, edit=edit)
+        x = found[size] = enlarge(weights_on(f'glide-up-{size}', request.device), x, tokens, u, steps=steps, edit=edit)
     return found
 
 def paint_glide(request: Request, progress: Callable[[int, int], None] = lambda done, of: None, at_once: int = 64) -> dict[int, Tensor]:
@@ -212,7 +224,7 @@ def paint_glide(request: Request, progress: Callable[[int, int], None] = lambda 
         return asked
     with torch.random.fork_rng([]):
         torch.manual_seed(request.seed)
-        found = [second_stages(request, part, first_stage(request, tick(told(request, part)), len(part)), tick) for part in parts]
+        found = [second_stages(request, part, first_stage(request, tick(guided(request, part)), len(part)), tick) for part in parts]
     return {size: torch.cat([f[size] for f in found]).cpu() for size in (16, 32, 64)}
 
 # %% ../../nbs/61_upsample.ipynb #judge
@@ -227,6 +239,7 @@ def asked_emoji(part: str, n: int, seed: int) -> list[Emoji]:
     rows = [r for r in rows if part == 'new names' or r.held == (part == 'new styles')]
     return [rows[i] for i in torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:n].tolist()]
 
+# %% ../../nbs/61_upsample.ipynb #judging
 def judging(paint: Callable) -> Callable: # as `System.paint` -> as `System.judge`
     "Weigh a system by its pictures of 64 pixels: by the exact parser, and by the judges of emoji. Eq. 56.5, 56.10."
     def judge(n: int = 200, seed: int = 0):
