@@ -6,10 +6,10 @@
 __all__ = ['command', 'failure', 'main', 'options', 'start', 'finite', 'tell', 'Bar', 'visit', 'recipes', 'asked_to_stop', 'Log',
            'read_log', 'machine', 'thin', 'read_settings', 'choose_settings', 'Run', 'open_run', 'go', 'train',
            'steering', 'choose_run', 'draw', 'labels', 'find_weights', 'save_samples', 'sample', 'real_data',
-           'count_bits', 'evaluate', 'fingerprints', 'verdict', 'judged', 'evaluate_command', 'read_clip', 'answers',
-           'read_names', 'classify_command', 'systems', 'find_system', 'canvas', 'in_words', 'paint_command',
-           'show_forward', 'show_roll', 'quick_fit', 'lost_and_found', 'half_given', 'show_guided', 'show_digits',
-           'demo', 'compare_command', 'parity']
+           'count_bits', 'evaluate', 'fingerprints', 'verdict', 'judged', 'fingerprints_of', 'evaluate_command',
+           'read_clip', 'answers', 'read_names', 'classify_command', 'systems', 'find_system', 'canvas', 'in_words',
+           'paint_command', 'show_forward', 'show_roll', 'quick_fit', 'lost_and_found', 'half_given', 'show_guided',
+           'show_painted', 'show_digits', 'demo', 'compare_command', 'parity']
 
 # %% ../nbs/80_command.ipynb #imports
 import contextlib, functools, hashlib, importlib, json, math, os, pkgutil, platform, signal, sys, time
@@ -452,15 +452,20 @@ def verdict(r: dict) -> str:
     if b: rows.append(f'{"bits per dimension":24}{b["total"]:>10.3f}   ± {b["error"]:.3f}, of {b["pictures"]} real pictures, {b["draws"]} of {b["levels"]} levels each')
     return '\n'.join(rows + [f'Note: {note}' for note in r['warnings']] + [', '.join(f'{k} {v:.0f} s' for k, v in r['seconds'].items())])
 
-def judged(name: str, found: str, model, recipe, n: int, seed: int) -> tuple[dict, str]:
-    "What the judge of a recipe finds, with all that was used; and the same in words."
+def judged(name: str, judge, n: int, seed: int, device, used: dict, notes: list[str]) -> tuple[dict, str]: # judge: (n, seed) -> (per cent done, rows), part by part
+    "What a judge finds, with all that was used; and the same in words."
     from ddpm_lit.clip.zero_shot import table
     clock, rows = time.process_time(), []
     with Bar(100, f'eval {name}') as bar:
-        for at, more in recipe.judge(model, n, seed): rows += more; bar(at)
-    used, notes = fingerprints(found, recipe)
-    got = dict(name=name, recipe=recipe.name, n=n, seed=seed, rows=rows, cpu_seconds=round(time.process_time() - clock, 3), machine=machine(next(model.parameters()).device), **used, warnings=notes)
+        for at, more in judge(n, seed): rows += more; bar(at)
+    got = dict(name=name, n=n, seed=seed, rows=rows, cpu_seconds=round(time.process_time() - clock, 3), machine=machine(device), **used, warnings=notes)
     return got, '\n'.join([f'{name}: per cent, with standard errors', table(rows), *(f'Note: {note}' for note in notes)])
+
+def fingerprints_of(names) -> tuple[dict, list[str]]: # weights by name -> what was used, warnings
+    "The weights of a whole system."
+    from ddpm_lit.train.fit import load_weights
+    each = {name: fingerprints(name, load_weights(name)[1]) for name in names}
+    return dict(weights={k: used['weights'] for k, (used, _) in each.items()}), [note for _, notes in each.values() for note in notes]
 
 # %% ../nbs/80_command.ipynb #eval-command
 @command.command('eval')
@@ -473,12 +478,17 @@ def judged(name: str, found: str, model, recipe, n: int, seed: int) -> tuple[dic
 @click.option('--w', 'weights', type=float, multiple=True, help='Guidance without a classifier; give it several times to compare weights, bits being counted once.')
 @options('sampler', 'steps', 'seed', 'device', 'threads', 'json')
 def evaluate_command(name, n, label, batch, bits_pictures, bits_draws, weights, sampler, steps, seed, device, threads, as_json):
-    "Weigh weights NAME: samples beside real data and the bits of real pictures (three minutes of one core for mnist); a CLIP by what it recognizes (a minute and a half)."
+    "Weigh weights NAME: samples beside real data and the bits of real pictures (three minutes of one core for mnist); a CLIP by what it recognizes (a minute and a half); glide by what its pictures show."
     from ddpm_lit.train.fit import load_weights
-    recipes(); device, found = start(device, threads), find_weights(name); model, recipe = load_weights(found)
+    recipes(); device = start(device, threads)
+    if name in systems():
+        if label or weights or sampler or steps: raise click.UsageError(f'{name} is a whole system, weighed as it paints: leave out --label, --w, --sampler and --steps.')
+        return tell(as_json, *judged(name, systems()[name].judge, n, seed, device, *fingerprints_of(systems()[name].weights)))
+    found = find_weights(name); model, recipe = load_weights(found)
     if recipe.judge:
         if label or weights or sampler or steps: raise click.UsageError(f'{recipe.name} draws nothing: leave out --label, --w, --sampler and --steps.')
-        return tell(as_json, *judged(name, found, model.to(device), recipe, n, seed))
+        used, notes = fingerprints(found, recipe)
+        return tell(as_json, *judged(name, functools.partial(recipe.judge, model.to(device)), n, seed, device, dict(recipe=recipe.name, **used), notes))
     sampler, steps = choose_run(recipe, sampler, steps)
     (used, notes), rows = fingerprints(found, recipe), []
     for w in weights or (None,):
@@ -705,6 +715,15 @@ def show_guided(path, classifier, made_by, n: int = 10) -> str:
     save_sheet(torch.cat([draw(model, recipe, n, labels(recipe, n, None), 0, 20, steer=way)[0] for way in ways]), path, n)
     return 'Digits 0 to 9 from the same ten noises: as the network draws them, with guidance by the network itself (w = 2), and by a classifier of noisy digits (scale 4).'
 
+# %% ../nbs/80_command.ipynb #demo-painted
+def show_painted(path) -> str:
+    "Three captions, painted."
+    from ddpm_lit.show import save_captioned
+    from ddpm_lit.systems.upsample import Request
+    said = ['a noto emoji of red heart', 'a 3d fluent emoji of grinning face', 'a twemoji emoji of green apple']
+    save_captioned(find_system('glide').paint(Request(tuple(s for s in said for _ in range(6))))[64].split(6), said, path)
+    return 'Three captions, each painted six times at 64 pixels by GLIDE, which knows emoji in five styles.'
+
 # %% ../nbs/80_command.ipynb #demo
 def show_digits(path, model, recipe, n: int, seed: int, words: str) -> str:
     "A sheet of digits of all labels in turn."
@@ -718,7 +737,7 @@ def show_digits(path, model, recipe, n: int, seed: int, words: str) -> str:
 @click.option('--n', type=click.IntRange(1), default=80, show_default=True, help='Digits on each sheet.')
 @options('seed', 'device', 'threads', 'json')
 def demo(out, seconds, steps, n, seed, device, threads, as_json):
-    "See it work: noise a digit, denoise a swiss roll, train on real digits for two minutes, sample."
+    "See it work: noise a digit, denoise a swiss roll, train on real digits for two minutes, sample, paint captions."
     import torch
     from ddpm_lit.core.check import Problem
     from ddpm_lit.train.fit import find_recipe, load_weights
@@ -728,7 +747,7 @@ def demo(out, seconds, steps, n, seed, device, threads, as_json):
         return show_digits(path, model, recipe, n, seed, f'Digits 0 to 9 from a DDPM trained just now: {told["steps"]} steps of 32 real digits, {speed:.0f} a second.')
     pieces = {'1_forward.png': show_forward, '2_swiss_roll.png': show_roll, '3_digits_from_scratch.png': from_scratch} # each draws a picture and says what it shows
     more = dict(mnist={'4_digits_shipped.png': lambda path, *trained: show_digits(path, *trained, n, seed, 'The same noise and sampler with the weights that ship with the book, trained for longer.')},
-                diffusion2015={'5_lost_and_found.png': lost_and_found, '6_half_given.png': half_given}, **{'noisy-classifier': {'7_guided.png': show_guided}})
+                diffusion2015={'5_lost_and_found.png': lost_and_found, '6_half_given.png': half_given}, **{'noisy-classifier': {'7_guided.png': show_guided}, 'glide-emoji': {'8_painted.png': lambda path, *trained: show_painted(path)}})
     for weights, drawings in more.items():
         try: trained, made_by = load_weights(weights)
         except Problem as e: click.echo(f'ddpm_lit: no picture of the shipped {weights}. {e}', err=True)
