@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['GLIDE', 'TextEncoder', 'Told', 'Glide', 'Sketched', 'official_glide', 'small_glide', 'ladder', 'from_clip', 'fair',
-           'told_pictures', 'emoji_16', 'Inpaint', 'holes', 'widened', 'with_holes', 'inpainting', 'heard', 'unheard']
+           'told_pictures', 'all_but_held', 'Inpaint', 'holes', 'widened', 'with_holes', 'inpainting', 'heard',
+           'unheard']
 
 # %% ../../nbs/60_glide.ipynb #imports
 from dataclasses import replace
@@ -124,15 +125,15 @@ def told_pictures(pictures: Callable[[int], Captioned], drop: float = .15) -> Ca
     "The `batches` of a recipe: pictures and their captions, a share of which are dropped. Eq. 60.5."
     return lambda batch, seed, device: CaptionBatches(pictures(seed).to(device), partial(caption_tokenizer(), too_long='truncate'), batch, seed, drop)
 
-def emoji_16(seed: int = 0) -> Captioned:
+def all_but_held(size: int) -> Captioned:
     "The emoji to learn from, without the drawings that are kept back to ask for a thing in a style never seen together."
-    data = emoji('train', 16)
+    data = emoji('train', size)
     return data[[i for i, r in enumerate(data.rows) if not r.held]]
 
 GLIDE = dict(start=from_clip, shape=(3, 16, 16), limit=1., sampler='dpmpp_2m', sample_steps=20)
 register(Recipe('glide-shapes', partial(small_glide, 48), told_pictures(partial(shapes_16, n=30_000)), loss=hybrid(Cosine(), 1000, weight=fair), steps=13_000, batch=64, data=('vocab',), **GLIDE))
-register(Recipe('glide-emoji', partial(small_glide, 64), told_pictures(emoji_16), loss=hybrid(Cosine(), 1000, weight=fair), steps=14_000, batch=64, data=('emoji', 'vocab'), **GLIDE))
-register(Recipe('noised-clip-emoji', small_noised_clip, told_pictures(emoji_16, 0.), shape=(3, 16, 16), loss=noised_clip_loss, steps=5000, batch=256, settings=dict(lr=1e-3), data=('emoji', 'vocab'), sampler=''));
+register(Recipe('glide-emoji', partial(small_glide, 64), told_pictures(lambda seed: all_but_held(16)), loss=hybrid(Cosine(), 1000, weight=fair), steps=14_000, batch=64, data=('emoji', 'vocab'), **GLIDE))
+register(Recipe('noised-clip-emoji', small_noised_clip, told_pictures(lambda seed: all_but_held(16), 0.), shape=(3, 16, 16), loss=noised_clip_loss, steps=5000, batch=256, settings=dict(lr=1e-3), data=('emoji', 'vocab'), sampler=''));
 
 # %% ../../nbs/60_glide.ipynb #inpaint
 class Inpaint(nn.Module):
@@ -183,7 +184,7 @@ register(inpainting('glide-emoji', 64, steps=2000));
 @cache
 def heard(data: str) -> frozenset[str]: # 'emoji' or 'shapes'
     "All words in the captions of a world."
-    return LEXICON if data == 'shapes' else frozenset(w for r in emoji_16().rows for w in split_words(' '.join((told_of(r), 'a emoji of style'))))
+    return LEXICON if data == 'shapes' else frozenset(w for r in all_but_held(16).rows for w in split_words(' '.join((told_of(r), 'a emoji of style'))))
 
 def unheard(captions: Sequence[str], data: str) -> list[str]:
     "The words of some captions that no training caption of that world holds: they say nothing to its painter."
