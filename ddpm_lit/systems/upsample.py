@@ -98,7 +98,7 @@ def low_and_high(pictures: Callable[[int], Captioned], most: float = .5) -> Call
     return make
 
 ENLARGE = dict(limit=1., sampler='', batch=64, data=('emoji', 'vocab'))
-for size, detail, net, steps in ((32, .12, dict(base=32, mults=(1, 2), unshuffle=2), 3400), (64, .09, dict(base=48, mults=(1, 1), unshuffle=4), 2400)):
+for size, detail, net, steps in ((32, .12, dict(base=32, mults=(1, 2), unshuffle=2), 3400), (64, .09, dict(base=48, mults=(1, 1), unshuffle=4), 1800)):
     clock = Finer(Cosine(), detail)
     register(Recipe(f'glide-up-{size}', partial(small_enlarger, detail, **net), low_and_high(partial(two_worlds, size=size)), shape=(3, size, size),
                     schedule=clock, loss=hybrid(clock, 1000, weight=min_snr(5/detail**2)), steps=steps, **ENLARGE))
