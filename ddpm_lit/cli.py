@@ -272,7 +272,7 @@ def train(name, out, resume, init, ship, steps, batch, lr, seed, bf16, channels_
     from ddpm_lit.train.fit import find_recipe, save_weights
     recipes(); recipe, device, store = find_recipe(name), start(device, threads), data_dir()/'weights'
     if ship and not os.access(store if store.exists() else store.parent, os.W_OK): raise Problem(f'{store} cannot be written: leave --ship out, or set DDPM_LIT_DATA to a folder of your own.')
-    run = open_run(out or f'runs/{name}', recipe, dict(steps=steps, batch=batch, lr=lr, seed=seed, bf16=bf16), resume, init, device, channels_last, compile)
+    run = open_run(out or f'runs/{recipe.name}', recipe, dict(steps=steps, batch=batch, lr=lr, seed=seed, bf16=bf16), resume, init, device, channels_last, compile)
     with Bar(run.settings['steps'], f'train {name}') as bar:
         for line in go(run, save_every): bar(line['step'], f'loss {line["loss"]:.4f}, {line["samples_per_second"]:.0f} samples a second')
     card, path = run.card(), run.weights
@@ -342,7 +342,8 @@ def labels(recipe, n: int, label: str | None): # [n] or None
 def find_weights(name: str) -> str:
     "A path as it is; a name stands for shipped weights or, where there are none, for those of runs/NAME."
     from ddpm_lit.core.check import Problem, data_dir
-    own = Path('runs')/name/f'{name}.safetensors'
+    from ddpm_lit.train.fit import ALIASES
+    name = ALIASES.get(name, name); own = Path('runs')/name/f'{name}.safetensors'
     if name.endswith('.safetensors'): return name
     with contextlib.suppress(Problem): data_dir('weights', f'{name}.safetensors'); return name
     if own.exists(): return str(own)

@@ -25,7 +25,7 @@ from ..diffusion.schedule import Cosine
 from ..guide.match import noised_clip_loss, shapes_16, small_noised_clip
 from ..nets.transformer import Transformer, gelu
 from ..nets.unet import Attention, UNet, adm_unet, small_unet
-from ..train.fit import Recipe, find_recipe, load_weights, register
+from ..train.fit import ALIASES, Recipe, find_recipe, load_weights, register
 
 # %% ../../nbs/60_glide.ipynb #encoder
 class TextEncoder(nn.Module):
@@ -134,6 +134,7 @@ GLIDE = dict(start=from_clip, shape=(3, 16, 16), limit=1., sampler='dpmpp_2m', s
 register(Recipe('glide-shapes', partial(small_glide, 48), told_pictures(partial(shapes_16, n=30_000)), loss=hybrid(Cosine(), 1000, weight=fair), steps=13_000, batch=64, data=('vocab',), **GLIDE))
 register(Recipe('glide-emoji', partial(small_glide, 64), told_pictures(lambda seed: all_but_held(16)), loss=hybrid(Cosine(), 1000, weight=fair), steps=14_000, batch=64, data=('emoji', 'vocab'), **GLIDE))
 register(Recipe('noised-clip-emoji', small_noised_clip, told_pictures(lambda seed: all_but_held(16), 0.), shape=(3, 16, 16), loss=noised_clip_loss, steps=5000, batch=256, settings=dict(lr=1e-3), data=('emoji', 'vocab'), sampler=''));
+ALIASES['glide'] = 'glide-emoji'
 
 # %% ../../nbs/60_glide.ipynb #inpaint
 class Inpaint(nn.Module):
