@@ -6,10 +6,9 @@
 __all__ = ['command', 'failure', 'main', 'options', 'start', 'finite', 'tell', 'Bar', 'visit', 'recipes', 'asked_to_stop', 'Log',
            'read_log', 'machine', 'thin', 'read_settings', 'choose_settings', 'Run', 'open_run', 'go', 'train',
            'steering', 'choose_run', 'draw', 'labels', 'find_weights', 'save_samples', 'sample', 'real_data',
-           'count_bits', 'evaluate', 'fingerprints', 'verdict', 'judged', 'fingerprints_of', 'evaluate_command',
-           'read_clip', 'answers', 'read_names', 'classify_command', 'systems', 'find_system', 'canvas', 'in_words',
-           'paint_command', 'show_forward', 'show_roll', 'quick_fit', 'lost_and_found', 'half_given', 'show_guided',
-           'show_painted', 'show_digits', 'demo', 'compare_command', 'parity']
+           'count_bits', 'evaluate', 'fingerprints', 'verdict', 'judged', 'evaluate_command', 'read_clip', 'answers',
+           'read_names', 'classify_command', 'show_forward', 'show_roll', 'quick_fit', 'lost_and_found', 'half_given',
+           'show_guided', 'show_digits', 'demo', 'compare_command', 'parity']
 
 # %% ../nbs/80_command.ipynb #imports
 import contextlib, functools, hashlib, importlib, json, math, os, pkgutil, platform, signal, sys, time
@@ -453,20 +452,15 @@ def verdict(r: dict) -> str:
     if b: rows.append(f'{"bits per dimension":24}{b["total"]:>10.3f}   ± {b["error"]:.3f}, of {b["pictures"]} real pictures, {b["draws"]} of {b["levels"]} levels each')
     return '\n'.join(rows + [f'Note: {note}' for note in r['warnings']] + [', '.join(f'{k} {v:.0f} s' for k, v in r['seconds'].items())])
 
-def judged(name: str, judge, n: int, seed: int, device, used: dict, notes: list[str]) -> tuple[dict, str]: # judge: (n, seed) -> (per cent done, rows), part by part
-    "What a judge finds, with all that was used; and the same in words."
+def judged(name: str, found: str, model, recipe, n: int, seed: int) -> tuple[dict, str]:
+    "What the judge of a recipe finds, with all that was used; and the same in words."
     from ddpm_lit.clip.zero_shot import table
     clock, rows = time.process_time(), []
     with Bar(100, f'eval {name}') as bar:
-        for at, more in judge(n, seed): rows += more; bar(at)
-    got = dict(name=name, n=n, seed=seed, rows=rows, cpu_seconds=round(time.process_time() - clock, 3), machine=machine(device), **used, warnings=notes)
+        for at, more in recipe.judge(model, n, seed): rows += more; bar(at)
+    used, notes = fingerprints(found, recipe)
+    got = dict(name=name, recipe=recipe.name, n=n, seed=seed, rows=rows, cpu_seconds=round(time.process_time() - clock, 3), machine=machine(next(model.parameters()).device), **used, warnings=notes)
     return got, '\n'.join([f'{name}: per cent, with standard errors', table(rows), *(f'Note: {note}' for note in notes)])
-
-def fingerprints_of(names) -> tuple[dict, list[str]]: # weights by name -> what was used, warnings
-    "The weights of a whole system."
-    from ddpm_lit.train.fit import load_weights
-    each = {name: fingerprints(name, load_weights(name)[1]) for name in names}
-    return dict(weights={k: used['weights'] for k, (used, _) in each.items()}), [note for _, notes in each.values() for note in notes]
 
 # %% ../nbs/80_command.ipynb #eval-command
 @command.command('eval')
@@ -479,17 +473,12 @@ def fingerprints_of(names) -> tuple[dict, list[str]]: # weights by name -> what 
 @click.option('--w', 'weights', type=float, multiple=True, help='Guidance without a classifier; give it several times to compare weights, bits being counted once.')
 @options('sampler', 'steps', 'seed', 'device', 'threads', 'json')
 def evaluate_command(name, n, label, batch, bits_pictures, bits_draws, weights, sampler, steps, seed, device, threads, as_json):
-    "Weigh weights NAME: samples beside real data and the bits of real pictures (three minutes of one core for mnist); a CLIP by what it recognizes (a minute and a half); glide by what its pictures show."
+    "Weigh weights NAME: samples beside real data and the bits of real pictures (three minutes of one core for mnist); a CLIP by what it recognizes (a minute and a half)."
     from ddpm_lit.train.fit import load_weights
-    recipes(); device = start(device, threads)
-    if name in systems():
-        if label or weights or sampler or steps: raise click.UsageError(f'{name} is a whole system, weighed as it paints: leave out --label, --w, --sampler and --steps.')
-        return tell(as_json, *judged(name, systems()[name].judge, n, seed, device, *fingerprints_of(systems()[name].weights)))
-    found = find_weights(name); model, recipe = load_weights(found)
+    recipes(); device, found = start(device, threads), find_weights(name); model, recipe = load_weights(found)
     if recipe.judge:
         if label or weights or sampler or steps: raise click.UsageError(f'{recipe.name} draws nothing: leave out --label, --w, --sampler and --steps.')
-        used, notes = fingerprints(found, recipe)
-        return tell(as_json, *judged(name, functools.partial(recipe.judge, model.to(device)), n, seed, device, dict(recipe=recipe.name, **used), notes))
+        return tell(as_json, *judged(name, found, model.to(device), recipe, n, seed))
     sampler, steps = choose_run(recipe, sampler, steps)
     (used, notes), rows = fingerprints(found, recipe), []
     for w in weights or (None,):
@@ -556,79 +545,6 @@ def classify_command(image, more, among, names, templates, truth, top, weights, 
     found = dict(image=image, weights=weights, templates=[*templates], truth=truth, rank=rank, captions=[dict(caption=said[i], name=captions[i], probability=p[i]) for i in sorted(range(len(p)), key=lambda i: -p[i])], out=out)
     width = max(len(said[i]) for i in order)
     tell(as_json, found, '\n'.join([title, *(f'{"x+"[i == marked]} {said[i]:{width}} {100*p[i]:5.1f} % {"#"*round(40*p[i])}'.rstrip() for i in order), *([out] if out else [])]))
-
-# %% ../nbs/80_command.ipynb #paint
-def systems() -> dict:
-    "The systems that paint captions, by name. Each registers itself when it is imported."
-    from ddpm_lit.systems.upsample import SYSTEMS
-    recipes(); return SYSTEMS
-
-def find_system(name: str):
-    "The system of that name."
-    from ddpm_lit.core.check import Problem
-    if name not in systems(): raise Problem(f'There is no system "{name}": choose {" or ".join(systems())}.')
-    return systems()[name]
-
-def canvas(path: str, of: str): # -> [3 64 64] uint8
-    "A picture of yours at the size that systems paint, with a notice if it had another."
-    from ddpm_lit.clip.zero_shot import read_picture
-    from ddpm_lit.data.images import square
-    pixels = read_picture(path); h, w = pixels.shape[1:]
-    if (h, w) != (64, 64): click.echo(f'ddpm_lit: the {of} {path} is {w} x {h}; its middle square was brought to 64 x 64.', err=True)
-    return square(pixels[None], 64)[0]
-
-def in_words(captions, style: str | None, data: str) -> list[str]:
-    "The captions as they are told, single-spaced; a style makes each the caption of a drawing in it."
-    from ddpm_lit.core.check import Problem
-    from ddpm_lit.data.captions import STYLES
-    said = [' '.join(c.split()) for c in captions]
-    if not all(said): raise Problem('A caption is empty: say in words what to paint.')
-    if style is None: return said
-    if data != 'emoji' or style not in STYLES: raise Problem(f'There is no style "{style}" of {data}: {"emoji come in " + ", ".join(STYLES) if data == "emoji" else "leave --style out"}.')
-    return [f'a {STYLES[style]} emoji of {c}' for c in said]
-
-# %% ../nbs/80_command.ipynb #paint-command
-@command.command('paint')
-@click.argument('captions', nargs=-1, required=True, metavar='CAPTION...')
-@click.option('--system', default='glide', show_default=True, help='Who paints.')
-@click.option('--data', type=click.Choice(['emoji', 'shapes']), default='emoji', show_default=True, help='The world to paint from.')
-@click.option('--style', help='Of emoji: noto, twemoji, fluent-flat, fluent-3d or blob.')
-@click.option('--n', type=click.IntRange(1), default=8, show_default=True, help='Pictures for each caption.')
-@click.option('--steps', type=click.IntRange(2), default=20, show_default=True, help='Steps at 16 pixels; half as many at 32 and at 64.')
-@click.option('--guidance', type=click.Choice(['cfg', 'clip']), default='cfg', show_default=True, help='Steer by the network itself, or by a CLIP that reads noisy pictures.')
-@click.option('--clip-scale', type=float, help='The weight of that CLIP (multiplies f.g).  [default: ten times what it learned]')
-@click.option('--init', metavar='PICTURE', help='Begin with this picture.')
-@click.option('--strength', type=click.FloatRange(0, 1, min_open=True), help='How much of it is painted anew.  [default: .7; with a mask 1]')
-@click.option('--mask', metavar='PICTURE', help='Paint only where this one is white; needs --init.')
-@click.option('--out', type=click.Path(dir_okay=False), default='paint.png', show_default=True, help='The PNG to write.')
-@options('w', 'guidance_scale', 'seed', 'device', 'threads', 'json')
-def paint_command(captions, system, data, style, n, steps, guidance, clip_scale, init, strength, mask, out, w, guidance_scale, seed, device, threads, as_json):
-    "Paint what each CAPTION says. For example: paint 'a red heart' --n 8 --out heart.png"
-    device = start(device, threads)
-    from ddpm_lit.core.check import Problem
-    from ddpm_lit.data.images import to_unit
-    from ddpm_lit.guide.free import as_w
-    from ddpm_lit.show import save_captioned
-    from ddpm_lit.systems.glide import unheard
-    from ddpm_lit.systems.upsample import Request
-    if guidance == 'clip' and (w is not None or guidance_scale is not None): raise Problem('--w and --guidance-scale are for --guidance cfg: give --clip-scale.')
-    if guidance == 'cfg' and clip_scale is not None: raise Problem('--clip-scale is for --guidance clip: give --w or --guidance-scale, or choose that.')
-    if mask and not init: raise Problem('--mask says where to paint a picture anew: give the picture with --init.')
-    if strength and not init: raise Problem('--strength is for a picture to begin with: give it with --init.')
-    painter, said = find_system(system), in_words(captions, style, data)
-    request = Request(tuple(c for c in said for _ in range(n)), data, seed, (steps, steps//2, steps//2), guidance=guidance, clip_scale=clip_scale, device=str(device),
-                      **({} if w is guidance_scale is None else dict(w=as_w(w, guidance_scale))), **(dict(init=to_unit(canvas(init, 'picture')), strength=strength or (1. if mask else .7)) if init else {}),
-                      **(dict(mask=canvas(mask, 'mask').float().mean(0) < 128) if mask else {}))
-    notes = [f'the word "{word}" was in no caption that this system learned from, so it says nothing to it.' for word in unheard(said, data)]
-    for note in notes: click.echo(f'ddpm_lit: {note}', err=True)
-    began = time.perf_counter()
-    with contextlib.ExitStack() as stack:
-        bar = functools.cache(lambda of: stack.enter_context(Bar(of, f'paint {n*len(said)} pictures')))
-        def progress(done, of): bar(of)(done)
-        x = painter.paint(request, progress)[64]
-    seconds = time.perf_counter() - began; save_captioned(x.split(n), said, out)
-    tell(as_json, dict(system=system, data=data, captions=said, n=n, seed=seed, steps=[*request.steps], guidance=guidance, w=request.w if guidance == 'cfg' else None, notes=notes, out=out, seconds=round(seconds, 3)),
-         f'{out}: {n} pictures of {" | ".join(said)}, {seconds:.1f} s.')
 
 # %% ../nbs/80_command.ipynb #demo-parts
 def show_forward(path) -> str:
@@ -716,15 +632,6 @@ def show_guided(path, classifier, made_by, n: int = 10) -> str:
     save_sheet(torch.cat([draw(model, recipe, n, labels(recipe, n, None), 0, 20, steer=way)[0] for way in ways]), path, n)
     return 'Digits 0 to 9 from the same ten noises: as the network draws them, with guidance by the network itself (w = 2), and by a classifier of noisy digits (scale 4).'
 
-# %% ../nbs/80_command.ipynb #demo-painted
-def show_painted(path) -> str:
-    "Three captions, painted."
-    from ddpm_lit.show import save_captioned
-    from ddpm_lit.systems.upsample import Request
-    said = ['a noto emoji of red heart', 'a 3d fluent emoji of grinning face', 'a twemoji emoji of green apple']
-    save_captioned(find_system('glide').paint(Request(tuple(s for s in said for _ in range(6))))[64].split(6), said, path)
-    return 'Three captions, each painted six times at 64 pixels by GLIDE, which knows emoji in five styles.'
-
 # %% ../nbs/80_command.ipynb #demo
 def show_digits(path, model, recipe, n: int, seed: int, words: str) -> str:
     "A sheet of digits of all labels in turn."
@@ -738,7 +645,7 @@ def show_digits(path, model, recipe, n: int, seed: int, words: str) -> str:
 @click.option('--n', type=click.IntRange(1), default=80, show_default=True, help='Digits on each sheet.')
 @options('seed', 'device', 'threads', 'json')
 def demo(out, seconds, steps, n, seed, device, threads, as_json):
-    "See it work: noise a digit, denoise a swiss roll, train on real digits for two minutes, sample, paint captions."
+    "See it work: noise a digit, denoise a swiss roll, train on real digits for two minutes, sample."
     import torch
     from ddpm_lit.core.check import Problem
     from ddpm_lit.train.fit import find_recipe, load_weights
@@ -748,7 +655,7 @@ def demo(out, seconds, steps, n, seed, device, threads, as_json):
         return show_digits(path, model, recipe, n, seed, f'Digits 0 to 9 from a DDPM trained just now: {told["steps"]} steps of 32 real digits, {speed:.0f} a second.')
     pieces = {'1_forward.png': show_forward, '2_swiss_roll.png': show_roll, '3_digits_from_scratch.png': from_scratch} # each draws a picture and says what it shows
     more = dict(mnist={'4_digits_shipped.png': lambda path, *trained: show_digits(path, *trained, n, seed, 'The same noise and sampler with the weights that ship with the book, trained for longer.')},
-                diffusion2015={'5_lost_and_found.png': lost_and_found, '6_half_given.png': half_given}, **{'noisy-classifier': {'7_guided.png': show_guided}, 'glide-emoji': {'8_painted.png': lambda path, *trained: show_painted(path)}})
+                diffusion2015={'5_lost_and_found.png': lost_and_found, '6_half_given.png': half_given}, **{'noisy-classifier': {'7_guided.png': show_guided}})
     for weights, drawings in more.items():
         try: trained, made_by = load_weights(weights)
         except Problem as e: click.echo(f'ddpm_lit: no picture of the shipped {weights}. {e}', err=True)

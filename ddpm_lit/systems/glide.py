@@ -45,6 +45,7 @@ class TextEncoder(nn.Module):
                 ) -> tuple[Tensor, Tensor]:        # [b out], [b l width]
         tokens = self.empty if tokens is None else tokens[:, :len(self.places)]
         if tokens.shape[1] != len(self.places): raise Problem(f'This encoder reads rows of {len(self.places)} tokens, not {[*tokens.shape]}: pad them.')
+        tokens = tokens.to(self.places.device)
         mask = tokens != self.pad if mask is None else mask[:, :len(self.places)]
         h = torch.where(mask[..., None], self.pieces(tokens) + self.places, self.padding.expand(len(tokens), -1, -1)) # [b l d]
         h = self.norm(self.transformer(h))
@@ -101,7 +102,7 @@ def ladder(model: Glide, side: int, *told, channels: int = 3) -> list[tuple[str,
     net, seen, name = next(m for m in model.modules() if isinstance(m, UNet)), [], {}
     for part in ('first', 'down', 'middle', 'up', 'last'):
         m = getattr(net, part); name |= {n: f'{part} {i}' for i, n in enumerate(m, 1)} if isinstance(m, nn.ModuleList) else {m: part}
-    hooks = [m.register_forward_hook(lambda m, i, y: seen.append((name[m], y.shape[-1], y.shape[1], getattr(m, 'attn', None) is not None))) for m in name]
+    hooks = [m.register_forward_hook(lambda m, i, y: seen.append((name[m], y.shape[-1], y.shape[1], getattr(getattr(m, 'attn', None), 'kv', None) is not None))) for m in name]
     model.given(None, *told)(torch.zeros(1, channels, side, side, device=next(model.parameters()).device), Level(0.))
     for hook in hooks: hook.remove()
     return seen
@@ -138,7 +139,7 @@ ALIASES['glide'] = 'glide-emoji'
 
 # %% ../../nbs/60_glide.ipynb #inpaint
 class Inpaint(nn.Module):
-    "A network that also sees the known part of a picture, and which part that is. Eq. 60.8 (GLIDE section 4.2)."
+    "A network that also sees the known part of a picture, and which part that is. Eq. 60.8 (GLIDE section 4.3)."
     def __init__(self, net: nn.Module, channels: int = 3): # of a picture
         super().__init__()
         self.net, self.channels = net, channels
@@ -188,5 +189,5 @@ def heard(data: str) -> frozenset[str]: # 'emoji' or 'shapes'
     return LEXICON if data == 'shapes' else frozenset(w for r in all_but_held(16).rows for w in split_words(' '.join((told_of(r), 'a emoji of style'))))
 
 def unheard(captions: Sequence[str], data: str) -> list[str]:
-    "The words of some captions that no training caption of that world holds: they say nothing to its painter."
+    "The words of some captions that no training caption of that world holds: they mean nothing that was taught."
     return [w for w in dict.fromkeys(w for c in captions for w in split_words(c)) if w not in heard(data)]
