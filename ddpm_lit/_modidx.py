@@ -124,6 +124,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                       'ddpm_lit.clip.judges.dealt': ('judges.html#dealt', 'ddpm_lit/clip/judges.py'),
                                       'ddpm_lit.clip.judges.drawings': ('judges.html#drawings', 'ddpm_lit/clip/judges.py'),
                                       'ddpm_lit.clip.judges.drawn': ('judges.html#drawn', 'ddpm_lit/clip/judges.py'),
+                                      'ddpm_lit.clip.judges.due': ('judges.html#due', 'ddpm_lit/clip/judges.py'),
                                       'ddpm_lit.clip.judges.features': ('judges.html#features', 'ddpm_lit/clip/judges.py'),
                                       'ddpm_lit.clip.judges.filled': ('judges.html#filled', 'ddpm_lit/clip/judges.py'),
                                       'ddpm_lit.clip.judges.in_words': ('judges.html#in_words', 'ddpm_lit/clip/judges.py'),

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['at_side', 'through', 'Residual', 'Witness', 'witness_nats', 'known_names', 'labels', 'roughened', 'drawings',
            'small_witness', 'drawn', 'dealt', 'places', 'by_clip', 'by_witness', 'questions', 'panel', 'obeyed',
-           'together', 'closest', 'copy_line', 'originality', 'beside', 'features', 'weigh_emoji', 'in_words', 'filled',
-           'borne_out', 'weigh_scenes', 'judge_witness']
+           'together', 'closest', 'copy_line', 'originality', 'due', 'beside', 'features', 'weigh_emoji', 'in_words',
+           'filled', 'borne_out', 'weigh_scenes', 'judge_witness']
 
 # %% ../../nbs/56_judges.ipynb #imports
-import functools, json, math
+import copy, functools, json, math
 from collections import Counter
 from dataclasses import replace
 from typing import Callable, Iterator, Sequence
@@ -162,10 +162,11 @@ def obeyed(hit: Tensor, real: Tensor, chance: float, groups: Sequence | None = N
 
 # %% ../../nbs/56_judges.ipynb #together
 def together(a: Tensor, b: Tensor) -> dict[str, float]: # [n] bool: where each judge is right
-    "How often each judge is wrong, both are, and both would be if their errors had nothing to do with each other; and their correlation. Eq. 56.7."
+    "How often each judge is wrong, both are, and both would be if their errors had nothing to do with each other; their correlation, and the largest that it could be. Eq. 56.7."
     p, q, both = (v.double().mean().item() for v in (~a, ~b, ~a & ~b))
-    if min(p, q) == 0: return dict(first=p, second=q, both=both, product=p*q, correlation=0.) # who never errs, errs with nobody
-    return dict(first=p, second=q, both=both, product=p*q, correlation=(both - p*q)/(p*(1 - p)*q*(1 - q))**.5)
+    if min(p, q) == 0: return dict(first=p, second=q, both=both, product=p*q, correlation=0., largest=0.) # who never errs, errs with nobody
+    spread = (p*(1 - p)*q*(1 - q))**.5
+    return dict(first=p, second=q, both=both, product=p*q, correlation=(both - p*q)/spread, largest=(min(p, q) - p*q)/spread)
 
 # %% ../../nbs/56_judges.ipynb #closest
 def closest(x: Tensor,       # [b 3 h h]
@@ -174,7 +175,7 @@ def closest(x: Tensor,       # [b 3 h h]
     "How much nearer the nearest training picture is than the sixth, and its row: at 16 pixels, after the best shift by one. Eq. 56.8."
     if len(trained) < 6: raise Problem(f'{len(trained)} training pictures have no sixth neighbour: give at least six.')
     side = min(x.shape[-1], 32); x, data = at_side(x, side), at_side(at_side(trained, side), 16).flatten(1)
-    moves = torch.cartesian_prod(*[torch.tensor([-1, 0, 1])]*2)
+    moves = torch.cartesian_prod(*[torch.tensor([-1, 0, 1])]*2).to(x.device)
     far = torch.stack([torch.cdist(at_side(shifted(x, by.expand(len(x), 2)), 16).flatten(1), data) for by in moves]).amin(0)
     near, rows = far.topk(6, largest=False)
     return near[:, 0]/near[:, 5], rows[:, 0]
@@ -183,13 +184,20 @@ def copy_line(new: Tensor, alarm: float = .01) -> float: # [m], closest of pictu
     "What at most this share of them undercuts. Eq. 56.9."
     return new.sort().values[int(alarm*len(new))].item()
 
-def originality(pictures: Tensor, trained: Captioned, alarm: float = .01) -> dict: # closeness of pictures, and of new drawings; the line
-    "How near pictures come to what the painter learned from, beside drawings of families that it never saw. Eq. 56.8, 56.9."
-    old, every, x = {r.family for r in trained.rows}, drawn('all'), to_unit(trained.pixels)
-    new = every[[i for i, r in enumerate(every.rows) if r.family not in old]]
+def originality(pictures: Tensor, trained: Captioned, alarm: float = .01) -> dict: # closeness of pictures, of new families, and of new drawings of trained names; the line
+    "How near pictures come to what the painter learned from, beside drawings that it certainly never saw. Eq. 56.8, 56.9."
+    mine, old, names = set(trained.rows), {r.family for r in trained.rows}, {r.name for r in trained.rows}; every, x = drawn('all'), to_unit(trained.pixels)
+    new, kin = (every[[i for i, r in enumerate(every.rows) if fits(r)]] for fits in (lambda r: r.family not in old, lambda r: r.name in names and r not in mine))
     if len(new)*alarm < 1: raise Problem(f'{len(new)} drawings of families that were not trained on are too few to tell what is a copy: train on emoji("train").')
-    (ratio, rows), (fresh, _) = (closest(v, x) for v in (pictures, at_side(to_unit(new.pixels), min(pictures.shape[-1], 32))))
-    return dict(painted=ratio.tolist(), nearest=rows.tolist(), new=fresh.tolist(), line=copy_line(fresh, alarm), alarm=alarm)
+    near = lambda v: closest(v, x) if len(v) else (torch.zeros(0), torch.zeros(0, dtype=torch.long))
+    (ratio, rows), (fresh, _), (related, _) = map(near, (pictures, *(at_side(to_unit(data.pixels), min(pictures.shape[-1], 32)) for data in (new, kin))))
+    return dict(painted=ratio.tolist(), nearest=rows.tolist(), new=fresh.tolist(), kin=related.tolist(), line=copy_line(fresh, alarm), alarm=alarm)
+
+def due(copies: dict, known: Tensor) -> float: # as `originality`; [n] bool: was the name of this caption trained on?
+    "The share of near-copies that a painter has which copies nothing. Eq. 56.11."
+    kin, q = torch.tensor(copies['kin']), known.double().mean().item()
+    kappa = (kin < copies['line']).double().mean().item() if len(kin) else copies['alarm']
+    return q*kappa + (1 - q)*copies['alarm']
 
 def beside(x: Tensor, trained: Tensor) -> tuple[Tensor, Tensor]: # [b 3 h h], [n 3 32 32] -> [2b 3 h h], [b]
     "Each picture followed by the training picture nearest to it, for a sheet with an even number of columns; and its closeness. Eq. 56.8."
@@ -206,28 +214,29 @@ def features(x: Tensor, styles: set[str], h: int, witness: Witness, seed: int = 
 @torch.no_grad()
 def weigh_emoji(pictures: Tensor,      # [n 3 h h] in [-1, 1], h 16, 32 or 64
                 rows: Sequence[Emoji], # [n] whose captions were asked
-                trained: Captioned | None = None, # what the painter learned from, at 32 pixels; None: the training drawings
+                trained: Captioned | None = None, # what the painter learned from, at 32 pixels; None: the training drawings that are not kept back
                 reader: Reader | None = None, witness: Witness | None = None, # None: those that ship with the book
                 k: int = 100, seed: int = 0) -> dict: # rows for `table`, features as `weigh` has them, copies as `originality`
     "Painted captions before all judges, with chance below and real drawings above. Eq. 56.5-56.9."
     if len(pictures) != len(rows) or len(rows) < 4: raise Problem(f'{len(pictures)} pictures and {len(rows)} captions: give each picture the row whose caption was asked, and at least four of them.')
     at = {r: i for i, r in enumerate(drawn('all').rows)}; h, n, family = pictures.shape[-1], len(rows), [r.family for r in rows]
     if no := [r.say() for r in rows if r not in at]: raise Problem(f'There is no real drawing of "{no[0]}" to compare with: ask for captions of rows of emoji().')
-    witness = witness or load_weights('witness')[0]; judges, pictures = panel(reader, witness), pictures.detach().float().cpu(); real = to_unit(drawn('all').pixels[[at[r] for r in rows]])
+    witness = copy.deepcopy(witness or load_weights('witness')[0]).cpu().eval(); judges, pictures = panel(reader, witness), pictures.detach().float().cpu(); real = to_unit(drawn('all').pixels[[at[r] for r in rows]])
+    trained = trained or drawn('train')[[i for i, r in enumerate(drawn('train').rows) if not r.held]]; names = {r.name for r in trained.rows}
     sets = {'painted': at_side(pictures), 'real drawings': real, 'real, through 16 pixels': through(real, 16)}
     asked = {title: questions(title, x, rows, judges, k, seed) for title, x in sets.items()}; best = asked['real, through 16 pixels' if h < 32 else 'real drawings'][1]
     worth = {who: obeyed(asked['painted'][1][who], best[who], 1/k, family) for who in judges}
-    cloud, copies = features(sets['painted'], {r.style for r in rows}, h, witness, seed), originality(pictures, trained or drawn('train'))
+    cloud, copies = features(sets['painted'], {r.style for r in rows}, h, witness, seed), originality(pictures, trained)
     out = sum((lines for lines, _ in asked.values()), []) + [dict(task='painted: shows what was named', measure='share', n=n, chance=0., **{who + end: v for who, pair in worth.items() for end, v in zip(('', '_error'), pair)})]
     out += [dict(task="painted: in the witness's features", measure=what, n=n, painted=cloud[what], real=cloud['real'][what]) for what in ('precision', 'recall', 'coverage')]
-    out.append(row('painted: near-copy of a training picture', 'share', dict(painted=torch.tensor(copies['painted']) < copies['line']), copies['alarm'], family))
+    out.append(row('painted: near-copy of a training picture', 'share', dict(painted=torch.tensor(copies['painted']) < copies['line']), due(copies, torch.tensor([r.name in names for r in rows])), family))
     return dict(rows=out, features=cloud, copies=copies)
 
 def in_words(found: dict) -> str: # of weigh_emoji
     "The verdict as text."
     cloud, copies = found['features'], found['copies']; middle = lambda k: torch.tensor(copies[k]).median()
     return '\n'.join([table(found['rows']), f"Frechet distance in the witness's features {cloud['frechet']:.2f}, of real drawings {cloud['real']['frechet']:.2f}, of two sets of one Gaussian {cloud['floor']:.2f}",
-                      f"closeness to the nearest training picture: median {middle('painted'):.2f}, of new drawings {middle('new'):.2f}; {copies['line']:.2f} or less is a near-copy", *(f'Note: {note}' for note in cloud['warnings'])])
+                      f"closeness to the nearest training picture: median {middle('painted'):.2f}, of new drawings {middle('new'):.2f}; below {copies['line']:.2f} is a near-copy", *(f'Note: {note}' for note in cloud['warnings'])])
 
 # %% ../../nbs/56_judges.ipynb #scenes
 def filled(scene: Scene, rng) -> Scene:
@@ -259,7 +268,7 @@ def weigh_scenes(pictures: Tensor,            # [n 3 h h] in [-1, 1], h 16, 32 o
 # %% ../../nbs/56_judges.ipynb #judge
 def judge_witness(witness: Witness, n: int = 2000, seed: int = 0) -> Iterator[tuple[int, list[dict]]]: # per cent done, rows
     "What the witness reads off n real drawings, as they are, through 16 pixels, and roughened as in training. Eq. 56.4, 56.5."
-    data = some(drawn('all'), n); x, judge = to_unit(data.pixels), dict(witness=functools.partial(by_witness, witness.cpu()))
+    data = some(drawn('all'), n); x, judge = to_unit(data.pixels), dict(witness=functools.partial(by_witness, copy.deepcopy(witness).cpu()))
     with torch.random.fork_rng():
         torch.manual_seed(seed); looks = {'known drawings': x, 'through 16 pixels': through(x, 16), 'roughened': roughened(x)}
         for done, (title, look) in enumerate(looks.items(), 1): yield done*100//3, questions(title, look, data.rows, judge, seed=seed)[0]
