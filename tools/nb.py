@@ -55,7 +55,8 @@ def tidy(out):
     "One output as nbdev_clean leaves it: no counts, no addresses in reprs, no volatile metadata; and no places on this machine."
     strip = lambda x: [address.sub(r'\1\2', l) for l in text(x).replace(str(root), '/path/to/ddpm_lit').splitlines(True)]
     if out['output_type'] == 'stream': return dict(out, text=strip(out['text']))
-    data = {k: strip(v) if k.startswith('text/') else v.rstrip() if isinstance(v, str) and 'svg' not in k else v for k, v in out['data'].items()}
+    once = {k: v for k, v in out['data'].items() if k != 'image/jpeg' or 'image/png' not in out['data']}    # a PIL image offers both
+    data = {k: strip(v) if k.startswith('text/') else v.rstrip() if isinstance(v, str) and 'svg' not in k else v for k, v in once.items()}
     return dict(out, data=data, metadata={}, **({'execution_count': None} if out['output_type'] == 'execute_result' else {}))
 
 def execute(path, run_flags):
