@@ -6,7 +6,7 @@
 __all__ = ['SYSTEMS', 'lower', 'distrusted', 'Enlarged', 'Enlarger', 'Finer', 'small_enlarger', 'two_worlds', 'low_and_high',
            'enlarger_recipe', 'begin', 'enlarge', 'hold', 'Request', 'check_request', 'System', 'weights_on',
            'own_noise', 'at_size', 'known_at', 'kept', 'guided', 'first_levels', 'first_stage', 'second_stages',
-           'paint_glide', 'asked_scenes', 'asked_emoji', 'judging']
+           'paint_glide', 'judging']
 
 # %% ../../nbs/61_upsample.ipynb #imports
 import functools, math
@@ -21,7 +21,7 @@ from ..clip.tokens import caption_tokenizer
 from ..core.check import Problem
 from ..core.denoiser import Denoiser, Prediction
 from ..core.level import Level
-from ..data.captions import Captioned, Emoji, emoji, join, scenes, shapes
+from ..data.captions import Captioned, join, shapes
 from ..data.images import to_bytes, to_unit
 from ..diffusion.loss import hybrid, min_snr
 from ..diffusion.sample import Sampler, clamp_x0, last
@@ -33,7 +33,7 @@ from ..guide.free import cfg_paired
 from ..guide.match import match_caption
 from ..diffusion.forward import q_sample
 from ..nets.unet import SuperRes, TimeEmbedding, double, halve, small_unet
-from .glide import Glide, TextEncoder, all_but_held, told_pictures
+from .glide import Glide, TextEncoder, all_but_held, asked_emoji, asked_scenes, told_pictures
 from ..train.fit import Recipe, load_weights, register
 
 # %% ../../nbs/61_upsample.ipynb #low
@@ -101,14 +101,14 @@ def low_and_high(pictures: Callable[[int], Captioned], most: float = .5) -> Call
         return at
     return make
 
-def enlarger_recipe(size: int, detail: float, steps: int, **net) -> Recipe:
+def enlarger_recipe(size: int, detail: float, steps: int, n: int, **net) -> Recipe: # n: scenes of one thing, and as many of two
     "From half of `size` to `size`. Eq. 61.2, 61.7."
     clock = Finer(Cosine(), detail)
-    return Recipe(f'glide-up-{size}', partial(small_enlarger, detail, **net), low_and_high(partial(two_worlds, size=size)), shape=(3, size, size), schedule=clock,
+    return Recipe(f'glide-up-{size}', partial(small_enlarger, detail, **net), low_and_high(partial(two_worlds, size=size, n=n)), shape=(3, size, size), schedule=clock,
                   loss=hybrid(clock, 1000, weight=min_snr(5/detail**2)), steps=steps, batch=64, limit=1., sampler='', data=('emoji', 'vocab'))
 
-register(enlarger_recipe(32, .12, 3400, base=32, mults=(1, 2), unshuffle=2))
-register(enlarger_recipe(64, .09, 1800, base=48, mults=(1, 1), unshuffle=4));
+register(enlarger_recipe(32, .12, 8000, 8000, base=32, mults=(1, 2), unshuffle=2))
+register(enlarger_recipe(64, .09, 1800, 4000, base=48, mults=(1, 1), unshuffle=4));
 
 # %% ../../nbs/61_upsample.ipynb #enlarge
 def begin(model: Enlarger, low: Tensor, u: Tensor, size, t: Level, noise=torch.randn_like) -> Tensor: # [b c h w]
@@ -144,7 +144,7 @@ class Request:
     data: str = 'emoji'            # or 'shapes': the world to paint from
     seed: int = 0
     steps: tuple[int, int, int] = (20, 10, 10) # of each stage
-    w: float = 2.                  # weight without a classifier (Ho & Salimans)
+    w: float = 2.                  # weight without a classifier (Ho & Salimans), of the first stage
     guidance: str = 'cfg'          # or 'clip'
     clip_scale: float | None = None # (54.4); None: ten times the scale that CLIP learned
     init: Tensor | None = None     # [3 64 64] in [-1, 1]: a picture to begin with
@@ -157,15 +157,20 @@ def check_request(r: Request):
     "A `Problem` unless all of it fits together."
     if isinstance(r.captions, str): raise Problem('Captions are a tuple of sentences, a picture each: write (caption,).')
     if not r.captions: raise Problem('Nothing is asked for: give at least one caption.')
+    if bad := [c for c in r.captions if not isinstance(c, str)]: raise Problem(f'A caption is {bad[0]!r}: write it as text, \'\' where nothing is said.')
     if r.data not in ('emoji', 'shapes'): raise Problem(f'There is no world "{r.data}": paint emoji or shapes.')
     if r.guidance not in ('cfg', 'clip'): raise Problem(f'There is no guidance "{r.guidance}": choose cfg or clip.')
-    if len(r.steps) != 3 or min(r.steps) < 1: raise Problem(f'The steps are {r.steps}: give three numbers, each 1 or more.')
+    if not (isinstance(r.steps, (tuple, list)) and len(r.steps) == 3 and all(isinstance(s, int) and s > 0 for s in r.steps)): raise Problem(f'The steps are {r.steps}: give three whole numbers, each 1 or more.')
+    if not 0 <= r.seed < 2**40: raise Problem(f'The seed is {r.seed}: choose a whole number from 0 up to 2**40.')
+    if not math.isfinite(r.w): raise Problem(f'The weight w is {r.w}: choose a number, 2 if in doubt.')
+    if r.clip_scale is not None and r.guidance != 'clip': raise Problem('clip_scale steers by CLIP: set guidance to clip, or leave it out.')
     if not 0 < r.strength <= 1: raise Problem(f'The strength is {r.strength}: choose it above 0 (keep all) up to 1 (paint all anew).')
     if r.init is not None and r.init.shape != (3, 64, 64): raise Problem(f'The picture to begin with is {[*r.init.shape]}: make it [3 64 64].')
     if r.mask is not None and (r.init is None or r.mask.shape != (64, 64)): raise Problem('A mask is [64 64] and says what to keep of `init`: give both.')
     if r.init is not None and r.mask is None and r.strength == 1: raise Problem('At strength 1 nothing is left of the picture to begin with: give a lower strength, or a mask.')
     if r.init is None and r.strength < 1: raise Problem('The strength says how much of a picture is painted anew: give the picture as init, or leave the strength out.')
     if r.init is not None and not r.init.is_floating_point(): raise Problem('The picture to begin with holds bytes: turn it into numbers with to_unit.')
+    if r.init is not None and not (r.init.abs() <= 1).all(): raise Problem('The picture to begin with is not in [-1, 1]: turn bytes into numbers with to_unit.')
     if r.mask is not None and not ((r.mask == 0) | (r.mask == 1)).all(): raise Problem('A mask is 1 where `init` is kept and 0 elsewhere: threshold it first.')
 
 # %% ../../nbs/61_upsample.ipynb #system
@@ -222,7 +227,7 @@ def first_levels(request: Request) -> Grid:
 def first_stage(request: Request, denoiser: Denoiser, n: int, noise) -> Tensor: # noise: as `own_noise` -> [n 3 16 16]
     "From noise, or from a picture noised to the time `strength`. Eq. 42.7."
     levels, eps = first_levels(request), noise(torch.empty(n, 3, 16, 16, device=request.device))
-    x = eps if request.init is None else q_sample(at_size(request.init, 16, request.device), next(iter(levels)), eps)
+    x = eps if request.strength == 1 else q_sample(at_size(request.init, 16, request.device), next(iter(levels)), eps)
     return last(dpmpp_2m(kept(request, 16, noise)(clamp_x0(denoiser)), levels, x))
 
 # %% ../../nbs/61_upsample.ipynb #paint
@@ -247,18 +252,6 @@ def paint_glide(request: Request, progress: Callable[[int, int], None] = lambda 
         found.append(second_stages(request, part, first_stage(request, tick(guided(request, part)), len(part), noise), tick, noise))
     return {size: torch.cat([f[size] for f in found]).cpu() for size in (16, 32, 64)}
 
-# %% ../../nbs/61_upsample.ipynb #judge
-def asked_scenes(objects: int, split: str, n: int, seed: int) -> list[str]:
-    "Plain captions of n scenes of a part."
-    every = scenes(split, objects); at = torch.randint(len(every), (n,), generator=torch.Generator().manual_seed(seed))
-    return [every[i].say() for i in at.tolist()]
-
-def asked_emoji(part: str, n: int, seed: int) -> list[Emoji]:
-    "n drawings of a part: trained on, kept back in a style, or of a name kept back."
-    rows = emoji('test' if part == 'new names' else 'train', 16).rows
-    rows = [r for r in rows if part == 'new names' or r.held == (part == 'new styles')]
-    return [rows[i] for i in torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:n].tolist()]
-
 # %% ../../nbs/61_upsample.ipynb #judging
 def judging(paint: Callable) -> Callable: # as `System.paint` -> as `System.judge`
     "Weigh a system by its pictures of 64 pixels: by the exact parser, and by the judges of emoji. Eq. 56.5, 56.10."
@@ -273,4 +266,4 @@ def judging(paint: Callable) -> Callable: # as `System.paint` -> as `System.judg
             yield (74, 87, 100)[k], [r | dict(task=f'emoji, {part}: {r["task"]}') for r in weigh_emoji(x, rows, trained=all_but_held(32), seed=seed)['rows']]
     return judge
 
-SYSTEMS['glide'] = System('glide', paint_glide, judging(paint_glide), ('glide-emoji', 'glide-shapes', 'glide-emoji-inpaint', 'glide-shapes-inpaint', 'noised-clip', 'glide-up-32', 'glide-up-64', 'clip', 'witness'));
+SYSTEMS['glide'] = System('glide', paint_glide, judging(paint_glide), ('glide-emoji', 'glide-shapes', 'glide-emoji-inpaint', 'glide-shapes-inpaint', 'noised-clip', 'noised-clip-emoji', 'glide-up-32', 'glide-up-64', 'clip', 'witness'));
