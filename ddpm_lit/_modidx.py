@@ -1080,6 +1080,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                     'ddpm_lit/systems/upsample.py'),
                                            'ddpm_lit.systems.upsample.paint_glide': ( 'upsample.html#paint_glide',
                                                                                       'ddpm_lit/systems/upsample.py'),
+                                           'ddpm_lit.systems.upsample.recoloured': ( 'upsample.html#recoloured',
+                                                                                     'ddpm_lit/systems/upsample.py'),
                                            'ddpm_lit.systems.upsample.second_stages': ( 'upsample.html#second_stages',
                                                                                         'ddpm_lit/systems/upsample.py'),
                                            'ddpm_lit.systems.upsample.small_enlarger': ( 'upsample.html#small_enlarger',

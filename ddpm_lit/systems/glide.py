@@ -124,7 +124,7 @@ def from_clip(model: nn.Module) -> nn.Module: # a Glide or a Sketcher
 
 # %% ../../nbs/60_glide.ipynb #recipes
 def fair(log_snr: Tensor) -> Tensor:
-    "About one over the error that is usual at a level: the root of min-SNR. Eq. 60.11."
+    "About one over the error that is usual at a level: the root of min-SNR. Eq. 60.7."
     return min_snr()(log_snr).sqrt()
 
 def told_pictures(pictures: Callable[[int], Captioned], drop: float = .15) -> Callable: # seed -> pictures
@@ -142,7 +142,7 @@ def all_but_held(size: int) -> Captioned:
 
 # %% ../../nbs/60_glide.ipynb #sketcher
 class Sketcher(nn.Module):
-    "What a sentence looks like before anything is seen: a sketch. Eq. 60.4, 60.13."
+    "What a sentence looks like before anything is seen: a sketch. Eq. 60.4, 60.8."
     def __init__(self, text: TextEncoder, side: int = 16, channels: int = 3):
         super().__init__()
         self.text, self.draw, self.shape = text, nn.Linear(text.whole.out_features, channels*side**2), (channels, side, side)
@@ -153,12 +153,12 @@ class Sketcher(nn.Module):
         return partial(self, tokens)
 
 def sketch_loss(sketch: Callable[[], Tensor], x0: Tensor, t: Level, eps: Tensor) -> Tensor: # [b]
-    "The squared error of a sketch: no noise takes part. Eq. 60.13."
+    "The squared error of a sketch: no noise takes part. Eq. 60.8."
     return (x0 - sketch()).square().flatten(1).mean(1)
 
 @dataclass(frozen=True)
 class Grounded(Scene):
-    "A scene whose captions may leave out sizes and place, never the ground. Eq. 60.14."
+    "A scene whose captions may leave out sizes and place, never the ground. Eq. 60.9."
     def say(self, rng=None) -> str:
         return sentence(self) if rng is None else sentence(replace(forget(self, rng), ground=self.ground), rng)
 
@@ -169,7 +169,7 @@ def grounded_16(seed: int = 0, one: int = 20_000, two: int = 60_000) -> Captione
 
 @dataclass(frozen=True)
 class Styled(Emoji):
-    "A drawing whose captions all tell its style. Eq. 60.14."
+    "A drawing whose captions all tell its style. Eq. 60.9."
     def say(self, rng=None) -> str:
         while STYLES[self.style] not in (said := super().say(rng)): pass
         return said
@@ -209,7 +209,7 @@ def asked_emoji(part: str, n: int, seed: int) -> list[Emoji]:
 
 # %% ../../nbs/60_glide.ipynb #inpaint
 class Inpaint(nn.Module):
-    "A network that also sees the known part of a picture, and which part that is. Eq. 60.8 (GLIDE section 4.3)."
+    "A network that also sees the known part of a picture, and which part that is. Eq. 60.12 (GLIDE section 4.3)."
     def __init__(self, net: nn.Module, channels: int = 3): # of a picture
         super().__init__()
         self.net, self.channels = net, channels
@@ -218,7 +218,7 @@ class Inpaint(nn.Module):
         return self.net(torch.cat([x, known*mask, mask.to(x)], 1), t, *told)
 
 def holes(n: int, side: int, all_gone: float = .2) -> Tensor: # [n 1 side side], 1 where the picture stays
-    "Rectangles by chance are erased, and in a share of pictures everything. Eq. 60.8."
+    "Rectangles by chance are erased, and in a share of pictures everything. Eq. 60.12."
     lo, hi = (torch.rand(2, n, 2)*side).sort(0).values.unbind(); lo, hi = lo.floor(), hi.ceil() # [n 2] each
     gone = torch.rand(n, 1) < all_gone; lo, hi = lo.masked_fill(gone, 0), hi.masked_fill(gone, side)
     at = torch.arange(side); down, across = (((at >= lo[:, i:i + 1]) & (at < hi[:, i:i + 1])) for i in (0, 1)) # [n side] each
@@ -226,7 +226,7 @@ def holes(n: int, side: int, all_gone: float = .2) -> Tensor: # [n 1 side side],
 
 @torch.no_grad()
 def widened(wide: Glide, narrow: Glide) -> Glide:
-    "The weights of `narrow`, and zeros for what more the first convolution of `wide` reads. Eq. 60.9."
+    "The weights of `narrow`, and zeros for what more the first convolution of `wide` reads. Eq. 60.13."
     bare = lambda key: key.replace('net.', '') # without the wrappers
     known = {bare(k): w for k, w in narrow.state_dict().items()}
     for k, v in wide.state_dict().items(): w = known[bare(k)]; v.zero_()[tuple(map(slice, w.shape))] = w
@@ -234,7 +234,7 @@ def widened(wide: Glide, narrow: Glide) -> Glide:
 
 # %% ../../nbs/60_glide.ipynb #inpaint-recipes
 def with_holes(batches: Callable) -> Callable:
-    "The `batches` of a recipe, with a hole in each picture: step -> (x0, tokens, known, mask). Eq. 60.8."
+    "The `batches` of a recipe, with a hole in each picture: step -> (x0, tokens, known, mask). Eq. 60.12."
     def start(batch, seed, device):
         told = batches(batch, seed, device)
         def at(step):
@@ -244,7 +244,7 @@ def with_holes(batches: Callable) -> Callable:
     return start
 
 def inpainting(name: str, base: int, **settings) -> Recipe:
-    "The fine-tuning of shipped weights to fill holes. Eq. 60.8-60.10."
+    "The fine-tuning of shipped weights to fill holes. Eq. 60.12-60.14."
     painter = find_recipe(name)
     return replace(painter, name=f'{name}-inpaint', build=partial(small_glide, base, Inpaint, 4), batches=with_holes(painter.batches),
                    start=lambda model: widened(model, load_weights(name)[0]), settings=dict(lr=5e-4), **settings)
