@@ -596,7 +596,7 @@ def in_words(captions, style: str | None, data: str) -> list[str]:
 @click.option('--n', type=click.IntRange(1), default=8, show_default=True, help='Pictures for each caption.')
 @click.option('--steps', type=click.IntRange(2), default=20, show_default=True, help='Steps at 16 pixels; half as many at 32 and at 64.')
 @click.option('--guidance', type=click.Choice(['cfg', 'clip']), default='cfg', show_default=True, help='Steer by the network itself, or by a CLIP that reads noisy pictures.')
-@click.option('--clip-scale', type=float, help='The weight of that CLIP (multiplies f.g).  [default: ten times what it learned]')
+@click.option('--clip-scale', type=float, help='The weight of that CLIP (multiplies f.g).  [default: three times what it learned]')
 @click.option('--init', metavar='PICTURE', help='Begin with this picture.')
 @click.option('--strength', type=click.FloatRange(0, 1, min_open=True), help='How much of it is painted anew.  [default: .7; with a mask 1]')
 @click.option('--mask', metavar='PICTURE', help='Paint only where this one is white; needs --init.')

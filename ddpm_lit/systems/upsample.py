@@ -149,9 +149,9 @@ class Request:
     data: str = 'emoji'            # or 'shapes': the world to paint from
     seed: int = 0
     steps: tuple[int, int, int] = (20, 10, 10) # of each stage
-    w: float = 2.                  # weight without a classifier (Ho & Salimans), of the first stage
+    w: float = 1.                  # weight without a classifier (Ho & Salimans), of the first stage
     guidance: str = 'cfg'          # or 'clip'
-    clip_scale: float | None = None # (54.4); None: ten times the scale that CLIP learned
+    clip_scale: float | None = None # (54.4); None: three times the scale that CLIP learned, the best of notebook 60 for emoji
     init: Tensor | None = None     # [3 64 64] in [-1, 1]: a picture to begin with
     strength: float = 1.           # how much of it is painted anew: the time on the clock at which the first stage starts
     mask: Tensor | None = None     # [64 64], 1 where `init` is to be kept
@@ -167,7 +167,7 @@ def check_request(r: Request):
     if r.guidance not in ('cfg', 'clip'): raise Problem(f'There is no guidance "{r.guidance}": choose cfg or clip.')
     if not (isinstance(r.steps, (tuple, list)) and len(r.steps) == 3 and all(isinstance(s, int) and s > 0 for s in r.steps)): raise Problem(f'The steps are {r.steps}: give three whole numbers, each 1 or more.')
     if not 0 <= r.seed < 2**40: raise Problem(f'The seed is {r.seed}: choose a whole number from 0 up to 2**40.')
-    if not math.isfinite(r.w): raise Problem(f'The weight w is {r.w}: choose a number, 2 if in doubt.')
+    if not math.isfinite(r.w): raise Problem(f'The weight w is {r.w}: choose a number, 1 if in doubt.')
     if r.clip_scale is not None and r.guidance != 'clip': raise Problem('clip_scale steers by CLIP: set guidance to clip, or leave it out.')
     if not 0 < r.strength <= 1: raise Problem(f'The strength is {r.strength}: choose it above 0 (keep all) up to 1 (paint all anew).')
     if r.init is not None and r.init.shape != (3, 64, 64): raise Problem(f'The picture to begin with is {[*r.init.shape]}: make it [3 64 64].')
@@ -220,7 +220,7 @@ def guided(request: Request, tokens: Tensor) -> Denoiser: # [n l]
     model = weights_on(name if request.mask is None else f'{name}-inpaint', request.device)
     if request.guidance == 'cfg': return cfg_paired(model, (tokens, *more), w=request.w, instead_of=(None, *more))
     clip = weights_on(dict(shapes='noised-clip', emoji='noised-clip-emoji')[request.data], request.device)
-    return guide(model.given(tokens, *more), match_caption(clip, tokens, **(dict(grad_scale=10.) if request.clip_scale is None else dict(clip_scale=request.clip_scale))))
+    return guide(model.given(tokens, *more), match_caption(clip, tokens, **(dict(grad_scale=3.) if request.clip_scale is None else dict(clip_scale=request.clip_scale))))
 
 # %% ../../nbs/61_upsample.ipynb #first
 def first_levels(request: Request) -> Grid:
