@@ -1039,6 +1039,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                         'ddpm_lit.systems.prior.small_prior': ('prior.html#small_prior', 'ddpm_lit/systems/prior.py'),
                                         'ddpm_lit.systems.prior.spread': ('prior.html#spread', 'ddpm_lit/systems/prior.py'),
                                         'ddpm_lit.systems.prior.standard': ('prior.html#standard', 'ddpm_lit/systems/prior.py'),
+                                        'ddpm_lit.systems.prior.units': ('prior.html#units', 'ddpm_lit/systems/prior.py'),
                                         'ddpm_lit.systems.prior.with_code': ('prior.html#with_code', 'ddpm_lit/systems/prior.py'),
                                         'ddpm_lit.systems.prior.with_units': ('prior.html#with_units', 'ddpm_lit/systems/prior.py')},
             'ddpm_lit.systems.sohl_dickstein2015': { 'ddpm_lit.systems.sohl_dickstein2015.Bumps': ( 'sohl_dickstein2015.html#bumps',

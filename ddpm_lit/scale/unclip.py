@@ -56,7 +56,8 @@ def load_prior(source,                     # the path of a safetensors file, or 
 def not_causal(net: PriorNet, x: Tensor, t: Tensor, z_text: Tensor, words: Tensor) -> Tensor: # [b d]
     "What the original code computes when it is given no mask: every position sees every other. Eq. 62.3."
     net.transformer.causal = False
-    return net.out(net.norm(net.transformer(torch.cat([net.sentence(z_text, words), net.noised(x, t)], 1))[:, -1]))
+    try: return net.out(net.norm(net.transformer(torch.cat([net.sentence(z_text, words), net.noised(x, t)], 1))[:, -1]))
+    finally: net.transformer.causal = True
 
 @torch.no_grad()
 def run_prior(f: Fixture, dtype: torch.dtype) -> dict[str, Tensor]:

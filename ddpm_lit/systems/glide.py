@@ -156,6 +156,7 @@ def sketch_loss(sketch: Callable[[], Tensor], x0: Tensor, t: Level, eps: Tensor)
     "The squared error of a sketch: no noise takes part. Eq. 60.8."
     return (x0 - sketch()).square().flatten(1).mean(1)
 
+# %% ../../nbs/60_glide.ipynb #lessons
 @dataclass(frozen=True)
 class Grounded(Scene):
     "A scene whose captions may leave out sizes and place, never the ground. Eq. 60.9."
@@ -179,6 +180,7 @@ def styled_16(seed: int = 0) -> Captioned:
     data = all_but_held(16)
     return replace(data, rows=tuple(Styled(**vars(r)) for r in data.rows))
 
+# %% ../../nbs/60_glide.ipynb #from-sketcher
 @torch.no_grad()
 def from_sketcher(name: str, model: Glide) -> Glide: # name: of trained weights
     "Begin to read, and to sketch, as a trained sketcher does."
