@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['command', 'failure', 'main', 'options', 'start', 'finite', 'tell', 'Bar', 'visit', 'recipes', 'systems',
-           'find_system', 'asked_to_stop', 'Log', 'read_log', 'machine', 'thin', 'read_settings', 'choose_settings',
-           'Run', 'open_run', 'go', 'train', 'steering', 'choose_run', 'draw', 'labels', 'find_weights', 'save_samples',
-           'sample', 'real_data', 'count_bits', 'evaluate', 'fingerprints', 'verdict', 'judged', 'fingerprints_of',
-           'evaluate_command', 'read_clip', 'answers', 'read_names', 'classify_command', 'canvas', 'in_words',
-           'paint_command', 'show_forward', 'show_roll', 'quick_fit', 'lost_and_found', 'half_given', 'show_guided',
-           'show_painted', 'show_digits', 'demo', 'compare_command', 'parity']
+           'find_system', 'asked_to_stop', 'Log', 'read_log', 'machine', 'thin', 'read_settings', 'commands_before',
+           'choose_settings', 'Run', 'open_run', 'go', 'train', 'steering', 'choose_run', 'draw', 'labels',
+           'find_weights', 'save_samples', 'sample', 'real_data', 'count_bits', 'evaluate', 'fingerprints', 'verdict',
+           'judged', 'fingerprints_of', 'evaluate_command', 'read_clip', 'answers', 'read_names', 'classify_command',
+           'canvas', 'in_words', 'paint_command', 'show_forward', 'show_roll', 'quick_fit', 'lost_and_found',
+           'half_given', 'show_guided', 'show_painted', 'show_digits', 'demo', 'compare_command', 'parity']
 
 # %% ../nbs/80_command.ipynb #imports
 import contextlib, functools, hashlib, importlib, json, math, os, pkgutil, platform, signal, sys, time
@@ -175,6 +175,14 @@ def read_settings(path) -> dict:
     try: return json.loads(Path(path).read_text())
     except (ValueError, OSError) as e: raise Problem(f'{path} is not whole ({e}): start another run with --out.') from e
 
+def commands_before(name: str) -> list[str]:
+    "The commands that led to the weights of that name, as far as their card tells."
+    from ddpm_lit.core.check import data_dir
+    card = data_dir('weights')/f'{name}.json'
+    if not card.exists(): return []
+    told = read_settings(card)
+    return [*told.get('before', []), told['command']]
+
 def choose_settings(out: Path, recipe, given: dict, resume: bool, init: bool, device) -> dict: # given: None where the command line is silent
     "The settings of a new run, or of the one that is resumed."
     from ddpm_lit.core.check import Problem
@@ -183,7 +191,7 @@ def choose_settings(out: Path, recipe, given: dict, resume: bool, init: bool, de
     if not resume:
         if note.exists(): raise Problem(f'{out} holds a run already: go on with --resume, or give another folder with --out.')
         default = dict(steps=recipe.steps, batch=recipe.batch, lr=recipe.settings.get('lr', 2e-3), seed=0, bf16=recipe.settings.get('bf16', has_bf16(device)))
-        return dict(recipe=recipe.name, init=init, **{k: default[k] if v is None else v for k, v in given.items()})
+        return dict(recipe=recipe.name, init=init, before=commands_before(recipe.name) if init else [], **{k: default[k] if v is None else v for k, v in given.items()})
     if not note.exists(): raise Problem(f'There is no run in {out}: leave --resume out to start one.')
     old = read_settings(note)
     if old['recipe'] != recipe.name: raise Problem(f'{out} holds a run of {old["recipe"]}, not of {recipe.name}: give its own folder with --out.')
@@ -209,7 +217,7 @@ class Run:
         "How these weights came about."
         s, end = self.settings, self.log.lines[-1] if self.log.lines else dict(seconds=0., cpu_seconds=0., loss=None)
         given = [f'--{k} {s[k]}' for k in ('steps', 'batch', 'lr', 'seed')] + ['--bf16' if s['bf16'] else '--no-bf16'] + ['--init']*s['init']
-        return dict(recipe=self.recipe.name, command=f'ddpm_lit train {self.recipe.name} {" ".join(given)}', steps=self.training.step, steps_planned=s['steps'],
+        return dict(recipe=self.recipe.name, command=f'ddpm_lit train {self.recipe.name} {" ".join(given)}', before=s.get('before', []), steps=self.training.step, steps_planned=s['steps'],
                     batch=s['batch'], seconds=end['seconds'], cpu_seconds=end['cpu_seconds'], machine=machine(self.device),
                     parameters=sum(p.numel() for p in self.training.model.parameters()), loss=end['loss'],
                     loss_curve=[[r['step'], r['loss']] for r in thin(self.log.lines)], data=self.data)

@@ -282,9 +282,9 @@ class Unshuffled(nn.Module):
         return F.pixel_shuffle(self.net(F.pixel_unshuffle(x, self.factor), t, *given, **named), self.factor)
 
 def small_unet(channels_in=1, classes=10, base=48, mults=(1, 2), depth=1, attention=(1,), unshuffle=2, learn_variance=False, dropout=0.,
-               channels_out=None, tokens=0) -> nn.Module:
+               channels_out=None, tokens=0, middle=True) -> nn.Module:
     "A small fast network for this book's pictures; `base` is a multiple of 8. With `learn_variance` the variances come after the rest."
     out, square = (channels_out or channels_in)*(2 if learn_variance else 1), unshuffle**2
-    net = UNet(channels_in*square, out*square, base, mults, depth, attention, classes=classes, norm=norm_small,
+    net = UNet(channels_in*square, out*square, base, mults, depth, attention, middle, classes, norm=norm_small,
                block=partial(ResBlock, scale_shift=True, dropout=dropout, norm=norm_small), attn=partial(Attention, heads=4, tokens=tokens, norm=norm_small))
     return Unshuffled(net, unshuffle) if unshuffle > 1 else net

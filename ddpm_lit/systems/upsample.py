@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SYSTEMS', 'lower', 'distrusted', 'Enlarged', 'Enlarger', 'Finer', 'small_enlarger', 'two_worlds', 'recoloured',
-           'low_and_high', 'enlarger_recipe', 'begin', 'enlarge', 'hold', 'Request', 'check_request', 'System',
-           'weights_on', 'own_noise', 'at_size', 'known_at', 'kept', 'guided', 'first_levels', 'first_stage',
+           'low_and_high', 'enlarger_recipe', 'from_smaller', 'begin', 'enlarge', 'hold', 'Request', 'check_request',
+           'System', 'weights_on', 'own_noise', 'at_size', 'known_at', 'kept', 'guided', 'first_levels', 'first_stage',
            'second_stages', 'paint_glide', 'judging']
 
 # %% ../../nbs/61_upsample.ipynb #imports
@@ -52,23 +52,26 @@ class Enlarged(nn.Module):
     def __init__(self, net: nn.Module, base: int):
         super().__init__()
         self.net, self.level = SuperRes(net), TimeEmbedding(base, 4*base)
-    def forward(self, x: Tensor, t: Tensor, low: Tensor, u: Tensor, whole: Tensor, words: Tensor) -> Tensor: # [b c h w], [b], [b c h' w'], [b], [b d], [b l width]
+    def forward(self, x: Tensor, t: Tensor, low: Tensor, u: Tensor, whole: Tensor | float = 0., words: Tensor | None = None) -> Tensor: # [b c h w], [b], [b c h' w'], [b], [b d], [b l width]
         return self.net(x, t, low, emb=whole + self.level(1000*u, x.dtype), tokens=words)
 
 class Enlarger(Glide):
     "A denoiser that is told a sentence, a low picture and u, and speaks of the detail. Eq. 61.6, 61.7."
-    def __init__(self, net: nn.Module, text: TextEncoder, detail: float): # detail: standard deviation of x0 - e in the data
+    def __init__(self, net: nn.Module, text: TextEncoder | None, detail: float): # text: None reads no sentences; detail: standard deviation of x0 - e in the data
         super().__init__(net, text)
         self.detail = detail
+    def told(self, tokens: Tensor | None, low: Tensor, u: Tensor) -> tuple: # [b l], [b c h' w'], [b]
+        "What is known, and the sentence if it is read."
+        return super().told(tokens, low, u) if self.text else (low, u)
     def spread(self, u: Tensor) -> Tensor: # [b] -> d [b 1 1 1]
         "How far from the enlarged low picture x0 will be. Eq. 61.7."
         return (self.detail**2 + (5/8*u)**2).sqrt().reshape(-1, 1, 1, 1)
     def known(self, low: Tensor, u: Tensor, size) -> tuple[Tensor, Tensor]: # e [b c h w], d [b 1 1 1]
         "The low picture enlarged, and how far from it x0 will be."
         return F.interpolate(low, size, mode='bilinear', align_corners=False), self.spread(u)
-    def forward(self, x: Tensor, t: Level, low: Tensor, u: Tensor, whole: Tensor, words: Tensor) -> Prediction:
+    def forward(self, x: Tensor, t: Level, low: Tensor, u: Tensor, *said) -> Prediction:
         e, d = self.known(low, u, x.shape[2:])
-        p = super().forward((x - t.signal*e)/(t.alpha_bar*d**2 + t.sigma**2).sqrt(), Level(t.log_snr + 2*d.log()), low, u, whole, words)
+        p = super().forward((x - t.signal*e)/(t.alpha_bar*d**2 + t.sigma**2).sqrt(), Level(t.log_snr + 2*d.log()), low, u, *said)
         return p._replace(x0=e + d*p.x0)
 
 # %% ../../nbs/61_upsample.ipynb #finer
@@ -96,24 +99,30 @@ def recoloured(x0: Tensor, tokens: Tensor, share: float) -> tuple[Tensor, Tensor
     some = torch.rand(len(x0)) < share; order = torch.where(some[:, None], torch.rand(len(x0), 3).argsort(1), torch.arange(3)).to(x0.device)
     return x0.gather(1, order[:, :, None, None].expand_as(x0)), torch.where(some[:, None].to(tokens.device), caption_tokenizer()('').to(tokens.device), tokens)
 
-def low_and_high(pictures: Callable[[int], Captioned], most: float = .5, recolour: float = 0.) -> Callable: # seed -> pictures; most: the largest u; recolour: a share
+def low_and_high(pictures: Callable[[int], Captioned], most: float = .5, recolour: float = .25, spoiled=lambda low: low) -> Callable: # seed -> pictures; most: the largest u; recolour: a share; spoiled: what more is done to low pictures
     "The `batches` of an enlarger: pictures, sentences, low pictures with noise, and how much. Eq. 61.2."
     def make(batch, seed, device):
         pairs = told_pictures(pictures)(batch, seed, device)
         def at(step):
-            x0, tokens = recoloured(*pairs(step), recolour) if recolour else pairs(step); u = most*torch.rand(len(x0)).to(x0)
-            return x0, tokens, distrusted(lower(x0), u), u
+            x0, tokens = recoloured(*pairs(step), recolour); u = most*torch.rand(len(x0)).to(x0)
+            return x0, tokens, distrusted(spoiled(lower(x0)), u), u
         return at
     return make
 
-def enlarger_recipe(size: int, detail: float, steps: int, n: int, recolour: float, **net) -> Recipe: # n: scenes of one thing, and as many of two
+def enlarger_recipe(size: int, detail: float, steps: int, n: int, **more) -> Recipe: # n: scenes of one thing, and as many of two
     "From half of `size` to `size`. Eq. 61.2, 61.7."
     clock = Finer(Cosine(), detail)
-    return Recipe(f'glide-up-{size}', partial(small_enlarger, detail, **net), low_and_high(partial(two_worlds, size=size, n=n), recolour=recolour), shape=(3, size, size), schedule=clock,
-                  loss=hybrid(clock, 1000, weight=min_snr(5/detail**2)), steps=steps, batch=64, limit=1., sampler='', data=('emoji', 'vocab'))
+    return Recipe(f'glide-up-{size}', partial(small_enlarger, detail, base=32, mults=(1, 2), unshuffle=2), low_and_high(partial(two_worlds, size=size, n=n)), shape=(3, size, size), schedule=clock,
+                  loss=hybrid(clock, 1000, weight=min_snr(5/detail**2)), steps=steps, batch=64, limit=1., sampler='', data=('emoji', 'vocab'), **more)
 
-register(enlarger_recipe(32, .12, 8000, 8000, .25, base=32, mults=(1, 2), unshuffle=2))
-register(enlarger_recipe(64, .09, 1800, 4000, 0., base=48, mults=(1, 1), unshuffle=4));
+@torch.no_grad()
+def from_smaller(name: str, model: Enlarger) -> Enlarger:
+    "Begin with the enlarger of a smaller size: in units of its deviation detail looks much alike at both. Eq. 61.6."
+    model.load_state_dict(load_weights(name)[0].state_dict())
+    return model
+
+register(enlarger_recipe(32, .12, 8000, 8000))
+register(enlarger_recipe(64, .09, 1200, 4000, settings=dict(lr=1e-3), start=partial(from_smaller, 'glide-up-32')));
 
 # %% ../../nbs/61_upsample.ipynb #enlarge
 def begin(model: Enlarger, low: Tensor, u: Tensor, size, t: Level, noise=torch.randn_like) -> Tensor: # [b c h w]
@@ -124,7 +133,7 @@ def begin(model: Enlarger, low: Tensor, u: Tensor, size, t: Level, noise=torch.r
 @torch.no_grad()
 def enlarge(model: Enlarger, low: Tensor,      # [b 3 h w] in [-1, 1]
             tokens: Tensor | None = None,      # [1 l] or [b l]; None: nothing is said
-            u: float = .05,                    # noise put on the low picture
+            u: float = 0.,                     # noise put on the low picture
             w: float = 0., steps: int = 10, sampler: Sampler = dpmpp_2m, lo: float = .05, hi: float = 80., # ends of the grid, in details
             edit: Callable[[Denoiser], Denoiser] = lambda denoiser: denoiser, noise=torch.randn_like) -> Tensor: # [b 3 2h 2w]
     "A picture twice as large. Eq. 61.8 (GLIDE section 4.1)."
@@ -237,7 +246,7 @@ def first_stage(request: Request, denoiser: Denoiser, n: int, noise) -> Tensor: 
 
 # %% ../../nbs/61_upsample.ipynb #paint
 def second_stages(request: Request, tokens: Tensor, x: Tensor, tick: Callable[[Denoiser], Denoiser], noise, # x [n 3 16 16]
-                  u32: float = .1, u64: float = .05) -> dict[int, Tensor]: # the noise that each stage puts on what it is given
+                  u32: float = 0., u64: float = 0.) -> dict[int, Tensor]: # the noise that each stage puts on what it is given
     "16, 32 and 64 pixels, by the two enlargers. Eq. 61.11."
     found = {16: x}
     for size, u, steps in zip((32, 64), (u32, u64), request.steps[1:]):
