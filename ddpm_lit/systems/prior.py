@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Heard', 'hear', 'block_onward', 'onward', 'check_length', 'PriorNet', 'Prior', 'embedded', 'heard_pictures', 'units',
-           'standard', 'with_units', 'small_prior', 'better', 'Spread', 'spread', 'imagine', 'Code', 'PriorAR',
-           'code_loss', 'with_code']
+           'standard', 'with_units', 'small_prior', 'better', 'Spread', 'spread', 'imagine', 'Code', 'drawn_from',
+           'PriorAR', 'code_loss', 'with_code']
 
 # %% ../../nbs/62_prior.ipynb #imports
 from dataclasses import dataclass
@@ -168,12 +168,12 @@ def spread(denoiser: Denoiser, x0: Tensor, levels: Sequence[Level]) -> Spread: #
 @torch.no_grad()
 def imagine(prior: Prior, heard: Heard, steps: int = 25, candidates: int = 2, guidance_scale: float = 1.,
             unheard: Heard | None = None, # the empty sentence, for a scale other than 1
-            variance: Callable = fixed_small) -> Tensor: # [b d], of length 1
+            variance: Callable = fixed_small, noise=torch.randn_like) -> Tensor: # [b d], of length 1
     "Image embeddings that a sentence may have; of several, the one that fits best. Eq. 62.6-62.8 (unCLIP section 2.2)."
     if guidance_scale != 1 and unheard is None: raise Problem('To guide, the prior must also hear the empty sentence: give hear(clip, tokenizer("")) as unheard.')
     many = tuple(v.repeat_interleave(candidates, 0) for v in heard)
     denoiser = prior.given(*many) if guidance_scale == 1 else cfg_paired(prior, many, guidance_scale=guidance_scale, instead_of=tuple(unheard))
-    x = last(ancestral(denoiser, grid(Cosine(), steps), torch.randn_like(many[0]), variance))
+    x = last(ancestral(denoiser, grid(Cosine(), steps), noise(many[0]), variance, noise))
     return better(unit(prior.unscaled(x)).unflatten(0, (-1, candidates)), heard.z_text)
 
 # %% ../../nbs/62_prior.ipynb #code
@@ -203,6 +203,10 @@ class Code(nn.Module):
         return self
 
 # %% ../../nbs/62_prior.ipynb #ar
+def drawn_from(logits: Tensor, chance: Tensor) -> Tensor: # [b n], [b 1] even from 0 to 1 -> [b 1] int64
+    "A number by the share of the line from 0 to 1 that it takes. Eq. 62.12."
+    return torch.searchsorted(logits.softmax(1).cumsum(1), chance).clamp(max=logits.shape[1] - 1)
+
 class PriorAR(nn.Module):
     "A causal transformer over the words, z_t, their fit and the code of z_i, which answers with the next number of the code. Eq. 62.11, 62.12 (unCLIP section 2.2)."
     def __init__(self, dim: int, words: int, length: int, width: int, layers: int, heads: int, k: int, buckets: int):
@@ -231,13 +235,13 @@ class PriorAR(nn.Module):
     def given(self, *heard) -> Callable[[Tensor], Tensor]: # z_image -> [b k], as `fit` asks for it
         return lambda z_image: self.nats(z_image, *heard)
     @torch.no_grad()
-    def sample(self, z_text: Tensor, words: Tensor, mask: Tensor, dot: Tensor | None = None) -> Tensor: # -> [b d] of length 1; dot: None: any bucket of the upper half
+    def sample(self, z_text: Tensor, words: Tensor, mask: Tensor, dot: Tensor | None = None, chance=torch.rand_like) -> Tensor: # -> [b d] of length 1; dot: None: any bucket of the upper half; chance: as rand_like
         "Number by number. Eq. 62.11, 62.12 (unCLIP section 2.2)."
-        dot = torch.randint(self.code.buckets//2, self.code.buckets, (len(z_text),), device=z_text.device) if dot is None else dot
+        half = self.code.buckets//2; dot = half + ((self.code.buckets - half)*chance(z_text[:, 0])).long() if dot is None else dot
         (mask, past), code = self.read(z_text, words, mask), dot[:, None][:, :0]
         for j in range(self.code.k):
             mask = F.pad(mask, (0, 1), value=True); h, past = onward(self.transformer, self.row(dot, code)[:, -1:], mask, past)
-            code = torch.cat([code, torch.distributions.Categorical(logits=self.logits(h, z_text, j)).sample()], 1)
+            code = torch.cat([code, drawn_from(self.logits(h, z_text, j)[:, 0], chance(z_text[:, :1]))], 1)
         return unit(self.code.decode(code))
 
 # %% ../../nbs/62_prior.ipynb #ar-recipe
@@ -252,5 +256,5 @@ def with_code(model: PriorAR) -> PriorAR:
     model.code.fit(z, Reader(clip).texts([data.caption(i) for i in range(len(data))]))
     return model
 
-register(Recipe('prior-ar', lambda: PriorAR(128, 128, 32, 128, 2, 4, 40, 32), heard_pictures(lambda z: z), shape=(128,), loss=code_loss, steps=400, batch=64,
-                settings=dict(lr=6e-3, halflife=60.), start=with_code, data=('emoji', 'vocab'), sampler=''));
+register(Recipe('prior-ar', lambda: PriorAR(128, 128, 32, 128, 2, 4, 40, 32), heard_pictures(lambda z: z), shape=(128,), loss=code_loss, steps=2400, batch=64,
+                settings=dict(lr=3e-3, halflife=100.), start=with_code, data=('emoji', 'vocab'), sampler=''));

@@ -6,7 +6,7 @@
 __all__ = ['SYSTEMS', 'lower', 'distrusted', 'Enlarged', 'Enlarger', 'Finer', 'small_enlarger', 'two_worlds', 'recoloured',
            'low_and_high', 'enlarger_recipe', 'from_smaller', 'begin', 'enlarge', 'hold', 'Request', 'check_request',
            'System', 'weights_on', 'own_noise', 'at_size', 'known_at', 'kept', 'guided', 'first_levels', 'first_stage',
-           'second_stages', 'paint_glide', 'judging']
+           'second_stages', 'in_stages', 'paint_glide', 'judging']
 
 # %% ../../nbs/61_upsample.ipynb #imports
 import functools, math
@@ -195,6 +195,7 @@ class System:
     paint: Callable[..., dict[int, Tensor]] # (Request, progress: (evaluations done, of)) -> pictures [n 3 h h] by h: 16, 32, 64
     judge: Callable[..., Iterator[tuple[int, list[dict]]]] # (n, seed) -> per cent done, rows, as `Recipe.judge`
     weights: tuple[str, ...]       # all that it paints with, and is judged with
+    request: type = Request        # what it can be asked
 
 SYSTEMS: dict[str, System] = {}
 
@@ -223,7 +224,7 @@ def kept(request: Request, size: int, noise=torch.randn_like) -> Callable[[Denoi
     known, mask = known_at(request, size)
     return lambda denoiser: replaced(denoiser, known, pixels(mask), noise)
 
-def guided(request: Request, tokens: Tensor) -> Denoiser: # [n l]
+def guided(request: Request, tokens: Tensor, at: Sequence[int] = ()) -> Denoiser: # [n l]; at: which of the pictures, as `in_stages` says
     "GLIDE's first stage with its guidance; where a mask keeps something, the one that fills holes. Eq. 41.3, 54.4, 60.12."
     name, more = f'glide-{request.data}', () if request.mask is None else known_at(request, 16)
     model = weights_on(name if request.mask is None else f'{name}-inpaint', request.device)
@@ -245,26 +246,30 @@ def first_stage(request: Request, denoiser: Denoiser, n: int, noise) -> Tensor: 
     return last(dpmpp_2m(kept(request, 16, noise)(clamp_x0(denoiser)), levels, x))
 
 # %% ../../nbs/61_upsample.ipynb #paint
-def second_stages(request: Request, tokens: Tensor, x: Tensor, tick: Callable[[Denoiser], Denoiser], noise, # x [n 3 16 16]
-                  u32: float = 0., u64: float = 0.) -> dict[int, Tensor]: # the noise that each stage puts on what it is given
-    "16, 32 and 64 pixels, by the two enlargers. Eq. 61.11."
+def second_stages(request: Request, tokens: Tensor, x: Tensor, tick: Callable[[Denoiser], Denoiser], noise, enlargers: Sequence[str]) -> dict[int, Tensor]: # x [n 3 16 16]
+    "16, 32 and 64 pixels, by two enlargers. Eq. 61.11."
     found = {16: x}
-    for size, u, steps in zip((32, 64), (u32, u64), request.steps[1:]):
+    for size, name, steps in zip((32, 64), enlargers, request.steps[1:]):
         edit = lambda denoiser: kept(request, size, noise)(tick(denoiser))
-        x = found[size] = enlarge(weights_on(f'glide-up-{size}', request.device), x, tokens, u, steps=steps, edit=edit, noise=noise)
+        x = found[size] = enlarge(weights_on(name, request.device), x, tokens, steps=steps, edit=edit, noise=noise)
     return found
 
-def paint_glide(request: Request, progress: Callable[[int, int], None] = lambda done, of: None, at_once: int = 64) -> dict[int, Tensor]:
-    "Captions to pictures [n 3 h h] of three sizes. Eq. 61.11."
+def in_stages(request: Request, painter: Callable[[Request, Tensor, range], Denoiser], # (request, tokens [n l], which of the pictures) -> the first stage
+              enlargers: Sequence[str], progress: Callable[[int, int], None] = lambda done, of: None, at_once: int = 64) -> dict[int, Tensor]:
+    "Captions to pictures [n 3 h h] of three sizes, by any painter of 16 pixels. Eq. 61.11."
     tokens = caption_tokenizer()([*request.captions], too_long='truncate').to(request.device); found, done = [], 0
     total = len(range(0, len(tokens), at_once))*(len(first_levels(request)) + sum(request.steps[1:]))
     def tick(denoiser):
         def asked(x, t): nonlocal done; done += 1; progress(done, total); return denoiser(x, t)
         return asked
     for i in range(0, len(tokens), at_once):
-        part = tokens[i:i + at_once]; noise = own_noise(request.seed, range(i, i + len(part)))
-        found.append(second_stages(request, part, first_stage(request, tick(guided(request, part)), len(part), noise), tick, noise))
+        part = tokens[i:i + at_once]; at = range(i, i + len(part)); noise = own_noise(request.seed, at)
+        found.append(second_stages(request, part, first_stage(request, tick(painter(request, part, at)), len(part), noise), tick, noise, enlargers))
     return {size: torch.cat([f[size] for f in found]).cpu() for size in (16, 32, 64)}
+
+def paint_glide(request: Request, progress: Callable[[int, int], None] = lambda done, of: None, at_once: int = 64) -> dict[int, Tensor]:
+    "GLIDE, whole. Eq. 61.11."
+    return in_stages(request, guided, ('glide-up-32', 'glide-up-64'), progress, at_once)
 
 # %% ../../nbs/61_upsample.ipynb #judging
 def judging(paint: Callable) -> Callable: # as `System.paint` -> as `System.judge`
