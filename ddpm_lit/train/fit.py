@@ -41,9 +41,10 @@ def ema_update(average: nn.Module, model: nn.Module, decay: float):
     for a, b in zip(average.buffers(), model.buffers()): a.copy_(b)
 
 # %% ../../nbs/22_fit.ipynb #rate
-def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
-    "Up along a straight line for `warmup` steps, then down along half a cosine. Eq. 22.4."
-    return peak*min(1, (step + 1)/max(warmup, 1))*.5*(1 + math.cos(math.pi*step/steps))
+def learning_rate(step: int, steps: int, peak: float, warmup: int, decay: bool = True) -> float:
+    "Up along a straight line for `warmup` steps, then down along half a cosine, or level without `decay`. Eq. 22.4."
+    rate = peak*min(1, (step + 1)/max(warmup, 1))
+    return rate*.5*(1 + math.cos(math.pi*step/steps)) if decay else rate
 
 # %% ../../nbs/22_fit.ipynb #bf16
 def has_bf16(device: torch.device) -> bool:
@@ -119,6 +120,8 @@ class Progress:
 def fit(training: Training, batches: Callable[[int], tuple], # step -> (x0 [b ...], *condition)
         schedule: Schedule, loss: Loss, steps: int,          # in all, those of earlier calls included
         lr: float = 2e-3, warmup: int = 100, clip: float = 1., halflife: float = 350., seed: int = 0,
+        decay: bool = True,                                  # does the rate fall towards the end?
+        adam: dict | None = None,                            # settings of AdamW other than those of (22.6): betas, eps, weight_decay
         bf16: bool | None = None,                            # None: if the processor has it
         look: int | None = None,                             # steps from one look for NaN to the next; None: 20 on a GPU, else 1
         ) -> Iterator[Progress]:
@@ -144,7 +147,7 @@ def fit(training: Training, batches: Callable[[int], tuple], # step -> (x0 [b ..
         bad = (~(value.detach().isfinite() & norm.isfinite())).float(); broken += bad
         if fused: opt.grad_scale, opt.found_inf = None, bad # a fused step with found_inf 1 changes nothing
         if step % look == 0 or not fused: check()
-        for group in opt.param_groups: group['lr'] = learning_rate(step, steps, lr, warmup)
+        for group in opt.param_groups: group.update(adam or {}, lr=learning_rate(step, steps, lr, warmup, decay))
         opt.step(); training.step += 1; seen += len(x0)
         ema_update(training.average, model, ema_decay(training.step, halflife))
         yield Progress(training.step, value.detach(), time.perf_counter() - began, seen)
