@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['INK', 'style', 'panels', 'plane', 'cloud', 'clouds', 'lattice', 'field', 'heat', 'curves', 'tile', 'sheet', 'strip',
-           'card', 'ladder', 'save_sheet', 'captioned', 'save_captioned', 'save_figure']
+           'card', 'ladder', 'chain', 'save_sheet', 'captioned', 'save_captioned', 'save_figure']
 
 # %% ../nbs/04_show.ipynb #imports
 import math
@@ -131,6 +131,20 @@ def ladder(steps: Sequence[tuple[str, int, int, bool]], ax=None, words: str = 'w
         if reads: ax.plot([(len(steps) - 1)/2, i], [top, side + .12*top], color=INK['guidance'], lw=.7)
     ax.text((len(steps) - 1)/2, top, words, ha='center', va='bottom', color=INK['guidance'])
     ax.set(ylim=(0, 1.15*top), ylabel='pixels a side'); ax.set_xticks(range(len(steps)), [name for name, *_ in steps], rotation=60, ha='right', fontsize=7)
+    return ax
+
+# %% ../nbs/04_show.ipynb #chain
+def chain(start: str, steps: Sequence[tuple[str, int, str]], ax=None, over: Sequence[str] = ()): # (name, parameters, what comes out); over: steps that are told the start once more
+    "Networks in a row, each fed by the one before: a box each, its parameters in it, and on each arrow the shape of what is handed on."
+    if not steps: raise Problem('There are no steps to draw: run the networks first.')
+    ax = ax or panels(1, height=1.2)[0]; arrow = dict(arrowstyle='->', color=INK['data'], lw=1, shrinkA=0, shrinkB=0)
+    box = lambda i, text, ink: ax.text(i, 0, text, ha='center', va='center', fontsize=7, color='white', bbox=dict(boxstyle='round,pad=.4', color=INK[ink]))
+    box(0, start, 'guidance')
+    for i, (name, count, out) in enumerate(steps, 1):
+        box(i, f'{name}\n{count/1e6:.1f} M', 'model'); ax.annotate('', (i - .36, 0), (i - .64, 0), arrowprops=arrow); ax.text(i + .5, -.3, out, ha='center', va='top', fontsize=6.5)
+        if name in over: ax.plot([0, 0, i], [.45, .95, .95], color=INK['guidance'], lw=1); ax.annotate('', (i, .45), (i, .98), arrowprops=arrow | dict(color=INK['guidance']))
+    ax.annotate('', (len(steps) + .64, 0), (len(steps) + .36, 0), arrowprops=arrow)
+    ax.set(xlim=(-.6, len(steps) + .9), ylim=(-.8, 1.1)); ax.axis('off')
     return ax
 
 # %% ../nbs/04_show.ipynb #save

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['ENLARGERS', 'PRIORS', 'Seen', 'Decoder', 'small_decoder', 'from_glide', 'scenes_seen', 'seen_and_told', 'blurred',
-           'small_upsampler', 'cropped', 'upsampler_recipe', 'UnclipRequest', 'imagined', 'decoded', 'paint_dalle2']
+           'small_upsampler', 'cropped', 'upsampler_recipe', 'UnclipRequest', 'imagined', 'decoded', 'paint_dalle2',
+           'chain_of', 'fed', 'pictures_of']
 
 # %% ../../nbs/63_dalle2.ipynb #imports
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Callable, Iterator, Sequence
 import torch
@@ -16,16 +17,16 @@ from torch.nn import functional as F
 from ..clip.tokens import caption_tokenizer
 from ..clip.zero_shot import Reader
 from ..core.check import Problem
-from ..core.denoiser import Denoiser
-from ..data.captions import Captioned, CaptionBatches, join, shapes
+from ..core.denoiser import Denoiser, Prediction
+from ..data.captions import Captioned, CaptionBatches, emoji, join, shapes
 from ..data.images import to_unit
 from ..diffusion.loss import hybrid, min_snr
 from ..diffusion.schedule import Cosine
 from ..guide.free import cfg_paired
 from ..nets.unet import small_unet
-from .glide import GLIDE, Glide, all_but_held, small_glide
+from .glide import GLIDE, Glide, all_but_held, asked_emoji, small_glide
 from .prior import hear, imagine
-from .upsample import SYSTEMS, Enlarged, Enlarger, Finer, Request, System, from_smaller, in_stages, judging, low_and_high, own_noise, two_worlds, weights_on
+from .upsample import SYSTEMS, Enlarged, Enlarger, Finer, Request, System, from_smaller, in_stages, judging, low_and_high, own_noise, paint_glide, second_stages, two_worlds, weights_on
 from ..train.fit import Recipe, load_weights, register
 
 # %% ../../nbs/63_dalle2.ipynb #seen
@@ -50,12 +51,13 @@ class Decoder(Glide):
         (seen, four), (said, words) = self.seen(z_image), self.text(tokens); n = max(len(four), len(words))
         return seen + said, torch.cat([four.expand(n, -1, -1), words.expand(n, -1, -1)], 1)
 
-# %% ../../nbs/63_dalle2.ipynb #makers
+# %% ../../nbs/63_dalle2.ipynb #small-decoder
 def small_decoder(base: int) -> Decoder:
     "A decoder for small pictures, our captions and our CLIP. Eq. 63.1."
     glide = small_glide(base)
     return Decoder(glide, Seen(128, 4*base, glide.text.places.shape[1]))
 
+# %% ../../nbs/63_dalle2.ipynb #makers
 @torch.no_grad()
 def from_glide(name: str, model: Decoder) -> Decoder: # name: of trained weights
     "Begin with what GLIDE has learned from sentences; what an embedding says starts at nothing. Eq. 63.2."
@@ -85,7 +87,7 @@ register(Recipe('dalle2-emoji', partial(small_decoder, 64), seen_and_told(lambda
 
 # %% ../../nbs/63_dalle2.ipynb #blurred
 def blurred(low: Tensor, spread: Tensor) -> Tensor: # [b c h w], [b] standard deviation in pixels -> [b c h w]
-    "Each picture with its own Gaussian of three pixels by three. Eq. 63.5 (unCLIP section 2.1, Table 3)."
+    "Each picture with its own Gaussian of three pixels by three. Eq. 63.6 (unCLIP section 2.1)."
     side = torch.exp(-.5/spread.clamp(min=.1)**2).reshape(-1, 1, 1, 1)
     for axis in (2, 3):
         p = F.pad(low, (0, 0, 1, 1) if axis == 2 else (1, 1, 0, 0), mode='replicate'); n = low.shape[axis]
@@ -94,12 +96,12 @@ def blurred(low: Tensor, spread: Tensor) -> Tensor: # [b c h w], [b] standard de
 
 # %% ../../nbs/63_dalle2.ipynb #up
 def small_upsampler(detail: float, base: int = 48) -> Enlarger:
-    "An enlarger of convolutions alone, that reads no sentence. Eq. 63.4."
+    "An enlarger of convolutions alone, that reads no sentence. Eq. 63.5."
     net = small_unet(6, 0, base, (1, 2), attention=(), middle=False, learn_variance=True, channels_out=3)
     return Enlarger(Enlarged(net, base), None, detail)
 
 def cropped(batches: Callable) -> Callable:
-    "The `batches` of an enlarger, a quarter of each picture at a place by chance. Eq. 63.4 (unCLIP appendix C)."
+    "The `batches` of an enlarger, a quarter of each picture at a place by chance. Eq. 63.5 (unCLIP section 2.1)."
     def start(batch, seed, device):
         pairs = batches(batch, seed, device)
         def at(step):
@@ -109,7 +111,7 @@ def cropped(batches: Callable) -> Callable:
     return start
 
 def upsampler_recipe(size: int, detail: float, steps: int, n: int, **more) -> Recipe: # n: scenes of one thing, and as many of two
-    "From half of `size` to `size`, small pictures blurred and noised. Eq. 63.4, 63.5."
+    "From half of `size` to `size`, small pictures blurred and noised. Eq. 63.5, 63.6."
     clock, spoiled = Finer(Cosine(), detail), lambda low: blurred(low, .6*torch.rand(len(low)).to(low))
     return Recipe(f'dalle2-up-{size}', partial(small_upsampler, detail), cropped(low_and_high(partial(two_worlds, size=size, n=n), spoiled=spoiled)), shape=(3, size, size), schedule=clock,
                   loss=hybrid(clock, 1000, weight=min_snr(5/detail**2)), steps=steps, batch=64, limit=1., sampler='', data=('emoji', 'vocab'), **more)
@@ -122,7 +124,7 @@ ENLARGERS, PRIORS = ('dalle2-up-32', 'dalle2-up-64'), ('diffusion', 'ar')
 
 @dataclass(frozen=True, eq=False)
 class UnclipRequest(Request):
-    "What DALL-E 2 is asked. Eq. 63.6."
+    "What DALL-E 2 is asked. Eq. 63.7."
     prior: str = 'diffusion'   # or 'ar', the autoregressive one
     def __post_init__(self):
         super().__post_init__()
@@ -145,5 +147,35 @@ def decoded(request: Request, tokens: Tensor, at: Sequence[int],
     return cfg_paired(decoder, (z, tokens if said else None), w=request.w, instead_of=(None, None))
 
 def paint_dalle2(request: Request, progress: Callable[[int, int], None] = lambda done, of: None, **given) -> dict[int, Tensor]: # given: as `decoded`
-    "A caption, an embedding, a picture of 16 pixels, of 32, of 64. Eq. 63.6."
+    "A caption, an embedding, a picture of 16 pixels, of 32, of 64. Eq. 63.7."
     return in_stages(request, partial(decoded, **given), ENLARGERS, progress)
+
+# %% ../../nbs/63_dalle2.ipynb #drawn-chain
+@torch.no_grad()
+def chain_of(request: UnclipRequest) -> list[tuple[str, int, str]]: # what `show.chain` draws
+    "The networks in the order of a run: name, parameters, and the shape of what comes out."
+    nets = {'CLIP, text': ('clip', lambda m: m.text.norm), 'prior': (dict(diffusion='prior', ar='prior-ar')[request.prior], lambda m: m.net if request.prior == 'diffusion' else m.norm), 'decoder': (f'dalle2-{request.data}', lambda m: m), 'to 32': (ENLARGERS[0], lambda m: m), 'to 64': (ENLARGERS[1], lambda m: m)}
+    seen, hooks = {}, []
+    for name, (weights, part) in nets.items():
+        model = weights_on(weights, request.device); count = sum(p.numel() for p in (model.text if weights == 'clip' else model).parameters())
+        hooks.append(part(model).register_forward_hook(lambda m, i, y, name=name, count=count: seen.setdefault(name, (count, tuple((y.x0 if isinstance(y, Prediction) else y).shape[1:])))))
+    paint_dalle2(request)
+    for hook in hooks: hook.remove()
+    return [(name, count, ' x '.join(map(str, shape))) for name, (count, shape) in seen.items()]
+
+# %% ../../nbs/63_dalle2.ipynb #stages
+def fed(data: str, at32: Captioned, at16: Tensor, seed: int = 0) -> dict[str, Tensor]: # pictures of 32 pixels and their captions, the same at 16 [n 3 16 16] in [-1, 1] -> [n 3 64 64] each
+    "The chain, and each of its stages fed the truth. Eq. 63.7."
+    said = tuple(at32.caption(i) for i in range(len(at32))); request = UnclipRequest(said, data, seed)
+    z, noise = Reader(load_weights('clip')[0]).pictures(at32.pixels), own_noise(seed, range(len(said)))
+    return {'GLIDE': paint_glide(request)[64], 'whole': paint_dalle2(request)[64], 'autoregressive prior': paint_dalle2(replace(request, prior='ar'))[64],
+            'true z_i': paint_dalle2(request, z_image=z)[64], 'true z_i, caption unheard': paint_dalle2(request, z_image=z, said=False)[64],
+            'true 16 pixels': second_stages(request, None, at16, lambda denoiser: denoiser, noise, ENLARGERS)[64]}
+
+def pictures_of(part: str, n: int, seed: int) -> tuple[Captioned, Tensor]: # 'seen' or 'kept back' after '1 ' or '2 ' (things), or a part of `asked_emoji`
+    "Real pictures of a part at 32 pixels with their captions, and at 16."
+    if part[0] in '12': both = [shapes('train' if part.endswith('seen') else 'test', n, size, 1000 + seed, int(part[0])) for size in (32, 16)]
+    else:
+        rows = asked_emoji(part, n, seed); split = 'test' if part == 'new names' else 'train'
+        place = {r: i for i, r in enumerate(emoji(split, 16).rows)}; both = [emoji(split, size)[[place[r] for r in rows]] for size in (32, 16)]
+    return both[0], to_unit(both[1].pixels)
