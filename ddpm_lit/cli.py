@@ -13,7 +13,7 @@ __all__ = ['command', 'failure', 'main', 'options', 'start', 'finite', 'tell', '
 
 # %% ../nbs/80_command.ipynb #imports
 import contextlib, functools, hashlib, importlib, json, math, os, pkgutil, platform, signal, sys, time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Iterator
 import click
@@ -600,6 +600,7 @@ def in_words(captions, style: str | None, data: str) -> list[str]:
 @click.argument('captions', nargs=-1, required=True, metavar='CAPTION...')
 @click.option('--system', default='glide', show_default=True, help='Who paints.')
 @click.option('--data', type=click.Choice(['emoji', 'shapes']), default='emoji', show_default=True, help='The world to paint from.')
+@click.option('--prior', type=click.Choice(['diffusion', 'ar']), help='Of dalle2: which prior imagines the picture.  [default: diffusion]')
 @click.option('--style', help='Of emoji: noto, twemoji, fluent-flat, fluent-3d or blob.')
 @click.option('--n', type=click.IntRange(1), default=8, show_default=True, help='Pictures for each caption.')
 @click.option('--steps', type=click.IntRange(2), default=20, show_default=True, help='Steps at 16 pixels; half as many at 32 and at 64.')
@@ -610,7 +611,7 @@ def in_words(captions, style: str | None, data: str) -> list[str]:
 @click.option('--mask', metavar='PICTURE', help='Paint only where this one is white; needs --init.')
 @click.option('--out', type=click.Path(dir_okay=False), default='paint.png', show_default=True, help='The PNG to write.')
 @options('w', 'guidance_scale', 'seed', 'device', 'threads', 'json')
-def paint_command(captions, system, data, style, n, steps, guidance, clip_scale, init, strength, mask, out, w, guidance_scale, seed, device, threads, as_json):
+def paint_command(captions, system, data, prior, style, n, steps, guidance, clip_scale, init, strength, mask, out, w, guidance_scale, seed, device, threads, as_json):
     "Paint what each CAPTION says. For example: paint 'a red heart' --n 8 --out heart.png"
     device = start(device, threads)
     from ddpm_lit.core.check import Problem
@@ -618,15 +619,15 @@ def paint_command(captions, system, data, style, n, steps, guidance, clip_scale,
     from ddpm_lit.guide.free import as_w
     from ddpm_lit.show import save_captioned
     from ddpm_lit.systems.glide import unheard
-    from ddpm_lit.systems.upsample import Request
     if guidance == 'clip' and (w is not None or guidance_scale is not None): raise Problem('--w and --guidance-scale are for --guidance cfg: give --clip-scale.')
     if guidance == 'cfg' and clip_scale is not None: raise Problem('--clip-scale is for --guidance clip: give --w or --guidance-scale, or choose that.')
     if mask and not init: raise Problem('--mask says where to paint a picture anew: give the picture with --init.')
     if strength and not init: raise Problem('--strength is for a picture to begin with: give it with --init.')
     painter, said = find_system(system), in_words(captions, style, data)
-    request = Request(tuple(c for c in said for _ in range(n)), data, seed, (steps, steps//2, steps//2), guidance=guidance, clip_scale=clip_scale, device=str(device),
+    if prior and 'prior' not in [f.name for f in fields(painter.request)]: raise Problem(f'{system} has no prior: leave --prior out, or choose --system dalle2.')
+    request = painter.request(tuple(c for c in said for _ in range(n)), data, seed, (steps, steps//2, steps//2), guidance=guidance, clip_scale=clip_scale, device=str(device),
                       **({} if w is guidance_scale is None else dict(w=as_w(w, guidance_scale))), **(dict(init=to_unit(canvas(init, 'picture')), strength=strength or (1. if mask else .7)) if init else {}),
-                      **(dict(mask=canvas(mask, 'mask').float().mean(0) < 128) if mask else {}))
+                      **(dict(mask=canvas(mask, 'mask').float().mean(0) < 128) if mask else {}), **(dict(prior=prior) if prior else {}))
     notes = [f'the word "{word}" was in no caption that this system learned from: what it makes of it nobody knows.' for word in unheard(said, data)]
     for note in notes: click.echo(f'ddpm_lit: {note}', err=True)
     began = time.perf_counter()

@@ -5,27 +5,30 @@
 # %% auto #0
 __all__ = ['ENLARGERS', 'PRIORS', 'Seen', 'Decoder', 'small_decoder', 'from_glide', 'scenes_seen', 'seen_and_told', 'blurred',
            'small_upsampler', 'cropped', 'upsampler_recipe', 'UnclipRequest', 'imagined', 'decoded', 'paint_dalle2',
-           'chain_of', 'fed', 'pictures_of']
+           'chain_of', 'fed', 'pictures_of', 'judge_stages', 'judge_priors', 'unlike_same', 'judge_dalle2']
 
 # %% ../../nbs/63_dalle2.ipynb #imports
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Callable, Iterator, Sequence
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from ..clip.contrast import unit
+from ..clip.judges import weigh_emoji, weigh_scenes
 from ..clip.tokens import caption_tokenizer
 from ..clip.zero_shot import Reader
 from ..core.check import Problem
 from ..core.denoiser import Denoiser, Prediction
-from ..data.captions import Captioned, CaptionBatches, emoji, join, shapes
-from ..data.images import to_unit
+from ..data.captions import Captioned, CaptionBatches, emoji, join, poses, render, shapes
+from ..data.images import to_bytes, to_unit
 from ..diffusion.loss import hybrid, min_snr
 from ..diffusion.schedule import Cosine
 from ..guide.free import cfg_paired
 from ..nets.unet import small_unet
 from .glide import GLIDE, Glide, all_but_held, asked_emoji, small_glide
-from .prior import hear, imagine
+from .prior import embedded, hear, imagine
 from .upsample import SYSTEMS, Enlarged, Enlarger, Finer, Request, System, from_smaller, in_stages, judging, low_and_high, own_noise, paint_glide, second_stages, two_worlds, weights_on
 from ..train.fit import Recipe, load_weights, register
 
@@ -48,6 +51,7 @@ class Decoder(Glide):
         self.seen = seen
     def told(self, z_image: Tensor | None = None, tokens: Tensor | None = None) -> tuple[Tensor, Tensor]: # [b d], [b l]; None where nothing is seen or said
         "Both are read once for a whole run. Eq. 63.1."
+        if z_image is not None and z_image.shape[-1] != self.seen.dim: raise Problem(f'This decoder is told embeddings of {self.seen.dim} numbers, not {z_image.shape[-1]}: embed pictures by the CLIP that it was trained with.')
         (seen, four), (said, words) = self.seen(z_image), self.text(tokens); n = max(len(four), len(words))
         return seen + said, torch.cat([four.expand(n, -1, -1), words.expand(n, -1, -1)], 1)
 
@@ -142,6 +146,7 @@ def decoded(request: Request, tokens: Tensor, at: Sequence[int],
             z_image: Tensor | None = None, # [n d] of all pictures; None: what the prior imagines
             said: bool = True) -> Denoiser: # does the decoder hear the caption?
     "The decoder that is told embeddings and captions, guided away from neither. Eq. 63.4."
+    if z_image is not None and len(z_image) != len(request.captions): raise Problem(f'{len(z_image)} embeddings and {len(request.captions)} captions: give one for each picture.')
     decoder = weights_on(f'dalle2-{request.data}', request.device)
     z = imagined(request, tokens, at) if z_image is None else z_image[list(at)].to(request.device)
     return cfg_paired(decoder, (z, tokens if said else None), w=request.w, instead_of=(None, None))
@@ -179,3 +184,37 @@ def pictures_of(part: str, n: int, seed: int) -> tuple[Captioned, Tensor]: # 'se
         rows = asked_emoji(part, n, seed); split = 'test' if part == 'new names' else 'train'
         place = {r: i for i, r in enumerate(emoji(split, 16).rows)}; both = [emoji(split, size)[[place[r] for r in rows]] for size in (32, 16)]
     return both[0], to_unit(both[1].pixels)
+
+# %% ../../nbs/63_dalle2.ipynb #judge
+def judge_stages(n: int, seed: int) -> Iterator[list[dict]]:
+    "The chain and its stages fed the truth, part by part. Eq. 63.7."
+    for part in ('1 seen', '1 kept back', '2 seen', '2 kept back', 'trained on', 'new styles'):
+        at32, at16 = pictures_of(part, n, seed); scene, title = part[0] in '12', part.replace('1 ', 'shapes, 1 thing, ').replace('2 ', 'shapes, 2 things, ')
+        painted = fed('shapes' if scene else 'emoji', at32, at16, seed); found = {k: weigh_scenes(x, [r.say() for r in at32.rows], seed=seed) if scene else weigh_emoji(x, at32.rows, trained=all_but_held(32), seed=seed)['rows'] for k, x in painted.items()}
+        pick = {k: next(r for r in rows if (r['task'] == 'all' if scene else r['measure'] == 'R@1')) for k, rows in found.items()}; who = 'painted' if scene else 'witness'
+        yield [dict(task=f'stages, {title if scene else "emoji, " + part}', measure='share' if scene else 'R@1', n=n, **{k + e: r[who + e] for k, r in pick.items() for e in ('', '_error')})]
+
+def judge_priors(n: int, seed: int) -> list[dict]:
+    "How near what is imagined of captions never trained comes to the embedding of their picture: mean cosines. Eq. 62.5."
+    reader, (known, z_known), rows = Reader(load_weights('clip')[0]), embedded(), []
+    for title, at32, world in (('emoji, new names', pictures_of('new names', n, seed)[0], 'emoji'), ('shapes, 2 things, kept back', pictures_of('2 kept back', n, seed)[0], 'shapes')):
+        said, z = [at32.caption(i) for i in range(len(at32))], reader.pictures(at32.pixels); request = UnclipRequest(tuple(said), world, seed); tokens = caption_tokenizer()(said, too_long='truncate')
+        z_text = reader.texts(said); near = z_known[(z_text@reader.texts([known.caption(i) for i in range(len(known))]).T).argmax(1)]
+        ways = {'diffusion': imagined(request, tokens, range(len(z))), 'autoregressive': imagined(replace(request, prior='ar'), tokens, range(len(z))), 'mean': unit(z_known.mean(0)).expand_as(z), 'nearest caption': near, 'z_t': z_text, 'another picture': unlike_same(at32, z, reader, seed)}
+        cosine = {k: (v*z).sum(1) for k, v in ways.items()}; rows.append(dict(task=f'prior, {title}', measure='cosine', n=len(z), **{k + e: float(f(v)) for k, v in cosine.items() for e, f in (('', torch.mean), ('_error', lambda v: v.std()/len(v)**.5))}))
+    return rows
+
+def unlike_same(data: Captioned, z: Tensor, reader: Reader, seed: int) -> Tensor: # [n d] -> [n d]
+    "The embedding of another picture of the same: a scene drawn anew, an emoji in another style."
+    if not hasattr(data.rows[0], 'style'): return reader.pictures(to_bytes(render(data.rows, 32, poses(data.rows, np.random.default_rng(seed)))))
+    every = emoji('all', 32); own = [[j for j, r in enumerate(every.rows) if r.char == row.char and r.style != row.style] for row in data.rows]
+    others = reader.pictures(every.pixels[[o[0] if o else 0 for o in own]])
+    return torch.where(torch.tensor([bool(o) for o in own])[:, None], others, z)
+
+def judge_dalle2(n: int = 200, seed: int = 0) -> Iterator[tuple[int, list[dict]]]: # per cent done, rows
+    "DALL-E 2 by its pictures, by its stages and by its priors. Eq. 56.5, 56.10, 63.7."
+    for at, rows in judging(paint_dalle2)(n, seed): yield at*35//100, rows
+    for k, rows in enumerate(judge_stages(n, seed), 1): yield 35 + 10*k, rows
+    yield 100, judge_priors(n, seed)
+
+SYSTEMS['dalle2'] = System('dalle2', paint_dalle2, judge_dalle2, ('clip', 'prior', 'prior-ar', 'dalle2-emoji', 'dalle2-shapes', *ENLARGERS, 'witness'), UnclipRequest);
