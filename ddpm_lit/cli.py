@@ -9,7 +9,7 @@ __all__ = ['command', 'failure', 'main', 'options', 'start', 'finite', 'tell', '
            'find_weights', 'save_samples', 'sample', 'real_data', 'count_bits', 'evaluate', 'fingerprints', 'verdict',
            'judged', 'fingerprints_of', 'evaluate_command', 'read_clip', 'answers', 'read_names', 'classify_command',
            'canvas', 'in_words', 'paint_command', 'show_forward', 'show_roll', 'quick_fit', 'lost_and_found',
-           'half_given', 'show_guided', 'show_painted', 'show_digits', 'demo', 'compare_command', 'parity']
+           'half_given', 'show_guided', 'show_painted', 'show_digits', 'demo', 'compare_command', 'parity', 'presets']
 
 # %% ../nbs/80_command.ipynb #imports
 import contextlib, functools, hashlib, importlib, json, math, os, pkgutil, platform, signal, sys, time
@@ -113,7 +113,7 @@ def visit(*rooms: str):
 def recipes() -> dict:
     "All recipes by name. Each system registers its own when it is imported, and each sampler too."
     from ddpm_lit.train.fit import RECIPES
-    visit('diffusion', 'systems', 'guide', 'clip'); return RECIPES
+    visit('diffusion', 'systems', 'guide', 'clip'); importlib.import_module('ddpm_lit.scale.presets'); return RECIPES
 
 def systems() -> dict:
     "The systems that paint captions, by name. Each registers itself when it is imported."
@@ -793,3 +793,13 @@ def parity(files, as_json):
     word = {True: 'ok', False: 'OFF', None: 'skipped'}
     tell(as_json, rows, '\n'.join(f'{word[r["ok"]]:8}{Path(r["file"]).name}  {r["output"]}' + ('' if r['ok'] is None else '  errors {:.1e} in float64, {:.1e} in float32; allowed {:.0e}, {:.0e}'.format(r['error64'], r['error32'], r['tolerance'], r['tolerance32'])) for r in rows))
     if any(r['ok'] is False for r in rows): raise click.exceptions.Exit(1)
+
+# %% ../nbs/80_command.ipynb #presets
+@command.command()
+@click.argument('names', nargs=-1)
+@options('json')
+def presets(names, as_json):
+    "The models of the papers, or those of some NAMES: parameters, counted; operations; and where they come from."
+    from ddpm_lit.scale.presets import as_text, rows
+    found = rows(names)
+    tell(as_json, found, as_text(found))
