@@ -82,8 +82,9 @@ def sdedit(sampler, denoiser: Denoiser, levels: Grid, sketch: Tensor, start: Lev
 def slerp(a: Tensor, b: Tensor, w: float | Tensor) -> Tensor: # a, b [b ...]; w a number, or [b 1 ... 1]
     "From a (w = 0) to b (w = 1) along the great circle, each example by itself. Eq. 42.8."
     if a.shape != b.shape: raise Problem(f'Both ends must have one shape, not {[*a.shape]} and {[*b.shape]}.')
-    cos = torch.cosine_similarity(a.flatten(1).double(), b.flatten(1).double()).clamp(-1, 1).reshape(-1, *[1]*(a.ndim - 1))
-    theta, w = cos.acos(), torch.as_tensor(w, dtype=torch.float64, device=a.device)
-    if (cos < -1 + 1e-12).any(): raise Problem('These two point in opposite directions, and no great circle is the shortest: change one of them a little.')
+    u, v = (torch.nn.functional.normalize(x.flatten(1).double()) for x in (a, b))
+    theta = 2*torch.atan2((u - v).norm(dim=1), (u + v).norm(dim=1)).reshape(-1, *[1]*(a.ndim - 1)) # keeps its digits, and its gradient, where acos has none
+    w = torch.as_tensor(w, dtype=torch.float64, device=a.device)
+    if (theta > torch.pi - 1e-6).any(): raise Problem('These two point in opposite directions, and no great circle is the shortest: change one of them a little.')
     part = lambda w: w*torch.sinc(w*theta/torch.pi)/torch.sinc(theta/torch.pi) # sin(w theta)/sin(theta), and w at 0
     return (part(1 - w)*a.double() + part(w)*b.double()).to(a)
