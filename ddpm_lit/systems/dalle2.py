@@ -53,6 +53,7 @@ class Decoder(Glide):
         "Both are read once for a whole run. Eq. 63.1."
         if z_image is not None and z_image.shape[-1] != self.seen.dim: raise Problem(f'This decoder is told embeddings of {self.seen.dim} numbers, not {z_image.shape[-1]}: embed pictures by the CLIP that it was trained with.')
         (seen, four), (said, words) = self.seen(z_image), self.text(tokens); n = max(len(four), len(words))
+        if {len(four), len(words)} - {1, n}: raise Problem(f'{len(four)} embeddings and {len(words)} captions do not fit: give as many of both, or one of either.')
         return seen + said, torch.cat([four.expand(n, -1, -1), words.expand(n, -1, -1)], 1)
 
 # %% ../../nbs/63_dalle2.ipynb #small-decoder
