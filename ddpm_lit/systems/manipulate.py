@@ -76,8 +76,8 @@ class Studio:
     def taken_apart(self, x: Tensor) -> Latent: # [b 3 64 64]
         "What is seen at 32 pixels, and the noise behind it at 16."
         z = Reader(weights_on('clip', self.device)).pictures(to_bytes(lower(x))).to(self.device)
-        return Latent(z, invert(self.decoder(z), self.levels, lower(lower(x)), own_noise(self.seed, range(500_000, 500_000 + len(x)))))
-    def drawn(self, latent: Latent, at: Sequence[int], eta: float = 0.) -> dict[int, Tensor]: # at: rows with one number share their noise
+        return Latent(z, invert(self.decoder(z), self.levels, lower(lower(x)), own_noise(self.seed, [500_000]*len(x))))
+    def drawn(self, latent: Latent, at: Sequence[int], eta: float = 0.) -> dict[int, Tensor]: # at: numbers; rows with the same one share their noise
         "At 16 pixels, and enlarged."
         noise = own_noise(self.seed, at); found = {16: redraw(self.decoder(latent.z), self.levels, latent.x_T, eta, noise)}
         for size, steps in zip((32, 64), self.steps[1:]): found[size] = enlarge(weights_on(f'dalle2-up-{size}', self.device), found[size//2], steps=steps, edit=self.counted, noise=noise)
@@ -102,7 +102,7 @@ def vary(x: Tensor, n: int = 6, eta: float = 1., **how) -> Strip: # x [3 64 64],
     if not 0 <= eta <= 1: raise Problem(f'eta is {eta}: choose it from 0 (the picture itself) to 1 (all noise is new).')
     studio = Studio(**how); latent = studio.taken_apart(pictures_64(x, studio.device))
     many = Latent(*(v.repeat_interleave(columns(n), 0) for v in latent))
-    return Strip(studio.drawn(many, range(len(many.z)), eta), tuple(f'eta {eta:g}, {i}' for i in range(1, n + 1)))
+    return Strip(studio.drawn(many, [*range(n)]*len(latent.z), eta), tuple(f'eta {eta:g}, {i}' for i in range(1, n + 1)))
 
 # %% ../../nbs/64_manipulate.ipynb #blend
 def fan(a: Tensor, b: Tensor, w: Tensor) -> Tensor: # [m ...] both, [k] -> [m*k ...]
@@ -115,15 +115,15 @@ def blend(a: Tensor, b: Tensor, n: int = 5, fixed: bool = False, **how) -> Strip
     "From one picture to another. Eq. 64.5 (unCLIP section 3.2)."
     studio = Studio(**how); a, b = (pictures_64(v, studio.device) for v in (a, b)); m, w = len(a), torch.linspace(0, 1, columns(n), dtype=torch.float64)
     if m != len(b): raise Problem(f'{m} pictures cannot be blended with {len(b)}: give as many of both.')
-    latent = studio.taken_apart(torch.cat([a, b])); at = [i for i in range(m) for _ in range(n)]
-    x_T = own_noise(studio.seed, [10**6 + i for i in at])(torch.empty(m*n, 3, 16, 16, device=studio.device)) if fixed else fan(latent.x_T[:m], latent.x_T[m:], w)
-    return Strip(studio.drawn(Latent(fan(latent.z[:m], latent.z[m:], w), x_T), at), tuple(f'{v:.2f}' for v in w))
+    latent = studio.taken_apart(torch.cat([a, b]))
+    x_T = own_noise(studio.seed, [600_000]*(m*n))(torch.empty(m*n, 3, 16, 16, device=studio.device)) if fixed else fan(latent.x_T[:m], latent.x_T[m:], w)
+    return Strip(studio.drawn(Latent(fan(latent.z[:m], latent.z[m:], w), x_T), [0]*(m*n)), tuple(f'{v:.2f}' for v in w))
 
 # %% ../../nbs/64_manipulate.ipynb #edit
 def difference(z_text: Tensor, z_before: Tensor) -> Tensor: # [b d] both, of length 1 -> [b d], of length 1
     "Where the change points that two captions describe. Eq. 64.6 (unCLIP section 3.3)."
     d = z_text - z_before
-    if (d.norm(dim=-1) < 1e-4).any(): raise Problem('Both captions say the same to CLIP: say what is there, and what shall be.')
+    if (d.norm(dim=-1) < 1e-5).any(): raise Problem('Both captions say the same to CLIP: say what is there, and what shall be.')
     return unit(d)
 
 @torch.no_grad()
@@ -134,7 +134,7 @@ def edit(x: Tensor, before: str, after: str, theta: float = .5, n: int = 6, **ho
     z_text, z_before = Reader(weights_on('clip', studio.device)).texts([after, before]).to(studio.device)
     latent, d = studio.taken_apart(x), difference(z_text, z_before)
     many = Latent(fan(latent.z, d.expand_as(latent.z), w), latent.x_T.repeat_interleave(n, 0))
-    return Strip(studio.drawn(many, [i for i in range(len(x)) for _ in range(n)]), tuple(f'{v:.2f}' for v in w))
+    return Strip(studio.drawn(many, [0]*len(many.z)), tuple(f'{v:.2f}' for v in w))
 
 # %% ../../nbs/64_manipulate.ipynb #fewer
 def fewer(code: Code, z: Tensor, k: int) -> Tensor: # [b d] -> [b d], of length 1
