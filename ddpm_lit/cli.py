@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['command', 'failure', 'main', 'options', 'start', 'finite', 'tell', 'Bar', 'visit', 'recipes', 'systems',
            'find_system', 'asked_to_stop', 'Log', 'read_log', 'machine', 'thin', 'read_settings', 'commands_before',
-           'choose_settings', 'Run', 'open_run', 'go', 'train', 'steering', 'choose_run', 'draw', 'labels',
-           'find_weights', 'save_samples', 'sample', 'real_data', 'count_bits', 'evaluate', 'fingerprints', 'verdict',
-           'judged', 'fingerprints_of', 'evaluate_command', 'read_clip', 'answers', 'read_names', 'classify_command',
-           'canvas', 'in_words', 'paint_command', 'show_forward', 'show_roll', 'quick_fit', 'lost_and_found',
-           'half_given', 'show_guided', 'show_painted', 'show_digits', 'demo', 'compare_command', 'parity', 'presets']
+           'choose_settings', 'Run', 'open_run', 'go', 'train', 'train_together', 'steering', 'choose_run', 'draw',
+           'labels', 'find_weights', 'save_samples', 'sample', 'real_data', 'count_bits', 'evaluate', 'fingerprints',
+           'verdict', 'judged', 'fingerprints_of', 'evaluate_command', 'read_clip', 'answers', 'read_names',
+           'classify_command', 'canvas', 'in_words', 'paint_command', 'show_forward', 'show_roll', 'quick_fit',
+           'lost_and_found', 'half_given', 'show_guided', 'show_painted', 'show_digits', 'demo', 'compare_command',
+           'parity', 'presets']
 
 # %% ../nbs/80_command.ipynb #imports
 import contextlib, functools, hashlib, importlib, json, math, os, pkgutil, platform, signal, sys, time
@@ -142,12 +143,14 @@ def asked_to_stop():
 # %% ../nbs/80_command.ipynb #log
 class Log:
     "What a run tells about itself: one JSON line for every few steps; on resuming, lines beyond the saved step are dropped."
-    def __init__(self, path, step: int): # lines of later steps are dropped
+    def __init__(self, path, step: int, writes: bool = True): # lines of later steps are dropped
         from ddpm_lit.core.check import replacing
-        self.path, self.lines = Path(path), [r for r in read_log(path) if r['step'] <= step]
+        self.path, self.writes, self.lines = Path(path), writes, [r for r in read_log(path) if r['step'] <= step]
+        if not writes: return
         with replacing(path) as p: p.write_text(''.join(json.dumps(r) + '\n' for r in self.lines))
     def __call__(self, **line):
         self.lines.append(line)
+        if not self.writes: return
         with open(self.path, 'a') as f: f.write(json.dumps(line) + '\n')
 
 def read_log(path) -> list[dict]:
@@ -190,10 +193,10 @@ def choose_settings(out: Path, recipe, given: dict, resume: bool, init: bool, de
     note = out/'run.json'
     if not resume:
         if note.exists(): raise Problem(f'{out} holds a run already: go on with --resume, or give another folder with --out.')
-        default = dict(steps=recipe.steps, batch=recipe.batch, lr=recipe.settings.get('lr', 2e-3), seed=0, bf16=recipe.settings.get('bf16', has_bf16(device)))
+        default = dict(steps=recipe.steps, batch=recipe.batch, lr=recipe.settings.get('lr', 2e-3), seed=0, bf16=recipe.settings.get('bf16', has_bf16(device)), shard=False)
         return dict(recipe=recipe.name, init=init, before=commands_before(recipe.name) if init else [], **{k: default[k] if v is None else v for k, v in given.items()})
     if not note.exists(): raise Problem(f'There is no run in {out}: leave --resume out to start one.')
-    old = read_settings(note)
+    old = dict(shard=False) | read_settings(note)
     if old['recipe'] != recipe.name: raise Problem(f'{out} holds a run of {old["recipe"]}, not of {recipe.name}: give its own folder with --out.')
     for k, v in (given | dict(init=init or None)).items():
         if v is not None and v != old[k]: raise Problem(f'The run in {out} was started with {k} = {old[k]}, not {v}: resume it as it was, or start another with --out.')
@@ -211,6 +214,7 @@ class Run:
     device: 'torch.device'
     log: Log
     data: dict # fingerprints
+    team: 'Team' # who trains
     @property
     def weights(self): return self.out/f'{self.recipe.name}.safetensors'
     def card(self) -> dict:
@@ -219,55 +223,58 @@ class Run:
         given = [f'--{k} {s[k]}' for k in ('steps', 'batch', 'lr', 'seed')] + ['--bf16' if s['bf16'] else '--no-bf16'] + ['--init']*s['init']
         return dict(recipe=self.recipe.name, command=f'ddpm_lit train {self.recipe.name} {" ".join(given)}', before=s.get('before', []), steps=self.training.step, steps_planned=s['steps'],
                     batch=s['batch'], seconds=end['seconds'], cpu_seconds=end['cpu_seconds'], machine=machine(self.device),
-                    parameters=sum(p.numel() for p in self.training.model.parameters()), loss=end['loss'],
+                    parameters=sum(p.numel() for p in self.training.model.parameters()), loss=end['loss'], **(dict(processes=self.team.size) if self.team.size > 1 else {}),
                     loss_curve=[[r['step'], r['loss']] for r in thin(self.log.lines)], data=self.data)
     def save(self):
         "The whole state, and the averaged weights with their card."
         from ddpm_lit.train.fit import save_weights
-        self.training.save(self.out/'state.safetensors')
-        save_weights(self.weights, self.training.average, self.card())
+        self.training.save(self.out/'state.safetensors'); average = self.training.averaged()
+        if self.team.first: save_weights(self.weights, average, self.card())
 
 # %% ../nbs/80_command.ipynb #open-run
-def open_run(out, recipe, given: dict, resume=False, init=False, device=None, channels_last=False, compile=False) -> Run:
+def open_run(out, recipe, given: dict, resume=False, init=False, device=None, channels_last=False, compile=False, recompute=False, team=None) -> Run:
     "Start a run, or go on with the one in `out`."
     import torch
     from ddpm_lit.core.check import replacing
-    from ddpm_lit.train.fit import Training, load_weights
-    out = Path(out); settings = choose_settings(out, recipe, given, resume, init, device)
+    from ddpm_lit.scale import distributed
+    from ddpm_lit.train.fit import load_weights
+    out, team = Path(out), team or distributed.Team(); settings = team.told(lambda: choose_settings(out, recipe, given, resume, init, device))
     with torch.random.fork_rng():
         torch.manual_seed(settings['seed'])
         model = load_weights(recipe.name)[0].train().requires_grad_(True) if settings['init'] else recipe.start(recipe.build())
-    training = Training(model.to(device, memory_format=torch.channels_last if channels_last else torch.preserve_format))
-    if resume and (out/'state.safetensors').exists(): training.load(out/'state.safetensors')
+    training = team.training(model.to(device, memory_format=torch.channels_last if channels_last else torch.preserve_format), settings.get('shard', False))
+    if resume and (kept := training.kept(out/'state.safetensors')): training.load(kept)
+    if recompute: distributed.recompute(training.model)
     if compile: model.net.compile()
     from ddpm_lit.train.measure import data_digest
-    batches, data = recipe.batches(settings['batch'], settings['seed'], device), {name: data_digest(name) for name in recipe.data}
-    for left in out.glob('.*tmp*'): left.unlink() # half-written by a run that was killed
-    if not resume:
+    batches, data = recipe.batches(settings['batch'], settings['seed'], device), {name: data_digest(name) for name in recipe.data if team.first}
+    for left in out.glob('.*tmp*') if team.first else (): left.unlink() # half-written by a run that was killed
+    if team.first and not resume:
         with replacing(out/'run.json') as p: p.write_text(json.dumps(settings, indent=1) + '\n')
-    return Run(out, recipe, settings, training, batches, device, Log(out/'log.jsonl', training.step), data)
+    return Run(out, recipe, settings, training, batches, device, Log(out/'log.jsonl', training.step, team.first), data, team)
 
 # %% ../nbs/80_command.ipynb #go
 def go(run: Run, save_every: float = 30.) -> Iterator[dict]: # save_every: in seconds
     "Train to the last step, and yield each line of the log. A request to stop is granted after the step, with all saved."
     from ddpm_lit.train.fit import fit
-    s, recipe, step, clock, saved = run.settings, run.recipe, run.training.step, time.process_time(), time.monotonic()
+    s, recipe, step, clock, saved, number = run.settings, run.recipe, run.training.step, time.process_time(), time.monotonic(), 0
     before, every, total, seconds = run.log.lines[-1] if run.log.lines else dict(seconds=0., cpu_seconds=0.), max(1, min(50, s['steps']//400)), 0., 0.
     with asked_to_stop() as asked:
         for p in fit(run.training, run.batches, recipe.schedule, recipe.loss, s['steps'], **(recipe.settings | {k: s[k] for k in ('lr', 'seed', 'bf16')})):
             total = total + p.loss # a tensor: to read it at every step would make a GPU wait
-            if p.step % every and p.step < s['steps'] and not asked: continue
+            number, due = map(int, run.team.most(asked[0] if asked else 0, time.monotonic() - saved >= save_every)) # of all processes
+            if p.step % every and p.step < s['steps'] and not number: continue
             loss = float(total)/(p.step - step)
             run.log(step=p.step, loss=round(loss, 6), seconds=round(before['seconds'] + p.seconds, 3), cpu_seconds=round(before['cpu_seconds'] + time.process_time() - clock, 3),
                     samples_per_second=round((p.step - step)*s['batch']/max(p.seconds - seconds, 1e-9), 1))
             total, step, seconds = 0., p.step, p.seconds
-            if asked: break
-            if time.monotonic() - saved >= save_every and step < s['steps']: run.save(); saved = time.monotonic()
+            if number: break
+            if due and step < s['steps']: run.save(); saved = time.monotonic()
             yield run.log.lines[-1]
         run.save()
-    if asked and run.training.step < s['steps']:
-        click.echo(f'ddpm_lit: stopped at step {run.training.step} of {s["steps"]}, all saved in {run.out}: go on with --resume.', err=True)
-        raise click.exceptions.Exit(128 + asked[0])
+    if number and run.training.step < s['steps']:
+        if run.team.first: click.echo(f'ddpm_lit: stopped at step {run.training.step} of {s["steps"]}, all saved in {run.out}: go on with --resume.', err=True)
+        raise click.exceptions.Exit(128 + number)
 
 # %% ../nbs/80_command.ipynb #train
 @command.command()
@@ -283,19 +290,28 @@ def go(run: Run, save_every: float = 30.) -> Iterator[dict]: # save_every: in se
 @click.option('--bf16/--no-bf16', default=None, help='Multiply in bfloat16.  [default: where the processor has it]')
 @click.option('--channels-last', is_flag=True, help='Keep channels innermost in memory.')
 @click.option('--compile', is_flag=True, help='Compile the network first: slow to start.')
+@click.option('--recompute', is_flag=True, help='Forget what the blocks of the network hold inside, and compute it again: less memory, a third more work.')
+@click.option('--shard', is_flag=True, default=None, help='Spread weights, gradients and averages over the processes of torchrun: for models that fit on none.')
 @click.option('--save-every', type=click.FloatRange(0), default=30., show_default=True, help='Seconds between savings.')
 @options('device', 'threads', 'json')
-def train(name, out, resume, init, ship, steps, batch, lr, seed, bf16, channels_last, compile, save_every, device, threads, as_json):
-    "Train the system NAME; stop it when you like and go on with --resume."
+def train(name, out, resume, init, ship, steps, batch, lr, seed, bf16, channels_last, compile, recompute, shard, save_every, device, threads, as_json):
+    "Train the system NAME; stop it when you like and go on with --resume. On N devices: torchrun --nproc-per-node N -m ddpm_lit train NAME."
+    from ddpm_lit.scale.distributed import together
+    with together(start(device, threads)) as (team, device): train_together(team, device, name, out, resume, init, ship, dict(steps=steps, batch=batch, lr=lr, seed=seed, bf16=bf16, shard=shard), channels_last, compile, recompute, save_every, as_json)
+
+def train_together(team, device, name, out, resume, init, ship, given, channels_last, compile, recompute, save_every, as_json):
+    "What each process of a team does to train NAME: only the first one speaks and writes."
     from ddpm_lit.core.check import Problem, data_dir
     from ddpm_lit.train.fit import find_recipe, save_weights
-    recipes(); recipe, device, store = find_recipe(name), start(device, threads), data_dir()/'weights'
+    recipes(); recipe, store = find_recipe(name), data_dir()/'weights'
     if ship and not os.access(store if store.exists() else store.parent, os.W_OK): raise Problem(f'{store} cannot be written: leave --ship out, or set DDPM_LIT_DATA to a folder of your own.')
-    run = open_run(out or f'runs/{recipe.name}', recipe, dict(steps=steps, batch=batch, lr=lr, seed=seed, bf16=bf16), resume, init, device, channels_last, compile)
-    with Bar(run.settings['steps'], f'train {name}') as bar:
+    run = open_run(out or f'runs/{recipe.name}', recipe, given, resume, init, device, channels_last, compile, recompute, team)
+    with Bar(run.settings['steps'], f'train {name}') if team.first else contextlib.nullcontext(lambda *told: None) as bar:
         for line in go(run, save_every): bar(line['step'], f'loss {line["loss"]:.4f}, {line["samples_per_second"]:.0f} samples a second')
+    average = run.training.averaged() if ship else None
+    if not team.first: return
     card, path = run.card(), run.weights
-    if ship: path = store/path.name; save_weights(path, run.training.average, card)
+    if ship: path = store/path.name; save_weights(path, average, card)
     speed = round(card['steps']*card['batch']/max(card['seconds'], 1e-9), 1)
     tell(as_json, dict(name=name, out=str(run.out), weights=str(path), samples_per_second=speed, **{k: card[k] for k in ('steps', 'batch', 'loss', 'seconds', 'cpu_seconds', 'parameters')}),
          f'{name}: {card["steps"]} steps in {card["seconds"]:.0f} s, {speed:.0f} samples a second, last loss {card["loss"]:.4f}\nweights and card: {path}')

@@ -137,8 +137,9 @@ def enlarge(model: Enlarger, low: Tensor,      # [b 3 h w] in [-1, 1]
             w: float = 0., steps: int = 10, sampler: Sampler = dpmpp_2m, lo: float = .05, hi: float = 80., # ends of the grid, in details
             edit: Callable[[Denoiser], Denoiser] = lambda denoiser: denoiser, noise=torch.randn_like) -> Tensor: # [b 3 2h 2w]
     "A picture twice as large. Eq. 61.8 (GLIDE section 4.1)."
-    if low.ndim != 4 or low.shape[1] != 3 or not low.is_floating_point(): raise Problem(f'An enlarger reads numbers [n 3 h h] in [-1, 1], not {low.dtype} {[*low.shape]}: use to_unit on bytes.')
-    if u < 0: raise Problem(f'u is {u}, and is a standard deviation: choose 0 or more.')
+    if low.ndim != 4 or low.shape[1] != 3 or not len(low): raise Problem(f'An enlarger reads pictures [n 3 h h], at least one, not {[*low.shape]}.')
+    if not low.is_floating_point(): raise Problem(f'An enlarger reads numbers in [-1, 1], not {low.dtype}: use to_unit on bytes.')
+    if not 0 <= u < math.inf or not math.isfinite(w): raise Problem(f'u is {u} and w is {w}: choose a standard deviation of 0 or more (.5 was the most in training), and a number for w.')
     if not low.isfinite().all(): raise Problem('The low pictures hold NaN or infinity: look for where they were made.')
     each = low.new_full((len(low),), u); low = distrusted(to_unit(to_bytes(low)).to(low), each, noise)
     d = model.spread(each)[0].item(); levels = karras(steps, lo*d, hi*d)
@@ -158,7 +159,7 @@ class Request:
     data: str = 'emoji'            # or 'shapes': the world to paint from
     seed: int = 0
     steps: tuple[int, int, int] = (20, 10, 10) # of each stage
-    w: float = 1.                  # weight without a classifier (Ho & Salimans), of the first stage
+    w: float = 1.                  # weight without a classifier (Ho & Salimans), of the first stage; CLIP's guidance does not use it
     guidance: str = 'cfg'          # or 'clip'
     clip_scale: float | None = None # (54.4); None: three times the scale that CLIP learned, the best of notebook 60 for emoji
     init: Tensor | None = None     # [3 64 64] in [-1, 1]: a picture to begin with
@@ -175,15 +176,18 @@ def check_request(r: Request):
     if r.data not in ('emoji', 'shapes'): raise Problem(f'There is no world "{r.data}": paint emoji or shapes.')
     if r.guidance not in ('cfg', 'clip'): raise Problem(f'There is no guidance "{r.guidance}": choose cfg or clip.')
     if not (isinstance(r.steps, (tuple, list)) and len(r.steps) == 3 and all(isinstance(s, int) and s > 0 for s in r.steps)): raise Problem(f'The steps are {r.steps}: give three whole numbers, each 1 or more.')
-    if not 0 <= r.seed < 2**40: raise Problem(f'The seed is {r.seed}: choose a whole number from 0 up to 2**40.')
-    if not math.isfinite(r.w): raise Problem(f'The weight w is {r.w}: choose a number, 1 if in doubt.')
+    if not (isinstance(r.seed, int) and 0 <= r.seed < 2**40): raise Problem(f'The seed is {r.seed}: choose a whole number from 0 up to 2**40.')
+    for name, v in (('weight w', r.w), ('clip_scale', r.clip_scale or 0.)):
+        if not (isinstance(v, (int, float)) and math.isfinite(v)): raise Problem(f'The {name} is {v}: choose a number, {1 if name == "weight w" else 3} if in doubt.')
     if r.clip_scale is not None and r.guidance != 'clip': raise Problem('clip_scale steers by CLIP: set guidance to clip, or leave it out.')
     if not 0 < r.strength <= 1: raise Problem(f'The strength is {r.strength}: choose it above 0 (keep all) up to 1 (paint all anew).')
     if r.init is not None and r.init.shape != (3, 64, 64): raise Problem(f'The picture to begin with is {[*r.init.shape]}: make it [3 64 64].')
-    if r.mask is not None and (r.init is None or r.mask.shape != (64, 64)): raise Problem('A mask is [64 64] and says what to keep of `init`: give both.')
+    if r.mask is not None and r.init is None: raise Problem('A mask says what to keep of `init`: give both.')
+    if r.mask is not None and r.mask.shape != (64, 64): raise Problem(f'The mask is {[*r.mask.shape]}: make it [64 64].')
     if r.init is not None and r.mask is None and r.strength == 1: raise Problem('At strength 1 nothing is left of the picture to begin with: give a lower strength, or a mask.')
     if r.init is None and r.strength < 1: raise Problem('The strength says how much of a picture is painted anew: give the picture as init, or leave the strength out.')
     if r.init is not None and not r.init.is_floating_point(): raise Problem('The picture to begin with holds bytes: turn it into numbers with to_unit.')
+    if r.init is not None and r.init.isnan().any(): raise Problem('The picture to begin with holds NaN: look for where it was made.')
     if r.init is not None and not (r.init.abs() <= 1).all(): raise Problem('The picture to begin with is not in [-1, 1]: turn bytes into numbers with to_unit.')
     if r.mask is not None and not ((r.mask == 0) | (r.mask == 1)).all(): raise Problem('A mask is 1 where `init` is kept and 0 elsewhere: threshold it first.')
 

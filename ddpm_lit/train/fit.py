@@ -83,13 +83,27 @@ def load_strictly(module: nn.Module, tensors: dict[str, Tensor], origin):
 # %% ../../nbs/22_fit.ipynb #training
 class Training:
     "All that a run needs to go on: model, average, optimizer and the number of steps taken."
-    def __init__(self, model: nn.Module):
-        self.model, self.step = model, 0
-        self.average = copy.deepcopy(model).eval().requires_grad_(False)
+    def __init__(self, model: nn.Module,
+                 place: Callable[[nn.Module], nn.Module] = lambda model: model): # puts a model where it is to lie; 72 spreads it over many devices
+        self.average, self.step = place(copy.deepcopy(model).eval().requires_grad_(False)), 0
+        self.model = model = place(model)
         fused = all(p.device.type in ('cpu', 'cuda') for p in model.parameters())
         self.opt = torch.optim.AdamW(model.parameters(), betas=(.9, .99), weight_decay=0., fused=fused)
         for p in model.parameters(): # what AdamW would make at its first step
             self.opt.state[p] = dict(step=torch.zeros((), device=p.device if fused else 'cpu'), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
+    def losses(self, loss: Loss, x0: Tensor, t: Level, eps: Tensor, *condition) -> Tensor: # [b]
+        "What each sample costs."
+        return loss(self.model.given(*condition), x0, t, eps)
+    def backward(self, value: Tensor, clip: float) -> tuple[Tensor, Tensor]: # the loss; how long its gradient was
+        "The gradient of the loss, shortened to `clip`. Eq. 22.5."
+        self.opt.zero_grad(); value.backward()
+        return value.detach(), nn.utils.clip_grad_norm_(self.model.parameters(), clip)
+    def averaged(self) -> nn.Module:
+        "What is worth keeping of it."
+        return self.average
+    def kept(self, path) -> Path | None:
+        "Where `save(path)` has put the state; None: nowhere yet."
+        return Path(path) if Path(path).exists() else None
     def state(self) -> dict[str, Tensor]:
         "The live tensors, by name."
         parts = {f'{part}.{k}': v for part in ('model', 'average') for k, v in getattr(self, part).state_dict().items()}
@@ -129,7 +143,7 @@ def fit(training: Training, batches: Callable[[int], tuple], # step -> (x0 [b ..
     if steps < 1: raise Problem(f'A run of {steps} steps trains nothing: ask for at least one.')
     if steps < training.step: raise Problem(f'This run has taken {training.step} steps, more than {steps}: ask for more, or start a new one.')
     model, opt = training.model.train(), training.opt; fused = opt.defaults['fused']
-    params = [*model.parameters()]; device = params[0].device
+    device = next(model.parameters()).device
     bf16, look = has_bf16(device) if bf16 is None else bf16, look or (20 if device.type == 'cuda' else 1)
     def check():
         if broken: raise Problem(f'The loss or its gradient is not finite at step {step}: lower the learning rate, or look for NaN in the data.')
@@ -141,16 +155,15 @@ def fit(training: Training, batches: Callable[[int], tuple], # step -> (x0 [b ..
             x0, *condition = (v.to(device, non_blocking=True) for v in batches(step))
             t, eps = Level(schedule(stratified(len(x0))).log_snr.float().to(device, non_blocking=True)).like(x0), torch.randn_like(x0)
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                value = loss(model.given(*condition), x0, t, eps).mean()
-        opt.zero_grad(); value.backward()
-        norm = nn.utils.clip_grad_norm_(params, clip)
-        bad = (~(value.detach().isfinite() & norm.isfinite())).float(); broken += bad
+                value = training.losses(loss, x0, t, eps, *condition).mean()
+        value, norm = training.backward(value, clip)
+        bad = (~(value.isfinite() & norm.isfinite())).float(); broken += bad
         if fused: opt.grad_scale, opt.found_inf = None, bad # a fused step with found_inf 1 changes nothing
         if step % look == 0 or not fused: check()
         for group in opt.param_groups: group.update(adam or {}, lr=learning_rate(step, steps, lr, warmup, decay))
         opt.step(); training.step += 1; seen += len(x0)
         ema_update(training.average, model, ema_decay(training.step, halflife))
-        yield Progress(training.step, value.detach(), time.perf_counter() - began, seen)
+        yield Progress(training.step, value, time.perf_counter() - began, seen)
     check()
 
 # %% ../../nbs/22_fit.ipynb #recipe
