@@ -29,6 +29,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                               'ddpm_lit.cli.evaluate': ('command.html#evaluate', 'ddpm_lit/cli.py'),
                               'ddpm_lit.cli.evaluate_command': ('command.html#evaluate_command', 'ddpm_lit/cli.py'),
                               'ddpm_lit.cli.failure': ('command.html#failure', 'ddpm_lit/cli.py'),
+                              'ddpm_lit.cli.find_model': ('command.html#find_model', 'ddpm_lit/cli.py'),
                               'ddpm_lit.cli.find_system': ('command.html#find_system', 'ddpm_lit/cli.py'),
                               'ddpm_lit.cli.find_weights': ('command.html#find_weights', 'ddpm_lit/cli.py'),
                               'ddpm_lit.cli.fingerprints': ('command.html#fingerprints', 'ddpm_lit/cli.py'),

@@ -6,11 +6,11 @@
 __all__ = ['command', 'failure', 'main', 'options', 'start', 'finite', 'tell', 'Bar', 'visit', 'recipes', 'systems',
            'find_system', 'asked_to_stop', 'Log', 'read_log', 'machine', 'thin', 'read_settings', 'commands_before',
            'choose_settings', 'Run', 'open_run', 'go', 'train', 'train_together', 'steering', 'choose_run', 'draw',
-           'labels', 'find_weights', 'save_samples', 'sample', 'real_data', 'count_bits', 'evaluate', 'fingerprints',
-           'verdict', 'judged', 'fingerprints_of', 'evaluate_command', 'read_clip', 'answers', 'read_names',
-           'classify_command', 'canvas', 'in_words', 'paint_command', 'show_forward', 'show_roll', 'quick_fit',
-           'lost_and_found', 'half_given', 'show_guided', 'show_painted', 'show_digits', 'demo', 'compare_command',
-           'parity', 'presets']
+           'labels', 'find_weights', 'save_samples', 'find_model', 'sample', 'real_data', 'count_bits', 'evaluate',
+           'fingerprints', 'verdict', 'judged', 'fingerprints_of', 'evaluate_command', 'read_clip', 'answers',
+           'read_names', 'classify_command', 'canvas', 'in_words', 'paint_command', 'show_forward', 'show_roll',
+           'quick_fit', 'lost_and_found', 'half_given', 'show_guided', 'show_painted', 'show_digits', 'demo',
+           'compare_command', 'parity', 'presets']
 
 # %% ../nbs/80_command.ipynb #imports
 import contextlib, functools, hashlib, importlib, json, math, os, pkgutil, platform, signal, sys, time
@@ -60,6 +60,13 @@ def options(*names: str):
                  guidance_scale=click.option('--guidance-scale', type=float, help='The same in the spelling of GLIDE: 1 + w.'),
                  guidance=click.option('--guidance', type=click.Choice(['free', 'classifier']), help='Steer by the network itself, or by the shipped classifier of noisy digits.  [default: free if there is a weight]'),
                  classifier_scale=click.option('--classifier-scale', type=float, help='The weight of the classifier.  [default: 1]'),
+                 layout=click.option('--layout', type=click.Choice(['auto', 'openai', 'diffusers']), help="NAME is somebody else's file or folder; auto tells whose from its keys."),
+                 preset=click.option('--preset', help='Which published model it is, as `presets` names them: says all that follows here.'),
+                 order=click.option('--attention-order', 'order', type=click.Choice(['legacy', 'new']), help="How the rows of its attention are ordered (OpenAI's files do not say)."),
+                 heads=click.option('--heads', type=click.IntRange(1), help='How many heads its attention has, or'),
+                 head_width=click.option('--head-width', type=click.IntRange(1), help='how wide one is.'),
+                 schedule=click.option('--schedule', type=click.Choice(['linear', 'cosine']), help='What it was trained by, in 1000 steps.'),
+                 side=click.option('--side', type=click.IntRange(1), help='The side of its pictures.'),
                  threads=click.option('--threads', type=click.IntRange(1), help='Threads on the processor.  [default: as PyTorch chooses]'))
     def add(f):
         for name in reversed(names): f = known[name](f)
@@ -392,17 +399,26 @@ def save_samples(x, path):
     show.cloud(x, ink='model'); show.save_figure(path)
 
 # %% ../nbs/80_command.ipynb #sample
+def find_model(name: str, layout: str | None, told: dict, unlabelled: bool): # told: by option, None where nothing is; unlabelled: will it be asked without a label? -> (Model, Recipe)
+    "Weights of ours or, where a layout or anything about it is told, somebody else's denoiser."
+    from ddpm_lit.core.check import Problem
+    from ddpm_lit.train.fit import load_weights
+    if layout is None and not any(told.values()): return load_weights(find_weights(name))
+    from ddpm_lit.scale.open import open_denoiser # late: most weights are ours
+    model, recipe = open_denoiser(name, layout or 'auto', **told)
+    if recipe.classes and unlabelled: raise Problem(f'{name} was never asked without a label: leave out --label none and guidance by the network itself.')
+    return model, recipe
+
 @command.command()
 @click.argument('name')
 @click.option('--out', type=click.Path(dir_okay=False), help='The PNG to write.  [default: NAME.png]')
 @click.option('--n', type=click.IntRange(1), default=64, show_default=True, help='How many.')
 @click.option('--label', help='Draw this class only; none: do not tell the network.  [default: all in turn]')
-@options('w', 'guidance_scale', 'guidance', 'classifier_scale', 'sampler', 'steps', 'seed', 'device', 'threads', 'json')
-def sample(name, out, n, label, w, guidance_scale, guidance, classifier_scale, sampler, steps, seed, device, threads, as_json):
-    "Draw samples from weights NAME (shipped, or else those in runs/NAME), or from a .safetensors file that train wrote."
-    from ddpm_lit.train.fit import load_weights
-    recipes(); device = start(device, threads); model, recipe = load_weights(find_weights(name))
-    out, (sampler, steps), began = out or f'{Path(name).stem}.png', choose_run(recipe, sampler, steps), time.perf_counter()
+@options('w', 'guidance_scale', 'guidance', 'classifier_scale', 'sampler', 'steps', 'layout', 'preset', 'order', 'heads', 'head_width', 'schedule', 'side', 'seed', 'device', 'threads', 'json')
+def sample(name, out, n, label, w, guidance_scale, guidance, classifier_scale, sampler, steps, layout, seed, device, threads, as_json, **told):
+    "Draw samples from weights NAME (shipped, or else those in runs/NAME), from a .safetensors file that train wrote, or with --layout auto from somebody else's file or folder."
+    recipes(); device = start(device, threads); model, recipe = find_model(name, layout, told, label == 'none' or guidance == 'free' or not w is guidance_scale is None)
+    out, (sampler, steps), began = out or f'{Path(name).resolve().stem}.png', choose_run(recipe, sampler, steps), time.perf_counter()
     x, evaluations = draw(model.to(device), recipe, n, labels(recipe, n, label), seed, steps, sampler, steer=steering(recipe, w, guidance_scale, guidance, classifier_scale))
     seconds = time.perf_counter() - began
     save_samples(x, out)
@@ -535,18 +551,14 @@ def evaluate_command(name, n, label, batch, bits_pictures, bits_draws, weights, 
 
 # %% ../nbs/80_command.ipynb #classify
 def read_clip(weights: str): # -> Reader
-    "A CLIP with all that it needs to be asked: shipped, of a run, or a file with OpenAI's names."
-    from safetensors import SafetensorError, safe_open
+    "A CLIP with all that it needs to be asked: shipped, of a run, or somebody else's file or folder."
     from ddpm_lit.clip.zero_shot import CLIP, Reader
     from ddpm_lit.core.check import Problem
     from ddpm_lit.train.fit import load_weights
-    recipes(); found, official = find_weights(weights), False
-    if found.endswith('.safetensors'):
-        with contextlib.suppress(SafetensorError, OSError), safe_open(found, 'pt') as f: official = 'logit_scale' in f.keys()
-    if official:
-        from ddpm_lit.scale.towers import load_clip # late: most weights are ours
-        return Reader(load_clip(found), official=True)
-    model, recipe = load_weights(found)
+    from ddpm_lit.scale.open import clip_at, is_ours
+    recipes()
+    if (Path(weights).suffix or os.sep in weights) and Path(weights).exists() and not is_ours(weights): return Reader(clip_at(weights), official=True)
+    model, recipe = load_weights(find_weights(weights))
     if type(model) is not CLIP: raise Problem(f'{weights} is of the recipe {recipe.name}, which does not match clean pictures and sentences: give the weights of a CLIP.')
     return Reader(model)
 
@@ -570,7 +582,7 @@ def read_names(path: str) -> list[str]:
 @click.option('--template', 'templates', multiple=True, default=('{}',), show_default=True, help='Where each name is put in the place of {}; several make an ensemble.')
 @click.option('--truth', help='The right one, if you know it: the card marks it and tells its rank.  [default: the first is marked]')
 @click.option('--top', type=click.IntRange(1), default=5, show_default=True, help='How many are shown.')
-@click.option('--weights', default='clip', show_default=True, help='Shipped weights, or a .safetensors file, an official CLIP among them.')
+@click.option('--weights', default='clip', show_default=True, help='Shipped weights, a .safetensors file that train wrote, or an official CLIP, file or folder.')
 @click.option('--out', type=click.Path(dir_okay=False), help='A PNG to write the card to.')
 @options('device', 'threads', 'json')
 def classify_command(image, more, among, names, templates, truth, top, weights, out, device, threads, as_json):
