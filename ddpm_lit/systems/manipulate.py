@@ -91,18 +91,18 @@ def pictures_64(x: Tensor, device) -> Tensor: # [3 64 64] or [b 3 64 64] in [-1,
     if not x.is_floating_point() or not (x.abs() <= 1).all(): raise Problem('The picture does not hold numbers in [-1, 1]: turn bytes into numbers with to_unit.')
     return x.float().to(device)
 
-def columns(n: int) -> int:
+def columns(n: int, b: int) -> int: # for each of b pictures
     "As many as a strip may have, or a `Problem`."
-    if not 1 <= n <= 64: raise Problem(f'A strip of {n} pictures is not drawn: ask for 1 to 64.')
+    if not 1 <= n*b <= 64: raise Problem(f'Strips of {n} pictures for {b} are not drawn: ask for 1 to 64 in all.')
     return n
 
 @torch.no_grad()
 def vary(x: Tensor, n: int = 6, eta: float = 1., **how) -> Strip: # x [3 64 64], or several; how: as `Studio`
     "Other pictures with the same embedding. Eq. 64.1, 64.4 (unCLIP section 3.1)."
     if not 0 <= eta <= 1: raise Problem(f'eta is {eta}: choose it from 0 (the picture itself) to 1 (all noise is new).')
-    studio = Studio(**how); latent = studio.taken_apart(pictures_64(x, studio.device))
-    many = Latent(*(v.repeat_interleave(columns(n), 0) for v in latent))
-    return Strip(studio.drawn(many, [*range(n)]*len(latent.z), eta), tuple(f'eta {eta:g}, {i}' for i in range(1, n + 1)))
+    studio = Studio(**how); x = pictures_64(x, studio.device); k = columns(n, len(x))
+    many = Latent(*(v.repeat_interleave(k, 0) for v in studio.taken_apart(x)))
+    return Strip(studio.drawn(many, [*range(n)]*len(x), eta), tuple(f'eta {eta:g}, {i}' for i in range(1, n + 1)))
 
 # %% ../../nbs/64_manipulate.ipynb #blend
 def fan(a: Tensor, b: Tensor, w: Tensor) -> Tensor: # [m ...] both, [k] -> [m*k ...]
@@ -113,7 +113,7 @@ def fan(a: Tensor, b: Tensor, w: Tensor) -> Tensor: # [m ...] both, [k] -> [m*k 
 @torch.no_grad()
 def blend(a: Tensor, b: Tensor, n: int = 5, fixed: bool = False, **how) -> Strip: # [3 64 64], or several pairs; fixed: one noise, drawn by chance; how: as `Studio`
     "From one picture to another. Eq. 64.5 (unCLIP section 3.2)."
-    studio = Studio(**how); a, b = (pictures_64(v, studio.device) for v in (a, b)); m, w = len(a), torch.linspace(0, 1, columns(n), dtype=torch.float64)
+    studio = Studio(**how); a, b = (pictures_64(v, studio.device) for v in (a, b)); m = len(a); w = torch.linspace(0, 1, columns(n, m), dtype=torch.float64)
     if m != len(b): raise Problem(f'{m} pictures cannot be blended with {len(b)}: give as many of both.')
     latent = studio.taken_apart(torch.cat([a, b]))
     x_T = own_noise(studio.seed, [600_000]*(m*n))(torch.empty(m*n, 3, 16, 16, device=studio.device)) if fixed else fan(latent.x_T[:m], latent.x_T[m:], w)
@@ -130,7 +130,7 @@ def difference(z_text: Tensor, z_before: Tensor) -> Tensor: # [b d] both, of len
 def edit(x: Tensor, before: str, after: str, theta: float = .5, n: int = 6, **how) -> Strip: # x [3 64 64], or several; theta: the last of the n; how: as `Studio`
     "From what the first caption says toward what the second says. Eq. 64.6 (unCLIP section 3.3)."
     if not 0 < theta <= 1: raise Problem(f'theta is {theta}: choose it above 0 (the picture) and up to 1 (nothing left of it), .5 if in doubt.')
-    studio = Studio(**how); x, w = pictures_64(x, studio.device), torch.linspace(0, theta, columns(n), dtype=torch.float64)
+    studio = Studio(**how); x = pictures_64(x, studio.device); w = torch.linspace(0, theta, columns(n, len(x)), dtype=torch.float64)
     z_text, z_before = Reader(weights_on('clip', studio.device)).texts([after, before]).to(studio.device)
     latent, d = studio.taken_apart(x), difference(z_text, z_before)
     many = Latent(fan(latent.z, d.expand_as(latent.z), w), latent.x_T.repeat_interleave(n, 0))
