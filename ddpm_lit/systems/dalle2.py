@@ -106,24 +106,25 @@ def small_upsampler(detail: float, base: int = 48) -> Enlarger:
     net = small_unet(6, 0, base, (1, 2), attention=(), middle=False, learn_variance=True, channels_out=3)
     return Enlarger(Enlarged(net, base), None, detail)
 
-def cropped(batches: Callable) -> Callable:
-    "The `batches` of an enlarger, a quarter of each picture at a place by chance. Eq. 63.5 (unCLIP section 2.1)."
+def cropped(batches: Callable, whole: float = .25) -> Callable: # whole: a share of the steps
+    "The `batches` of an enlarger, a quarter of each picture at a place by chance, and now and then all of it. Eq. 63.5 (unCLIP section 2.1)."
     def start(batch, seed, device):
         pairs = batches(batch, seed, device)
         def at(step):
             x0, tokens, low, u = pairs(step); h = low.shape[-1]//2; y, x = torch.randint(h + 1, (2,)).tolist()
+            if torch.rand(()) < whole: return x0, tokens, low, u
             return x0[:, :, 2*y:2*(y + h), 2*x:2*(x + h)], tokens, low[:, :, y:y + h, x:x + h], u
         return at
     return start
 
 def upsampler_recipe(size: int, detail: float, steps: int, n: int, **more) -> Recipe: # n: scenes of one thing, and as many of two
     "From half of `size` to `size`, small pictures blurred and noised. Eq. 63.5, 63.6."
-    clock, spoiled = Finer(Cosine(), detail), lambda low: blurred(low, .6*torch.rand(len(low)).to(low))
+    clock, spoiled = Finer(Cosine(), detail), lambda low: blurred(low, (.6*torch.rand(len(low))*(torch.rand(len(low)) < .5)).to(low))
     return Recipe(f'dalle2-up-{size}', partial(small_upsampler, detail), cropped(low_and_high(partial(two_worlds, size=size, n=n), spoiled=spoiled)), shape=(3, size, size), schedule=clock,
                   loss=hybrid(clock, 1000, weight=min_snr(5/detail**2)), steps=steps, batch=64, limit=1., sampler='', data=('emoji', 'vocab'), **more)
 
 register(upsampler_recipe(32, .12, 8000, 8000))
-register(upsampler_recipe(64, .09, 2000, 4000, settings=dict(lr=1e-3), start=partial(from_smaller, 'dalle2-up-32')));
+register(upsampler_recipe(64, .09, 1500, 4000, settings=dict(lr=1e-3), start=partial(from_smaller, 'dalle2-up-32')));
 
 # %% ../../nbs/63_dalle2.ipynb #request
 ENLARGERS, PRIORS = ('dalle2-up-32', 'dalle2-up-64'), ('diffusion', 'ar')
