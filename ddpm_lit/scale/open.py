@@ -332,14 +332,15 @@ def open_denoiser(path,                    # a file, an index or a folder
 # %% ../../nbs/78_open.ipynb #clip
 ACTS = dict(quick_gelu=quick_gelu, gelu=gelu)
 
-def clip_told(path: Path) -> dict:
-    "Heads and gate of a CLIP, from the configuration in its folder; nothing of a file alone."
-    ours, theirs = path/'open_clip_config.json', path/'config.json'
+def clip_told(path: Path) -> dict: # of a file or a folder
+    "Heads and gate of a CLIP, from the configuration in its folder; nothing where there is none."
+    ours, theirs = ((path if path.is_dir() else path.parent)/name for name in ('open_clip_config.json', 'config.json'))
     if ours.is_file():
         m = read_json(ours).get('model_cfg', {}); image, text = m.get('vision_cfg', {}), m.get('text_cfg', {}); layers = image.get('layers', 12)
         return dict(text_heads=text.get('heads', 8), image_heads=image.get('width', 768)//image.get('head_width', 64) if isinstance(layers, int) else None, act=ACTS['quick_gelu' if m.get('quick_gelu') else 'gelu'])
-    if not theirs.is_file(): return {}
-    c = read_json(theirs); image, text = c.get('vision_config') or {}, c.get('text_config') or {}
+    c = read_json(theirs) if theirs.is_file() else {}
+    if 'vision_config' not in c: return {}
+    image, text = c.get('vision_config') or {}, c.get('text_config') or {}
     if (act := image.get('hidden_act', 'quick_gelu')) not in ACTS: raise Problem(f'{theirs} has hidden_act={act!r}: {" or ".join(ACTS)} is built here.')
     return dict(text_heads=text.get('num_attention_heads', 8), image_heads=image.get('num_attention_heads', 12), act=ACTS[act])
 
