@@ -8,15 +8,16 @@ __all__ = ['command', 'failure', 'main', 'options', 'start', 'finite', 'tell', '
            'choose_settings', 'Run', 'open_run', 'go', 'train', 'train_together', 'steering', 'choose_run', 'draw',
            'labels', 'find_weights', 'save_samples', 'find_model', 'sample', 'real_data', 'count_bits', 'evaluate',
            'fingerprints', 'verdict', 'judged', 'fingerprints_of', 'evaluate_command', 'read_clip', 'answers',
-           'read_names', 'classify_command', 'canvas', 'in_words', 'paint_command', 'show_forward', 'show_roll',
-           'quick_fit', 'lost_and_found', 'half_given', 'show_guided', 'show_painted', 'show_digits', 'demo',
-           'compare_command', 'parity', 'presets']
+           'read_names', 'classify_command', 'canvas', 'in_words', 'paint_command', 'draw_strip', 'of_pictures',
+           'vary_command', 'blend_command', 'edit_command', 'show_forward', 'show_roll', 'quick_fit', 'lost_and_found',
+           'half_given', 'show_guided', 'show_painted', 'show_blended', 'show_digits', 'demo', 'compare_command',
+           'parity', 'presets']
 
 # %% ../nbs/80_command.ipynb #imports
 import contextlib, functools, hashlib, importlib, json, math, os, pkgutil, platform, signal, sys, time
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Iterator
+from typing import Callable, Iterator
 import click
 import ddpm_lit
 
@@ -667,6 +668,65 @@ def paint_command(captions, system, data, prior, style, n, steps, guidance, clip
     tell(as_json, dict(system=system, data=data, captions=said, n=n, seed=seed, steps=[*request.steps], guidance=guidance, w=request.w if guidance == 'cfg' else None, notes=notes, out=out, seconds=round(seconds, 3)),
          f'{out}: {n} pictures of {" | ".join(said)}, {seconds:.1f} s.')
 
+# %% ../nbs/80_command.ipynb #strips
+def draw_strip(name: str, given: tuple[str, ...], data: str, steps: int, w: float | None, seed: int, device, out: str, as_json: bool, make: Callable, **said): # make: pictures [3 64 64] each, settings -> `Strip`
+    "Pictures of yours, what is made of them, and each one's label, as PNG."
+    import torch
+    from ddpm_lit import show
+    from ddpm_lit.data.images import to_unit
+    pictures, began = [to_unit(canvas(path, 'picture')) for path in given], time.perf_counter()
+    with contextlib.ExitStack() as stack:
+        bar = functools.cache(lambda of: stack.enter_context(Bar(of, name)))
+        def progress(done, of): bar(of)(done)
+        found = make(*pictures, data=data, seed=seed, steps=(steps, steps//2, steps//2), device=str(device), progress=progress, **({} if w is None else dict(w=w)))
+    seconds = time.perf_counter() - began; show.strip(torch.cat([torch.stack(pictures), found.pictures[64]]), [*(Path(path).stem[:12] for path in given), *found.labels]); show.save_figure(out)
+    tell(as_json, dict(pictures=[*given], data=data, **said, n=len(found.labels), seed=seed, labels=[*found.labels], out=out, seconds=round(seconds, 3)), f'{out}: {len(found.labels)} pictures, {seconds:.1f} s.')
+
+def of_pictures(out: str, *names: str): # what these commands have in common
+    "Options and arguments of a command that draws a strip."
+    def decorate(f):
+        for option in (options('w', 'seed', 'device', 'threads', 'json'), click.option('--out', type=click.Path(dir_okay=False), default=out, show_default=True, help='The PNG to write.'),
+                       click.option('--steps', type=click.IntRange(2), default=20, show_default=True, help='Steps at 16 pixels, to the noise and back; half as many at 32 and at 64.'),
+                       click.option('--data', type=click.Choice(['emoji', 'shapes']), default='emoji', show_default=True, help='The world to draw in.'), *(click.argument(name, metavar=name.upper()) for name in reversed(names))): f = option(f)
+        return f
+    return decorate
+
+# %% ../nbs/80_command.ipynb #strips-commands
+@command.command('vary')
+@click.option('--n', type=click.IntRange(1, 64), default=6, show_default=True, help='How many.')
+@click.option('--eta', type=click.FloatRange(0, 1), default=1., show_default=True, help='How much of the noise is new: at 0 it is the picture, drawn again.')
+@of_pictures('vary.png', 'picture')
+def vary_command(picture, n, eta, data, steps, out, w, seed, device, threads, as_json):
+    "Other pictures in which CLIP sees what it sees in PICTURE. For example: vary apple.png --n 8"
+    device = start(device, threads)
+    from ddpm_lit.systems.manipulate import vary
+    draw_strip('vary', (picture,), data, steps, w, seed, device, out, as_json, functools.partial(vary, n=n, eta=eta), eta=eta)
+
+@command.command('blend')
+@click.option('--n', type=click.IntRange(2, 64), default=6, show_default=True, help='How many on the way, both ends included.')
+@click.option('--fixed', is_flag=True, help='The same noise all the way, not that of the pictures: the ends are then only like them.')
+@of_pictures('blend.png', 'first', 'second')
+def blend_command(first, second, n, fixed, data, steps, out, w, seed, device, threads, as_json):
+    "The way from the picture FIRST to the picture SECOND. For example: blend sun.png moon.png"
+    device = start(device, threads)
+    from ddpm_lit.systems.manipulate import blend
+    draw_strip('blend', (first, second), data, steps, w, seed, device, out, as_json, functools.partial(blend, n=n, fixed=fixed), fixed=fixed)
+
+@command.command('edit')
+@click.option('--from', 'before', required=True, help='A caption of what the picture shows.')
+@click.option('--to', 'after', required=True, help='The same, as it should become.')
+@click.option('--theta', type=click.FloatRange(0, 1, min_open=True), default=.5, show_default=True, help='How far to go: 1 leaves nothing of the picture.')
+@click.option('--n', type=click.IntRange(2, 64), default=6, show_default=True, help='How many on the way, the picture drawn again included.')
+@of_pictures('edit.png', 'picture')
+def edit_command(picture, before, after, theta, n, data, steps, out, w, seed, device, threads, as_json):
+    "PICTURE, turned by words. For example: edit heart.png --from 'a red heart' --to 'a blue heart'"
+    device = start(device, threads)
+    from ddpm_lit.systems.glide import unheard
+    from ddpm_lit.systems.manipulate import edit
+    notes = [f'the word "{word}" was in no caption that this system learned from: what it makes of it nobody knows.' for word in unheard((before, after), data)]
+    for note in notes: click.echo(f'ddpm_lit: {note}', err=True)
+    draw_strip('edit', (picture,), data, steps, w, seed, device, out, as_json, functools.partial(edit, before=before, after=after, theta=theta, n=n), before=before, after=after, theta=theta, notes=notes)
+
 # %% ../nbs/80_command.ipynb #demo-parts
 def show_forward(path) -> str:
     "A digit on its way to noise."
@@ -762,6 +822,17 @@ def show_painted(path) -> str:
     save_captioned(find_system('glide').paint(Request(tuple(s for s in said for _ in range(6))))[64].split(6), said, path)
     return 'Three captions, each painted six times at 64 pixels by GLIDE, which knows emoji in five styles.'
 
+def show_blended(path) -> str:
+    "From one drawing to another."
+    import torch
+    from ddpm_lit import show
+    from ddpm_lit.data.captions import emoji
+    from ddpm_lit.data.images import to_unit
+    from ddpm_lit.systems.manipulate import blend
+    data = emoji('train', 64); a, b = (to_unit(data.pixels[next(i for i, r in enumerate(data.rows) if (r.name, r.style) == (name, 'noto'))]) for name in ('red apple', 'sun')); found = blend(a, b, 7)
+    show.strip(torch.cat([a[None], found.pictures[64], b[None]]), ['an apple', *found.labels, 'a sun']); show.save_figure(path)
+    return 'From one drawing to another by DALL-E 2: what CLIP sees in both, and the noise behind both, turned step by step.'
+
 # %% ../nbs/80_command.ipynb #demo
 def show_digits(path, model, recipe, n: int, seed: int, words: str) -> str:
     "A sheet of digits of all labels in turn."
@@ -785,7 +856,7 @@ def demo(out, seconds, steps, n, seed, device, threads, as_json):
         return show_digits(path, model, recipe, n, seed, f'Digits 0 to 9 from a DDPM trained just now: {told["steps"]} steps of 32 real digits, {speed:.0f} a second.')
     pieces = {'1_forward.png': show_forward, '2_swiss_roll.png': show_roll, '3_digits_from_scratch.png': from_scratch} # each draws a picture and says what it shows
     more = dict(mnist={'4_digits_shipped.png': lambda path, *trained: show_digits(path, *trained, n, seed, 'The same noise and sampler with the weights that ship with the book, trained for longer.')},
-                diffusion2015={'5_lost_and_found.png': lost_and_found, '6_half_given.png': half_given}, **{'noisy-classifier': {'7_guided.png': show_guided}, 'glide-emoji': {'8_painted.png': lambda path, *trained: show_painted(path)}})
+                diffusion2015={'5_lost_and_found.png': lost_and_found, '6_half_given.png': half_given}, **{'noisy-classifier': {'7_guided.png': show_guided}, 'glide-emoji': {'8_painted.png': lambda path, *trained: show_painted(path)}, 'dalle2-emoji': {'9_blended.png': lambda path, *trained: show_blended(path)}})
     for weights, drawings in more.items():
         try: trained, made_by = load_weights(weights)
         except Problem as e: click.echo(f'ddpm_lit: no picture of the shipped {weights}. {e}', err=True)

@@ -61,14 +61,13 @@ def sums_in_chunks(z_image, z_text, scale, rows): # [m d], [n d] -> [m], [n], [n
 def slopes_in_chunks(z_image, z_text, scale, row, column, w_row, w_column, rows): # w_row: [m 1], w_column: [1 n]
     "The slopes by pictures, texts and scale, all over the scale, without the pairs' own scores. Eq. 53.12."
     d_image, d_text, d_scale, start = torch.empty_like(z_image), torch.zeros_like(z_text), 0., 0
-    with torch.autocast(z_image.device.type, enabled=False): # as forward
-        for z in z_image.split(rows):
-            part = slice(start, start := start + len(z))
-            cosine = z@z_text.T
-            G = (scale*cosine - row[part, None]).exp_().mul_(w_row[part]/2)
-            G += (scale*cosine).sub_(column).exp_().mul_(w_column/2)
-            torch.mm(G, z_text, out=d_image[part]); d_text.addmm_(G.T, z)
-            d_scale = d_scale + G.mul_(cosine).sum()
+    for z in z_image.split(rows):
+        part = slice(start, start := start + len(z))
+        cosine = z@z_text.T
+        G = (scale*cosine - row[part, None]).exp_().mul_(w_row[part]/2)
+        G += (scale*cosine).sub_(column).exp_().mul_(w_column/2)
+        torch.mm(G, z_text, out=d_image[part]); d_text.addmm_(G.T, z)
+        d_scale = d_scale + G.mul_(cosine).sum()
     return d_image, d_text, d_scale
 
 class InChunks(torch.autograd.Function):
@@ -83,9 +82,10 @@ class InChunks(torch.autograd.Function):
     def backward(ctx, w):
         if torch.is_grad_enabled(): raise Problem('The loss in chunks has no second derivatives: take contrastive_plainly for them.')
         z_image, z_text, scale, row, column = ctx.saved_tensors; w = w[:, None]
-        d_image, d_text, d_scale = slopes_in_chunks(z_image, z_text, scale, row, column, w, w.T, ctx.rows)
-        d_image.addcmul_(w, z_text, value=-1); d_text.addcmul_(w, z_image, value=-1)
-        return d_image.mul_(scale), d_text.mul_(scale), d_scale - (w[:, 0]*torch.linalg.vecdot(z_image, z_text)).sum(), None
+        with torch.autocast(w.device.type, enabled=False): # as forward
+            d_image, d_text, d_scale = slopes_in_chunks(z_image, z_text, scale, row, column, w, w.T, ctx.rows)
+            d_image.addcmul_(w, z_text, value=-1); d_text.addcmul_(w, z_image, value=-1)
+            return d_image.mul_(scale), d_text.mul_(scale), d_scale - (w[:, 0]*torch.linalg.vecdot(z_image, z_text)).sum(), None
 
 def contrastive(z_image: Tensor, z_text: Tensor, scale: Tensor, # as for `contrastive_plainly`
                 rows: int = 256,     # of the table at a time

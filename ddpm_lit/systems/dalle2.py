@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ENLARGERS', 'PRIORS', 'PARTS', 'Seen', 'Decoder', 'small_decoder', 'from_glide', 'scenes_seen', 'seen_and_told',
-           'blurred', 'small_upsampler', 'cropped', 'upsampler_recipe', 'UnclipRequest', 'imagined', 'decoded',
-           'paint_dalle2', 'chain_of', 'fed', 'pictures_of', 'judge_stages', 'judge_priors', 'unlike_same',
+           'blurred', 'small_upsampler', 'softened', 'cropped', 'upsampler_recipe', 'UnclipRequest', 'imagined',
+           'decoded', 'paint_dalle2', 'chain_of', 'fed', 'pictures_of', 'judge_stages', 'judge_priors', 'unlike_same',
            'judge_dalle2']
 
 # %% ../../nbs/63_dalle2.ipynb #imports
@@ -52,7 +52,7 @@ class Decoder(Glide):
         self.seen = seen
     def told(self, z_image: Tensor | None = None, tokens: Tensor | None = None) -> tuple[Tensor, Tensor]: # [b d], [b l]; None where nothing is seen or said
         "Both are read once for a whole run. Eq. 63.1."
-        if z_image is not None and z_image.shape[-1] != self.seen.dim: raise Problem(f'This decoder is told embeddings of {self.seen.dim} numbers, not {z_image.shape[-1]}: embed pictures by the CLIP that it was trained with.')
+        if z_image is not None and z_image.shape[1:] != (self.seen.dim,): raise Problem(f'This decoder is told embeddings of {self.seen.dim} numbers, [n {self.seen.dim}], not {[*z_image.shape]}: embed pictures by the CLIP that it was trained with.')
         (seen, four), (said, words) = self.seen(z_image), self.text(tokens); n = max(len(four), len(words))
         if {len(four), len(words)} - {1, n}: raise Problem(f'{len(four)} embeddings and {len(words)} captions do not fit: give as many of both, or one of either.')
         return seen + said, torch.cat([four.expand(n, -1, -1), words.expand(n, -1, -1)], 1)
@@ -69,7 +69,8 @@ def from_glide(name: str, model: Decoder) -> Decoder: # name: of trained weights
     "Begin with what GLIDE has learned from sentences; what an embedding says starts at nothing. Eq. 63.2."
     glide = load_weights(name)[0]
     model.net.load_state_dict(glide.net.state_dict()); model.text.load_state_dict(glide.text.state_dict())
-    for layer in (model.seen.whole, model.seen.words): nn.init.zeros_(layer.weight); nn.init.zeros_(layer.bias)
+    for v in model.seen.parameters(): nn.init.zeros_(v)
+    nn.init.normal_(model.seen.words.bias, std=.02) # alike, they would stay alike
     return model
 
 # %% ../../nbs/63_dalle2.ipynb #recipes
@@ -88,8 +89,8 @@ def seen_and_told(pictures: Callable[[int, int], Captioned], drop_seen: float = 
         return step
     return start
 
-register(Recipe('dalle2-shapes', partial(small_decoder, 48), seen_and_told(scenes_seen), steps=6000, start=partial(from_glide, 'glide-shapes'), settings=dict(lr=1e-3), data=('vocab',), **GLIDE))
-register(Recipe('dalle2-emoji', partial(small_decoder, 64), seen_and_told(lambda size, seed: all_but_held(size)), steps=6000, start=partial(from_glide, 'glide-emoji'), settings=dict(lr=1e-3), data=('emoji', 'vocab'), **GLIDE));
+register(Recipe('dalle2-shapes', partial(small_decoder, 48), seen_and_told(scenes_seen), steps=4000, start=partial(from_glide, 'glide-shapes'), settings=dict(lr=1e-3), data=('vocab',), **GLIDE))
+register(Recipe('dalle2-emoji', partial(small_decoder, 64), seen_and_told(lambda size, seed: all_but_held(size)), steps=4000, start=partial(from_glide, 'glide-emoji'), settings=dict(lr=1e-3), data=('emoji', 'vocab'), **GLIDE));
 
 # %% ../../nbs/63_dalle2.ipynb #blurred
 def blurred(low: Tensor, spread: Tensor) -> Tensor: # [b c h w], [b] standard deviation in pixels -> [b c h w]
@@ -106,8 +107,12 @@ def small_upsampler(detail: float, base: int = 48) -> Enlarger:
     net = small_unet(6, 0, base, (1, 2), attention=(), middle=False, learn_variance=True, channels_out=3)
     return Enlarger(Enlarged(net, base), None, detail)
 
-def cropped(batches: Callable, whole: float = .25) -> Callable: # whole: a share of the steps
-    "The `batches` of an enlarger, a quarter of each picture at a place by chance, and now and then all of it. Eq. 63.5 (unCLIP section 2.1)."
+def softened(low: Tensor, most: float = .6, share: float = .1) -> Tensor: # [b c h w]
+    "A share of small pictures blurred, each by up to `most`. Eq. 63.6."
+    return blurred(low, (most*torch.rand(len(low))*(torch.rand(len(low)) < share)).to(low))
+
+def cropped(batches: Callable, whole: float = .75) -> Callable: # whole: a share of the steps
+    "The `batches` of an enlarger, in a share of the steps a quarter of each picture, at a place by chance. Eq. 63.5 (unCLIP section 2.1)."
     def start(batch, seed, device):
         pairs = batches(batch, seed, device)
         def at(step):
@@ -119,8 +124,8 @@ def cropped(batches: Callable, whole: float = .25) -> Callable: # whole: a share
 
 def upsampler_recipe(size: int, detail: float, steps: int, n: int, **more) -> Recipe: # n: scenes of one thing, and as many of two
     "From half of `size` to `size`, small pictures blurred and noised. Eq. 63.5, 63.6."
-    clock, spoiled = Finer(Cosine(), detail), lambda low: blurred(low, (.6*torch.rand(len(low))*(torch.rand(len(low)) < .5)).to(low))
-    return Recipe(f'dalle2-up-{size}', partial(small_upsampler, detail), cropped(low_and_high(partial(two_worlds, size=size, n=n), spoiled=spoiled)), shape=(3, size, size), schedule=clock,
+    clock = Finer(Cosine(), detail)
+    return Recipe(f'dalle2-up-{size}', partial(small_upsampler, detail), cropped(low_and_high(partial(two_worlds, size=size, n=n), spoiled=softened)), shape=(3, size, size), schedule=clock,
                   loss=hybrid(clock, 1000, weight=min_snr(5/detail**2)), steps=steps, batch=64, limit=1., sampler='', data=('emoji', 'vocab'), **more)
 
 register(upsampler_recipe(32, .12, 8000, 8000))
@@ -139,10 +144,11 @@ class UnclipRequest(Request):
         if self.guidance != 'cfg' or self.init is not None: raise Problem('DALL-E 2 paints from nothing, guided by itself: for CLIP\'s guidance, or a picture to begin with, ask GLIDE.')
 
 # %% ../../nbs/63_dalle2.ipynb #imagined
-def imagined(request: UnclipRequest, tokens: Tensor, at: Sequence[int]) -> Tensor: # [n l], which of the pictures -> [n d]
+def imagined(request: Request, tokens: Tensor, at: Sequence[int]) -> Tensor: # [n l], which of the pictures -> [n d]
     "An image embedding for each caption, from noise of its own. Eq. 62.6, 62.7, 62.12."
+    prior = getattr(request, 'prior', PRIORS[0]) # a plain `Request` leaves the choice
     heard, noise = hear(weights_on('clip', request.device), tokens), own_noise(request.seed + 2**40, at) # not the noise of the pictures
-    if request.prior == 'ar': return weights_on('prior-ar', request.device).sample(*heard, chance=lambda v: torch.special.ndtr(noise(v)))
+    if prior == 'ar': return weights_on('prior-ar', request.device).sample(*heard, chance=lambda v: torch.special.ndtr(noise(v)).clamp(max=1 - 2**-24))
     return imagine(weights_on('prior', request.device), heard, noise=lambda v: noise(v.unflatten(0, (len(tokens), -1))).flatten(0, 1))
 
 def decoded(request: Request, tokens: Tensor, at: Sequence[int],
@@ -168,8 +174,8 @@ def chain_of(request: UnclipRequest) -> list[tuple[str, int, str]]: # what `show
         model = weights_on(weights, request.device); count = sum(p.numel() for p in (model.text if weights == 'clip' else model).parameters())
         note = lambda m, i, y, name=name, count=count: seen.update({name: (count, tuple((y.x0 if isinstance(y, Prediction) else y).shape[1:]))})
         hooks.append(part(model).register_forward_hook(note))
-    paint_dalle2(request)
-    for hook in hooks: hook.remove()
+    try: paint_dalle2(request)
+    finally: [hook.remove() for hook in hooks]
     return [(name, count, ' x '.join(map(str, shape))) for name, (count, shape) in seen.items()]
 
 # %% ../../nbs/63_dalle2.ipynb #stages
@@ -198,7 +204,8 @@ def judge_stages(n: int, seed: int, parts: Sequence[str] = PARTS) -> Iterator[li
         at32, at16 = pictures_of(part, n, seed); scene, title = part[0] in '12', part.replace('1 ', 'shapes, 1 thing, ').replace('2 ', 'shapes, 2 things, ')
         painted = fed('shapes' if scene else 'emoji', at32, at16, seed); found = {k: weigh_scenes(x, [r.say() for r in at32.rows], seed=seed) if scene else weigh_emoji(x, at32.rows, trained=all_but_held(32), seed=seed)['rows'] for k, x in painted.items()}
         pick = {k: next(r for r in rows if (r['task'] == 'all' if scene else r['measure'] == 'R@1')) for k, rows in found.items()}; who = 'painted' if scene else 'witness'
-        yield [dict(task=f'stages, {title if scene else "emoji, " + part}', measure='share' if scene else 'R@1', n=n, **{k + e: r[who + e] for k, r in pick.items() for e in ('', '_error')})]
+        real = [r['real'] for r in found['whole'] if r['task'] == 'all'] if scene else [r['witness'] for r in found['whole'] if r['task'].startswith('real drawings: name') and r['measure'] == 'R@1']
+        yield [dict(task=f'stages, {title if scene else "emoji, " + part}', measure='share' if scene else 'R@1', n=len(at32), **{k + e: r[who + e] for k, r in pick.items() for e in ('', '_error')}, **{'real ones': real[0]})]
 
 def judge_priors(n: int, seed: int) -> list[dict]:
     "How near what is imagined of captions never trained comes to the embedding of their picture: mean cosines. Eq. 62.5."
@@ -206,16 +213,16 @@ def judge_priors(n: int, seed: int) -> list[dict]:
     for title, at32, world in (('emoji, new names', pictures_of('new names', n, seed)[0], 'emoji'), ('shapes, 2 things, kept back', pictures_of('2 kept back', n, seed)[0], 'shapes')):
         said, z = [at32.caption(i) for i in range(len(at32))], reader.pictures(at32.pixels); request = UnclipRequest(tuple(said), world, seed); tokens = caption_tokenizer()(said, too_long='truncate')
         z_text = reader.texts(said); near = z_known[(z_text@reader.texts([known.caption(i) for i in range(len(known))]).T).argmax(1)]
-        ways = {'diffusion': imagined(request, tokens, range(len(z))), 'autoregressive': imagined(replace(request, prior='ar'), tokens, range(len(z))), 'mean': unit(z_known.mean(0)).expand_as(z), 'nearest caption': near, 'z_t': z_text, 'another picture': unlike_same(at32, z, reader, seed)}
+        ways = {'diffusion': imagined(request, tokens, range(len(z))), 'autoregressive': imagined(replace(request, prior='ar'), tokens, range(len(z))), 'mean of its world': unit(z_known[torch.tensor([hasattr(r, 'style') == (world == 'emoji') for r in known.rows])].mean(0)).expand_as(z), 'nearest caption': near, 'z_t': z_text, 'another picture': unlike_same(at32, reader, seed)}
         cosine = {k: (v*z).sum(1) for k, v in ways.items()}; rows.append(dict(task=f'prior, {title}', measure='cosine', n=len(z), **{k + e: float(f(v)) for k, v in cosine.items() for e, f in (('', torch.mean), ('_error', lambda v: v.std()/len(v)**.5))}))
     return rows
 
-def unlike_same(data: Captioned, z: Tensor, reader: Reader, seed: int) -> Tensor: # [n d] -> [n d]
+def unlike_same(data: Captioned, reader: Reader, seed: int) -> Tensor: # [n d]
     "The embedding of another picture of the same: a scene drawn anew, an emoji in another style."
     if not hasattr(data.rows[0], 'style'): return reader.pictures(to_bytes(render(data.rows, 32, poses(data.rows, np.random.default_rng(seed)))))
     every = emoji('all', 32); own = [[j for j, r in enumerate(every.rows) if r.char == row.char and r.style != row.style] for row in data.rows]
-    others = reader.pictures(every.pixels[[o[0] if o else 0 for o in own]])
-    return torch.where(torch.tensor([bool(o) for o in own])[:, None], others, z)
+    if not all(own): raise Problem('A drawing of these has no other style to be compared with: ask for names that have one.')
+    return reader.pictures(every.pixels[[o[0] for o in own]])
 
 def judge_dalle2(n: int = 200, seed: int = 0) -> Iterator[tuple[int, list[dict]]]: # per cent done, rows
     "DALL-E 2 by its pictures, by its stages and by its priors. Eq. 56.5, 56.10, 63.7."
