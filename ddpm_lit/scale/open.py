@@ -7,7 +7,7 @@ __all__ = ['MARK', 'MUTE', 'PLAIN', 'FRESH', 'DTYPES', 'CALLS', 'PATTERNS', 'IN_
            'SCHEDULES', 'MISSING', 'MEANS', 'ACTS', 'Named', 'Storage', 'Window', 'Thing', 'Machine', 'cut', 'windows',
            'model_part', 'numbers', 'cut_all', 'from_zip', 'from_stream', 'read_pickled', 'file_in', 'read_json',
            'from_shards', 'read_state', 'is_ours', 'Sort', 'sort_of', 'way_up_of', 'openai_sizes', 'denoiser_of',
-           'empty', 'by_preset', 'of_this_size', 'from_openai', 'beside', 'schedule_of', 'from_diffusers',
+           'empty', 'by_preset', 'of_this_size', 'from_openai', 'home_of', 'schedule_of', 'from_diffusers',
            'open_denoiser', 'clip_told', 'clip_at', 'save_official']
 
 # %% ../../nbs/78_open.ipynb #imports
@@ -288,10 +288,9 @@ def from_openai(state: dict[str, Tensor], name: str, order: str | None, heads: i
 # %% ../../nbs/78_open.ipynb #diffusers
 MEANS = dict(epsilon=from_eps, sample=from_x0, v_prediction=from_v)
 
-def beside(path: Path, *names: str) -> Path | None:
-    "The first of these files that lies beside a network, or where a pipeline keeps it."
-    home = path/'unet' if (path/'unet').is_dir() else path if path.is_dir() else path.parent
-    return next((p for name in names for p in (home/name, home.parent/name) if p.is_file()), None)
+def home_of(path: Path) -> Path:
+    "The folder of a network; of a pipeline, that of its U-Net."
+    return path/'unet' if (path/'unet').is_dir() else path if path.is_dir() else path.parent
 
 def schedule_of(config: dict, name: str) -> Betas:
     "The schedule that a configuration of diffusers' schedulers describes. Eq. 10.4, 10.7."
@@ -302,8 +301,9 @@ def schedule_of(config: dict, name: str) -> Betas:
 
 def from_diffusers(state: dict[str, Tensor], path: Path, schedule: str | None, side: int | None) -> tuple[Model, Recipe]:
     "A denoiser in diffusers' layout, by the configurations beside it. Eq. 78.3."
-    about, clock = beside(path, 'config.json') if path.is_dir() or (path.parent/'config.json').is_file() else None, beside(path, 'scheduler_config.json', 'scheduler/scheduler_config.json')
-    if about is None: raise Problem(f'{path} says nothing of its heads and norms: give the folder that holds its config.json, or --preset if it is a published one.')
+    home = home_of(path); about = home/'config.json'
+    clock = next((p for p in (home/'scheduler_config.json', home.parent/'scheduler'/'scheduler_config.json') if p.is_file()), None)
+    if not about.is_file(): raise Problem(f'{path} says nothing of its heads and norms: give the folder that holds its config.json, or --preset if it is a published one.')
     if not (clock or schedule): raise Problem(f'{path} does not say its schedule, as there is no scheduler_config.json: give --schedule linear or cosine.')
     c, s = read_json(about), read_json(clock) if clock else {}; side = side or c.get('sample_size')
     if c.get('_class_name', 'UNet2DModel') != 'UNet2DModel': raise Problem(f'{path} is a {c["_class_name"]}, and sample draws from UNet2DModel only.')
