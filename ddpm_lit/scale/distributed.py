@@ -89,7 +89,8 @@ def together(device: torch.device) -> Iterator[tuple[Team, torch.device]]:
         if hasattr(e, 'exit_code'): raise # a polite end, already told
         if not (lost(e) or isinstance(e, (Problem, OSError))): raise
         if not speaks(): raise SystemExit(1) from e
-        raise Problem('Another process of this run has ended; what was saved last is whole: go on with --resume.') from e if lost(e) else e
+        if lost(e): raise Problem('Another process of this run has ended; what was saved last is whole: go on with --resume.') from e
+        raise
     finally: dist.destroy_process_group()
 
 # %% ../../nbs/72_distributed.ipynb #norm
