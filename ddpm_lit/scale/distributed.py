@@ -9,7 +9,7 @@ __all__ = ['TOGETHER', 'BLOCKS', 'STATE', 'H100', 'ENGINES', 'Team', 'total', 'l
            'plan']
 
 # %% ../../nbs/72_distributed.ipynb #imports
-import contextlib, copy, math, os, shutil
+import contextlib, os, shutil
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,8 +25,8 @@ from ..diffusion.forward import q_sample
 from ..diffusion.loss import Loss
 from ..guide.match import noised_clip_loss
 from ..nets.transformer import Block
-from ..nets.unet import Attention, ResBlock, UNet
-from .presets import PRESETS, Preset, find_preset
+from ..nets.unet import Attention, ResBlock
+from .presets import Preset
 from ..train.fit import Training
 
 # %% ../../nbs/72_distributed.ipynb #team
@@ -219,7 +219,7 @@ class Sharded(Shared):
         from torch.distributed import checkpoint as dcp
         state = self.state()
         try: dcp.load(state, checkpoint_id=path)
-        except dcp.api.CheckpointException as e: raise Problem(f'{path} belongs to another model or is not whole ({str(e).splitlines()[0]}): start another run with --out.') from e
+        except dcp.api.CheckpointException as e: raise Problem(f'{path} belongs to another model or is not whole: start another run with --out.') from e
         self.step = int(state['step'])
         return self
 

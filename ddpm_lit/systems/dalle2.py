@@ -162,7 +162,7 @@ def decoded(request: Request, tokens: Tensor, at: Sequence[int],
 
 def paint_dalle2(request: Request, progress: Callable[[int, int], None] = lambda done, of: None, **given) -> dict[int, Tensor]: # given: as `decoded`
     "A caption, an embedding, a picture of 16 pixels, of 32, of 64. Eq. 63.7."
-    return in_stages(request, partial(decoded, **given), ENLARGERS, progress)
+    return in_stages(request, partial(decoded, **given), ENLARGERS, progress, held=True)
 
 # %% ../../nbs/63_dalle2.ipynb #drawn-chain
 @torch.no_grad()
@@ -185,7 +185,7 @@ def fed(data: str, at32: Captioned, at16: Tensor, seed: int = 0) -> dict[str, Te
     z, noise = Reader(load_weights('clip')[0]).pictures(at32.pixels), own_noise(seed, range(len(said)))
     return {'GLIDE': paint_glide(request)[64], 'whole': paint_dalle2(request)[64], 'autoregressive prior': paint_dalle2(replace(request, prior='ar'))[64],
             'true z_i': paint_dalle2(request, z_image=z)[64], 'true z_i, caption unheard': paint_dalle2(request, z_image=z, said=False)[64],
-            'true 16 pixels': second_stages(request, None, at16, lambda denoiser: denoiser, noise, ENLARGERS)[64]}
+            'true 16 pixels': second_stages(request, None, at16, lambda denoiser: denoiser, noise, ENLARGERS, held=True)[64]}
 
 def pictures_of(part: str, n: int, seed: int) -> tuple[Captioned, Tensor]: # 'seen' or 'kept back' after '1 ' or '2 ' (things), or a part of `asked_emoji`
     "Real pictures of a part at 32 pixels with their captions, and at 16."

@@ -250,16 +250,17 @@ def first_stage(request: Request, denoiser: Denoiser, n: int, noise) -> Tensor: 
     return last(dpmpp_2m(kept(request, 16, noise)(clamp_x0(denoiser)), levels, x))
 
 # %% ../../nbs/61_upsample.ipynb #paint
-def second_stages(request: Request, tokens: Tensor, x: Tensor, tick: Callable[[Denoiser], Denoiser], noise, enlargers: Sequence[str]) -> dict[int, Tensor]: # x [n 3 16 16]
-    "16, 32 and 64 pixels, by two enlargers. Eq. 61.11."
+def second_stages(request: Request, tokens: Tensor, x: Tensor, tick: Callable[[Denoiser], Denoiser], noise, enlargers: Sequence[str], held: bool = False) -> dict[int, Tensor]: # x [n 3 16 16]; held: are the means of squares kept?
+    "16, 32 and 64 pixels, by two enlargers. Eq. 61.9, 61.11."
     found = {16: x}
     for size, name, steps in zip((32, 64), enlargers, request.steps[1:]):
-        edit = lambda denoiser: kept(request, size, noise)(tick(denoiser))
+        held_at = hold(x) if held else lambda denoiser: denoiser
+        edit = lambda denoiser: kept(request, size, noise)(held_at(tick(denoiser)))
         x = found[size] = enlarge(weights_on(name, request.device), x, tokens, steps=steps, edit=edit, noise=noise)
     return found
 
 def in_stages(request: Request, painter: Callable[[Request, Tensor, range], Denoiser], # (request, tokens [n l], which of the pictures) -> the first stage
-              enlargers: Sequence[str], progress: Callable[[int, int], None] = lambda done, of: None, at_once: int = 64) -> dict[int, Tensor]:
+              enlargers: Sequence[str], progress: Callable[[int, int], None] = lambda done, of: None, at_once: int = 64, held: bool = False) -> dict[int, Tensor]: # held: as `second_stages`
     "Captions to pictures [n 3 h h] of three sizes, by any painter of 16 pixels. Eq. 61.11."
     tokens = caption_tokenizer()([*request.captions], too_long='truncate').to(request.device); found, done = [], 0
     total = len(range(0, len(tokens), at_once))*(len(first_levels(request)) + sum(request.steps[1:]))
@@ -268,7 +269,7 @@ def in_stages(request: Request, painter: Callable[[Request, Tensor, range], Deno
         return asked
     for i in range(0, len(tokens), at_once):
         part = tokens[i:i + at_once]; at = range(i, i + len(part)); noise = own_noise(request.seed, at)
-        found.append(second_stages(request, part, first_stage(request, tick(painter(request, part, at)), len(part), noise), tick, noise, enlargers))
+        found.append(second_stages(request, part, first_stage(request, tick(painter(request, part, at)), len(part), noise), tick, noise, enlargers, held))
     return {size: torch.cat([f[size] for f in found]).cpu() for size in (16, 32, 64)}
 
 def paint_glide(request: Request, progress: Callable[[int, int], None] = lambda done, of: None, at_once: int = 64) -> dict[int, Tensor]:
