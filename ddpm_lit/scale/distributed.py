@@ -69,7 +69,7 @@ def total(v: Tensor, team: Team) -> Tensor:
 # %% ../../nbs/72_distributed.ipynb #together
 def lost(e: BaseException) -> bool:
     "Is this how a process learns that another has gone?"
-    return isinstance(e, dist.DistError) or isinstance(e, RuntimeError) and any(word in str(e) for word in ('gloo', 'Gloo', 'NCCL', 'Connection', 'store'))
+    return isinstance(e, dist.DistError) or isinstance(e, RuntimeError) and any(word in str(e) for word in ('gloo', 'Gloo', 'NCCL', 'Connection', 'Store', ' store'))
 
 def speaks() -> bool:
     "Is this process the first to tell of trouble? Whoever cannot ask speaks too."

@@ -68,13 +68,16 @@ class Machine:
         if i < 0: raise ValueError('its program takes what is not there')
         taken = self.stack[i + (n is None):]; del self.stack[i:]
         return taken
+    def named(self, keys: list):
+        "Whatever stands in a dictionary has a name or a number: anything else could be made to hash for ever."
+        if not all(type(k) in (str, int) for k in keys): raise ValueError('a key is no name')
     def row(self, kind, name, key, place, size, *view) -> Storage:
         "The row of numbers that a program mentions."
-        if kind != 'storage' or name not in DTYPES or any(view): raise ValueError('it mentions numbers of an unknown kind')
-        return self.rows.setdefault(key, Storage(key, DTYPES[name], size))
+        if not isinstance(name, Named) or type(key) is not str or type(size) is not int or kind != 'storage' or name.name not in DTYPES or any(view): raise ValueError('it mentions numbers of an unknown kind')
+        return self.rows.setdefault(key, Storage(key, DTYPES[name.name], size))
     def call(self, f, args, known) -> object:
         "What comes of a call, where it is one of those that weights need."
-        if not isinstance(f, Named) or f.name not in known: raise Problem(f'{self.origin} calls "{f.name if isinstance(f, Named) else f}", which no file of weights needs: nothing of it was run; get the weights alone, as safetensors.')
+        if not isinstance(f, Named) or f.name not in known: raise Problem(f'{self.origin} calls "{f.name if isinstance(f, Named) else type(f).__name__}", which no file of weights needs: nothing of it was run; get the weights alone, as safetensors.')
         return known[f.name](*args)
     def step(self, op: str, arg):
         "One word of the program."
@@ -86,10 +89,10 @@ class Machine:
         elif op in ('BINGET', 'LONG_BINGET'): push(self.memo[arg])
         elif op in ('TUPLE', 'TUPLE1', 'TUPLE2', 'TUPLE3'): push((*self.take(int(op[5:]) if op[5:] else None),))
         elif op in ('APPEND', 'APPENDS'): more = self.take(1 if op == 'APPEND' else None); self.stack[-1].extend(more)
-        elif op in ('SETITEM', 'SETITEMS'): more = self.take(2 if op == 'SETITEM' else None); self.stack[-1].update(zip(more[::2], more[1::2], strict=True))
+        elif op in ('SETITEM', 'SETITEMS'): more = self.take(2 if op == 'SETITEM' else None); self.named(more[::2]); self.stack[-1].update(zip(more[::2], more[1::2], strict=True))
         elif op == 'GLOBAL': push(Named(arg))
         elif op == 'STACK_GLOBAL': push(Named(' '.join(self.take(2))))
-        elif op == 'BINPERSID': kind, (name,), *more = self.take(1)[0]; push(self.row(kind, name, *more))
+        elif op == 'BINPERSID': kind, name, *more = self.take(1)[0]; push(self.row(kind, name, *more))
         elif op == 'REDUCE': f, args = self.take(2); push(self.call(f, args, CALLS))
         elif op == 'NEWOBJ': f, args = self.take(2); push(self.call(f, (), {f.name: Thing} if f.name.startswith('__torch__.') else {}))
         elif op == 'BUILD': (state,) = self.take(1); self.stack[-1].update(state if isinstance(self.stack[-1], Thing) else ()) # what else a dictionary carries is no weight
@@ -135,7 +138,7 @@ def from_zip(path) -> dict[str, Tensor]:
     "The tensors of a zip archive: a state, or a network in TorchScript."
     with zipfile.ZipFile(path) as z:
         (head,) = [n.removesuffix('data.pkl') for n in z.namelist() if n.endswith('/data.pkl')] or ['']
-        needed = [i for i in z.infolist() if i.filename == f'{head}data.pkl' or i.filename.startswith(f'{head}data/')]
+        needed = [i for i in z.infolist() if i.filename in (f'{head}data.pkl', f'{head}byteorder') or i.filename.startswith(f'{head}data/')]
         if sum(i.file_size for i in needed) > Path(path).stat().st_size: raise Problem(f'{path} would unpack to more than it holds, as no file of weights does: it was left packed, and is better deleted.')
         if f'{head}byteorder' in z.namelist() and z.read(f'{head}byteorder') != b'little': raise ValueError('its bytes are in the other order')
         return cut_all(Machine(path).run(io.BytesIO(z.read(f'{head}data.pkl'))), lambda s: numbers(z.read(f'{head}data/{s.key}'), s))
@@ -176,14 +179,14 @@ def file_in(path: Path) -> Path:
 def read_json(path) -> dict:
     "A configuration."
     try: value = json.loads(Path(path).read_text(encoding='utf-8'))
-    except (OSError, ValueError) as e: raise Problem(f'{path} is no whole configuration ({e}): fetch it again.') from e
+    except (OSError, ValueError, RecursionError) as e: raise Problem(f'{path} is no whole configuration ({e}): fetch it again.') from e
     if not isinstance(value, dict): raise Problem(f'{path} is no configuration: it should be options by name.')
     return value
 
 def from_shards(index: Path) -> dict[str, Tensor]:
     "The tensors of several files, by the index that lies beside them."
     names = read_json(index).get('weight_map', {})
-    if not isinstance(names, dict) or not all(isinstance(n, str) and Path(n).name == n for n in names.values()): raise Problem(f'{index} is no index of files beside it: fetch it again.')
+    if not isinstance(names, dict) or not all(isinstance(n, str) and Path(n).name == n and not n.endswith('.index.json') and not (index.parent/n).is_dir() for n in names.values()): raise Problem(f'{index} is no index of files beside it: fetch it again.')
     state = {k: w for name in sorted({*names.values()}) for k, w in read_state(index.parent/name).items()}
     for k in sorted(names.keys() ^ state.keys()): raise Problem(f'{index} and the files beside it do not belong together: "{k}" is {"only in the index" if k in names else "not in the index"}.')
     return state
@@ -192,8 +195,8 @@ def read_state(path) -> dict[str, Tensor]: # a file of any kind, an index, or a 
     "The tensors that somebody published, by their official names. Nothing that a file holds is run."
     path = file_in(Path(path)) if Path(path).is_dir() else Path(path)
     if path.name.endswith('.index.json'): return from_shards(path)
-    head = path.open('rb').read(2) if path.is_file() else b''
-    return read_pickled(path) if head in (b'PK', b'\x80\x02') else model_part(read_tensors(path))
+    head = path.open('rb').read(9) if path.is_file() else b''
+    return read_pickled(path) if head[:2] in (b'PK', b'\x80\x02') and head[8:] != b'{' else model_part(read_tensors(path)) # '{': the head of safetensors, whose length can look like either
 
 def is_ours(path) -> bool:
     "Did this book write the file? Then it says by which recipe."

@@ -38,7 +38,7 @@ class Latent(NamedTuple):
 
 @torch.no_grad()
 def invert(denoiser: Denoiser, levels: Grid, x: Tensor, noise=torch.randn_like, sampler: Sampler = dpmpp_2m) -> Tensor: # x [b ...] -> x_T [b ...]
-    "Up the flow, from a picture with the grain of the cleanest level. Eq. 64.1, 64.2."
+    "Up the flow, from a picture with noise of the cleanest level on it: its grain. Eq. 64.1, 64.2."
     up = levels.flip()
     return last(sampler(denoiser, up, q_sample(x, next(iter(up)), noise(x))))
 
@@ -77,7 +77,7 @@ class Studio:
         model = weights_on(f'dalle2-{self.data}', self.device)
         return clamp_x0(self.counted(cfg_paired(model, (z, None), w=self.w, instead_of=(None, None)) if self.w else model.given(z, None)))
     def taken_apart(self, x: Tensor) -> Latent: # [b 3 64 64]
-        "What is seen at 32 pixels, and the noise behind it at 16."
+        "What is seen at 32 pixels, and the noise behind it at 16; all pictures get the same grain."
         z = Reader(weights_on('clip', self.device)).pictures(to_bytes(lower(x))).to(self.device)
         return Latent(z, invert(self.decoder(z), self.levels, lower(lower(x)), own_noise(self.seed, [500_000]*len(x))))
     def drawn(self, latent: Latent, at: Sequence[int], eta: float = 0.) -> dict[int, Tensor]: # at: numbers; rows with the same one share their noise
@@ -90,14 +90,15 @@ class Studio:
 # %% ../../nbs/64_manipulate.ipynb #vary
 def pictures_64(x: Tensor, device) -> Tensor: # [3 64 64] or [b 3 64 64] in [-1, 1] -> [b 3 64 64]
     "Pictures that can be taken apart, or a `Problem`."
+    if x.ndim == 4 and not len(x): raise Problem('There is no picture to take apart: give at least one.')
+    if x.ndim not in (3, 4) or x.shape[-3:] != (3, 64, 64): raise Problem(f'A picture to take apart is [3 64 64], or several [b 3 64 64], not {[*x.shape]}: make it so.')
     x = x[None] if x.ndim == 3 else x
-    if x.shape[1:] != (3, 64, 64) or not len(x): raise Problem(f'A picture to take apart is [3 64 64], not {[*x.shape[1:]]}: make it so.')
     if not x.is_floating_point() or not (x.abs() <= 1).all(): raise Problem('The picture does not hold numbers in [-1, 1]: turn bytes into numbers with to_unit.')
     return x.float().to(device)
 
-def columns(n: int, b: int) -> int: # for each of b pictures
+def columns(n: int, b: int, least: int = 1) -> int: # for each of b pictures
     "As many as a strip may have, or a `Problem`."
-    if not 1 <= n*b <= 64: raise Problem(f'Strips of {n} pictures for {b} are not drawn: ask for 1 to 64 in all.')
+    if n < least or n*b > 64: raise Problem(f'Strips of {n} pictures for {b} are not drawn: ask for at least {least} in a strip, and 1 to 64 in all.')
     return n
 
 @torch.no_grad()
@@ -112,7 +113,9 @@ def vary(x: Tensor, n: int = 6, eta: float = 1., **how) -> Strip: # x [3 64 64],
 @torch.no_grad()
 def judge_variations(n: int = 200, seed: int = 0) -> list[dict]: # rows for `table`
     "Variations, all noise new: do they show what their source does? Drawings by the judges of 56, scenes by the parser. Eq. 56.5, 56.10, 64.4."
-    varied = lambda pixels, data: torch.cat([vary(to_unit(part), 1, data=data, seed=seed).pictures[64] for part in pixels.split(64)])
+    def varied(pixels: Tensor, data: str) -> Tensor: # each from noise of its own
+        studio, parts = Studio(data, seed), [range(i, min(i + 64, len(pixels))) for i in range(0, len(pixels), 64)]
+        return torch.cat([studio.drawn(studio.taken_apart(to_unit(pixels[list(at)])), at, 1.)[64] for at in parts])
     rows, every = asked_emoji('trained on', n, seed), emoji('train', 64); place = {r: i for i, r in enumerate(every.rows)}
     found = {'emoji, trained on': weigh_emoji(varied(every.pixels[[place[r] for r in rows]], 'emoji'), rows, trained=all_but_held(32), seed=seed)['rows']}
     for k, title in ((1, 'shapes, 1 thing, seen'), (2, 'shapes, 2 things, seen')):
@@ -135,7 +138,7 @@ def fan(a: Tensor, b: Tensor, w: Tensor) -> Tensor: # [m ...] both, [k] -> [m*k 
 @torch.no_grad()
 def blend(a: Tensor, b: Tensor, n: int = 5, fixed: bool = False, **how) -> Strip: # [3 64 64], or several pairs; fixed: one noise, drawn by chance; how: as `Studio`
     "From one picture to another. Eq. 64.5 (unCLIP section 3.2)."
-    studio = Studio(**how); a, b = (pictures_64(v, studio.device) for v in (a, b)); m = len(a); w = torch.linspace(0, 1, columns(n, m), dtype=torch.float64)
+    studio = Studio(**how); a, b = (pictures_64(v, studio.device) for v in (a, b)); m = len(a); w = torch.linspace(0, 1, columns(n, m, 2), dtype=torch.float64)
     if m != len(b): raise Problem(f'{m} pictures cannot be blended with {len(b)}: give as many of both.')
     latent = studio.taken_apart(torch.cat([a, b]))
     x_T = own_noise(studio.seed, [600_000]*(m*n))(torch.empty(m*n, 3, 16, 16, device=studio.device)) if fixed else fan(latent.x_T[:m], latent.x_T[m:], w)
@@ -152,7 +155,7 @@ def difference(z_text: Tensor, z_before: Tensor) -> Tensor: # [b d] both, of len
 def edit(x: Tensor, before: str, after: str, theta: float = .5, n: int = 6, **how) -> Strip: # x [3 64 64], or several; theta: the last of the n; how: as `Studio`
     "From what the first caption says toward what the second says. Eq. 64.6 (unCLIP section 3.3)."
     if not 0 < theta <= 1: raise Problem(f'theta is {theta}: choose it above 0 (the picture) and up to 1 (nothing left of it), .5 if in doubt.')
-    studio = Studio(**how); x = pictures_64(x, studio.device); w = torch.linspace(0, theta, columns(n, len(x)), dtype=torch.float64)
+    studio = Studio(**how); x = pictures_64(x, studio.device); w = torch.linspace(0, theta, columns(n, len(x), 2), dtype=torch.float64)
     z_text, z_before = Reader(weights_on('clip', studio.device)).texts([after, before]).to(studio.device)
     latent, d = studio.taken_apart(x), difference(z_text, z_before)
     many = Latent(fan(latent.z, d.expand_as(latent.z), w), latent.x_T.repeat_interleave(n, 0))
