@@ -1,4 +1,5 @@
-"Builds the package from settings.ini; data/ travels inside the wheel as ddpm_lit/data_files (without data/parity)."
+"""Builds the package from settings.ini; data/ travels inside the wheel as ddpm_lit/data_files (without data/parity, and without weights that only
+begin a training or serve drawn scenes alone: a wheel stays below 100 MB; data_dir says what to fetch when one is asked for)."""
 from configparser import ConfigParser
 from pathlib import Path
 from setuptools import find_packages, setup
@@ -26,6 +27,6 @@ setup(
     packages=find_packages(str(here), include=[lib, lib + '.*']) + [files],
     package_dir={lib: lib, files: 'data'},
     package_data={files: ['*', '**/*']},
-    exclude_package_data={files: ['parity/*', '**/*.tmp']},
+    exclude_package_data={files: ['parity/*', '**/*.tmp', 'weights/sketch-*', 'weights/glide-shapes-inpaint.*', 'weights/shapes.*']},
     include_package_data=False, zip_safe=False,
 )
