@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['INK', 'style', 'panels', 'plane', 'cloud', 'clouds', 'lattice', 'field', 'heat', 'curves', 'tile', 'sheet', 'strip',
-           'card', 'ladder', 'chain', 'save_sheet', 'captioned', 'save_captioned', 'save_figure']
+           'Slider', 'png', 'card', 'ladder', 'chain', 'save_sheet', 'captioned', 'save_captioned', 'save_figure']
 
 # %% ../nbs/04_show.ipynb #imports
-import math
+import base64, io, math
+from html import escape
 from typing import Callable, Sequence
 import matplotlib.pyplot as plt
 import torch
@@ -107,6 +108,26 @@ def strip(x: Tensor, titles: Sequence[str] = ()):
     "A row of pictures [n c h w], each with its title."
     for picture, ax in zip(x, panels(len(x), titles)): ax.imshow(tile(picture[None], 1, 0), interpolation='nearest'); ax.axis('off')
 
+# %% ../nbs/04_show.ipynb #slider
+class Slider:
+    "Prepared pictures with a lever: HTML that carries its pictures with it."
+    def __init__(self, frames: Sequence[Tensor], labels: Sequence[str], ask: str = '', columns: int = 10, zoom: int = 1): # frames: [n c h w] in [-1, 1] each
+        if len(frames) != len(labels) or not len(frames): raise Problem(f'There are {len(frames)} frames and {len(labels)} labels: give each frame one.')
+        self.labels, self.ask = [*map(str, labels)], ask
+        self.frames = [png(x, columns, zoom) for x in frames]
+    def __repr__(self) -> str: return f'a slider: {", ".join(self.labels)}'
+    def _repr_html_(self) -> str:
+        one = ''.join(f'<figure style="margin:2px;display:inline-block"><img alt="{escape(l)}" style="max-width:{max(100//len(self.labels), 15)}vw;image-rendering:pixelated" src="data:image/png;base64,{base64.b64encode(f).decode()}"><figcaption style="font-size:small">{escape(l)}</figcaption></figure>'
+                      for l, f in zip(self.labels, self.frames))
+        move = "for(const [i,f] of this.parentNode.querySelectorAll('figure').entries()){f.style.display=i==this.value?'block':'none';f.firstChild.style.maxWidth='100%';f.firstChild.style.width='36em'}"
+        return f'<div class="slider" style="max-width:100%"><p>{escape(self.ask)}</p><input type="range" aria-label="{escape(self.ask or "which picture")}" min="0" max="{len(self.labels) - 1}" value="0" style="width:min(100%,24em)" oninput="{move}"><div>{one}</div></div>'
+
+def png(x: Tensor, columns: int = 8, zoom: int = 2) -> bytes:
+    "A sheet of pictures [n c h w] in [-1, 1] as PNG, each pixel `zoom` by `zoom` large."
+    from PIL import Image
+    page = (tile(x, min(columns, len(x)) or 1).repeat_interleave(zoom, 0).repeat_interleave(zoom, 1)*255).round().byte(); out = io.BytesIO()
+    Image.fromarray(page.numpy()).save(out, format='PNG'); return out.getvalue()
+
 # %% ../nbs/04_show.ipynb #card
 def card(x: Tensor, answers: Sequence[str], shares: Sequence[float], title: str = '', right: int | None = 0): # x [3 h w] in [-1, 1]; right: which answer gets the check mark
     "A picture and a few answers about it, with bars."
@@ -150,9 +171,8 @@ def chain(start: str, steps: Sequence[tuple[str, int, str]], ax=None, over: Sequ
 # %% ../nbs/04_show.ipynb #save
 def save_sheet(x: Tensor, path, columns: int = 8, zoom: int = 2):
     "Write a sheet of pictures [n c h w] in [-1, 1] as PNG, each pixel `zoom` by `zoom` large."
-    from PIL import Image
-    page = (tile(x, min(columns, len(x)) or 1).repeat_interleave(zoom, 0).repeat_interleave(zoom, 1)*255).round().byte()
-    with replacing(path) as p: Image.fromarray(page.numpy()).save(p, format='PNG')
+    page = png(x, columns, zoom)
+    with replacing(path) as p: p.write_bytes(page)
 
 def captioned(rows: Sequence[Tensor], captions: Sequence[str], zoom: int = 2): # rows: [n c h w] for each caption -> a PIL image
     "Rows of pictures, each below its caption, each pixel `zoom` by `zoom` large."

@@ -6,7 +6,7 @@
     python tools/nb.py readme [--check] write README.md from nbs/index.ipynb, or say whether it is in step
 
 Cells marked `#| eval: false` are skipped, and so are those with a flag from tst_flags in settings.ini unless --flags names it.
-`fresh` compares text exactly, numbers within 5 % (or both below 1e-6), pictures by kind, and cells marked `#| volatile` by kind.
+`fresh` compares text exactly, numbers within 5 % (or both below 1e-6), pictures and HTML by kind, and cells marked `#| volatile` by kind.
 """
 import argparse, json, math, os, re, signal, subprocess, sys, tempfile, time, traceback
 from concurrent.futures import ThreadPoolExecutor
@@ -130,7 +130,7 @@ def compare(cell, fresh):
         yield f'{where}saved outputs are {[*map(kind, saved)]}, fresh ones {[*map(kind, fresh)]}'
     elif 'volatile' not in flags(cell):
         for a, b in zip(saved, fresh):
-            pairs = [(a['text'], b['text'])] if 'text' in a else [(a['data'][k], b['data'][k]) for k in a['data'] if k.startswith('text/')]
+            pairs = [(a['text'], b['text'])] if 'text' in a else [(a['data'][k], b['data'][k]) for k in a['data'] if k.startswith('text/') and k != 'text/html']
             for x, y in pairs:
                 if same(x, y): continue
                 x, y = normal(x).splitlines(), normal(y).splitlines()
