@@ -9,6 +9,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                               'ddpm_lit.cli.Bar.draw': ('command.html#bar.draw', 'ddpm_lit/cli.py'),
                               'ddpm_lit.cli.Finite': ('command.html#finite', 'ddpm_lit/cli.py'),
                               'ddpm_lit.cli.Finite.convert': ('command.html#finite.convert', 'ddpm_lit/cli.py'),
+                              'ddpm_lit.cli.InOrder': ('command.html#inorder', 'ddpm_lit/cli.py'),
+                              'ddpm_lit.cli.InOrder.list_commands': ('command.html#inorder.list_commands', 'ddpm_lit/cli.py'),
                               'ddpm_lit.cli.Log': ('command.html#log', 'ddpm_lit/cli.py'),
                               'ddpm_lit.cli.Log.__call__': ('command.html#log.__call__', 'ddpm_lit/cli.py'),
                               'ddpm_lit.cli.Log.__init__': ('command.html#log.__init__', 'ddpm_lit/cli.py'),
