@@ -187,10 +187,10 @@ def read_pairs(path, n: int | None = None) -> list[Pair]: # the first n
     "The merges in a vocabulary file: after a first line of comment, two pieces a line."
     path = Path(path)
     try:
-        with (gzip.open if path.suffix == '.gz' else open)(path, 'rt', encoding='utf-8') as f: lines = f.read().split('\n')[1:]
+        with (gzip.open if path.suffix == '.gz' else open)(path, 'rt', encoding='utf-8') as f: text = f.read(1 << 24) # none is so large
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as e: raise Problem(f'{path} cannot be read as a list of merges ({e}): fetch it again.') from e
-    pairs = [tuple(l.split(' ')) for l in lines[:n] if l]
-    if not pairs or any(len(p) != 2 or not all(p) for p in pairs): raise Problem(f'{path.name} is not a list of merges: after a first line of comment there should be two pieces a line.')
+    pairs = [tuple(l.split(' ')) for l in text.split('\n')[1:][:n] if l]
+    if len(text) == 1 << 24 or not pairs or any(len(p) != 2 or not all(p) for p in pairs): raise Problem(f'{path.name} is not a list of merges: after a first line of comment there should be two pieces a line.')
     return pairs
 
 def write_pairs(path, pairs: Iterable[Pair], comment: str):

@@ -64,27 +64,31 @@ def data_dir(*parts: str) -> Path: # an existing file or folder
     shipped = home/'data_files' if (home/'data_files').is_dir() else home.parent/'data'
     roots = [Path(os.environ['DDPM_LIT_DATA'])] if os.environ.get('DDPM_LIT_DATA') else []
     for root in roots + [shipped]:
-        if (path := root.joinpath(*parts)).exists(): return path
+        with contextlib.suppress(OSError): # a name that is too long is no file
+            if (path := root.joinpath(*parts)).exists(): return path
     raise Problem(f'There is no {"/".join(parts)} in {" or ".join(map(str, roots + [shipped]))}: put it there, or set DDPM_LIT_DATA to the folder that holds it.')
 
 # %% ../../nbs/00_check.ipynb #write
 @contextlib.contextmanager
 def replacing(path): # the file to make or replace
     "Give a path to write to, beside `path`; only when all went well does it take the place of `path`."
-    path = Path(path); beside = path.with_name(f'.{path.stem}.{os.getpid()}.tmp{path.suffix}')
+    path = Path(path)
     try:
+        if path.is_symlink(): path = Path(os.path.realpath(path)) # the link stays
+        if not path.name or '\0' in path.name or path.exists() and not path.is_file(): raise Problem(f'{str(path)!r} is no file that can be written: choose another place.')
+        beside = path.with_name(f'.{path.stem}.{os.getpid()}.tmp{path.suffix}')
         path.parent.mkdir(parents=True, exist_ok=True)
         yield beside
         with open(beside, 'rb+') as f: os.fsync(f.fileno())
         os.replace(beside, path)
     except OSError as e: raise Problem(f'{path} could not be written ({e.strerror or e}): free some space or choose another place.') from e
     finally:
-        with contextlib.suppress(OSError): beside.unlink()
+        with contextlib.suppress(OSError, UnboundLocalError): beside.unlink()
 
 # %% ../../nbs/00_check.ipynb #device
 def pick_device(name: str = 'auto') -> torch.device:
     "The device a command runs on: 'auto' takes a GPU if there is one, else the CPU."
     if name == 'auto': name = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
-    try: torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError, NotImplementedError) as e: raise Problem(f'There is no device "{name}" here: use --device cpu or --device auto.') from e
+    try: torch.zeros(1, device=name).item() # on meta there are no numbers
+    except (RuntimeError, AssertionError, NotImplementedError, ValueError) as e: raise Problem(f'There is no device "{name}" here: use --device cpu or --device auto.') from e
     return torch.device(name)

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['DATASETS', 'to_unit', 'to_bytes', 'Images', 'read_idx', 'read_digits', 'part_of', 'mnist', 'Batches', 'square',
-           'read_pictures', 'picture_files', 'folder', 'Files', 'on_disk', 'cache_dir', 'fetched', 'Plain',
-           'read_cifar', 'fashion_mnist', 'cifar10', 'celeba', 'kept_in', 'in_folder', 'load_images']
+           'picture_in', 'read_pictures', 'picture_files', 'folder', 'Files', 'on_disk', 'cache_dir', 'fetched',
+           'Plain', 'read_cifar', 'fashion_mnist', 'cifar10', 'celeba', 'kept_in', 'in_folder', 'load_images']
 
 # %% ../../nbs/23_digits.ipynb #imports
-import contextlib, gzip, io, math, os, pickle, sys, zlib
+import contextlib, gzip, io, math, os, pickle, struct, sys, warnings, zlib
 from dataclasses import dataclass, replace
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -46,13 +46,13 @@ class Images:
 def read_idx(path) -> Tensor: # uint8, of the shape that the file says
     "An IDX file of bytes, the format of MNIST, compressed or not."
     try:
-        raw = Path(path).read_bytes()
-        if raw[:2] == b'\x1f\x8b': raw = gzip.decompress(raw)
-    except (OSError, EOFError, zlib.error) as e: raise Problem(f'{path} cannot be read ({e}): fetch it again.') from e
-    head = 4 + 4*raw[3] if len(raw) >= 4 else 4
-    shape = [int.from_bytes(raw[i:i + 4], 'big') for i in range(4, head, 4)]
-    if raw[:3] != b'\0\0\x08' or len(raw) != head + math.prod(shape): raise Problem(f'{path} is not a whole IDX file of bytes: fetch it again.')
-    return torch.from_numpy(np.frombuffer(raw, np.uint8, offset=head).reshape(shape).copy())
+        with open(path, 'rb') as f: packed = f.read(2) == b'\x1f\x8b'
+        with (gzip.open if packed else open)(path, 'rb') as f:
+            start = f.read(4); head = f.read(4*min(start[3], 4)) if len(start) == 4 else b''
+            shape = [int.from_bytes(head[i:i + 4], 'big') for i in range(0, len(head), 4)]; raw = f.read(min(math.prod(shape), 1 << 30) + 1) # not more than it says, whatever it unpacks to
+    except (OSError, ValueError, EOFError, zlib.error) as e: raise Problem(f'{path} cannot be read ({e}): fetch it again.') from e
+    if start[:3] != b'\0\0\x08' or not head or len(head) != 4*start[3] or len(raw) != math.prod(shape): raise Problem(f'{path} is not a whole IDX file of bytes: fetch it again.')
+    return torch.from_numpy(np.frombuffer(raw, np.uint8).reshape(shape).copy())
 
 # %% ../../nbs/23_digits.ipynb #mnist
 def read_digits(folder: Path, part: str, title: str) -> tuple[Tensor, Tensor]: # pixels [n 1 28 28] uint8, labels [n] int64
@@ -60,9 +60,10 @@ def read_digits(folder: Path, part: str, title: str) -> tuple[Tensor, Tensor]: #
     def find(kind):
         plain = folder/f'{part}-{kind}-ubyte'
         return plain if plain.exists() else plain.with_name(plain.name + '.gz')
-    pixels, label = read_idx(find('images-idx3'))[:, None], read_idx(find('labels-idx1')).long()
+    pixels, label = read_idx(find('images-idx3')), read_idx(find('labels-idx1')).long()
+    if pixels.ndim != 3 or label.ndim != 1 or not pixels.numel() or (label > 9).any(): raise Problem(f'{folder} does not hold pictures and labels 0 to 9 of {title}: fetch both files again.')
     if len(pixels) != len(label): raise Problem(f'{folder} holds {len(pixels)} pictures and {len(label)} labels of {title}: fetch both files again.')
-    return pixels, label
+    return pixels[:, None], label
 
 def part_of(split: str, title: str, **parts: str) -> str:
     "The name of a part in the files."
@@ -95,6 +96,7 @@ class Batches:
 # %% ../../nbs/23_digits.ipynb #square
 def square(pixels: Tensor, size: int) -> Tensor: # [n c h w] uint8 -> [n c size size] uint8
     "The middle square of each picture, shrunk or enlarged."
+    if pixels.ndim != 4 or not pixels.numel() or pixels.dtype != torch.uint8: raise Problem(f'Pictures are bytes [n c h w], at least one pixel of each, not {pixels.dtype} {[*pixels.shape]}.')
     h, w = pixels.shape[2:]; side = min(h, w); top, left = (h - side)//2, (w - side)//2
     if size < 1: raise Problem(f'A picture cannot be {size} pixels wide: give a size of 1 or more.')
     middle = pixels[..., top:top + side, left:left + side]
@@ -102,12 +104,19 @@ def square(pixels: Tensor, size: int) -> Tensor: # [n c h w] uint8 -> [n c size 
     part = lambda x: torch.nn.functional.interpolate(x.float(), (size, size), mode='bilinear', antialias=True).round().to(torch.uint8)
     return torch.cat([part(x) for x in middle.split(1000)]) # a thousand at a time: as floats they are four times larger
 
+def picture_in(path, made: Callable): # made: a PIL image -> whatever is wanted of it
+    "What is made of a picture file, or the `Problem` with that file."
+    from PIL import Image
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('error', Image.DecompressionBombWarning) # more than 89 million pixels
+            with Image.open(path) as image: return made(image)
+    except (OSError, ValueError, SyntaxError, EOFError, TypeError, LookupError, OverflowError, struct.error, zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning) as e: raise Problem(f'{path} is not a whole picture ({e}): fetch it again, or take it away.') from e
+
 def read_pictures(paths: Iterable, size: int) -> Tensor: # [n 3 size size] uint8
     "Picture files of any kind, in colour, as squares."
-    from PIL import Image
-    def read(path):
-        try: return square(torch.from_numpy(np.array(Image.open(path).convert('RGB'))).permute(2, 0, 1)[None], size)
-        except OSError as e: raise Problem(f'{path} is not a whole picture ({e}): fetch it again, or take it away.') from e
+    def read(path): return square(picture_in(path, lambda image: torch.from_numpy(np.array(image.convert('RGB')))).permute(2, 0, 1)[None], size)
+    if not (paths := [*paths]): raise Problem('There are no pictures to read: name at least one.')
     with ThreadPool(min(8, os.cpu_count() or 1)) as pool: return torch.cat(pool.map(read, paths))
 
 def picture_files(path) -> list[Path]:
@@ -148,7 +157,7 @@ def fetched(kind: str,    # a class of torchvision.datasets
     make, root = getattr(datasets, kind), cache_dir()
     with contextlib.redirect_stdout(sys.stderr): # torchvision prints what it does
         try: return make(root, download=False, **settings)
-        except RuntimeError: pass # it is not there, or not whole
+        except Exception: pass # it is not there, or not whole
         try: root.mkdir(parents=True, exist_ok=True); return make(root, download=True, **settings)
         except Exception as e: raise Problem(f'{kind} is not whole in {root} and could not be fetched ({str(e).splitlines()[0]}): put {files} there.') from e
 
@@ -168,7 +177,7 @@ def read_cifar(path: Path) -> tuple[Tensor, Tensor]: # pixels [n 3 32 32] uint8,
         if path.suffix == '.bin': rows = np.frombuffer(raw, np.uint8).reshape(-1, 3073); pixels, label = rows[:, 1:], rows[:, 0]
         else: pixels, label = (Plain(io.BytesIO(raw), encoding='latin1').load()[k] for k in ('data', 'labels'))
         pixels, label = torch.from_numpy(np.array(pixels)).reshape(-1, 3, 32, 32), torch.as_tensor(np.array(label)).long()
-        if pixels.dtype != torch.uint8 or label.shape != pixels.shape[:1] or not ((label >= 0) & (label < 10)).all(): raise ValueError('other numbers than expected')
+        if not len(pixels) or pixels.dtype != torch.uint8 or label.shape != pixels.shape[:1] or not ((label >= 0) & (label < 10)).all(): raise ValueError('other numbers than expected')
     except Problem: raise
     except Exception as e: raise Problem(f'{path} is not a whole file of CIFAR-10 ({e}): fetch it again.') from e # a damaged pickle can fail in any way
     return pixels, label
@@ -220,5 +229,7 @@ def load_images(name: str,               # one of DATASETS
                 ) -> Images:
     "A data set by name: pictures and, where it has them, labels."
     if name not in DATASETS: raise Problem(f'There is no data set "{name}": choose one of {", ".join(DATASETS)}.')
+    if n is not None and n < 1: raise Problem(f'There are no {n} pictures to load: ask for 1 or more.')
+    if size is not None and size < 1: raise Problem(f'A picture cannot be {size} pixels wide: give a size of 1 or more.')
     images = DATASETS[name](split, size, n)[:n]
     return images if size is None or images.pixels.shape[2:] == (size, size) else replace(images, pixels=square(images.pixels, size))

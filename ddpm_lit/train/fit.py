@@ -57,7 +57,7 @@ def read_tensors(path) -> dict[str, Tensor]:
     "The tensors of a safetensors file. Pickles are refused: unpickling runs whatever code they hold."
     if not Path(path).is_file(): raise Problem(f'There is no file {path}: check the name, or train it.')
     try: return load_file(path)
-    except (SafetensorError, ValueError, OSError) as e:
+    except (SafetensorError, ValueError, OSError, RuntimeError, TypeError, OverflowError) as e:
         with open(path, 'rb') as f: head = f.read(2)
         if head == b'PK' or head[:1] == b'\x80': raise Problem(f'{path} is a pickle, and reading one runs the program in it: get it as safetensors, or convert it where that does no harm.') from e
         raise Problem(f'{path} is not a whole safetensors file ({e}): fetch it again, or convert it to safetensors.') from e
@@ -69,11 +69,13 @@ def write_tensors(path, tensors: dict[str, Tensor], **metadata: str):
     except SafetensorError as e: raise Problem(f'{path} could not be written ({e}): free some space or choose another place.') from e
 
 def check_same(own: dict[str, Tensor], tensors: dict[str, Tensor], origin):
-    "A missing, unknown or mis-shaped tensor is named."
+    "A missing, unknown, mis-shaped or damaged tensor is named."
     for k in sorted(own.keys() ^ tensors.keys()):
         raise Problem(f'{origin} belongs to another model: it {"lacks" if k in own else "should not have"} "{k}".')
-    for k in own:
-        if own[k].shape != tensors[k].shape: raise Problem(f'{origin} belongs to another model: "{k}" is {[*tensors[k].shape]} and should be {[*own[k].shape]}.')
+    for k, v in tensors.items():
+        if own[k].shape != v.shape: raise Problem(f'{origin} belongs to another model: "{k}" is {[*v.shape]} and should be {[*own[k].shape]}.')
+        if own[k].is_floating_point() != v.is_floating_point(): raise Problem(f'{origin} belongs to another model: "{k}" holds {v.dtype} and should hold {own[k].dtype}.')
+        if not v.double().isfinite().all(): raise Problem(f'{origin} is damaged: "{k}" holds numbers that are not finite; fetch it again, or train it anew.')
 
 def load_strictly(module: nn.Module, tensors: dict[str, Tensor], origin):
     "Copy tensors into a module that has exactly these."
@@ -117,6 +119,7 @@ class Training:
         "Go on where `save` was called; a file that does not fit changes nothing."
         own, state = self.state(), read_tensors(path)
         check_same(own, state, path)
+        if state['step'] < 0: raise Problem(f'{path} is damaged: no run has taken {int(state["step"])} steps; start another one.')
         for k, v in own.items(): v.copy_(state[k])
         self.step = int(state['step'])
         return self
