@@ -143,7 +143,7 @@ class Module:
         return lines
 
     def page(self):
-        out = [f'# {lib}.{self.name}', '', '{.subtitle}', f'> {plain(self.doc)}', '', f'Made by notebook [{self.notebook[:2]}](/{self.notebook}.ipynb).', '']
+        out = [f'# {plain(f"{lib}.{self.name}")}', '', '{.subtitle}', f'> {plain(self.doc)}', '', f'Made by notebook [{self.notebook[:2]}](/{self.notebook}.ipynb).', '']
         for node, names in self.items:
             code, kind = (self.text(node), 'data') if isinstance(node, (ast.Assign, ast.AnnAssign)) else (self.head(node), 'class' if isinstance(node, ast.ClassDef) else 'function')
             indent = min(len(l) - len(l.lstrip()) for l in code)
