@@ -89,9 +89,9 @@ def curves(x, ys: dict, ax=None, inks: Sequence[str] | None = None, **settings):
 # %% ../nbs/04_show.ipynb #pictures
 def tile(x: Tensor, columns: int, gap: int = 1) -> Tensor: # [n c h w] in [-1, 1] -> [H W 3] in [0, 1]
     "Pictures side by side, row by row, with a white gap."
-    if x.ndim != 4 or x.shape[1] not in (1, 3) or not len(x): raise Problem(f'Pictures are [n 1 h w] or [n 3 h w], not {[*x.shape]}.')
+    if x.ndim != 4 or x.shape[1] not in (1, 3) or not x.numel(): raise Problem(f'Pictures are [n 1 h w] or [n 3 h w], not {[*x.shape]}.')
     if not x.isfinite().all(): raise Problem('These pictures hold NaN or infinity: look for where they were made.')
-    n, c, h, w = x.shape; rows = math.ceil(n/columns)
+    n, c, h, w = x.shape; columns = max(1, min(columns, n)); rows = math.ceil(n/columns)
     x = ((x.detach().float().cpu() + 1)/2).clamp(0, 1).expand(n, 3, h, w)
     page = torch.ones(rows*columns, 3, h + gap, w + gap); page[:n, :, :h, :w] = x
     page = page.reshape(rows, columns, 3, h + gap, w + gap).permute(0, 3, 1, 4, 2).reshape(rows*(h + gap), columns*(w + gap), 3)
@@ -99,7 +99,7 @@ def tile(x: Tensor, columns: int, gap: int = 1) -> Tensor: # [n c h w] in [-1, 1
 
 def sheet(x: Tensor, columns: int = 8, ax=None, title: str = ''):
     "A sheet of pictures [n c h w] in [-1, 1]."
-    columns = min(columns, len(x)) or 1; page = tile(x, columns)
+    page = tile(x, columns)
     ax = ax or panels(1, height=min(7*page.shape[0]/page.shape[1] + .3*bool(title), 7))[0]
     ax.imshow(page, interpolation='nearest'); ax.set_title(title); ax.axis('off')
     return ax
@@ -125,7 +125,7 @@ class Slider:
 def png(x: Tensor, columns: int = 8, zoom: int = 2) -> bytes:
     "A sheet of pictures [n c h w] in [-1, 1] as PNG, each pixel `zoom` by `zoom` large."
     from PIL import Image
-    page = (tile(x, min(columns, len(x)) or 1).repeat_interleave(zoom, 0).repeat_interleave(zoom, 1)*255).round().byte(); out = io.BytesIO()
+    page = (tile(x, columns).repeat_interleave(zoom, 0).repeat_interleave(zoom, 1)*255).round().byte(); out = io.BytesIO()
     Image.fromarray(page.numpy()).save(out, format='PNG'); return out.getvalue()
 
 # %% ../nbs/04_show.ipynb #card

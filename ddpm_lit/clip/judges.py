@@ -9,7 +9,7 @@ __all__ = ['at_side', 'through', 'Residual', 'Witness', 'witness_nats', 'known_n
            'filled', 'borne_out', 'weigh_scenes', 'judge_witness']
 
 # %% ../../nbs/56_judges.ipynb #imports
-import copy, functools, json, math
+import copy, functools, math
 from collections import Counter
 from dataclasses import replace
 from typing import Callable, Iterator, Sequence
@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from .zero_shot import STYLE_FORMS, Reader, class_vectors, ranks, row, share, some, table
-from ..core.check import Problem, data_dir
+from ..core.check import Problem
 from ..core.level import Level
-from ..data.captions import COLOURS, GROUNDS, PLACES, RELATIONS, SIZES, STYLES, Captioned, Emoji, Scene, Thing, attributes, emoji, parse, poses, read, render, shifted
+from ..data.captions import COLOURS, GROUNDS, PLACES, RELATIONS, SIZES, STYLES, Captioned, Emoji, Scene, Thing, attributes, emoji, emoji_table, parse, poses, read, render, shifted
 from ..data.images import Batches, Images, square, to_bytes, to_unit
 from ..train.fit import Recipe, find_recipe, load_weights, register
 from ..train.measure import weigh
@@ -73,7 +73,7 @@ def witness_nats(log_match: Callable, x0: Tensor, t: Level, eps: Tensor) -> Tens
 @functools.cache
 def known_names() -> tuple[str, ...]:
     "The names in the table of the drawings, of training and test, in order: what the witness can say."
-    with open(data_dir('emoji', 'base.jsonl'), encoding='utf-8') as f: return tuple(sorted({json.loads(line)['name'] for line in f}))
+    return tuple(sorted({r['name'] for r in emoji_table()}))
 
 def labels(rows: Sequence[Emoji]) -> Tensor: # [n 2]
     "The numbers of name and style."

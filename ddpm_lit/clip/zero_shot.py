@@ -9,7 +9,7 @@ __all__ = ['TEMPLATES', 'STYLE_FORMS', 'HUES', 'fill', 'class_vectors', 'zero_sh
            'by_probe', 'by_hue', 'changed', 'exchanged', 'by_scene', 'a_fifth', 'judge', 'table']
 
 # %% ../../nbs/55_zero_shot.ipynb #imports
-import functools, json, math, re
+import functools, math, re
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,10 +20,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from .contrast import CLIP, as_official, unit
 from .tokens import caption_tokenizer, clip_tokenizer
-from ..core.check import Problem, data_dir
-from ..data.captions import (COLOURS, GROUNDS, PLACES, SHAPES, SIZES, STYLES, Captioned, Scene, Thing, emoji, fraction, on_white,
+from ..core.check import Problem
+from ..data.captions import (COLOURS, GROUNDS, PLACES, SHAPES, SIZES, STYLES, Captioned, Scene, Thing, emoji, emoji_table, fraction, on_white,
                                     poses, render, scenes, sentence, smaller)
-from ..data.images import square, to_bytes, to_unit
+from ..data.images import picture_in, square, to_bytes, to_unit
 from ..train.fit import find_recipe, register
 from ..train.measure import in_parts
 
@@ -50,17 +50,16 @@ def zero_shot(z_image: Tensor, # [b d], of length 1
 # %% ../../nbs/55_zero_shot.ipynb #pictures
 def read_picture(path) -> Tensor: # [3 h w] uint8
     "A picture file of any size and mode: in colour, upright, on white."
-    from PIL import Image
     if not Path(path).is_file(): raise Problem(f'There is no picture {path}: check the name.')
-    try:
-        with Image.open(path) as image: return on_white(image)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e: raise Problem(f'{path} is not a whole picture ({e}): fetch it again, or save it as PNG.') from e
+    return picture_in(path, on_white)
 
 def fitted(pixels: Tensor, side: int, official: bool = False) -> Tensor: # [3 h w] uint8 -> [1 3 side side] uint8
     "The middle square at the size of a tower; for official weights as they were trained: bicubic, the short side first, then the middle."
     if not official: return square(pixels[None], side)
     from PIL import Image
-    h, w = pixels.shape[1:]; wide, high = (int(side*v/min(h, w)) for v in (w, h)); left, top = round((wide - side)/2), round((high - side)/2)
+    h, w = pixels.shape[1:]
+    if max(h, w) > 100*min(h, w): raise Problem(f'A picture of {w} x {h} pixels is a thread: cut out what is to be looked at.') # the short side grows, and the long one with it
+    wide, high = (int(side*v/min(h, w)) for v in (w, h)); left, top = round((wide - side)/2), round((high - side)/2)
     image = Image.fromarray(pixels.permute(1, 2, 0).numpy()).resize((wide, high), Image.Resampling.BICUBIC).crop((left, top, left + side, top + side))
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
 
@@ -68,8 +67,7 @@ def fitted(pixels: Tensor, side: int, official: bool = False) -> Tensor: # [3 h 
 @functools.cache
 def symbols() -> frozenset[str]:
     "The letters, digits and signs in the captions that ours was trained on."
-    with open(data_dir('emoji', 'base.jsonl'), encoding='utf-8') as f: table = [json.loads(line) for line in f]
-    return frozenset(' '.join(' '.join((r['name'], r['group'], r['subgroup'], *r['keywords'])) for r in table if r['split'] == 'train').lower())
+    return frozenset(' '.join(' '.join((r['name'], r['group'], r['subgroup'], *r['keywords'])) for r in emoji_table() if r['split'] == 'train').lower())
 
 @dataclass(frozen=True)
 class Reader:

@@ -74,13 +74,15 @@ def replacing(path): # the file to make or replace
     "Give a path to write to, beside `path`; only when all went well does it take the place of `path`."
     path = Path(path)
     try:
+        str(path).encode() # half characters are names for few programs
         if path.is_symlink(): path = Path(os.path.realpath(path)) # the link stays
-        if not path.name or '\0' in path.name or path.exists() and not path.is_file(): raise Problem(f'{str(path)!r} is no file that can be written: choose another place.')
+        if not path.name or '\0' in str(path) or path.exists() and not path.is_file(): raise Problem(f'{str(path)!r} is no file that can be written: choose another place.')
         beside = path.with_name(f'.{path.stem}.{os.getpid()}.tmp{path.suffix}')
         path.parent.mkdir(parents=True, exist_ok=True)
         yield beside
         with open(beside, 'rb+') as f: os.fsync(f.fileno())
         os.replace(beside, path)
+    except UnicodeEncodeError as e: raise Problem(f'{str(path)!r} is no name that every program can read: choose another place.') from e
     except OSError as e: raise Problem(f'{path} could not be written ({e.strerror or e}): free some space or choose another place.') from e
     finally:
         with contextlib.suppress(OSError, UnboundLocalError): beside.unlink()
@@ -90,5 +92,5 @@ def pick_device(name: str = 'auto') -> torch.device:
     "The device a command runs on: 'auto' takes a GPU if there is one, else the CPU."
     if name == 'auto': name = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
     try: torch.zeros(1, device=name).item() # on meta there are no numbers
-    except (RuntimeError, AssertionError, NotImplementedError, ValueError) as e: raise Problem(f'There is no device "{name}" here: use --device cpu or --device auto.') from e
+    except (RuntimeError, AssertionError, NotImplementedError, ValueError, ImportError) as e: raise Problem(f'There is no device "{name}" here: use --device cpu or --device auto.') from e
     return torch.device(name)

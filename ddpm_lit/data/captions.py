@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['STYLES', 'SHAPES', 'COLOURS', 'SIZES', 'GROUNDS', 'PLACES', 'RELATIONS', 'OPPOSITE', 'WORDINGS', 'PLAIN', 'LEXICON',
            'THING', 'GRAMMAR', 'HELD', 'DISTANCE', 'AREA', 'Captioned', 'join', 'chosen', 'Emoji', 'tiles', 'smaller',
-           'emoji', 'shifted', 'CaptionBatches', 'Thing', 'Scene', 'sentence', 'forget', 'every_scene', 'either',
-           'read', 'attributes', 'agrees', 'fraction', 'scenes', 'coverage', 'poses', 'rgb', 'render', 'shapes', 'Fits',
-           'ink_of', 'fit', 'parse', 'scene_of', 'Said', 'on_white', 'lines_of', 'captions_in', 'said_picture',
-           'pictures_with_captions']
+           'emoji_table', 'emoji', 'shifted', 'CaptionBatches', 'Thing', 'Scene', 'sentence', 'forget', 'every_scene',
+           'either', 'read', 'attributes', 'agrees', 'fraction', 'scenes', 'coverage', 'poses', 'rgb', 'render',
+           'shapes', 'Fits', 'ink_of', 'fit', 'parse', 'scene_of', 'Said', 'on_white', 'lines_of', 'captions_in',
+           'said_picture', 'pictures_with_captions']
 
 # %% ../../nbs/50_captions.ipynb #imports
-import functools, hashlib, itertools, json, math, re, struct
+import functools, hashlib, itertools, json, math, os, re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Callable, Iterable, Sequence
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 from ..core.check import Problem, data_dir
-from .images import DATASETS, Images, square, to_bytes, to_unit
+from .images import DATASETS, Images, picture_in, square, to_bytes, to_unit
 
 # %% ../../nbs/50_captions.ipynb #captioned
 @dataclass(frozen=True)
@@ -89,9 +89,7 @@ class Emoji:
 # %% ../../nbs/50_captions.ipynb #emoji
 def tiles(path: Path, n: int) -> Tensor: # [n 3 64 64] uint8
     "The first n pictures of a sheet of 64-pixel tiles, row by row."
-    from PIL import Image
-    try: a = torch.from_numpy(np.array(Image.open(path).convert('RGB')))
-    except OSError as e: raise Problem(f'{path} is not a whole picture ({e}): fetch it again.') from e
+    a = picture_in(path, lambda image: torch.from_numpy(np.array(image.convert('RGB'))))
     h, w = (s//64 for s in a.shape[:2])
     if h*w < n: raise Problem(f'{path} has room for {h*w} tiles, but its table names {n}: fetch both again.')
     return a.reshape(h, 64, w, 64, 3).permute(0, 2, 4, 1, 3).reshape(-1, 3, 64, 64)[:n]
@@ -102,6 +100,16 @@ def smaller(pixels: Tensor, size: int) -> Tensor: # [n 3 h h] uint8 -> [n 3 size
     if size < 1 or k*size != pixels.shape[-1]: raise Problem(f'Pictures of {pixels.shape[-1]} pixels do not divide into {size}: choose 16, 32 or 64.')
     return torch.cat([avg_pool2d(x.float(), k).round().to(torch.uint8) for x in pixels.split(1000)]) if k > 1 else pixels.contiguous()
 
+def emoji_table() -> list[dict]:
+    "What is known of each emoji."
+    path, texts = data_dir('emoji', 'base.jsonl'), ('name', 'group', 'subgroup', 'family', 'char', 'split')
+    try: table = [json.loads(line) for line in path.read_text(encoding='utf-8').split('\n') if line]
+    except (OSError, ValueError, RecursionError) as e: raise Problem(f'{path} is not a whole table ({e}): fetch it again.') from e
+    def right(r): return isinstance(r, dict) and all(isinstance(r.get(k), str) for k in texts) and isinstance(r.get('keywords'), list) and all(isinstance(k, str) for k in r['keywords']) and isinstance(r.get('tiles'), dict) and all(type(i) is int and i >= 0 for i in r['tiles'].values()) and 'held_style' in r
+    for k, r in enumerate(table, 1):
+        if not right(r): raise Problem(f'Line {k} of {path} does not describe an emoji: fetch the file again.')
+    return table
+
 def emoji(split: str = 'train',           # 'train', 'test' or 'all': families are on one side only
           size: int = 32,                 # 16, 32 or 64
           styles: Iterable[str] = tuple(STYLES)) -> Captioned:
@@ -109,9 +117,9 @@ def emoji(split: str = 'train',           # 'train', 'test' or 'all': families a
     styles = (styles,) if isinstance(styles, str) else tuple(styles)
     if split not in ('train', 'test', 'all'): raise Problem(f'The emoji have no part "{split}": ask for train, test or all.')
     if not styles or set(styles) - STYLES.keys(): raise Problem(f'There is no style of emoji {", ".join(set(styles) - STYLES.keys()) or "in an empty list"}: choose from {", ".join(STYLES)}.')
-    with open(data_dir('emoji', 'base.jsonl'), encoding='utf-8') as f: table = [json.loads(line) for line in f]
-    pixels, rows = [], []
+    table, pixels, rows = emoji_table(), [], []
     for style in styles:
+        if not any(style in r['tiles'] and split in (r['split'], 'all') for r in table): raise Problem(f'The table of the emoji names none of style {style} to {split}: fetch it again.')
         mine = sorted((r for r in table if style in r['tiles'] and split in (r['split'], 'all')), key=lambda r: r['tiles'][style])
         sheet = tiles(data_dir('emoji', f'base-{style}-64.webp'), 1 + max(r['tiles'][style] for r in table if style in r['tiles']))
         pixels.append(smaller(sheet[[r['tiles'][style] for r in mine]], size))
@@ -310,6 +318,7 @@ def rgb(table: dict, names: Iterable[str]) -> Tensor: # [n 3] in [-1, 1]
 def render(scenes: Sequence[Scene], size: int = 32, pose: Tensor | None = None) -> Tensor: # [n 3 size size] in [-1, 1]
     "Pictures of scenes: each thing covers its share of the ground. Eq. 50.7."
     if any(None in (s.where, s.ground, *(v for t in s.things for v in (t.colour, t.size))) for s in scenes): raise Problem('A scene that leaves something open cannot be drawn: say its colours, sizes, place and ground.')
+    if size < 1 or 64 % size: raise Problem(f'Scenes are drawn at 16, 32 or 64 pixels, not at {size}.')
     pose = poses(scenes) if pose is None else pose
     ground = rgb(GROUNDS, [s.ground for s in scenes]).to(pose)[..., None, None]; x = ground.repeat(1, 1, size, size)
     for k, shape in itertools.product((0, 1), SHAPES):
@@ -369,6 +378,7 @@ def parse(pixels: Tensor, enough=.4) -> list[Scene | None]: # [n 3 h h] in [-1, 
     "The scene that each picture shows; None where no scene explains two fifths of it."
     if pixels.ndim != 4 or pixels.shape[1] != 3 or pixels.shape[2] != pixels.shape[3] or not pixels.is_floating_point(): raise Problem(f'The parser reads numbers [n 3 h h] in [-1, 1], not {pixels.dtype} {list(pixels.shape)}: use to_unit on bytes.')
     if pixels.shape[-1] not in (16, 32, 64): raise Problem(f'The parser reads pictures of 16, 32 or 64 pixels, not {pixels.shape[-1]}.')
+    pixels = pixels.to(torch.promote_types(pixels.dtype, torch.float32)) # a half has too few digits
     if len(pixels) > 100: return [scene for part in pixels.split(100) for scene in parse(part, enough)] # what fits the processor's cache is faster
     p = avg_pool2d(pixels, 2) if pixels.shape[-1] == 64 else pixels
     frame = torch.cat([p[..., 0, :], p[..., -1, :], p[..., 0], p[..., -1]], -1); ground = frame.median(-1).values # [n 3]
@@ -404,7 +414,8 @@ def on_white(image) -> Tensor: # a PIL image -> [3 h w] uint8
     image = ImageOps.exif_transpose(image)
     if image.mode[0] == 'I': return torch.from_numpy((np.array(image)/257).round().astype(np.uint8)).expand(3, -1, -1) # 16 bits of grey
     if image.mode not in ('RGBA', 'LA', 'PA', 'P'): image = image.convert('RGB')
-    a = torch.from_numpy(np.array(image.convert('RGBA'))).permute(2, 0, 1).double()
+    if image.mode == 'RGB' and 'transparency' not in image.info: return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    a = torch.from_numpy(np.array(image.convert('RGBA'))).permute(2, 0, 1).float() # numbers up to 255^2, which float32 holds
     return (255 + (a[:3] - 255)*a[3]/255).round().to(torch.uint8)
 
 def lines_of(path: Path) -> list[str]:
@@ -417,21 +428,19 @@ def captions_in(folder: Path) -> dict[str, tuple[str, ...]]: # file name -> its 
     found: dict[str, tuple[str, ...]] = {}
     for k, line in enumerate(lines_of(folder/'metadata.jsonl') if (folder/'metadata.jsonl').exists() else [], 1):
         if not line.strip(): continue
-        try: row = json.loads(line); name, text = Path(row['file_name']).as_posix(), row['text'].encode().decode().strip() # no half characters
-        except (ValueError, KeyError, TypeError, AttributeError) as e: raise Problem(f'Line {k} of {folder/"metadata.jsonl"} is not an object with file_name and text ({e}): mend it.') from e
+        try: row = json.loads(line); name, text = Path(row['file_name']).as_posix(), row['text'].encode().decode().strip(); name.encode() # no half characters
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e: raise Problem(f'Line {k} of {folder/"metadata.jsonl"} is not an object with file_name and text ({e}): mend it.') from e
+        if name.startswith('/') or '\0' in name or name == '.' or '..' in name.split('/'): raise Problem(f'Line {k} of {folder/"metadata.jsonl"} names {name!r}, which is no file in this folder: mend it.')
         found[name] = found.get(name, ()) + (text,)
     return found
 
 # %% ../../nbs/50_captions.ipynb #folder-set
 def said_picture(path: Path, name: str, said: tuple[str, ...], size: int) -> tuple[Tensor, Said]: # [1 3 size size] uint8
     "One picture and its captions, or the Problem with it."
-    from PIL import Image
     beside = path.with_suffix('.txt')
-    if beside.exists(): said += tuple(lines_of(beside))
+    if os.path.isfile(beside): said += tuple(lines_of(beside))
     if not (words := tuple(t.strip() for t in said if t.strip())): raise Problem(f'{path} has {"an empty" if said else "no"} caption: write one into {beside.name}, or take the picture away.')
-    try:
-        with Image.open(path) as image: return square(on_white(image)[None], size), Said(words, name)
-    except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as e: raise Problem(f'{path} is not a whole picture ({e}): fetch it again, or take it away.') from e
+    return square(picture_in(path, on_white)[None], size), Said(words, name)
 
 def pictures_with_captions(folder, size: int = 32,
                            bad: str = 'refuse') -> Captioned: # 'refuse' or 'skip' what cannot be read or has no caption

@@ -12,20 +12,21 @@ from torch import Tensor
 from ..core.check import Problem
 
 # %% ../../nbs/03_toy.ipynb #count
-def _check(n: int):
+def _check(n: int, noise: float):
     if not isinstance(n, int) or n < 1: raise Problem(f'A world is drawn as a whole number of points, at least one, not {n!r}.')
+    if not 0 <= noise < 1e30: raise Problem(f'The noise is {noise}: choose a standard deviation from 0 up.')
 
 # %% ../../nbs/03_toy.ipynb #roll
 def swiss_roll(n: int, noise: float = .05) -> Tensor: # [n 2]
     "A spiral of one and a half turns, within about +-2.2. Eq. 03.1."
-    _check(n)
+    _check(n, noise)
     angle = 1.5*math.pi*(1 + 2*torch.rand(n))
     return torch.normal(angle[:, None]/7*torch.stack([angle.cos(), angle.sin()], 1), noise)
 
 # %% ../../nbs/03_toy.ipynb #moons
 def moons(n: int, noise: float = .08, labels: bool = False) -> Tensor | tuple[Tensor, Tensor]: # [n 2], [n]
     "Two interlocked half circles; the label is 1 for the upper one, else 0. Eq. 03.4."
-    _check(n)
+    _check(n, noise)
     angle, label = math.pi*torch.rand(n), torch.arange(n) % 2
     moon = 1.4*torch.stack([angle.cos() + .5, angle.sin() - .25], 1)
     x = torch.normal((2*label - 1)[:, None]*moon, noise)
@@ -34,7 +35,7 @@ def moons(n: int, noise: float = .08, labels: bool = False) -> Tensor | tuple[Te
 # %% ../../nbs/03_toy.ipynb #circles
 def circles(n: int, noise: float = .08, labels: bool = False) -> Tensor | tuple[Tensor, Tensor]: # [n 2], [n]
     "Two circles, of radius .8 (label 0) and 1.6 (label 1, two thirds of the points). Eq. 03.5."
-    _check(n)
+    _check(n, noise)
     angle, label = 2*math.pi*torch.rand(n), (torch.arange(n) % 3 > 0).long()
     x = torch.normal((.8*(1 + label)*torch.stack([angle.cos(), angle.sin()])).T, noise)
     return (x, label) if labels else x
@@ -51,7 +52,7 @@ def branches(arms: int = 3, forks: int = 3, length: float = .85, shorter: float 
 
 def tree(n: int, noise: float = .03, labels: bool = False) -> Tensor | tuple[Tensor, Tensor]: # [n 2], [n]
     "Three forking arms; the label is the arm, 0 to 2. Eq. 03.6."
-    _check(n)
+    _check(n, noise)
     arms = branches(); start, end = arms.flatten(0, 1).unbind(1)
     which = torch.multinomial((end - start).norm(dim=1), n, replacement=True)
     x = torch.normal(torch.lerp(start[which], end[which], torch.rand(n, 1)), noise)

@@ -51,13 +51,18 @@ class Betas:
         return (hi + ((y - x[lo])/(x[hi] - x[lo])).clamp(0, 1))/len(self)
 
 # %% ../../nbs/10_schedule.ipynb #named
+def _row(T: int) -> int:
+    "How many betas a schedule may have."
+    if T < 2: raise Problem(f'A schedule is a row of two or more betas, not of {T}.')
+    return T
+
 def constant(T: int, beta: float) -> Betas:
     "The same beta at every step: the toys of the slides. Eq. 10.3."
-    return Betas(torch.full((T,), beta, dtype=torch.float64))
+    return Betas(torch.full((_row(T),), beta, dtype=torch.float64))
 
 def linear(T: int = 1000, first: float = 1e-4, last: float = .02) -> Betas:
     "Betas on a straight line from `first` to `last`. Eq. 10.4 (DDPM sec. 4)."
-    return Betas(torch.linspace(first, last, T, dtype=torch.float64))
+    return Betas(torch.linspace(first, last, _row(T), dtype=torch.float64))
 
 def linear_scaled(T: int) -> Betas: # T > 20
     "The linear schedule for any T: betas times 1000/T, so that the last level stays near where it was. Eq. 10.5 (improved DDPM)."
@@ -81,13 +86,13 @@ class Cosine:
 # %% ../../nbs/10_schedule.ipynb #cosine-table
 def cosine(T: int = 1000, s: float = .008) -> Betas:
     "The published table of the cosine schedule, its betas cut at .999. Eq. 10.7 (improved DDPM eq. 17)."
-    f = torch.cos(Cosine(s).angle(torch.arange(T + 1, dtype=torch.float64)/T))**2
+    f = torch.cos(Cosine(s).angle(torch.arange(_row(T) + 1, dtype=torch.float64)/T))**2
     return Betas((1 - f[1:]/f[:-1]).clamp(max=.999))
 
 # %% ../../nbs/10_schedule.ipynb #one-over-t
 def one_over_t(T: int = 1000) -> Betas:
     "Each step erases about 1/T of the variance that the data had. Eq. 10.8 (Sohl-Dickstein 2015, sec. 2.4.1), with the bounds of the authors' code."
-    floor = torch.full((T,), 1e-6, dtype=torch.float64); floor[0] += 1e-3
+    floor = torch.full((_row(T),), 1e-6, dtype=torch.float64); floor[0] += 1e-3
     return Betas(floor + (1 - floor - 1e-5)/torch.linspace(T, 2, T, dtype=torch.float64))
 
 # %% ../../nbs/10_schedule.ipynb #grid-class
@@ -116,4 +121,5 @@ def karras(n: int, lo: float = .002, hi: float = 80., rho: float = 7.) -> Grid: 
     "n levels spaced evenly in edm_sigma to the power 1/rho, then CLEAN. Eq. 10.10 (EDM eq. 5)."
     if n < 1: raise Problem(f'A run needs at least one step, not {n}.')
     if not 0 < lo < hi: raise Problem(f'The noise falls from hi to lo, both above 0: {hi} and {lo} do not.')
+    if not (1e-20 <= lo and hi <= 1e20 and .1 <= rho <= 1e6): raise Problem(f'From {hi} to {lo} with rho {rho}, numbers are lost: choose hi up to 1e20, lo from 1e-20 and rho from .1 to a million.')
     return Grid(torch.cat([from_edm_sigma(torch.linspace(hi**(1/rho), lo**(1/rho), n, dtype=torch.float64)**rho).log_snr, CLEAN.log_snr[None]]))

@@ -215,6 +215,7 @@ class UNet(nn.Module):
 def check_picture(x: Tensor, channels: int, factor: int):
     "A `Problem` unless x is [b channels h w] with sides that are multiples of `factor`."
     if x.ndim != 4 or x.shape[1] != channels: raise Problem(f'This network reads pictures [b {channels} h w], not {[*x.shape]}.')
+    if not x.is_floating_point() or not x.numel(): raise Problem(f'This network reads numbers, at least one picture of at least one pixel, not {x.dtype} {[*x.shape]}: turn bytes into numbers with to_unit.')
     if x.shape[2] % factor or x.shape[3] % factor: raise Problem(f'A picture of {x.shape[2]} x {x.shape[3]} does not fit: make both sides multiples of {factor}.')
 
 def check_given(net: UNet, x: Tensor, t: Tensor, label, emb, tokens) -> tuple[Tensor, Tensor | None]:

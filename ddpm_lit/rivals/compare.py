@@ -139,7 +139,12 @@ def read_cards(folder=None) -> dict[tuple[str, str], dict]: # (family, data) -> 
     "What the stored runs say of themselves."
     path = (folder or store())/'cards.json'
     if not path.is_file(): raise Problem(f'There are no stored runs in {path.parent}: make them with ddpm_lit compare --train.')
-    return {(c['family'], c['data']): c for c in json.loads(path.read_text())}
+    number = lambda c, *keys: all(isinstance(c.get(k), (int, float)) for k in keys)
+    try: cards = json.loads(path.read_text(encoding='utf-8'))
+    except (OSError, ValueError, RecursionError) as e: raise Problem(f'{path} is not whole ({e}): make the runs anew with ddpm_lit compare --train.') from e
+    if not isinstance(cards, list) or not all(isinstance(c, dict) and c.get('family') in [*CONTENDERS] and c.get('data') in [*DATA] and number(c, 'cpu_seconds', 'parameters') for c in cards) or not cards:
+        raise Problem(f'{path} does not hold the cards of runs: make them anew with ddpm_lit compare --train.')
+    return {(c['family'], c['data']): c for c in cards}
 
 # %% ../../nbs/37_compare.ipynb #structure
 def jacobian(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor: # x [d...] one example -> [out d]

@@ -7,11 +7,11 @@ __all__ = ['MARK', 'MUTE', 'PLAIN', 'FRESH', 'DTYPES', 'CALLS', 'PATTERNS', 'IN_
            'SCHEDULES', 'MISSING', 'MEANS', 'ACTS', 'Named', 'Storage', 'Window', 'Thing', 'Machine', 'cut', 'windows',
            'model_part', 'numbers', 'cut_all', 'from_zip', 'from_stream', 'read_pickled', 'file_in', 'read_json',
            'from_shards', 'read_state', 'is_ours', 'Sort', 'sort_of', 'way_up_of', 'openai_sizes', 'denoiser_of',
-           'empty', 'by_preset', 'of_this_size', 'from_openai', 'home_of', 'schedule_of', 'from_diffusers',
-           'open_denoiser', 'clip_told', 'clip_at', 'save_official']
+           'empty', 'by_preset', 'of_this_size', 'from_openai', 'described_by', 'home_of', 'schedule_of',
+           'from_diffusers', 'open_denoiser', 'clip_told', 'clip_at', 'save_official']
 
 # %% ../../nbs/78_open.ipynb #imports
-import io, json, math, mmap, pickletools, re, struct, zipfile, zlib
+import contextlib, io, json, math, mmap, pickletools, re, struct, zipfile, zlib
 from functools import cache
 from pathlib import Path
 from typing import Callable, NamedTuple
@@ -291,6 +291,13 @@ def from_openai(state: dict[str, Tensor], name: str, order: str | None, heads: i
 # %% ../../nbs/78_open.ipynb #diffusers
 MEANS = dict(epsilon=from_eps, sample=from_x0, v_prediction=from_v)
 
+@contextlib.contextmanager
+def described_by(about):
+    "What a configuration says and no network can be is a `Problem` with that file."
+    try: yield
+    except Problem: raise
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError, AssertionError) as e: raise Problem(f'{about} describes nothing that can be built ({e or type(e).__name__}): fetch it again.') from e
+
 def home_of(path: Path) -> Path:
     "The folder of a network; of a pipeline, that of its U-Net."
     return path/'unet' if (path/'unet').is_dir() else path if path.is_dir() else path.parent
@@ -310,11 +317,13 @@ def from_diffusers(state: dict[str, Tensor], path: Path, schedule: str | None, s
     if not (clock or schedule): raise Problem(f'{path} does not say its schedule, as there is no scheduler_config.json: give --schedule linear or cosine.')
     c, s = read_json(about), read_json(clock) if clock else {}; side = side or c.get('sample_size')
     if c.get('_class_name', 'UNet2DModel') != 'UNet2DModel': raise Problem(f'{path} is a {c["_class_name"]}, and sample draws from UNet2DModel only.')
-    if not isinstance(side, int): raise Problem(f'{path} does not say the side of its pictures: give --side.')
-    if (kind := s.get('prediction_type', 'epsilon')) not in MEANS: raise Problem(f'{clock} has prediction_type={kind!r}: {" or ".join(MEANS)} is built here.')
-    net = empty(lambda: unet_diffusers(c))
-    S = SCHEDULES[schedule]() if schedule else schedule_of(s, str(clock))
-    return denoiser_of(load_official(net, state, net.layout, str(path)), side, S, str(path), MEANS[kind], limit=s.get('clip_sample_range', 1.) if s.get('clip_sample', True) else None)
+    if type(side) is not int or side < 1: raise Problem(f'{path} does not say the side of its pictures: give --side.')
+    if (kind := str(s.get('prediction_type', 'epsilon'))) not in MEANS: raise Problem(f'{clock} has prediction_type={kind!r}: {" or ".join(MEANS)} is built here.')
+    if not isinstance(depth := c.get('layers_per_block', 2), int) or depth > len(state): raise Problem(f'{about} has layers_per_block={depth!r}, and {path} holds {len(state)} tensors: they do not belong together.')
+    limit = s.get('clip_sample_range', 1.) if s.get('clip_sample', True) else None
+    with described_by(about): net = empty(lambda: unet_diffusers(c))
+    with described_by(clock): S = SCHEDULES[schedule]() if schedule else schedule_of(s, str(clock)); limit = limit if limit is None else float(limit)
+    return denoiser_of(load_official(net, state, net.layout, str(path)), side, S, str(path), MEANS[kind], limit=limit)
 
 # %% ../../nbs/78_open.ipynb #open
 def open_denoiser(path,                    # a file, an index or a folder
@@ -351,7 +360,7 @@ def clip_at(path) -> CLIP:
     "The CLIP in a file or a folder of OpenAI's, open_clip's or transformers'. Eq. 75.2."
     state, name = read_state(path), str(path); sort = sort_of(state, name)
     if sort.name != 'clip': raise Problem(f'{name} is {sort.what} and no CLIP: {sort.advice}.')
-    return clip_from_official({k: w for k, w in state.items() if not k.endswith('attn_mask')}, name, **clip_told(Path(path))) # a mask that some files carry along is the causal one
+    with described_by(name): return clip_from_official({k: w for k, w in state.items() if not k.endswith('attn_mask')}, name, **clip_told(Path(path))) # a mask that some files carry along is the causal one
 
 # %% ../../nbs/78_open.ipynb #back
 def save_official(path, net: nn.Module, dtype: torch.dtype | None = None): # dtype: of the numbers in the file; None: as they are

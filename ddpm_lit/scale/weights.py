@@ -115,6 +115,7 @@ def load_official(net: UNet, state: dict[str, Tensor], layout: Layout, origin: s
         raise Problem(f'{origin} belongs to another network: it {"lacks" if k in theirs else "should not have"} "{k}".')
     for k, v in theirs.items():
         if v.shape != state[k].shape: raise Problem(f'{origin} belongs to another network: "{k}" is {[*state[k].shape]} and should be {[*v.shape]}.')
+        if not state[k].is_meta and not state[k].double().isfinite().all(): raise Problem(f'{origin} is damaged: "{k}" holds numbers that are not finite; fetch it again.')
     net.load_state_dict({key: layout.read(net, key, state) for key in net.state_dict()})
     net.layout = layout
     return net
@@ -172,6 +173,9 @@ def unet_diffusers(config: dict) -> UNet:
     c = options(config, DIFFUSERS, 'sample_size num_train_timesteps')
     only(c, center_input_sample=[False], time_embedding_type=['positional'], mid_block_scale_factor=[1], act_fn=['silu', 'swish'], class_embed_type=[None], freq_shift=[0, 1],
          downsample_type=['conv', 'resnet'], upsample_type=['conv', 'resnet'], mid_block_type=['UNetMidBlock2D'], time_embedding_dim=[None, 4*c['block_out_channels'][0]])
+    for k in ('in_channels', 'out_channels', 'layers_per_block', 'norm_num_groups', 'attn_norm_num_groups', 'attention_head_dim', 'num_class_embeds'):
+        if not (type(c[k]) is int and c[k] > 0 or c[k] is None and DIFFUSERS[k] is None or c[k] is None and k == 'attention_head_dim'): raise Problem(f'The option {k}={c[k]!r} is no number of them.')
+    if not (isinstance(c['norm_eps'], (int, float)) and 0 <= c['norm_eps'] < 1): raise Problem(f'The option norm_eps={c["norm_eps"]!r} is no small number.')
     kinds, wide = c['down_block_types'], c['block_out_channels']
     has_attention = [k.startswith('Attn') for k in kinds]
     if [k.startswith('Attn') for k in c['up_block_types']][::-1] != has_attention: raise Problem('Attention on the way up must be at the levels of the way down.')

@@ -65,8 +65,8 @@ class Studio:
     def __post_init__(self):
         if self.data not in ('emoji', 'shapes'): raise Problem(f'There is no world "{self.data}": choose emoji or shapes.')
         if not (isinstance(self.steps, (tuple, list)) and len(self.steps) == 3 and all(isinstance(s, int) and s > 0 for s in self.steps) and self.steps[0] > 1): raise Problem(f'The steps are {self.steps}: give three whole numbers, the first 2 or more.')
-        if not 0 <= self.seed < 2**40: raise Problem(f'The seed is {self.seed}: choose a whole number from 0 up to 2**40.')
-        if not math.isfinite(self.w): raise Problem(f'The weight w is {self.w}: choose a number, 0 if in doubt.')
+        if not (isinstance(self.seed, int) and 0 <= self.seed < 2**40): raise Problem(f'The seed is {self.seed}: choose a whole number from 0 up to 2**40.')
+        if not (isinstance(self.w, (int, float)) and math.isfinite(self.w)): raise Problem(f'The weight w is {self.w}: choose a number, 0 if in doubt.')
         self.levels = karras(self.steps[0], lo=.05)
     def counted(self, denoiser: Denoiser) -> Denoiser:
         "The same, heard by `progress`."
