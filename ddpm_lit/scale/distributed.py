@@ -96,7 +96,7 @@ def together(device: torch.device) -> Iterator[tuple[Team, torch.device]]:
     if device.type == 'cuda': torch.cuda.set_device(device)
     try: dist.init_process_group('cpu:gloo,cuda:nccl' if device.type == 'cuda' else 'gloo', timeout=PATIENCE)
     except (ValueError, RuntimeError) as e: raise Problem(f'The {team.size} processes of this run did not find one another: start all of them anew, with torchrun.') from e
-    error = None
+    error = None # that of the body
     try: yield team, device
     except BaseException as e:
         error = e
@@ -104,9 +104,7 @@ def together(device: torch.device) -> Iterator[tuple[Team, torch.device]]:
         if not speaks(): raise SystemExit(1) from e
         if lost(e): raise Problem('Another process of this run has ended; what was saved last is whole: go on with --resume.') from e
         raise
-    finally:
-        group = dist.group.WORLD; let_go(error); dist.destroy_process_group()
-        del group, error # the last to hold it is Python, which goes on while its threads end
+    finally: let_go(error); dist.destroy_process_group(); del error
 
 # %% ../../nbs/72_distributed.ipynb #norm
 class Total(torch.autograd.Function):
