@@ -43,9 +43,9 @@ def command(ctx):
 
 def failure(e: BaseException) -> tuple[str, int] | None: # a sentence and an exit code; None: a mistake of ours
     "What to tell the user about an error."
-    from ddpm_lit.core.check import Problem # late: it brings torch, and help needs none
     if isinstance(e, click.ClickException): return e.format_message(), e.exit_code
     if isinstance(e, (click.Abort, KeyboardInterrupt)): return 'stopped.', 130
+    from ddpm_lit.core.check import Problem # late: it brings torch, and help needs none
     if isinstance(e, Problem): return str(e), 1
     if isinstance(e, ValueError) and 'null byte' in str(e): return 'a name holds a sign that no file can have in its name: give another one.', 1
     if isinstance(e, OSError): return f'{e.filename or "the output"} could not be used ({e.strerror or e}): check the name, the permissions and the free space.', 1
@@ -54,17 +54,21 @@ def failure(e: BaseException) -> tuple[str, int] | None: # a sentence and an exi
 def main(args: list[str] | None = None): # None: those of the terminal
     "Run a command; whatever the user can put right ends in one sentence and an exit code that is not zero."
     with contextlib.suppress(AttributeError): sys.stdout.reconfigure(errors='backslashreplace') # a terminal may lack a sign
-    try: code = command.main(args, prog_name='ddpm_lit', standalone_mode=False)
+    try:
+        try: os.getcwd() # where it is gone, libraries end the process in their own way
+        except FileNotFoundError as e: raise click.ClickException('the folder that this was started in is gone: go to another one.') from e
+        code = command.main(args, prog_name='ddpm_lit', standalone_mode=False)
     except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), 1); code = 1 # whoever read us has gone
     except BaseException as e:
         if isinstance(e, SystemExit) or (told := failure(e)) is None: raise
         try: sys.stdout.flush()
-        except OSError: os.dup2(os.open(os.devnull, os.O_WRONLY), 1) # nothing more goes there: Python would try once again at its end, and complain
+        except (OSError, AttributeError): os.dup2(os.open(os.devnull, os.O_WRONLY), 1) # nothing more goes there: Python would try once again at its end, and complain
         click.echo('ddpm_lit: ' + ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in told[0]), err=True); code = told[1]
     sys.exit(code if isinstance(code, int) else 0)
 
 # %% ../nbs/80_command.ipynb #options
-class Finite: # click takes nan and inf for numbers
+class Finite:
+    "Not NaN and not infinity, which click takes for numbers."
     def convert(self, value, param, ctx):
         number = super().convert(value, param, ctx)
         return number if math.isfinite(number) else self.fail(f'{value} is not a finite number.', param, ctx)
@@ -125,7 +129,7 @@ class Bar:
     "Progress on standard error: a bar on a terminal, elsewhere a plain line every ten seconds."
     def __init__(self, total: int, label: str, every: float = 10.):
         self.total, self.label, self.every, self.at, self.said = total, label, every, 0, time.monotonic()
-        self.live = sys.stderr.isatty()
+        self.live = sys.stderr is not None and sys.stderr.isatty()
         if not self.live: return
         from fastprogress.fastprogress import ConsoleProgressBar
         with contextlib.redirect_stdout(sys.stderr): self.bar = ConsoleProgressBar(None, total)

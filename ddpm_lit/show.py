@@ -182,6 +182,7 @@ def captioned(rows: Sequence[Tensor], captions: Sequence[str], zoom: int = 2): #
     font, line, gap = ImageFont.load_default(size=14), 22, 2*zoom
     sheet = Image.new('RGB', (max(p.width for p in pages), sum(p.height + line + gap for p in pages) - gap), 'white'); pen, top = ImageDraw.Draw(sheet), 0
     for page, words in zip(pages, captions):
+        words = ' '.join(words.split()); words = words if len(words) <= 400 else words[:397] + '...' # more fits nowhere
         while len(words) > 4 and pen.textlength(words, font) > sheet.width - 4: words = words.removesuffix('...')[:-1] + '...'
         pen.text((2, top + 2), words, 'black', font); sheet.paste(page, (0, top + line)); top += page.height + line + gap
     return sheet

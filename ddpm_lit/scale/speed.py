@@ -24,7 +24,7 @@ from ..clip.contrast import clip_loss, contrastive, official_clip, unit
 from ..core.check import Problem
 from ..core.denoiser import Denoiser, Model, from_eps, from_v
 from ..core.level import Level
-from ..data.images import Batches, Images
+from ..data.images import Batches, Images, to_bytes
 from ..diffusion.loss import l_simple, min_snr, weighted
 from ..diffusion.sample import clamp_x0, last
 from ..diffusion.schedule import Betas, Cosine, karras, linear
@@ -327,7 +327,7 @@ def quality(name: str, images: Images, real: Tensor, features: Callable[[Tensor]
     for k in evaluations:
         x = draw_pictures(worker.model, n, k, images.pixels.shape[1:], seed)
         row['frechet'][str(k)] = round(frechet_distance(in_parts(features, x), real), 3); yield 80 + 20*(evaluations.index(k) + 1)//len(evaluations), 100, None
-    row['pictures'] = ((x[:keep].clamp(-1, 1) + 1)*127.5).round().byte().flatten().tolist()
+    row['pictures'] = to_bytes(x[:keep]).flatten().tolist()
     yield 100, 100, row
 
 # %% ../../nbs/73_speed.ipynb #equal

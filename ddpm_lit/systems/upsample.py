@@ -171,16 +171,17 @@ class Request:
 def check_request(r: Request):
     "A `Problem` unless all of it fits together."
     if isinstance(r.captions, str): raise Problem('Captions are a tuple of sentences, a picture each: write (caption,).')
+    if not isinstance(r.captions, (tuple, list)): raise Problem(f'Captions are {type(r.captions).__name__}: give a tuple of sentences, a picture each.')
     if not r.captions: raise Problem('Nothing is asked for: give at least one caption.')
     if bad := [c for c in r.captions if not isinstance(c, str)]: raise Problem(f'A caption is {bad[0]!r}: write it as text, \'\' where nothing is said.')
     if r.data not in ('emoji', 'shapes'): raise Problem(f'There is no world "{r.data}": paint emoji or shapes.')
     if r.guidance not in ('cfg', 'clip'): raise Problem(f'There is no guidance "{r.guidance}": choose cfg or clip.')
     if not (isinstance(r.steps, (tuple, list)) and len(r.steps) == 3 and all(isinstance(s, int) and s > 0 for s in r.steps)): raise Problem(f'The steps are {r.steps}: give three whole numbers, each 1 or more.')
     if not (isinstance(r.seed, int) and 0 <= r.seed < 2**40): raise Problem(f'The seed is {r.seed}: choose a whole number from 0 up to 2**40.')
-    for name, v in (('weight w', r.w), ('clip_scale', r.clip_scale or 0.)):
+    for name, v in (('weight w', r.w), ('clip_scale', 0. if r.clip_scale is None else r.clip_scale)):
         if not (isinstance(v, (int, float)) and math.isfinite(v)): raise Problem(f'The {name} is {v}: choose a number, {1 if name == "weight w" else 3} if in doubt.')
     if r.clip_scale is not None and r.guidance != 'clip': raise Problem('clip_scale steers by CLIP: set guidance to clip, or leave it out.')
-    if not 0 < r.strength <= 1: raise Problem(f'The strength is {r.strength}: choose it above 0 (keep all) up to 1 (paint all anew).')
+    if not (isinstance(r.strength, (int, float)) and 0 < r.strength <= 1): raise Problem(f'The strength is {r.strength}: choose it above 0 (keep all) up to 1 (paint all anew).')
     if r.init is not None and r.init.shape != (3, 64, 64): raise Problem(f'The picture to begin with is {[*r.init.shape]}: make it [3 64 64].')
     if r.mask is not None and r.init is None: raise Problem('A mask says what to keep of `init`: give both.')
     if r.mask is not None and r.mask.shape != (64, 64): raise Problem(f'The mask is {[*r.mask.shape]}: make it [64 64].')
