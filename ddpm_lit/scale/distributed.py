@@ -318,6 +318,6 @@ def plan(p: Preset, k: Kept, N: int, narrow: float = 1., d: Device = H100) -> di
     "The plainest engine that trains a preset on N devices: bytes on each, samples a second, efficiency. Eq. 72.9-72.11."
     batch = (p.regime.batch or 512)/N
     for name, engine in ENGINES.items():
-        if (size := memory(k, batch, N, **engine, narrow=narrow)) > d.filled*d.memory or engine.get('shard') and N == 1: continue
+        if (size := memory(k, batch, N, **engine, narrow=narrow)) > d.filled*d.memory: continue
         seconds, efficiency = step_seconds(k, p.cost.flops, batch, N, **engine, narrow=narrow, d=d)
         return dict(engine=name, bytes=size, seconds=seconds, samples_per_second=batch*N/seconds, efficiency=efficiency)
