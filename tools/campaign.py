@@ -39,6 +39,7 @@ from ddpm_lit.train.measure import load_classifier
 SECONDS, MEMORY, GROWTH = 60, 4 << 30, 1 << 29 # of the processor, of addresses beyond those at the start, of memory really used: for each case
 
 class Refused(Exception): "A command said no, and said it well."
+class Skipped(Exception): "This machine does not let us try."
 class Slow(BaseException): "The limit on processor time."
 class Tally(NamedTuple): refused: int = 0; worked: int = 0; failures: tuple[str, ...] = ()
 class Case(NamedTuple): part: str; name: str; run: Callable[[], Any]
@@ -112,6 +113,7 @@ def attempt(case: Case, box: Path) -> Tally:
     try:
         try: value = case.run(); tally = value if isinstance(value, Tally) else (sound(value), Tally(worked=1))[1]
         except Refused: tally = Tally(refused=1)
+        except Skipped as e: print(f'skipped {case.name}: {e}', file=sys.stderr)
         except Problem as e: sentence(str(e)); tally = Tally(refused=1)
         signal.setitimer(signal.ITIMER_PROF, 0)
         if (grown := memory('VmHWM') - start) > GROWTH: tally = Tally(failures=(f'it took {grown >> 20} MiB',))
@@ -408,7 +410,7 @@ def shape_cases(seed: int, examples: int):
 def disk(size: str, read_only: bool = False, fill: Callable = lambda: None):
     "A small disk of its own in the folder `disk`."
     Path('disk').mkdir(); mount = lambda *a: subprocess.run(['mount', *a, 'disk'], capture_output=True).returncode == 0
-    if not mount('-t', 'tmpfs', '-o', f'size={size}', 'none'): raise Refused('no disk can be mounted here: skipped')
+    if not mount('-t', 'tmpfs', '-o', f'size={size}', 'none'): raise Skipped('no disk can be mounted here')
     try: fill(); assert not read_only or mount('-o', 'remount,ro'); yield
     finally: subprocess.run(['umount', '-l', 'disk'], check=True)
 
