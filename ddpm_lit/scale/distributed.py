@@ -9,7 +9,7 @@ __all__ = ['PATIENCE', 'RUNS', 'TOGETHER', 'BLOCKS', 'STATE', 'H100', 'ENGINES',
            'Kept', 'memory', 'Device', 'step_seconds', 'plan']
 
 # %% ../../nbs/72_distributed.ipynb #imports
-import contextlib, gc, os, shutil, traceback, weakref
+import contextlib, gc, os, shutil, signal, traceback, weakref
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -97,6 +97,8 @@ def together(device: torch.device) -> Iterator[tuple[Team, torch.device]]:
     try: dist.init_process_group('cpu:gloo,cuda:nccl' if device.type == 'cuda' else 'gloo', timeout=PATIENCE)
     except (ValueError, RuntimeError) as e: raise Problem(f'The {team.size} processes of this run did not find one another: start all of them anew, with torchrun.') from e
     error = None # that of the body
+    with contextlib.suppress(ValueError): # torchrun asks all to end when one has: first they tell; asked once more, they end at once
+        signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
     try: yield team, device
     except BaseException as e:
         error = e
@@ -219,6 +221,7 @@ class Sharded(Shared):
     "A run whose every process holds 1/N of each tensor. Eq. 72.1, 72.8."
     def place(self, model):
         from torch.distributed.fsdp import fully_shard
+        for p in model.parameters(): p.data = p.data.contiguous() # rows are cut, so they must lie in order
         single = hold_single(model, self.team)
         for m in model.modules():
             if isinstance(m, Block): [fully_shard(part) for part in m.modules() if isinstance(part, nn.Linear)] # a prior (62) asks for these, and not for the block
