@@ -51,6 +51,7 @@ def failure(e: BaseException) -> tuple[str, int] | None: # a sentence and an exi
     if isinstance(e, OSError): return f'{e.filename or "the output"} could not be used ({e.strerror or e}): check the name, the permissions and the free space.', 1
     if isinstance(e, MemoryError) or 'out of memory' in str(e) or "can't allocate memory" in str(e): return 'there is not enough memory: ask for a smaller --batch or --n.', 1
 
+# %% ../nbs/80_command.ipynb #main-function
 def main(args: list[str] | None = None): # None: those of the terminal
     "Run a command; whatever the user can put right ends in one sentence and an exit code that is not zero."
     with contextlib.suppress(AttributeError): sys.stdout.reconfigure(errors='backslashreplace') # a terminal may lack a sign
@@ -83,6 +84,7 @@ class Count(click.IntRange):
 class Number(Finite, click.types.FloatParamType): "Any finite number."
 class Range(Finite, click.FloatRange): "A finite number between two others."
 
+# %% ../nbs/80_command.ipynb #shared-options
 def options(*names: str):
     "Options that several commands share."
     known = dict(seed=click.option('--seed', type=Count(0, 2**40 - 1), default=0, show_default=True, help='Where all random numbers start.'),
@@ -301,6 +303,7 @@ def alone(out: Path, new: bool): # new: may the folder be made?
         if made:
             with contextlib.suppress(OSError): out.rmdir()
 
+# %% ../nbs/80_command.ipynb #open-run-function
 def open_run(out, recipe, given: dict, resume=False, init=False, device=None, channels_last=False, compile=False, recompute=False, team=None) -> Run:
     "Start a run, or go on with the one in `out`."
     import torch
@@ -368,6 +371,7 @@ def train(name, out, resume, init, ship, steps, batch, lr, seed, bf16, channels_
     from ddpm_lit.scale.distributed import together
     with together(start(device, threads)) as (team, device): train_together(team, device, name, out, resume, init, ship, dict(steps=steps, batch=batch, lr=lr, seed=seed, bf16=bf16, shard=shard), channels_last, compile, recompute, save_every, as_json)
 
+# %% ../nbs/80_command.ipynb #train-together
 def train_together(team, device, name, out, resume, init, ship, given, channels_last, compile, recompute, save_every, as_json):
     "What each process of a team does to train NAME: only the first one speaks and writes."
     from ddpm_lit.core.check import Problem, data_dir
@@ -994,18 +998,19 @@ def weighed(out: Path, data: str, peers: bool, seconds: float, seeds: int, devic
     from ddpm_lit.train.measure import accuracy, fit_classifier, frechet_distance, in_parts
     arms, images, test, about = [a for a in ARMS if peers or a == 'ours'], load_images(data), load_images(data, 'test'), dict(data=data, seconds=seconds)
     if images.pixels.shape[1:] != (1, 28, 28): raise Problem(f'The arms are built for grey pictures of 28 x 28, not for {data}: choose fashion-mnist or mnist.')
-    out.mkdir(parents=True, exist_ok=True); kept = out/'quality.json'; old = read_settings(kept) if kept.exists() else dict(about=about, rows=[])
+    out.mkdir(parents=True, exist_ok=True); kept = out/'quality.json'; old = read_settings(kept, about=dict, rows=list) if kept.exists() else dict(about=about, rows=[])
     if old['about'] != about: raise Problem(f'{out} holds arms of {old["about"]}, not of {about}: give another folder with --out.')
-    reader = fit_classifier(images)[0]; real = in_parts(reader.features, to_unit(test.pixels)); rows = {(r['arm'], r['seed']): r for r in old['rows']}
+    reader = fit_classifier(images)[0]; real = in_parts(reader.features, to_unit(test.pixels)); trained_on = images.to(device); rows = {(r['arm'], r['seed']): r for r in old['rows']}
     for i, (seed, arm) in enumerate(todo := [(s, a) for s in range(seeds) for a in arms if (a, s) not in rows]):
         with Bar(100, f'{arm}, seed {seed}, {i + 1} of {len(todo)}') as bar:
-            for done, _, row in train_arm(arm, images, real, reader.features, seconds, seed, evaluations=(10, 20) if seed else (5, 10, 20)): bar(done)
+            for done, _, row in train_arm(arm, trained_on, real, reader.features, seconds, seed, evaluations=(10, 20) if seed else (5, 10, 20)): bar(done)
         rows[arm, seed] = row
         with replacing(kept) as p: p.write_text(json.dumps(dict(about=about, rows=[*rows.values()])))
     rows = [rows[a, s] for s in range(seeds) for a in arms]; first = [torch.tensor(r['pictures']).reshape(-1, 1, 28, 28)/127.5 - 1 for r in rows if r['seed'] == 0]
     save_sheet(torch.cat(first), out/'quality.png', len(first[0]), 1)
     return dict(**about, reader=accuracy(reader, test), real=frechet_distance(real[:rows[0]['n']], real[rows[0]['n']:]), rows=[{k: v for k, v in r.items() if k != 'pictures'} for r in rows])
 
+# %% ../nbs/80_command.ipynb #bench-command
 @command.command()
 @click.argument('parts', nargs=-1)
 @click.option('--peers', is_flag=True, help="Beside diffusers, denoising-diffusion-pytorch and open_clip (pip install 'ddpm_lit[peers]').")

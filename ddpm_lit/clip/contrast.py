@@ -70,6 +70,7 @@ def slopes_in_chunks(z_image, z_text, scale, row, column, w_row, w_column, rows)
         d_scale = d_scale + G.mul_(cosine).sum()
     return d_image, d_text, d_scale
 
+# %% ../../nbs/53_clip.ipynb #in-chunks
 class InChunks(torch.autograd.Function):
     "Eq. 53.3 a few rows of the table at a time, forward and backward. Eq. 53.11, 53.12."
     @staticmethod

@@ -29,6 +29,7 @@ def density_nats(x: Tensor, mean: Tensor, std: Tensor) -> Tensor: # all [b ...]
     "-log of a Gaussian's density, coordinate by coordinate."
     return .5*((x - mean)/std)**2 + (std*math.sqrt(2*math.pi)).log()
 
+# %% ../../nbs/34_vae.ipynb #vae-class
 class VAE(Rival):
     "A few latents behind each x: trained by a bound, drawn in one evaluation. Eq. 34.1-34.5."
     likelihood = 'bound'

@@ -91,8 +91,10 @@ def let_go(e: BaseException | None):
 def together(device: torch.device) -> Iterator[tuple[Team, torch.device]]:
     "The team that torchrun has started, and this process's device; without torchrun a team of one."
     if 'RANK' not in os.environ or 'WORLD_SIZE' not in os.environ: yield Team(), device; return
-    team = Team(int(os.environ['RANK']), int(os.environ['WORLD_SIZE']))
-    if device.type == 'cuda' and device.index is None: device = torch.device('cuda', int(os.environ.get('LOCAL_RANK', 0)))
+    try: rank, size, local = (int(os.environ.get(k, 0)) for k in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK'))
+    except ValueError as e: raise Problem('RANK, WORLD_SIZE and LOCAL_RANK are whole numbers that torchrun sets: start with it, or remove them from the environment.') from e
+    team = Team(rank, size)
+    if device.type == 'cuda' and device.index is None: device = torch.device('cuda', local)
     if device.type == 'cuda': torch.cuda.set_device(device)
     try: dist.init_process_group('cpu:gloo,cuda:nccl' if device.type == 'cuda' else 'gloo', timeout=PATIENCE)
     except (ValueError, RuntimeError) as e: raise Problem(f'The {team.size} processes of this run did not find one another: start all of them anew, with torchrun.') from e
@@ -217,10 +219,12 @@ def hold_single(model: nn.Module, team: Team) -> set[nn.Parameter]:
             m.__class__ = type(type(m).__name__, (type(m),), {k: property(partial(seen, k=k))}); held.add(m._parameters[k])
     return held
 
+# %% ../../nbs/72_distributed.ipynb #sharded
 class Sharded(Shared):
     "A run whose every process holds 1/N of each tensor. Eq. 72.1, 72.8."
     def place(self, model):
-        from torch.distributed.fsdp import fully_shard
+        try: from torch.distributed.fsdp import fully_shard
+        except ImportError as e: raise Problem(f'This PyTorch ({torch.__version__}) cannot spread a model: get 2.7 or newer, or train it without --shard.') from e
         for p in model.parameters(): p.data = p.data.contiguous() # rows are cut, so they must lie in order
         single = hold_single(model, self.team)
         for m in model.modules():
@@ -254,6 +258,7 @@ class Sharded(Shared):
         self.step = int(state['step'])
         return self
 
+# %% ../../nbs/72_distributed.ipynb #recompute
 def recompute(model: nn.Module) -> nn.Module:
     "Forget what the blocks hold inside, and compute it again on the way back. Eq. 72.9."
     for m in model.modules():
