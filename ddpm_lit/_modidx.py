@@ -1238,6 +1238,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                'ddpm_lit.show.cloud': ('show.html#cloud', 'ddpm_lit/show.py'),
                                'ddpm_lit.show.clouds': ('show.html#clouds', 'ddpm_lit/show.py'),
                                'ddpm_lit.show.curves': ('show.html#curves', 'ddpm_lit/show.py'),
+                               'ddpm_lit.show.drawn': ('show.html#drawn', 'ddpm_lit/show.py'),
                                'ddpm_lit.show.field': ('show.html#field', 'ddpm_lit/show.py'),
                                'ddpm_lit.show.heat': ('show.html#heat', 'ddpm_lit/show.py'),
                                'ddpm_lit.show.ladder': ('show.html#ladder', 'ddpm_lit/show.py'),

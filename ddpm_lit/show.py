@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['INK', 'style', 'panels', 'plane', 'cloud', 'clouds', 'lattice', 'field', 'heat', 'curves', 'tile', 'sheet', 'strip',
-           'Slider', 'png', 'card', 'ladder', 'chain', 'save_sheet', 'captioned', 'save_captioned', 'save_figure']
+           'Slider', 'png', 'drawn', 'card', 'ladder', 'chain', 'save_sheet', 'captioned', 'save_captioned',
+           'save_figure']
 
 # %% ../nbs/04_show.ipynb #imports
 import base64, io, math
@@ -111,10 +112,10 @@ def strip(x: Tensor, titles: Sequence[str] = ()):
 # %% ../nbs/04_show.ipynb #slider
 class Slider:
     "Prepared pictures with a lever: HTML that carries its pictures with it."
-    def __init__(self, frames: Sequence[Tensor], labels: Sequence[str], ask: str = '', columns: int = 10, zoom: int = 1): # frames: [n c h w] in [-1, 1] each
+    def __init__(self, frames: Sequence, labels: Sequence[str], ask: str = '', columns: int = 10, zoom: int = 1): # each frame [n c h w] in [-1, 1], or a figure, which is closed
         if len(frames) != len(labels) or not len(frames): raise Problem(f'There are {len(frames)} frames and {len(labels)} labels: give each frame one.')
         self.labels, self.ask = [*map(str, labels)], ask
-        self.frames = [png(x, columns, zoom) for x in frames]
+        self.frames = [png(x, columns, zoom) if isinstance(x, Tensor) else drawn(x) for x in frames]
     def __repr__(self) -> str: return f'a slider: {", ".join(self.labels)}'
     def _repr_html_(self) -> str:
         one = ''.join(f'<figure style="margin:2px;display:inline-block"><img alt="{escape(l)}" style="max-width:{max(100//len(self.labels), 15)}vw;image-rendering:pixelated" src="data:image/png;base64,{base64.b64encode(f).decode()}"><figcaption style="font-size:small">{escape(l)}</figcaption></figure>'
@@ -127,6 +128,11 @@ def png(x: Tensor, columns: int = 8, zoom: int = 2) -> bytes:
     from PIL import Image
     page = (tile(x, columns).repeat_interleave(zoom, 0).repeat_interleave(zoom, 1)*255).round().byte(); out = io.BytesIO()
     Image.fromarray(page.numpy()).save(out, format='PNG'); return out.getvalue()
+
+def drawn(figure) -> bytes:
+    "A matplotlib figure as PNG; it is closed, so that no notebook shows it a second time."
+    out = io.BytesIO(); figure.savefig(out, format='png', dpi=72); plt.close(figure)
+    return out.getvalue()
 
 # %% ../nbs/04_show.ipynb #card
 def card(x: Tensor, answers: Sequence[str], shares: Sequence[float], title: str = '', right: int | None = 0): # x [3 h w] in [-1, 1]; right: which answer gets the check mark

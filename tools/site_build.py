@@ -86,8 +86,9 @@ def page(path, shown_pages):
         export = bool(f.keys() & {'export', 'exports', 'exporti'})
         if export: cells.append(markdown(f'at-{cell["id"]}', f'(c{stem[:2]}-{cell["id"]})='))
         shown = '\n'.join(l for l in source.splitlines() if not re.match(r'\s*#\s*\|', l)).strip('\n')
-        tags = ['export'] * export + ['hide-input'] * ('hide' in f)
-        cells.append(dict(cell, source=shown, metadata=dict(tags=tags, mystnb=dict(image=dict(alt=cell['id'].replace('-', ' ')), code_prompt_show='Set-up', code_prompt_hide='Set-up'))))
+        fold = 'Solution' if cell['id'].startswith('solution') else 'Set-up' if 'hide' in f else None
+        tags = ['export'] * export + ['hide-cell' if fold == 'Solution' else 'hide-input'] * bool(fold)
+        cells.append(dict(cell, source=shown, metadata=dict(tags=tags, mystnb=dict(image=dict(alt=cell['id'].replace('-', ' ')), code_prompt_show=fold, code_prompt_hide=fold))))
     if stem == 'index': cells.append(markdown('contents', contents(nb, shown_pages)))
     return json.dumps(dict(nb, cells=cells, metadata=dict(kernelspec=dict(name='python3', display_name='Python 3'), language_info=dict(name='python'))), ensure_ascii=False)
 
