@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GLIDE_TEXT', 'GLIDE_BASE', 'GLIDE_UPSAMPLE', 'FAMILY', 'whose', 'GlideLayout', 'Member', 'member', 'kind_of',
-           'glide_openai', 'load_glide', 'run_glide', 'fast27']
+           'glide_openai', 'load_glide', 'run_glide', 'fast27', 'draw_glide']
 
 # %% ../../nbs/76_glide.ipynb #imports
 from dataclasses import dataclass
@@ -12,9 +12,11 @@ from typing import Callable, NamedTuple
 import torch
 from torch import Tensor, nn
 from ..core.check import Problem
+from ..core.denoiser import Denoiser
 from ..core.level import CLEAN
-from ..diffusion.sample import respace
+from ..diffusion.sample import ancestral, clamp_x0, ddim, last, learned_range, respace
 from ..diffusion.schedule import Betas, Grid, cosine, linear
+from ..guide.free import cfg_paired
 from ..nets.unet import SuperRes
 from .towers import BLOCK, NTH, Names, nearest_step, within
 from .weights import KINDS, Fixture, Kind, Layout, load_official, only, options, projection
@@ -115,3 +117,14 @@ def fast27(S: Betas) -> Grid: # of 1,000 steps
     "GLIDE's 27 timesteps for the model that enlarges: most of them near the clean end, and the noisiest moved two earlier. Eq. 14.11."
     step = respace(S, '10,10,3,2,2').step; step[0] -= 2
     return Grid(torch.cat([S.log_snr[step - 1], CLEAN.log_snr[None]]), step)
+
+@torch.no_grad()
+def draw_glide(base: Glide, tokens: Tensor, up: Glide | None = None, # [b l]; up: the model that enlarges
+               side: int = 64, guidance_scale: float = 3., steps: int = 100, noise=torch.randn_like, # of the base
+               watch: Callable[[Denoiser], Denoiser] = lambda d: d) -> Tensor: # watch: sees every evaluation -> [b 3 side side], enlarged [b 3 4 side 4 side]
+    "From a sentence to a picture, by their steps. Eq. 76.6, 14.9, 14.11."
+    start = lambda side: noise(base.text.places.new_empty(len(tokens), 3, side, side))
+    x = last(ancestral(watch(clamp_x0(cfg_paired(base, tokens, guidance_scale=guidance_scale))), respace(base.schedule, str(steps)), start(side), learned_range, noise))
+    if up is None: return x
+    low = ((x + 1)*127.5).round()/127.5 - 1
+    return last(ddim(watch(clamp_x0(up.given(tokens, low))), fast27(up.schedule), .997*start(4*side)))

@@ -4,26 +4,30 @@
 
 # %% auto #0
 __all__ = ['UNCLIP_BLOCK', 'UNCLIP_PRIOR', 'PRIOR_OPTIONS', 'STEPS', 'UNCLIP_TEXT', 'KARLO_TEXT', 'KARLO', 'KARLO_ONLY',
-           'KARLO_MUTE', 'KARLO_UP', 'PriorNames', 'prior_diffusers', 'opened', 'load_prior', 'not_causal', 'run_prior',
-           'hear_raw', 'HeardText', 'Masked', 'Karlo', 'SeenRaw', 'KarloLayout', 'karlo_unet', 'decoder_diffusers',
-           'load_decoder', 'run_decoder', 'bicubic', 'upsampler_diffusers', 'load_upsampler', 'relay']
+           'KARLO_MUTE', 'KARLO_UP', 'TEXT_OPTIONS', 'PriorNames', 'prior_diffusers', 'opened', 'load_prior',
+           'not_causal', 'run_prior', 'hear_raw', 'HeardText', 'Masked', 'Karlo', 'SeenRaw', 'KarloLayout',
+           'karlo_unet', 'decoder_diffusers', 'load_decoder', 'run_decoder', 'bicubic', 'upsampler_diffusers',
+           'load_upsampler', 'relay', 'Ears', 'load_text', 'Unclip', 'draw_unclip', 'unclip_parts', 'run_unclip']
 
 # %% ../../nbs/77_unclip.ipynb #imports
 import math
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
+from typing import Callable, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from ..clip.contrast import CLIP
+from ..clip.contrast import CLIP, TextTower
 from ..core.check import Problem
 from ..core.denoiser import Denoiser, Model, from_eps
+from ..diffusion.sample import ancestral, clamp_x0, fixed_small, last, learned_range, respace
 from ..diffusion.schedule import Grid, cosine
-from ..guide.free import within as between
+from ..guide.free import cfg_paired, within as between
+from ..nets.transformer import gelu, quick_gelu
 from ..nets.unet import Attention, SuperRes, UNet, adm_unet
 from .glide import whose
-from .towers import NTH, Names, nearest_step, within
+from .towers import CARRIED, NTH, TRANSFORMERS, Names, nearest_step, within
 from .weights import KINDS, Fixture, Kind, Layout, load_official, only, options, unet_diffusers
 from ..systems.dalle2 import Decoder, Seen
 from ..systems.glide import Glide, Told
@@ -211,3 +215,57 @@ def load_upsampler(source, config: dict | None = None) -> Model: # the path of a
 def relay(first: Denoiser, final: Denoiser, levels: Grid) -> Denoiser:
     "One denoiser up to the last step of a run, and another for that. Eq. 41.6."
     return between(final, first, levels.log_snr[-2], math.inf)
+
+# %% ../../nbs/77_unclip.ipynb #chain-parts
+TEXT_OPTIONS = dict(vocab_size=49_408, hidden_size=768, projection_dim=768, num_hidden_layers=12, num_attention_heads=12, max_position_embeddings=77, hidden_act='quick_gelu', intermediate_size=3072, layer_norm_eps=1e-5) # as published
+
+class Ears(nn.Module):
+    "The half of a CLIP that reads, which is all that `hear` asks."
+    def __init__(self, text: TextTower): super().__init__(); self.text = text
+
+def load_text(source,                     # the path of a safetensors file, or a state
+              config: dict | None = None, # of transformers' CLIPTextModelWithProjection, where it differs from the published
+              ) -> Ears:
+    "The reading half of a CLIP in transformers' layout, in float32 and ready to hear. Eq. 75.1, 77.3."
+    (state, origin), c = opened(source), TEXT_OPTIONS | {k: v for k, v in (config or {}).items() if k in TEXT_OPTIONS} # the rest of theirs is of no matter here
+    only(c, hidden_act=['quick_gelu', 'gelu'], layer_norm_eps=[1e-5], intermediate_size=[4*c['hidden_size']])
+    with torch.device('meta'): ears = Ears(TextTower(c['vocab_size'], c['max_position_embeddings'], c['hidden_size'], c['num_hidden_layers'], c['num_attention_heads'], c['projection_dim'], dict(quick_gelu=quick_gelu, gelu=gelu)[c['hidden_act']]))
+    return load_official(ears.to_empty(device='cpu').eval(), {k: w for k, w in state.items() if k not in CARRIED}, TRANSFORMERS, origin)
+
+# %% ../../nbs/77_unclip.ipynb #chain
+class Unclip(NamedTuple):
+    "The parts of a whole unCLIP."
+    ears: Ears; prior: Prior; decoder: Karlo; first: Model; final: Model
+    sides: tuple[int, int] = (64, 256) # of the decoder's pictures, and of the enlarged
+    limit: float = 5.                  # of the prior's coordinates, in deviations
+
+@torch.no_grad()
+def draw_unclip(parts: Unclip, tokens: Tensor, silence: Tensor, # [b l], and [1 l] of the empty sentence
+                prior_scale: float = 4., guidance_scale: float = 8., steps: tuple[int, int, int] = (25, 25, 7), # of the prior, the decoder and the upsamplers
+                noise=torch.randn_like, watch: Callable[[Denoiser], Denoiser] = lambda d: d, # watch: sees every evaluation
+                ) -> tuple[Tensor, Tensor, Tensor]: # z_i [b d], [b 3 64 64], [b 3 256 256]
+    "From a sentence to an embedding, from both to a small picture, from that to a large one. Eq. 77.7, 77.8, 41.6."
+    heard, unheard, (small, large) = hear_raw(parts.ears, tokens), hear_raw(parts.ears, silence), parts.sides
+    def run(denoiser, n, limit, variance, *shape):
+        return last(ancestral(watch(clamp_x0(denoiser, limit)), respace(cosine(), str(n)), noise(heard.z_text.new_empty(len(tokens), *shape)), variance, noise))
+    z = parts.prior.unscaled(run(cfg_paired(parts.prior, heard, guidance_scale=prior_scale, instead_of=unheard), steps[0], parts.limit, fixed_small, heard.z_text.shape[1]))
+    x = run(cfg_paired(parts.decoder, (z, heard), guidance_scale=guidance_scale, instead_of=(None, unheard)), steps[1], 1., learned_range, 3, small, small).clamp(-1, 1)
+    low, levels = bicubic(x, large//small), respace(cosine(), str(steps[2]))
+    return z, x, run(relay(parts.first.given(low), parts.final.given(low), levels), steps[2], 1., fixed_small, 3, large, large)
+
+# %% ../../nbs/77_unclip.ipynb #run-unclip
+def unclip_parts(state: dict[str, Tensor], config: dict) -> Unclip: # keys begin with the part's folder; configurations by folder
+    "A whole unCLIP as diffusers keeps it, a folder for each part. Eq. 77.1, 77.3, 77.5."
+    of = lambda part: {k.removeprefix(f'{part}.'): w for k, w in state.items() if k.startswith(f'{part}.')}
+    clip, first, final = load_text(of('text_encoder'), config['text_encoder']), *(load_upsampler(of(k), config[k]) for k in ('super_res_first', 'super_res_last'))
+    return Unclip(clip, load_prior(of('prior'), config['prior']), load_decoder(of('text_proj'), of('decoder'), {k: config[k] for k in ('decoder', 'text_proj')}), first, final,
+                  tuple(config[k]['sample_size'] for k in ('decoder', 'super_res_first')), config['prior_scheduler']['clip_sample_range'])
+
+def run_unclip(f: Fixture, dtype: torch.dtype) -> dict[str, Tensor]:
+    "Everything that a whole pipeline of diffusers computes on the way from two sentences to two pictures, with its own noise. Eq. 71.2, 77.7."
+    parts = unclip_parts(f.weights, f.config); parts = Unclip(*(net.to(dtype) for net in parts[:5]), *parts[5:])
+    each = [f.inputs[f'noise_{k}'].to(dtype) for k in ('prior', 'decoder', 'super_res')]; queue = [v for row in each for v in [*row, row[0]]] # the first state, each step's, and one for the last step, which draws nothing
+    heard = hear_raw(parts.ears, f.inputs['tokens']); z, small, image = draw_unclip(parts, f.inputs['tokens'], f.inputs['silence'], steps=tuple(map(len, each)), noise=lambda x: queue.pop(0))
+    return dict(z_text=heard.z_text, hidden=heard.words, z_image=z, small=small, enlarged=bicubic(small, parts.sides[1]//parts.sides[0]), image=image)
+
+KINDS.append(Kind(r'diffusers UnCLIPPipeline\b', run_unclip, (1e-10, 5e-5))) # guided random networks magnify rounding
