@@ -986,6 +986,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
             'ddpm_lit.scale.open': { 'ddpm_lit.scale.open.Machine': ('open.html#machine', 'ddpm_lit/scale/open.py'),
                                      'ddpm_lit.scale.open.Machine.__init__': ('open.html#machine.__init__', 'ddpm_lit/scale/open.py'),
                                      'ddpm_lit.scale.open.Machine.call': ('open.html#machine.call', 'ddpm_lit/scale/open.py'),
+                                     'ddpm_lit.scale.open.Machine.fill': ('open.html#machine.fill', 'ddpm_lit/scale/open.py'),
                                      'ddpm_lit.scale.open.Machine.named': ('open.html#machine.named', 'ddpm_lit/scale/open.py'),
                                      'ddpm_lit.scale.open.Machine.row': ('open.html#machine.row', 'ddpm_lit/scale/open.py'),
                                      'ddpm_lit.scale.open.Machine.run': ('open.html#machine.run', 'ddpm_lit/scale/open.py'),
