@@ -81,7 +81,7 @@ def page(path, shown_pages):
         if cell['cell_type'] == 'markdown':
             if stem in number.values() and source.startswith('# '): source = f'# {stem[:2]} {source[2:]}'
             if source.startswith('# '): source = re.sub(r'^> ', '{.subtitle}\n> ', source, count=1, flags=re.M)
-            cells.append(dict(cell, source=prose(source)))
+            cells.append(dict(cell, source=prose(source.replace('](../CONTRIBUTING.md)', '](/contributing.md)'))))
             continue
         export = bool(f.keys() & {'export', 'exports', 'exporti'})
         if export: cells.append(markdown(f'at-{cell["id"]}', f'(c{stem[:2]}-{cell["id"]})='))
@@ -98,7 +98,7 @@ def contents(index, pages):
     "The contents at the side: the rooms as the front page names them, then the library."
     rooms = dict(re.findall(r'\|\s*\*\*(\d) ([^*|]+)\*\*', '\n'.join(text(c['source']) for c in index['cells'])))
     doors = {d: [s for s in pages if s[0] == d] for d in sorted({s[0] for s in pages})}
-    return '\n'.join([*(tree(f'{d} {rooms.get(d, "")}'.strip(), names) for d, names in doors.items()), tree('the library', ['api/index', 'equations'])])
+    return '\n'.join([*(tree(f'{d} {rooms.get(d, "")}'.strip(), names) for d, names in doors.items()), tree('the library', ['api/index', 'equations', 'contributing'])])
 
 # ---- modules ------------------------------------------------------------------------------------------------------------
 
@@ -195,7 +195,7 @@ def settings(only):
     return dict(project=cfg['lib_name'], author=cfg['author'], html_title=cfg['lib_name'], copyright=cfg['copyright'].replace('%(author)s', cfg['author']), language='en',
                 extensions=['myst_nb', 'sphinx.ext.mathjax', 'sphinx-mathjax-offline'], source_suffix={'.ipynb': 'myst-nb', '.md': 'myst-nb'}, root_doc='index',
                 html_theme='sphinx_book_theme', html_theme_options=theme, html_static_path=['_static'], html_favicon='_static/mark.svg', html_context=dict(default_mode='auto'), html_css_files=['site.css'], html_copy_source=False, html_show_sphinx=False,
-                nb_execution_mode='off', myst_enable_extensions=['amsmath', 'dollarmath', 'attrs_block'], add_module_names=False,
+                nb_execution_mode='off', nb_render_markdown_format='myst', myst_enable_extensions=['amsmath', 'dollarmath', 'attrs_block'], add_module_names=False,
                 suppress_warnings=['myst.header'] + ['myst.xref_missing'] * bool(only))
 
 def main(out, only):
@@ -204,7 +204,7 @@ def main(out, only):
     shown = [s for n, s in sorted(number.items()) if not only or n in only]
     modules = [Module(module_of[s]) for s in shown if s in module_of]
     pages = {f'{s}.ipynb': page(nbs/f'{s}.ipynb', shown) for s in [*shown, 'index']}
-    pages |= {f'api/{m.name}.md': m.page() for m in modules} | {'api/index.md': library(modules), 'equations.md': equations(modules)}
+    pages |= {f'api/{m.name}.md': m.page() for m in modules} | {'api/index.md': library(modules), 'equations.md': equations(modules), 'contributing.md': (root/'CONTRIBUTING.md').read_text(encoding='utf-8')}
     pages |= {'_static/site.css': (tools/'site.css').read_text(encoding='utf-8'), '_static/mark.svg': mark}
     for name, body in pages.items():                             # only what changed is written, so only that is built again
         path = source/name
