@@ -65,7 +65,7 @@ def checkup(model: Model, x0: Tensor,          # [n ...] real data, some dozens
             schedule: Schedule,
             label: Tensor | None = None,       # [n] of the data, where the model is told them
             steps: int = 16, tell: Callable[[str], None] = print) -> list[str]:
-    "A table of numbers with the bounds that healthy models keep; returns the names of the rows outside. Eq. 91.1-91.4."
+    "A table of numbers with the bounds that healthy models keep; returns the names of the rows outside. Eq. 91.1-91.5."
     told, pictures, end = model.given(label), x0.ndim == 4, schedule(1.)
     rows = [('lowest value', x0.min(), -1.01, -.9), ('highest value', x0.max(), .9, 1.01)] if pictures else []
     rows += [('power of the data', x0.square().mean(), .05, 4.), ('signal at the last level', end.signal, 0., .1)]
