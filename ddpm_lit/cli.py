@@ -462,8 +462,8 @@ def find_weights(name: str) -> str:
     if name.endswith('.safetensors'): return name
     with contextlib.suppress(Problem): data_dir('weights', f'{name}.safetensors'); return name
     if own.exists(): return str(own)
-    shipped = [f'choose {p.stem}' for p in sorted(data_dir('weights').glob('*.safetensors')) if p.stem in recipes()]
-    raise Problem(f'There are no weights "{name}", neither shipped nor in runs/{name}: {", ".join(shipped + ["train them first"])}, or give the path of a .safetensors file.')
+    shipped = ', '.join(p.stem for p in sorted(data_dir('weights').glob('*.safetensors')) if p.stem in recipes())
+    raise Problem(f'There are no weights "{name}", neither shipped nor in runs/{name}: {shipped and f"choose {shipped}, or "}train them first, or give the path of a .safetensors file.')
 
 def save_samples(x, path):
     "A sheet of pictures, or a cloud of points."

@@ -58,7 +58,7 @@ def guide(denoiser: Denoiser, log_match: LogMatch, classifier_scale: float = 1.)
 Place = Callable[[Kernel, Tensor, Level, Level], tuple[Tensor, Level]] # (step, x_t, s, t) -> where, and at which level, the classifier is asked
 
 def at_start(k: Kernel, x: Tensor, s: Level, t: Level) -> tuple[Tensor, Level]:
-    "At x_t and its level, as ADM's code does."
+    "At x_t and its level, as ADM's Algorithm 1 and code do."
     return x, t
 
 def at_mean(k: Kernel, x: Tensor, s: Level, t: Level) -> tuple[Tensor, Level]:
