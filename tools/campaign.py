@@ -195,7 +195,17 @@ def make_fixtures(at: Path):
     put('shards/m.safetensors.index.json', json.dumps(dict(weight_map={k: n for n, ks in parts.items() for k in ks})).encode())
     Path('parity').mkdir(); shutil.copy(data_dir('parity', 'ddpm_unet.safetensors'), 'parity/f.safetensors'); Path('reader').mkdir(); shutil.copy(data_dir('weights', 'digits-classifier.safetensors'), 'reader/m.safetensors')
     Path('compare').mkdir(); shutil.copy(data_dir('runs', 'compare', 'gan-points.safetensors'), 'compare'); put('compare/cards.json', json.dumps([c for c in json.loads(data_dir('runs', 'compare', 'cards.json').read_text()) if (c['family'], c['data']) == ('gan', 'points')]).encode())
+    f = weights.read_fixture(data_dir('parity', 'unclip_run.safetensors')); w, place = {**f.weights}, f.weights['prior.positional_embedding'] # as large as CLIP's tokens want it
+    w |= {f'text_encoder.text_model.embeddings.{k}_embedding.weight': torch.randn(n, 16).half() for k, n in (('token', 49_408), ('position', 77))} | {'prior.positional_embedding': torch.cat([torch.randn(1, 77, 16).half(), place[:, -4:]], 1)}
+    f.config['text_encoder'] |= dict(vocab_size=49_408, max_position_embeddings=77); f.config['prior'] |= dict(num_embeddings=77)
+    for part in (*theirs.UNCLIP, *theirs.CLOCKS): put(f'karlo/{part}/{about_of(part)}', json.dumps(f.config[part]).encode())
+    for part in theirs.UNCLIP: save_file({k.removeprefix(f'{part}.'): v for k, v in w.items() if k.startswith(f'{part}.')}, f'karlo/{part}/m.safetensors')
+    Path('glide').mkdir(); tiny = dict(model_channels=32, xf_width=8, xf_layers=1, xf_heads=1, num_res_blocks=1, channel_mult=(1, 2), attention_resolutions=(2,))
+    for name, kind, more in (('base', 'base', {}), ('upsample', 'upsample', {}), ('inpaint', 'inpaint', {}), ('words', 'base', dict(n_vocab=60))):
+        net = glide.glide_openai(kind, tiny | more); [nn.init.normal_(q, std=.05) for q in net.parameters()]; torch.save({k: v.half() for k, v in weights.to_official(net).items()}, f'glide/{name}.pt')
     Path('store/weights').mkdir(parents=True); [shutil.copy(f'run/roll.{end}', 'store/weights') for end in ('safetensors', 'json')]
+
+def about_of(part: str) -> str: return 'config.json' if part in theirs.UNCLIP else 'scheduler_config.json'
 
 def no_network(*_, **__): raise OSError('there is no network here')
 
@@ -237,14 +247,14 @@ def damages(raw: bytes, rng: random.Random, k: int):
 def put_there(path: Path, make: Callable[[Path], Any]): path.unlink(); make(path)
 PLACES = dict(missing=lambda p: None, folder=lambda p: p.mkdir(), loop=lambda p: p.symlink_to(p.name), dangling=lambda p: p.symlink_to('nowhere'))
 
-def files_cases(rng, k: int = 5):
-    for name, read in read_by().items():
+def files_cases(rng, k: int = 5, readers=read_by, part: str = 'files', places=PLACES):
+    for name, read in readers().items():
         path = Path(name.split(':')[0]); home = path.parts[0]
         def spoil(change, path=path, home=home, read=read):
             shutil.copytree(FIX/home, 'in'); p = (Path('in')/path.relative_to(home)).resolve(); change(p); os.environ['DDPM_LIT_DATA'] = str(Path('in').resolve()); return read(p)
-        yield Case('files', f'{name} whole', lambda spoil=spoil: spoil(lambda p: None))
-        for how, raw in damages((FIX/path).read_bytes(), rng, k): yield Case('files', f'{name} {how}', lambda raw=raw, spoil=spoil: spoil(lambda p: p.write_bytes(raw)))
-        for how, make in PLACES.items(): yield Case('files', f'{name} {how}', lambda make=make, spoil=spoil: spoil(lambda p: put_there(p, make)))
+        yield Case(part, f'{name} whole', lambda spoil=spoil: spoil(lambda p: None))
+        for how, raw in damages((FIX/path).read_bytes(), rng, k): yield Case(part, f'{name} {how}', lambda raw=raw, spoil=spoil: spoil(lambda p: p.write_bytes(raw)))
+        for how, make in places.items(): yield Case(part, f'{name} {how}', lambda make=make, spoil=spoil: spoil(lambda p: put_there(p, make)))
 
 # ---- made to harm -----------------------------------------------------------------------------------------------------------
 
@@ -318,26 +328,27 @@ def base() -> dict[str, list[str]]: # a run of each command that takes little ti
         edit=['edit', cat, *'--from heart --to sun --n 2 --steps 2 --out e.png --json'.split()], compare=['compare', '--out', str(FIX/'compare'), '--n', '100', '--json'], demo='demo --steps 1 --n 1 --json'.split(), bench='bench nothing --json'.split(), parity=['parity', str(FIX/'parity/f.safetensors'), '--json'], presets=['presets', 'ddpm-cifar10', '--json'])
 
 MORE = {('sample', 'guided'): 'sample mnist --n 2 --steps 2 --out a.png --json'.split(), ('paint', 'clip'): 'paint heart --n 1 --steps 2 --guidance clip --json'.split(), ('paint', 'init'): ['paint', 'heart', '--n', '1', '--steps', '2', '--init', '{cat}'], ('eval', 'digits'): 'eval mnist --n 20 --steps 1 --bits-pictures 1 --bits-draws 1 --json'.split(),
-        ('sample', 'theirs'): ['sample', '{iddpm}', *'--layout auto --heads 4 --attention-order legacy --schedule linear --side 8 --n 2 --steps 2 --out a.png --json'.split()]}
-ONLY = dict(guided=('w', 'guidance_scale', 'classifier_scale', 'label', 'guidance'), clip=('clip_scale',), init=('strength', 'mask'), digits=('weights', 'bits_draws', 'bits_pictures', 'label', 'batch'), theirs=('heads', 'head_width', 'side', 'schedule', 'order', 'preset', 'layout', 'n'))
+        ('sample', 'theirs'): ['sample', '{iddpm}', *'--layout auto --heads 4 --attention-order legacy --schedule linear --side 8 --n 2 --steps 2 --out a.png --json'.split()],
+        ('sample', 'told'): ['sample', '{glide}', *'--caption dog --side 8 --steps 1 --out a.png --json'.split()], ('sample', 'enlarged'): ['sample', '{glide}', *'--caption dog --side 8 --steps 1 --out a.png --json --enlarge'.split(), '{up}'], ('sample', 'karlo'): ['sample', '{karlo}', *'--caption dog --steps 1 --out a.png --json'.split()]}
+ONLY = dict(guided=('w', 'guidance_scale', 'classifier_scale', 'label', 'guidance'), clip=('clip_scale',), init=('strength', 'mask'), digits=('weights', 'bits_draws', 'bits_pictures', 'label', 'batch'), theirs=('heads', 'head_width', 'side', 'schedule', 'order', 'preset', 'layout', 'n'), enlarged=('captions', 'enlarge', 'side', 'n', 'seed'), karlo=('name', 'captions', 'side', 'steps', 'w', 'guidance_scale'))
 NUMBERS = ['nan', 'inf', '-inf', '-1', '0', '1e400', '1e-320', '1000000000000', '100000000000000000000', '', 'x', '1_0', chr(0xff11)]
 WORDS = ['', ' ', '.', '..', '/', '../../x', 'no/such/place/c.png', 'x\0y', 'x'*5000, '\udcff', 'a\u0301 \u202e\u65e5\u672c\u8a9e', '\U0001f98a'*40, '-', '%s{}{0}', '\x1b[31m', 'line\nbreak', '/proc/x.png', '/dev/null/x.png', 'con.txt', 'a red heart '*3000, '<|endoftext|>', '\ufeffheart']
 DEVICES = ['meta', 'cuda', 'cuda:99', 'cuda:-1', 'cpu:7', 'CPU', 'mps', 'xla', 'hpu', 'vulkan', 'auto:0', 'cpu:x']
 AGES = {('train', 'steps'), ('demo', 'seconds'), ('demo', 'steps'), ('compare', 'seconds')} # large numbers are what is asked for there, and take their time
 
 def option_cases(rng, k: int = 9):
-    places = {'{cat}': str(FIX/'said/cat.png'), '{iddpm}': str(FIX/'iddpm_unet/m.safetensors')}
+    places = {f'{{{k}}}': str(FIX/v) for k, v in dict(cat='said/cat.png', iddpm='iddpm_unet/m.safetensors', glide='glide/base.pt', up='glide/upsample.pt', karlo='karlo').items()}
     bases = [(name, None, args) for name, args in base().items()] + [(name, which, [places.get(a, a) for a in args]) for (name, which), args in MORE.items()]
     for name, which, args in bases:
         if name not in ('demo', 'bench'): yield Case('options', f'{name} {which or ""} as it should be', lambda args=args: run(*args))
         for p in cli.command.commands[name].params:
-            if which and p.name not in ONLY[which] or p.name == 'help' or getattr(p, 'is_flag', False): continue
+            if p.name not in ONLY.get(which, [p.name]) or p.name == 'help' or getattr(p, 'is_flag', False): continue
             number = isinstance(p.type, (click.types.IntParamType, click.types.FloatParamType))
             for v in NUMBERS if number else DEVICES + WORDS[:3] if p.name == 'device' else [*WORDS[:6], *rng.sample(WORDS[6:], k)]:
                 try: p.type.convert(v, p, None); refused = False
                 except Exception: refused = True
                 if not refused and (name in ('demo', 'bench') and (number or v not in ('/proc/x.png', 'x\0y', 'x'*5000)) or (name, p.name) in AGES and len(v) > 5): continue
-                at = [a for a in args if a in (str(FIX/'run/roll.safetensors'), 'roll', 'mnist', 'ddpm-cifar10', 'a red heart', str(FIX/'said/cat.png'), str(FIX/'parity/f.safetensors'))][:1]
+                at = [a for a in args if a in (str(FIX/'run/roll.safetensors'), 'roll', 'mnist', 'ddpm-cifar10', 'a red heart', str(FIX/'parity/f.safetensors'), *places.values())][:1]
                 new = [*args, p.opts[0], v] if isinstance(p, click.Option) else [v if [a] == at else a for a in args]
                 yield Case('options', f'{name} {which or ""} {p.opts[0]} {v[:24]!r}', lambda new=new: run(*new))
     yield Case('options', 'each command is tried', lambda: [name for name in cli.command.commands if base()[name]])
@@ -426,7 +437,7 @@ def at_most(size: int, f):
 def disk_cases(rng):
     copied = lambda: shutil.copytree(FIX/'run', 'disk/run'); x = torch.rand(40, 3, 32, 32)
     writers = {'train': lambda at: run(*f'train roll --steps 4 --batch 8 --save-every 0 --out {at}/r --json'.split()), 'sample': lambda at: run('sample', str(FIX/'run/roll.safetensors'), '--n', '400', '--steps', '1', '--out', f'{at}/a.png'), 'classify': lambda at: run('classify', str(FIX/'said/cat.png'), 'heart', 'sun', '--out', f'{at}/c.png'),
-        'tensors': lambda at: fit.write_tensors(f'{at}/w.safetensors', dict(a=torch.zeros(200_000))), 'weights': lambda at: fit.save_weights(f'{at}/r.safetensors', roll().model, dict(recipe='roll')), 'pairs': lambda at: tokens.write_pairs(f'{at}/v', [('a', 'b')]*9000, 'x'), 'sheet': lambda at: show.save_sheet(x, f'{at}/s.png'), 'state': lambda at: roll().save(f'{at}/s.safetensors')}
+        'tensors': lambda at: fit.write_tensors(f'{at}/w.safetensors', dict(a=torch.zeros(200_000))), 'weights': lambda at: fit.save_weights(f'{at}/r.safetensors', roll().model, dict(recipe='roll')), 'pairs': lambda at: tokens.write_pairs(f'{at}/v', [('a', 'b')]*9000, 'x'), 'sheet': lambda at: show.save_sheet(x, f'{at}/s.png'), 'state': lambda at: roll().save(f'{at}/s.safetensors'), 'told': lambda at: told(FIX/'glide/base.pt', '--side', '16', '--n', '100', '--out', f'{at}/a.png')}
     def resume(): run('train', 'roll', '--resume', '--steps', '8', '--out', 'disk/run')
     def once_more(): # a run that is whole stays whole where there is no room for another
         try: resume()
@@ -495,6 +506,76 @@ def stopped(number):
     with contextlib.suppress(ProcessLookupError): os.kill(pid, number)
     code = code_of(pid); roll().load('r/state.safetensors'); assert code in (0, 130, 143, -number), f'exit code {code}'; run(*TRAIN, '--resume')
 
+# ---- told a sentence: GLIDE's files, Karlo's folder ---------------------------------------------------------------------------
+
+def told(p, *more: str): return run('sample', str(p), '--caption', 'a dog', '--steps', '1', '--out', 'a.png', '--json', *more)
+
+def told_by() -> dict[str, Callable]:
+    whole = lambda p: told(p.parent.parent)
+    return {f'karlo/{part}/{name}': whole for part in (*theirs.UNCLIP, *theirs.CLOCKS) for name in (about_of(part), 'm.safetensors') if (FIX/'karlo'/part/name).exists()} | {
+        'glide/base.pt': lambda p: told(p, '--side', '8'), 'glide/upsample.pt': lambda p: told(p.with_name('base.pt'), '--side', '8', '--enlarge', str(p))}
+
+ALSO = PLACES | dict(endless=lambda p: p.symlink_to('/dev/zero'), pipe=os.mkfifo, void=lambda p: p.symlink_to('/dev/null'), elsewhere=lambda p: p.symlink_to(FIX/p.relative_to(Path('in').resolve()) if 'karlo' not in str(p) else '/etc/passwd'))
+VALUES = [None, True, 'x', '', 'x'*9999, math.nan, math.inf, -1, 0, 1, 2, 3, 2.5, 10**5, 10**9, 10**30, -10**30, 1e308, 1e-320, [], [[]], [1]*9, [0, 0], [8, math.nan], [10**9, 10**9], ['x', 'x'], [None, 16], {}, {'a': 1}, eval('['*90 + ']'*90), 'gelu', 'silu', 'v_prediction', 'AttnDownBlock2D']
+OTHERS = {'config.json': ('_class_name', 'norm_eps', 'layer_norm_eps', 'dropout', 'attn_norm_num_groups', 'time_embedding_dim', 'num_class_embeds', 'mid_block_type', 'class_embed_type', 'act_fn', 'downsample_padding', 'freq_shift', 'torch_dtype', 'a\x1b[31m'), 'scheduler_config.json': ('_class_name', 'beta_schedule', 'beta_start', 'trained_betas')}
+CHANGED = dict(complex=lambda w: w.to(torch.complex64), bytes=lambda w: w.to(torch.uint8), bools=lambda w: w.bool(), double=lambda w: w.double(), float8=lambda w: w.to(torch.float8_e4m3fn), huge=lambda w: w.float()*1e37, zero=lambda w: w*0, flat=lambda w: w.reshape(-1), single=lambda w: w.reshape(-1)[0], none=lambda w: w.reshape(-1)[:0], axis=lambda w: w[None], longer=lambda w: torch.cat([w, w]), nan=lambda w: w*math.nan, infinite=lambda w: w/0)
+
+def told_cases(rng, k: int = 7):
+    yield from files_cases(rng, 5, told_by, 'told', ALSO)
+    def folder(change): shutil.copytree(FIX/'karlo', 'k'); change(Path('k')); return unharmed(lambda: told('k'))
+    def case(name, change): return Case('told', f'karlo {name}', lambda: folder(change))
+    def swap(a: Path, b: Path): a.rename('t'); b.rename(a); Path('t').rename(b)
+    def edit(p: Path, **new): p.write_text(json.dumps(json.loads(p.read_text()) | new))
+    def states(f, *paths): new = f(*[load_file(p) for p in paths]); [save_file({n: w.contiguous() for n, w in state.items()}, p) for p, state in zip(paths, new)]
+    def moved(a, b): n = sorted(a)[0]; b[n] = a.pop(n); return a, b
+    parts, m = (*theirs.UNCLIP, *theirs.CLOCKS), 'm.safetensors'
+    for part in parts:
+        name = about_of(part); at = f'{part}/{name}'; c = json.loads((FIX/'karlo'/at).read_text())
+        for key in sorted({*c, *OTHERS[name]}):
+            for v in rng.sample(VALUES, k): yield case(f'{part} {key}={str(v)[:30]!r}', lambda d, p=at, key=key, v=v: edit(d/p, **{key: v}))
+            if isinstance(c.get(key), list): yield case(f'{part} {key} one longer', lambda d, p=at, key=key, c=c: edit(d/p, **{key: c[key] + c[key][-1:]}))
+            if key in c: yield case(f'{part} without {key}', lambda d, p=at, key=key, c=c: (d/p).write_text(json.dumps({n: v for n, v in c.items() if n != key})))
+        for i in range(k): changed = {key: v for key, v in zip(rng.sample(sorted(c), 2), rng.sample(VALUES, 2))}; yield case(f'{part} {str(changed)[:60]}, {i}', lambda d, p=at, changed=changed: edit(d/p, **changed))
+        for how, raw in {'deep': b'['*10**5 + b']'*10**5, 'deep objects': b'{"a":'*10**5 + b'1' + b'}'*10**5, 'long number': b'{"sample_size": ' + b'9'*10**4 + b'}', 'wide': b'{"block_out_channels": [' + b'8,'*10**6 + b'8]}', 'BOM': b'\xef\xbb\xbf{}', 'surrogate': b'{"hidden_act": "\\ud800", "act_fn": "\\ud800", "prediction_type": "\\ud800"}'}.items(): yield case(f'{part} {how}', lambda d, p=at, raw=raw: (d/p).write_bytes(raw))
+        for how, make in dict(missing=shutil.rmtree, file=lambda p: (shutil.rmtree(p), p.write_text('x')), empty=lambda p: (shutil.rmtree(p), p.mkdir()), loop=lambda p: (shutil.rmtree(p), p.symlink_to(p.name)), linked=lambda p: (shutil.rmtree(p), p.symlink_to(FIX/'karlo'/p.name)), itself=lambda p: (shutil.rmtree(p), p.symlink_to('..')), locked=lambda p: p.chmod(0)).items(): yield case(f'{part} {how}', lambda d, part=part, make=make: make(d/part))
+    for a, b in itertools.combinations(theirs.UNCLIP, 2):
+        yield case(f'{a} and {b} exchanged', lambda d, a=a, b=b: swap(d/a, d/b)); yield case(f'{a} and {b}: weights exchanged', lambda d, a=a, b=b: swap(d/a/m, d/b/m)); yield case(f'{a} and {b}: configurations exchanged', lambda d, a=a, b=b: swap(d/a/'config.json', d/b/'config.json'))
+        yield case(f'{a} gives {b} a key', lambda d, a=a, b=b: states(moved, d/a/m, d/b/m)); yield case(f'{b} gives {a} a key', lambda d, a=a, b=b: states(moved, d/b/m, d/a/m))
+    for a, b in itertools.combinations(theirs.CLOCKS, 2): yield case(f'{a} and {b} exchanged', lambda d, a=a, b=b: swap(d/a, d/b))
+    def base(change, side='8', up=False):
+        state = {name: torch.load(FIX/f'glide/{name}.pt') for name in ('base', 'upsample')}; which = 'upsample' if up else 'base'; state[which] = change(state[which]); [torch.save(v, f'{n}.pt') for n, v in state.items()]
+        return unharmed(lambda: told('base.pt', '--side', side, *(['--enlarge', 'upsample.pt'] if up else [])))
+    for (how, f), part in itertools.product(CHANGED.items(), theirs.UNCLIP):
+        for key in rng.sample(sorted(load_file(FIX/'karlo'/part/m)), 2): yield case(f'{part} {key} {how}', lambda d, part=part, key=key, f=f: states(lambda s: [s | {key: f(s[key])}], d/part/m))
+    for (how, f), up in itertools.product(CHANGED.items(), (False, True)):
+        keys = sorted(torch.load(FIX/'glide/base.pt'))
+        for key in ['input_blocks.0.0.weight', 'token_embedding.weight', 'positional_embedding', 'time_embed.0.weight', 'input_blocks.1.0.emb_layers.1.weight', 'transformer_proj.weight', *rng.sample(keys, 3)]: yield Case('told', f'glide {"upsample" if up else "base"} {key} {how}', lambda key=key, f=f, up=up: base(lambda s: s | {key: f(s[key])}, up=up))
+    for key in rng.sample(keys, 12):
+        yield Case('told', f'glide without {key}', lambda key=key: base(lambda s: {n: w for n, w in s.items() if n != key})); yield Case('told', f'glide {key} at odd places', lambda key=key: base(lambda s: {n.replace('.0.', '.7.', 1) if n == key else n: w for n, w in s.items()}))
+        yield Case('told', f'glide {key} at huge places', lambda key=key: base(lambda s: s | {f'input_blocks.{10**30}.{key}': s[key], f'transformer.resblocks.{key}': s[key]}))
+    for how, f in dict(list=lambda s: [*s.values()], empty=lambda s: {}, nested=lambda s: dict(state_dict=s), module=lambda s: {f'module.{n}': w for n, w in s.items()}, numbers=lambda s: s | {'step': 7}, more=lambda s: s | {'more': torch.zeros(2)}).items(): yield Case('told', f'glide, {how}', lambda f=f: base(f))
+    glide_, karlo, up = str(FIX/'glide/base.pt'), str(FIX/'karlo'), str(FIX/'glide/upsample.pt')
+    for side in ('1', '2', '3', '7', '4096', '65536', '100000', '1000000000'): yield Case('told', f'glide --side {side}', lambda side=side: told(glide_, '--side', side)); yield Case('told', f'glide --side {side}, enlarged', lambda side=side: told(glide_, '--side', side, '--enlarge', up)); yield Case('told', f'karlo --side {side}', lambda side=side: told(karlo, '--side', side))
+    for n in ('1000000000', '100000000', '1000000'): yield Case('told', f'glide --n {n}', lambda n=n: told(glide_, '--n', n, '--side', '512')); yield Case('told', f'karlo --n {n}, no more steps than there are', lambda n=n: told(karlo, '--n', n, '--steps', '1001'))
+    for steps, (name, args) in itertools.product(('2', '27', '1000', '1001', '1000000000'), dict(glide=[glide_, '--side', '2'], karlo=[karlo]).items()):
+        if (name, steps) != ('karlo', '1000'): yield Case('told', f'{name} --steps {steps}', lambda args=args, steps=steps: told(*args, '--steps', steps))
+    for w in ('1e30', '-1e30', '1e308', '0', '-1', '1e-300'): yield Case('told', f'glide --w {w}', lambda w=w: told(glide_, '--side', '8', '--w', w)); yield Case('told', f'karlo --guidance-scale {w}', lambda w=w: told(karlo, '--guidance-scale', w))
+    for name in ('glide/upsample.pt', 'glide/inpaint.pt', 'glide/words.pt', 'glide', 'karlo', 'karlo/prior', 'karlo/decoder/m.safetensors', 'iddpm_unet', 'ddpm_unet', 'openai_clip_vit', 'unclip_prior', 'run/roll.safetensors', 'run', 'said/cat.png', 'reader', 'vocab/v.bpe.gz', 'script/m.pt', 'old/m.pt', 'shards', '.'):
+        yield Case('told', f'tell {name}', lambda name=name: told(FIX/name)); yield Case('told', f'--enlarge {name}', lambda name=name: told(glide_, '--side', '8', '--enlarge', str(FIX/name))); yield Case('told', f'without --caption: {name}', lambda name=name: run('sample', str(FIX/name), '--layout', 'auto', '--n', '1', '--steps', '1'))
+    for line in ('--label 3', '--bf16', '--no-bf16', '--guidance free', '--classifier-scale 1', '--sampler ddim', '--layout openai', '--preset adm-64', '--attention-order new', '--heads 1', '--head-width 1', '--schedule linear', '--w 1 --guidance-scale 2', '--caption', '--enlarge', '--threads 2', '--device meta', '--out .', '--out x/y/z.png', '--out /dev/null', '--out a'): yield Case('told', f'glide {line}', lambda line=line: told(glide_, '--side', '8', *line.split())); yield Case('told', f'karlo {line}', lambda line=line: told(karlo, *line.split()))
+    for v in [*WORDS, 'a'*10**6, 'a '*10**5, '\U0001f98a'*10**4, '\n\t\r', '\u3000', '\u200b', '\xa0', '\0', '\ud800', '\u202e\u05d0', '\x07\x1b]0;x\x07', '\ufdfa'*300, 'e' + '\u0301'*9999, '--caption', "'; rm -rf *"]:
+        for name, args in dict(glide=[glide_, '--side', '8'], karlo=[karlo]).items(): yield Case('told', f'{name} is told {v[:24]!r} ({len(v)})', lambda args=args, v=v: run('sample', *args, '--caption', v, '--steps', '1', '--out', 'a.png', '--json')); yield Case('told', f'{name} is told a dog and {v[:24]!r} ({len(v)})', lambda args=args, v=v: told(*args, '--caption', v, '--n', '2'))
+    yield Case('told', 'many captions', lambda: told(glide_, '--side', '2', *['--caption', 'x']*2000))
+    def killed_writing(when: float, old: bytes | None):
+        if old: Path('a.png').write_bytes(old)
+        pid = child('a', *f'sample {glide_} --caption dog --steps 1 --side 32 --n 60 --out a.png'.split()); done = 0
+        while not done and not [*Path('.').glob('.a.*.tmp.png')]: done = os.waitpid(pid, os.WNOHANG)[0]
+        if not done: time.sleep(when); os.kill(pid, signal.SIGKILL); code_of(pid)
+        rest = [*Path('.').glob('.*.tmp.png')]; [p.unlink() for p in rest] # hidden, and in nobody's way
+        if (p := Path('a.png')).exists() and p.read_bytes() != old: whole(p)
+        assert p.exists() or not old, 'the old sheet is lost'; return told(glide_, '--side', '8')
+    for i in range(6): yield Case('told', f'kill -9 while the sheet is written, {i}', lambda when=rng.random()*.02, old=(FIX/'said/cat.png').read_bytes() if i % 2 else None: killed_writing(when, old))
+
 # ---- the terminal, and long runs ----------------------------------------------------------------------------------------------
 
 def terminal_cases(rng):
@@ -535,7 +616,7 @@ def main():
         (FIX/'seconds').write_text(str(time.monotonic() - began)); half = cli.open_run(FIX/'half', fit.find_recipe('roll'), dict(steps=24, batch=16, lr=None, seed=None, bf16=None), device=torch.device('cpu'))
         for line in cli.go(half):
             if line['step'] == 10: half.save(); break
-    parts = dict(hostile=lambda: hostile_cases(rng()), files=lambda: files_cases(rng()), disks=lambda: disk_cases(rng()), races=lambda: race_cases(rng()), shapes=lambda: shape_cases(a.seed, a.examples), options=lambda: option_cases(rng()), terminal=lambda: terminal_cases(rng()), long=long_cases)
+    parts = dict(hostile=lambda: hostile_cases(rng()), files=lambda: files_cases(rng()), disks=lambda: disk_cases(rng()), races=lambda: race_cases(rng()), shapes=lambda: shape_cases(a.seed, a.examples), options=lambda: option_cases(rng()), told=lambda: told_cases(rng()), terminal=lambda: terminal_cases(rng()), long=long_cases)
     table, failures = {}, []; wanted = lambda make: [c for c in make() if a.case in c.name and (not a.only or c.part in a.only)]
     try:
         for case, t in itertools.chain.from_iterable(try_all(wanted(make), box) for name, make in parts.items() if not a.only or {name, dict(races='kills').get(name)} & {*a.only}):

@@ -69,9 +69,11 @@ def plain(words):
 
 def markdown(id, source): return dict(cell_type='markdown', id=id, metadata={}, source=source)
 
+def runs_alone(stem, repo): return 'github.com' in repo and stem[:2] not in ('in', '79', '90')   # the others read their neighbours
+
 def page(path, shown_pages):
     "A notebook as the site shows it: without flags, set-up folded, targets before equations and exported cells."
-    nb, stem, cells = read(path), path.stem, []
+    nb, stem, cells, repo = read(path), path.stem, [], repository()
     for cell in nb['cells']:
         f, source = flags(cell) if cell['cell_type'] == 'code' else {}, text(cell['source'])
         if cell['cell_type'] == 'raw' or 'hide' in f and stem == 'index' or 'nbdev_export(' in source: continue
@@ -80,14 +82,15 @@ def page(path, shown_pages):
             continue
         if cell['cell_type'] == 'markdown':
             if stem in number.values() and source.startswith('# '): source = f'# {stem[:2]} {source[2:]}'
-            if source.startswith('# '): source = re.sub(r'^> ', '{.subtitle}\n> ', source, count=1, flags=re.M)
+            if source.startswith('# '): source = re.sub(r'^> ', '{.subtitle}\n> ', source, count=1, flags=re.M) + (f'\n\n{{.origin}}\n[Run it in Colab]({colab(stem, repo)})' if runs_alone(stem, repo) else '')
             cells.append(dict(cell, source=prose(source.replace('](../CONTRIBUTING.md)', '](/contributing.md)'))))
             continue
         export = bool(f.keys() & {'export', 'exports', 'exporti'})
         if export: cells.append(markdown(f'at-{cell["id"]}', f'(c{stem[:2]}-{cell["id"]})='))
         shown = '\n'.join(l for l in source.splitlines() if not re.match(r'\s*#\s*\|', l)).strip('\n')
-        fold = 'Solution' if cell['id'].startswith('solution') else 'Set-up' if 'hide' in f else None
-        tags = ['export'] * export + ['hide-cell' if fold == 'Solution' else 'hide-input'] * bool(fold)
+        solution = cell['id'].startswith('solution-')
+        fold = cell['id'].replace('-', ' ').capitalize() if solution else 'Set-up' if 'hide' in f else None
+        tags = ['export'] * export + ['hide-cell' if solution else 'hide-input'] * bool(fold)
         cells.append(dict(cell, source=shown, metadata=dict(tags=tags, mystnb=dict(image=dict(alt=cell['id'].replace('-', ' ')), code_prompt_show=fold, code_prompt_hide=fold))))
     if stem == 'index': cells.append(markdown('contents', contents(nb, shown_pages)))
     return json.dumps(dict(nb, cells=cells, metadata=dict(kernelspec=dict(name='python3', display_name='Python 3'), language_info=dict(name='python'))), ensure_ascii=False)
@@ -184,12 +187,21 @@ def repository():
     m = re.fullmatch(r'(?:https?://|ssh://)?(?:[\w.-]+@)?([\w-]+(?:\.[\w-]+)+)[:/]([^/]+/[^/]+?)(?:\.git)?/?', remote)
     return f'https://{m[1]}/{m[2]}' if m and re.search('github|gitlab|bitbucket', m[1]) else ''
 
+def colab(stem, repo):
+    "Where Colab finds a notebook's copy that installs the book first: on the branch that the site is published on."
+    return f'https://colab.research.google.com/github/{repo.split("github.com/")[1]}/blob/gh-pages/colab/{stem}.ipynb'
+
+def for_colab(stem, repo):
+    "That copy; Colab starts with nothing."
+    nb, line = read(nbs/f'{stem}.ipynb'), f"%pip install -q git+{repo}@{cfg['branch']} torchmetrics hypothesis"
+    return json.dumps(dict(nb, cells=[dict(cell_type='code', id='install', metadata={}, execution_count=None, outputs=[], source=line), *nb['cells']]), ensure_ascii=False)
+
 dot = lambda x, y, r, ink: f'<circle cx="{x}" cy="{y}" r="{r}" fill="{ink}"/>'
 mark = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32">' + dot(9, 16, 8, '#1f77b4') + ''.join(dot(x, y, 2, '#999') for x, y in ((20, 8), (22, 17), (19, 25), (27, 12), (28, 22))) + '</svg>'
 
 def settings(only):
     repo = repository()
-    launch = dict(colab_url='https://colab.research.google.com', binderhub_url='https://mybinder.org', notebook_interface='jupyterlab') if 'github.com' in repo else {}
+    launch = dict(binderhub_url='https://mybinder.org', notebook_interface='jupyterlab') if 'github.com' in repo else {}
     theme = dict(path_to_docs=cfg['nbs_path'], repository_branch=cfg['branch'], show_toc_level=1, use_download_button=False, use_fullscreen_button=False, navbar_persistent=[],
                  home_page_in_toc=True, **(dict(repository_url=repo, use_repository_button=True, use_source_button=True, launch_buttons=launch) if repo else {}))
     return dict(project=cfg['lib_name'], author=cfg['author'], html_title=cfg['lib_name'], copyright=cfg['copyright'].replace('%(author)s', cfg['author']), language='en',
@@ -215,6 +227,9 @@ def main(out, only):
     app = Sphinx(source, None, out/'html', out/'doctrees', 'html', settings(only))
     app.build()
     (out/'html'/'.nojekyll').touch()
+    (out/'html'/'colab').mkdir(exist_ok=True)
+    for stem in shown:
+        if runs_alone(stem, repository()): replace(out/'html'/'colab'/f'{stem}.ipynb', for_colab(stem, repository()).encode())
     print(f'{len(pages) - 2} pages in {out/"html"}, {app._warncount} warnings')
     return bool(app._warncount)
 
