@@ -48,7 +48,7 @@ def branches(arms: int = 3, forks: int = 3, length: float = .85, shorter: float 
         if forks:
             for side in (turn, -turn): yield from grow(start + step, shorter*step*cmath.exp(1j*side), forks - 1)
     ends = [[*grow(0j, length*cmath.exp(1j*math.pi*(.5 + 2*arm/arms)), forks)] for arm in range(arms)]
-    return torch.view_as_real(torch.tensor(ends, dtype=torch.complex64))
+    return torch.view_as_real(torch.tensor(ends)) # complex of the default precision
 
 def tree(n: int, noise: float = .03, labels: bool = False) -> Tensor | tuple[Tensor, Tensor]: # [n 2], [n]
     "Three forking arms; the label is the arm, 0 to 2. Eq. 03.6."
