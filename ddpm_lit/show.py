@@ -78,11 +78,11 @@ def heat(values: Tensor, ax=None, extent=None, **kw):
     return ax
 
 # %% ../nbs/04_show.ipynb #curves
-def curves(x, ys: dict, ax=None, inks: Sequence[str] | None = None, **settings):
+def curves(x, ys: dict, ax=None, inks: Sequence[str] | None = None, **settings): # numbers or tensors, wherever they live
     "Curves by name; `settings` go to the axes (xlabel, xscale ...)."
     if inks is not None and len(inks) != len(ys): raise Problem(f'There are {len(inks)} inks for {len(ys)} curves: name one each.')
-    ax = ax or panels(1, height=2.4)[0]
-    for i, (name, y) in enumerate(ys.items()): ax.plot(x, y, label=name, **(style(inks[i]) if inks else {}))
+    ax, plain = ax or panels(1, height=2.4)[0], lambda v: v.detach().cpu() if isinstance(v, Tensor) else v
+    for i, (name, y) in enumerate(ys.items()): ax.plot(plain(x), plain(y), label=name, **(style(inks[i]) if inks else {}))
     ax.set(**settings)
     if len(ys) > 1: ax.legend()
     return ax
@@ -112,16 +112,22 @@ def strip(x: Tensor, titles: Sequence[str] = ()):
 # %% ../nbs/04_show.ipynb #slider
 class Slider:
     "Prepared pictures with a lever: HTML that carries its pictures with it."
-    def __init__(self, frames: Sequence, labels: Sequence[str], ask: str = '', columns: int = 10, zoom: int = 1): # each frame [n c h w] in [-1, 1], or a figure, which is closed
+    def __init__(self, frames: Sequence, labels: Sequence[str], ask: str = '', columns: int = 10, zoom: int = 1):
+        # each frame [n c h w] in [-1, 1], or a figure, which is closed
         if len(frames) != len(labels) or not len(frames): raise Problem(f'There are {len(frames)} frames and {len(labels)} labels: give each frame one.')
         self.labels, self.ask = [*map(str, labels)], ask
         self.frames = [png(x, columns, zoom) if isinstance(x, Tensor) else drawn(x) for x in frames]
     def __repr__(self) -> str: return f'a slider: {", ".join(self.labels)}'
     def _repr_html_(self) -> str:
-        one = ''.join(f'<figure style="margin:2px;display:inline-block"><img alt="{escape(l)}" style="max-width:{max(100//len(self.labels), 15)}vw;image-rendering:pixelated" src="data:image/png;base64,{base64.b64encode(f).decode()}"><figcaption style="font-size:small">{escape(l)}</figcaption></figure>'
-                      for l, f in zip(self.labels, self.frames))
-        move = "for(const [i,f] of this.parentNode.querySelectorAll('figure').entries()){f.style.display=i==this.value?'block':'none';f.firstChild.style.maxWidth='100%';f.firstChild.style.width='36em'}"
-        return f'<div class="slider" style="max-width:100%"><p>{escape(self.ask)}</p><input type="range" aria-label="{escape(self.ask or "which picture")}" min="0" max="{len(self.labels) - 1}" value="0" style="width:min(100%,24em)" oninput="{move}"><div>{one}</div></div>'
+        wide, image = max(100//len(self.labels), 15), lambda f: 'data:image/png;base64,' + base64.b64encode(f).decode()
+        one = ''.join('<figure style="margin:2px;display:inline-block">'
+                      f'<img alt="{escape(l)}" style="max-width:{wide}vw;image-rendering:pixelated" src="{image(f)}">'
+                      f'<figcaption style="font-size:small">{escape(l)}</figcaption></figure>' for l, f in zip(self.labels, self.frames))
+        move = ("for(const [i,f] of this.parentNode.querySelectorAll('figure').entries())"
+                "{f.style.display=i==this.value?'block':'none';f.firstChild.style.maxWidth='100%';f.firstChild.style.width='36em'}")
+        lever = (f'<input type="range" aria-label="{escape(self.ask or "which picture")}" min="0" max="{len(self.labels) - 1}" value="0" '
+                 f'style="width:min(100%,24em)" oninput="{move}">')
+        return f'<div class="slider" style="max-width:100%"><p>{escape(self.ask)}</p>{lever}<div>{one}</div></div>'
 
 def png(x: Tensor, columns: int = 8, zoom: int = 2) -> bytes:
     "A sheet of pictures [n c h w] in [-1, 1] as PNG, each pixel `zoom` by `zoom` large."
