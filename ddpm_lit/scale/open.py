@@ -199,7 +199,9 @@ def file_in(path: Path) -> Path:
 
 def read_json(path) -> dict:
     "A configuration."
-    try: value = json.loads(Path(path).read_text(encoding='utf-8'))
+    try:
+        if not Path(path).is_file(): raise FileNotFoundError('it is no file') # a pipe is waited for, and a device has no end
+        value = json.loads(Path(path).read_text(encoding='utf-8'))
     except (OSError, ValueError, RecursionError) as e: raise Problem(f'{path} is no whole configuration ({e}): fetch it again.') from e
     if not isinstance(value, dict): raise Problem(f'{path} is no configuration: it should be options by name.')
     return value
