@@ -76,15 +76,17 @@ def below(levels: Grid, start: Level) -> Grid: # start: one level
 @torch.no_grad()
 def sdedit(sampler, denoiser: Denoiser, levels: Grid, sketch: Tensor, start: Level, noise=torch.randn_like) -> Iterator[Tensor]:
     "Noise a sketch [b ...] to a level, and walk back from there: the states. Eq. 42.7 (Meng et al. 2022, Algorithm 1)."
-    yield from sampler(denoiser, below(levels, start), q_sample(sketch, start, noise(sketch)))
+    run = below(levels, start); start = Level(start.log_snr.reshape(())) # a plain number takes the dtype and the device of the sketch
+    yield from sampler(denoiser, run, q_sample(sketch, start, noise(sketch)))
 
 # %% ../../nbs/42_edit.ipynb #slerp
 def slerp(a: Tensor, b: Tensor, w: float | Tensor) -> Tensor: # a, b [b ...]; w a number, or [b 1 ... 1]
     "From a (w = 0) to b (w = 1) along the great circle, each example by itself. Eq. 42.8."
     if a.shape != b.shape: raise Problem(f'Both ends must have one shape, not {[*a.shape]} and {[*b.shape]}.')
-    u, v = (torch.nn.functional.normalize(x.flatten(1).double()) for x in (a, b))
+    wide = torch.float32 if a.device.type == 'mps' else torch.float64 # MPS has no float64
+    u, v = (torch.nn.functional.normalize(x.flatten(1).to(wide)) for x in (a, b))
     theta = 2*torch.atan2((u - v).norm(dim=1), (u + v).norm(dim=1)).reshape(-1, *[1]*(a.ndim - 1)) # keeps its digits, and its gradient, where acos has none
-    w = torch.as_tensor(w, dtype=torch.float64, device=a.device)
+    w = torch.as_tensor(w, dtype=wide, device=a.device)
     if (theta > torch.pi - 1e-6).any(): raise Problem('These two point in opposite directions, and no great circle is the shortest: change one of them a little.')
     part = lambda w: w*torch.sinc(w*theta/torch.pi)/torch.sinc(theta/torch.pi) # sin(w theta)/sin(theta), and w at 0
-    return (part(1 - w)*a.double() + part(w)*b.double()).to(a)
+    return (part(1 - w)*a.to(wide) + part(w)*b.to(wide)).to(a)
