@@ -25,7 +25,7 @@ class Schedule(Protocol):
 
 def clock(time) -> Tensor: # a number or a tensor of any shape -> float64, on the CPU
     "Times that a schedule can be asked: all in [0, 1], none of them NaN."
-    time = torch.as_tensor(time, dtype=torch.float64).cpu()
+    time = time.cpu().double() if isinstance(time, Tensor) else torch.as_tensor(time, dtype=torch.float64) # first home: not every device has float64
     if not ((time >= 0) & (time <= 1)).all(): raise Problem('Time runs from 0 (clean) to 1 (noisy): give times between them.')
     return time
 
@@ -40,13 +40,13 @@ class Betas:
     def __len__(self) -> int: return len(self.betas) # T
     @cached_property
     def log_snr(self) -> Tensor: # [T], falling
-        log_ab = torch.log1p(-self.betas.double().cpu()).cumsum(0)
+        log_ab = torch.log1p(-self.betas.cpu().double()).cumsum(0)
         return log_ab - torch.log(-torch.expm1(log_ab))
     def __call__(self, time) -> Level: # any shape, in [0, 1]
         i = (clock(time)*len(self) - 1).clamp(min=0); lo = i.floor().long() # row i holds step i + 1
         return Level(torch.lerp(self.log_snr[lo], self.log_snr[i.ceil().long()], i - lo))
     def time(self, t: Level) -> Tensor: # in [1/T, 1]: levels beyond the ends are taken for the ends
-        x, y = -self.log_snr, -t.log_snr.double().cpu().contiguous()
+        x, y = -self.log_snr, -t.log_snr.cpu().double().contiguous()
         hi = torch.searchsorted(x, y).clamp(1, len(self) - 1); lo = hi - 1
         return (hi + ((y - x[lo])/(x[hi] - x[lo])).clamp(0, 1))/len(self)
 
@@ -79,7 +79,7 @@ class Cosine:
         a, a0 = self.angle(clock(time)), self.angle(0)
         return Level((2*a.cos().log() - ((a + a0).sin()*(a - a0).sin()).log()).clamp(-self.limit, self.limit))
     def time(self, t: Level) -> Tensor:
-        a0, t = self.angle(0), Level(t.log_snr.double().cpu())
+        a0, t = self.angle(0), Level(t.log_snr.cpu().double())
         a = torch.atan2((t.sigma**2 + t.alpha_bar*math.sin(a0)**2).sqrt(), t.signal*math.cos(a0))
         return (a/(math.pi/2)*(1 + self.s) - self.s).clamp(0, 1)
 
