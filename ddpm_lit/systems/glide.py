@@ -47,7 +47,7 @@ class TextEncoder(nn.Module):
         tokens = self.empty if tokens is None else tokens[:, :len(self.places)]
         if tokens.shape[1] != len(self.places): raise Problem(f'This encoder reads rows of {len(self.places)} tokens, not {[*tokens.shape]}: pad them.')
         tokens = tokens.to(self.places.device)
-        mask = tokens != self.pad if mask is None else mask[:, :len(self.places)]
+        mask = tokens != self.pad if mask is None else mask[:, :len(self.places)].to(tokens.device)
         h = torch.where(mask[..., None], self.pieces(tokens) + self.places, self.padding.expand(len(tokens), -1, -1)) # [b l d]
         h = self.norm(self.transformer(h))
         return self.whole(h[:, -1]), h
@@ -217,7 +217,8 @@ class Inpaint(nn.Module):
         self.net, self.channels = net, channels
     def forward(self, x: Tensor, t: Tensor, known: Tensor | None, mask: Tensor | None, *told) -> Tensor: # known [b c h w], mask [b 1 h w] 1 where known; None: nothing is known
         if known is None: known, mask = (x.new_zeros(len(x), c, *x.shape[2:]) for c in (self.channels, 1))
-        return self.net(torch.cat([x, known*mask, mask.to(x)], 1), t, *told)
+        known, mask = known.to(x), mask.to(x)
+        return self.net(torch.cat([x, known*mask, mask], 1), t, *told)
 
 def holes(n: int, side: int, all_gone: float = .2) -> Tensor: # [n 1 side side], 1 where the picture stays
     "Rectangles by chance are erased, and in a share of pictures everything. Eq. 60.12."
