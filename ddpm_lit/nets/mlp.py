@@ -21,6 +21,7 @@ def sinusoid(time: Tensor,              # [b] a number a sample, in units of tim
     "Waves of falling frequency, read at `time`. Eq. 21.1-21.2 (DDPM, ADM)."
     half = dim//2
     if dim % 2 or half <= slowest: raise Problem(f'Waves come in pairs of sine and cosine, so dim cannot be {dim}: make it even, and at least {4 if slowest else 2}.')
+    time = time if time.is_floating_point() else time.float() # or the speeds would be cut to whole numbers, too
     freq = torch.exp(-math.log(max_period)*torch.arange(half, dtype=torch.float64)/(half - slowest)).to(time, non_blocking=True)
     angle = time[:, None]*freq
     return torch.cat([angle.sin(), angle.cos()] if sin_first else [angle.cos(), angle.sin()], 1)
