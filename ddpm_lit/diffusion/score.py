@@ -50,7 +50,8 @@ def langevin(denoiser: Denoiser, levels: Grid, x: Tensor, repeats: int = 100, st
     "Annealed Langevin dynamics; yields the state after each level. Eq. 31.8 (NCSN Algorithms 1 and 2)."
     if repeats < 1 or not 0 < step < 4: raise Problem(f'{repeats} repeats of step {step}: take one or more, and a step between 0 and 4, where the walk flies apart.')
     if (known is None) != (mask is None): raise Problem('To inpaint, give both the known picture and the mask of what to keep.')
-    if known is not None and torch.broadcast_shapes(known.shape, mask.shape, x.shape) != x.shape: raise Problem(f'known {[*known.shape]} and mask {[*mask.shape]} do not fit x {[*x.shape]}: give them its shape.')
+    if known is not None and torch.broadcast_shapes(known.shape, mask.shape, x.shape) != x.shape:
+        raise Problem(f'known {[*known.shape]} and mask {[*mask.shape]} do not fit x {[*x.shape]}: give them its shape.')
     for t, s in steps(levels):
         if not (t.signal > 0).all(): raise Problem('The walk needs some signal at each level: start below pure noise, as geometric() does.')
         held = None if known is None else q_sample(known, t, noise(x))
@@ -99,7 +100,8 @@ def log_likelihood(denoiser: Denoiser,
     "log p(x) of what the probability flow samples, by the midpoint rule. Eq. 31.13 (Song et al. 2021, eq. 39)."
     pairs = steps(levels, up=True); total = 0.
     for t, s in pairs:
-        if not ((s.log_snr < t.log_snr) & (s.log_snr > -math.inf)).all(): raise Problem('The likelihood is carried from the data to the noise: give levels that get ever noisier, with some signal left, as grid(...).flip() does.')
+        if not ((s.log_snr < t.log_snr) & (s.log_snr > -math.inf)).all():
+            raise Problem('The likelihood is carried from the data to the noise: give levels that get ever noisier, with some signal left, as grid(...).flip() does.')
         h, middle = s.log_snr - t.log_snr, Level((s.log_snr + t.log_snr)/2)
         with torch.no_grad(): half = x + h/2*drift(denoiser, x, t)
         eps, div = divergence(lambda x: denoiser(x, middle).eps, half, probes, noise)

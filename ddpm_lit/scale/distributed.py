@@ -64,7 +64,7 @@ class Team:
 
 def total(v: Tensor, team: Team) -> Tensor:
     "The sum over the processes."
-    if team.size > 1: dist.all_reduce(v := v.clone())
+    if team.size > 1: dist.all_reduce(v := v.clone(memory_format=torch.contiguous_format))
     return v
 
 # %% ../../nbs/72_distributed.ipynb #together
@@ -156,8 +156,8 @@ class AmongAll(torch.autograd.Function):
 
 def gathered(v: Tensor, team: Team) -> Tensor: # [b ...] -> [n ...]
     "The rows of all processes, in order; without gradient."
-    parts = [torch.empty_like(v) for _ in range(team.size)]
-    dist.all_gather(parts, v.contiguous())
+    v = v.contiguous(); parts = [torch.empty_like(v) for _ in range(team.size)]
+    dist.all_gather(parts, v)
     return torch.cat(parts)
 
 def contrastive_together(z_image: Tensor, z_text: Tensor, scale: Tensor, team: Team, rows: int = 256) -> Tensor: # [b d], [b d], [] -> [b], nats
@@ -323,9 +323,9 @@ def step_seconds(k: Kept, flops: float, batch: float, N: int = 1, shard: bool = 
 ENGINES = {'whole': {}, 'recompute': dict(recompute=True), 'shard': dict(shard=True), 'both': dict(shard=True, recompute=True)} # from plain to sparing
 
 def plan(p: Preset, k: Kept, N: int, narrow: float = 1., d: Device = H100) -> dict | None: # None: nothing fits
-    "The plainest engine that trains a preset on N devices: bytes on each, samples a second, efficiency. Eq. 72.9-72.11."
+    "The plainest engine that trains a preset on N devices: bytes on each, samples a second, efficiency. Eq. 70.7, 72.9-72.11."
     batch = (p.regime.batch or 512)/N
     for name, engine in ENGINES.items():
         if (size := memory(k, batch, N, **engine, narrow=narrow)) > d.filled*d.memory: continue
-        seconds, efficiency = step_seconds(k, p.cost.flops, batch, N, **engine, narrow=narrow, d=d)
+        seconds, efficiency = step_seconds(k, p.cost.flops + p.cost.once, batch, N, **engine, narrow=narrow, d=d) # each sample brings its sentence
         return dict(engine=name, bytes=size, seconds=seconds, samples_per_second=batch*N/seconds, efficiency=efficiency)

@@ -194,6 +194,7 @@ def multistep(denoiser: Denoiser, levels: list[Level], x: Tensor, orders: list[i
         past = [(t.log_snr/2, denoiser(x, t).x0), *past[:2]]
         slope = lambda a, b: (a[1] - b[1])/(a[0] - b[0])
         guess, h = past[0][1], (s.log_snr - t.log_snr)/2
+        if h.isinf(): order = 1 # into clean data: the newest guess is the answer
         m1 = h/-torch.expm1(-h) - 1; m2 = h**2/-torch.expm1(-h) - 2*m1
         if order == 2: guess = guess + (m1 if line else h/2)*slope(*past[:2])
         if order == 3:

@@ -208,7 +208,8 @@ def ddpm_preset(name: str, side: int, mults, attention, said: str, script: str, 
     "A model of Ho et al. 2020."
     sizes = dict(base=128, mults=mults, depth=2, attention=attention)
     return add(Preset(name, 'denoiser', side, partial(ddpm_unet, **sizes, dropout=regime.dropout), count_unet(side, **sizes, two=False, inside=False), said,
-                      'Ho, Jain & Abbeel 2020, Denoising diffusion probabilistic models', f'https://github.com/hojonathanho/diffusion/blob/master/scripts/{script}.py', linear(), 1000, regime, sampler='ancestral-large' if side == 32 else 'ancestral'))
+                      'Ho, Jain & Abbeel 2020, Denoising diffusion probabilistic models', f'https://github.com/hojonathanho/diffusion/blob/master/scripts/{script}.py',
+                      linear(), 1000, regime, sampler='ancestral-large' if side == 32 else 'ancestral'))
 
 ddpm_preset('ddpm-cifar10', 32, (1, 2, 2, 2), (1,), '35.7M', 'run_cifar', Regime('cifar10', 800_000, 128, 2e-4, 5000, 1., dropout=.1))
 ddpm_preset('ddpm-celebahq-256', 256, (1, 1, 2, 2, 4, 4), (4,), '114M', 'run_celebahq', Regime('celebahq', 500_000, 64, 2e-5, 5000, 1.))
@@ -341,7 +342,10 @@ def count_decoder(l: int = 256, w: int = 2048, seen: int = 4) -> Cost: # seen: w
 # the prior: 64 steps, two draws of which the better is kept
 add(Preset('unclip-prior', 'prior', 0, unclip_prior, count_prior(), '1B', *UNCLIP, cosine(), 128, Regime('pictures with texts', 600_000, 4096, 1.1e-4, weight_decay=.06, betas=(.9, .96), eps=1e-6)))
 add(Preset('unclip-decoder', 'denoiser', 64, unclip_decoder, count_decoder(), '3.5B', *UNCLIP, cosine(), 500, Regime('pictures with texts', 800_000, 2048, 1.2e-4, dropout=.1)))
-for name, side, sizes, said, S, n, batch in (('unclip-up-64-256', 256, dict(base=320, mults=SHAPES[64], depth=3), '700M', cosine(), 27, 1024), ('unclip-up-256-1024', 1024, dict(base=192, mults=SHAPES[256], depth=2), '300M', linear(), 15, 512)):
+# the enlargers learned from crops, so (70.7) would not hold for their training: no steps here
+for name, side, sizes, said, S, n, batch in (
+        ('unclip-up-64-256', 256, dict(base=320, mults=SHAPES[64], depth=3), '700M', cosine(), 27, 1024),
+        ('unclip-up-256-1024', 1024, dict(base=192, mults=SHAPES[256], depth=2), '300M', linear(), 15, 512)):
     sizes |= dict(attention=(), middle=False, channels_in=6, channels_out=6) # no attention anywhere
     add(Preset(name, 'enlarger', side, partial(adm_unet, **sizes), count_unet(side, **sizes), said, *UNCLIP, S, n, Regime('pictures with texts', batch=batch)))
 
@@ -393,7 +397,8 @@ def paper_recipe(p: Preset, **smaller) -> Recipe: # smaller: sizes to build it w
     build = lambda: TRAINED[p.kind](p.build(**smaller)); told = told_steps(S, p.stretch)
     model = (lambda: NoisyClassifier(build(), told)) if p.kind == 'classifier' else (lambda: Model(build(), from_eps, told, learned))
     loss = label_nats if p.kind == 'classifier' else hybrid(S, len(S), p.share) if learned else l_simple
-    return Recipe(p.name, model, partial(pictures_for, p), (3, p.side, p.side), S, loss, r.steps, r.batch, classes=p.classes, limit=1., sampler=p.sampler if p.kind == 'denoiser' else '', sample_steps=p.evaluations,
+    return Recipe(p.name, model, partial(pictures_for, p), (3, p.side, p.side), S, loss, r.steps, r.batch, classes=p.classes, limit=1.,
+                  sampler=p.sampler if p.kind == 'denoiser' else '', sample_steps=p.evaluations,
                   settings=dict(lr=r.lr, warmup=r.warmup, clip=r.clip, halflife=half_life(r.ema), decay=r.decay, adam=dict(betas=r.betas, eps=r.eps, weight_decay=r.weight_decay)))
 
 SAMPLERS['ancestral-large'] = partial(ancestral, variance=fixed_large) # DDPM's for CIFAR-10

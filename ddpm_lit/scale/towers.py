@@ -151,7 +151,7 @@ def as_glide(x: Tensor) -> Tensor: # [b 3 h w] in [-1, 1] -> the same, in the un
     return ((x + 1)*127.5 - mean)/std
 
 class TimedCLIP(nn.Module):
-    "GLIDE's noised CLIP: the class token of its picture is looked up by the timestep. Eq. 75.3 (GLIDE section 4.2)."
+    "GLIDE's noised CLIP: the class token of its picture is looked up by the timestep. Eq. 75.3 (GLIDE section 4.4)."
     def __init__(self, image: VisionTower, text: TextTower, timesteps: int, clip_scale: float, clock: Callable[[Level], Tensor]): # clock: a level's timestep, from 0
         super().__init__()
         image.register_parameter('first', None)

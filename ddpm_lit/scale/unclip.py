@@ -115,7 +115,7 @@ class Karlo(Decoder):
     def told(self, z_image: Tensor | None = None, heard: Heard | None = None) -> tuple[Tensor, ...]: # [b d] as CLIP gives it, None or zeros where nothing is seen
         "Both are read once for a whole run; what is seen may always be read. Eq. 77.3, 77.6."
         whole, words = super().told(z_image, heard)
-        return whole, words, F.pad(heard.mask, (self.seen.shape[0], 0), value=True)
+        return whole, words, torch.cat([heard.mask.new_ones(len(heard.mask), self.seen.shape[0]), heard.mask], 1)
 
 # %% ../../nbs/77_unclip.ipynb #null
 class SeenRaw(Seen):
@@ -217,11 +217,14 @@ def relay(first: Denoiser, final: Denoiser, levels: Grid) -> Denoiser:
     return between(final, first, levels.log_snr[-2], math.inf)
 
 # %% ../../nbs/77_unclip.ipynb #chain-parts
-TEXT_OPTIONS = dict(vocab_size=49_408, hidden_size=768, projection_dim=768, num_hidden_layers=12, num_attention_heads=12, max_position_embeddings=77, hidden_act='quick_gelu', intermediate_size=3072, layer_norm_eps=1e-5) # as published
+TEXT_OPTIONS = dict(vocab_size=49_408, hidden_size=768, projection_dim=768, num_hidden_layers=12, num_attention_heads=12, max_position_embeddings=77,
+                    hidden_act='quick_gelu', intermediate_size=3072, layer_norm_eps=1e-5) # as published
 
 class Ears(nn.Module):
     "The half of a CLIP that reads, which is all that `hear` asks."
-    def __init__(self, text: TextTower): super().__init__(); self.text = text
+    def __init__(self, text: TextTower):
+        super().__init__()
+        self.text = text
 
 def load_text(source,                     # the path of a safetensors file, or a state
               config: dict | None = None, # of transformers' CLIPTextModelWithProjection, where it differs from the published
@@ -229,7 +232,9 @@ def load_text(source,                     # the path of a safetensors file, or a
     "The reading half of a CLIP in transformers' layout, in float32 and ready to hear. Eq. 75.1, 77.3."
     (state, origin), c = opened(source), TEXT_OPTIONS | {k: v for k, v in (config or {}).items() if k in TEXT_OPTIONS} # the rest of theirs is of no matter here
     only(c, hidden_act=['quick_gelu', 'gelu'], layer_norm_eps=[1e-5], intermediate_size=[4*c['hidden_size']])
-    with torch.device('meta'): ears = Ears(TextTower(c['vocab_size'], c['max_position_embeddings'], c['hidden_size'], c['num_hidden_layers'], c['num_attention_heads'], c['projection_dim'], dict(quick_gelu=quick_gelu, gelu=gelu)[c['hidden_act']]))
+    act = dict(quick_gelu=quick_gelu, gelu=gelu)[c['hidden_act']]
+    with torch.device('meta'):
+        ears = Ears(TextTower(c['vocab_size'], c['max_position_embeddings'], c['hidden_size'], c['num_hidden_layers'], c['num_attention_heads'], c['projection_dim'], act))
     return load_official(ears.to_empty(device='cpu').eval(), {k: w for k, w in state.items() if k not in CARRIED}, TRANSFORMERS, origin)
 
 # %% ../../nbs/77_unclip.ipynb #chain
@@ -247,11 +252,15 @@ def draw_unclip(parts: Unclip, tokens: Tensor, silence: Tensor, # [b l], and [1 
     "From a sentence to an embedding, from both to a small picture, from that to a large one. Eq. 77.7, 77.8, 41.6."
     heard, unheard, (small, large) = hear_raw(parts.ears, tokens), hear_raw(parts.ears, silence), parts.sides
     def run(denoiser, n, limit, variance, *shape):
-        return last(ancestral(watch(clamp_x0(denoiser, limit)), respace(cosine(), str(n)), noise(heard.z_text.new_empty(len(tokens), *shape)), variance, noise))
-    z = parts.prior.unscaled(run(cfg_paired(parts.prior, heard, guidance_scale=prior_scale, instead_of=unheard), steps[0], parts.limit, fixed_small, heard.z_text.shape[1]))
-    x = run(cfg_paired(parts.decoder, (z, heard), guidance_scale=guidance_scale, instead_of=(None, unheard)), steps[1], 1., learned_range, 3, small, small).clamp(-1, 1)
+        start = noise(heard.z_text.new_empty(len(tokens), *shape))
+        return last(ancestral(watch(clamp_x0(denoiser, limit)), respace(cosine(), str(n)), start, variance, noise))
+    guided = cfg_paired(parts.prior, heard, guidance_scale=prior_scale, instead_of=unheard)
+    z = parts.prior.unscaled(run(guided, steps[0], parts.limit, fixed_small, heard.z_text.shape[1]))
+    guided = cfg_paired(parts.decoder, (z, heard), guidance_scale=guidance_scale, instead_of=(None, unheard))
+    x = run(guided, steps[1], 1., learned_range, 3, small, small).clamp(-1, 1)
     low, levels = bicubic(x, large//small), respace(cosine(), str(steps[2]))
-    return z, x, run(relay(parts.first.given(low), parts.final.given(low), levels), steps[2], 1., fixed_small, 3, large, large)
+    larger = relay(parts.first.given(low), parts.final.given(low), levels)
+    return z, x, run(larger, steps[2], 1., fixed_small, 3, large, large)
 
 # %% ../../nbs/77_unclip.ipynb #run-unclip
 def unclip_parts(state: dict[str, Tensor], config: dict) -> Unclip: # keys begin with the part's folder; configurations by folder
@@ -264,8 +273,10 @@ def unclip_parts(state: dict[str, Tensor], config: dict) -> Unclip: # keys begin
 def run_unclip(f: Fixture, dtype: torch.dtype) -> dict[str, Tensor]:
     "Everything that a whole pipeline of diffusers computes on the way from two sentences to two pictures, with its own noise. Eq. 71.2, 77.7."
     parts = unclip_parts(f.weights, f.config); parts = Unclip(*(net.to(dtype) for net in parts[:5]), *parts[5:])
-    each = [f.inputs[f'noise_{k}'].to(dtype) for k in ('prior', 'decoder', 'super_res')]; queue = [v for row in each for v in [*row, row[0]]] # the first state, each step's, and one for the last step, which draws nothing
-    heard = hear_raw(parts.ears, f.inputs['tokens']); z, small, image = draw_unclip(parts, f.inputs['tokens'], f.inputs['silence'], steps=tuple(map(len, each)), noise=lambda x: queue.pop(0))
+    each = [f.inputs[f'noise_{k}'].to(dtype) for k in ('prior', 'decoder', 'super_res')]
+    queue = [v for row in each for v in [*row, row[0]]] # the first state, each step's, and one for the last step, which draws nothing
+    heard = hear_raw(parts.ears, f.inputs['tokens'])
+    z, small, image = draw_unclip(parts, f.inputs['tokens'], f.inputs['silence'], steps=tuple(map(len, each)), noise=lambda x: queue.pop(0))
     return dict(z_text=heard.z_text, hidden=heard.words, z_image=z, small=small, enlarged=bicubic(small, parts.sides[1]//parts.sides[0]), image=image)
 
 KINDS.append(Kind(r'diffusers UnCLIPPipeline\b', run_unclip, (1e-10, 5e-5))) # guided random networks magnify rounding
