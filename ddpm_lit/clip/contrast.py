@@ -113,7 +113,8 @@ class TextTower(nn.Module):
         self.out = nn.Parameter(torch.randn(width, out)/width**.5)
         nn.init.normal_(self.pieces.weight, std=.02)
     def forward(self, tokens: Tensor) -> Tensor: # [b l] whole numbers -> [b out]
-        if tokens.ndim != 2 or tokens.shape[1] > len(self.places): raise Problem(f'This tower reads tokens [b l] with at most {len(self.places)} places, not {[*tokens.shape]}: cut the text, or let its tokenizer do so.')
+        if tokens.ndim != 2 or tokens.shape[1] > len(self.places):
+            raise Problem(f'This tower reads tokens [b l] with at most {len(self.places)} places, not {[*tokens.shape]}: cut the text, or let its tokenizer do so.')
         end = tokens.argmax(1); l = int(end.max()) + 1
         h = self.transformer(self.pieces(tokens[:, :l]) + self.places[:l])
         return self.norm(h[torch.arange(len(h), device=h.device), end])@self.out
@@ -207,9 +208,12 @@ def official_clip(out: int, side: int, layers: int | Sequence[int], width: int, 
     image = ResNetTower(side, width, layers, width*32//64, out) if patch is None else VisionTower(side, patch, width, layers, width//64, out)
     return CLIP(image, TextTower(size, length, text_width, text_layers, text_heads, out))
 
-OFFICIAL = {'ViT-B/32': (512, 224, 12, 768, 32, 512, 8), 'ViT-B/16': (512, 224, 12, 768, 16, 512, 8), 'ViT-L/14': (768, 224, 24, 1024, 14, 768, 12), 'ViT-L/14@336px': (768, 336, 24, 1024, 14, 768, 12),
-            'RN50': (1024, 224, (3, 4, 6, 3), 64, None, 512, 8), 'RN101': (512, 224, (3, 4, 23, 3), 64, None, 512, 8),
-            'RN50x4': (640, 288, (4, 6, 10, 6), 80, None, 640, 10), 'RN50x16': (768, 384, (6, 8, 18, 8), 96, None, 768, 12), 'RN50x64': (1024, 448, (3, 15, 36, 10), 128, None, 1024, 16)} # as for `official_clip`
+OFFICIAL = { # as for `official_clip`
+    'ViT-B/32': (512, 224, 12, 768, 32, 512, 8), 'ViT-B/16': (512, 224, 12, 768, 16, 512, 8),
+    'ViT-L/14': (768, 224, 24, 1024, 14, 768, 12), 'ViT-L/14@336px': (768, 336, 24, 1024, 14, 768, 12),
+    'RN50': (1024, 224, (3, 4, 6, 3), 64, None, 512, 8), 'RN101': (512, 224, (3, 4, 23, 3), 64, None, 512, 8),
+    'RN50x4': (640, 288, (4, 6, 10, 6), 80, None, 640, 10), 'RN50x16': (768, 384, (6, 8, 18, 8), 96, None, 768, 12),
+    'RN50x64': (1024, 448, (3, 15, 36, 10), 128, None, 1024, 16)}
 
 # %% ../../nbs/53_clip.ipynb #units
 MEAN, STD = (.48145466, .4578275, .40821073), (.26862954, .26130258, .27577711) # red, green, blue, from 0 to 1

@@ -23,8 +23,10 @@ class Gaussians:
     std: Tensor    # [k], the same in every direction; 0 makes a component a point
     def __post_init__(self):
         w, k = self.weight, len(self.weight)
-        if self.mean.shape[:1] != (k,) or self.mean.ndim != 2 or self.std.shape != (k,): raise Problem(f'Give weight [k], mean [k d] and std [k], not {[*w.shape]}, {[*self.mean.shape]} and {[*self.std.shape]}.')
-        if not ((w >= 0).all() and abs(w.sum() - 1) < 1e-5 and (self.std >= 0).all()): raise Problem('Give weights that are not negative and sum to 1, and no negative std.')
+        if self.mean.shape[:1] != (k,) or self.mean.ndim != 2 or self.std.shape != (k,):
+            raise Problem(f'Give weight [k], mean [k d] and std [k], not {[*w.shape]}, {[*self.mean.shape]} and {[*self.std.shape]}.')
+        if not ((w >= 0).all() and abs(w.sum() - 1) < 1e-5 and (self.std >= 0).all()):
+            raise Problem('Give weights that are not negative and sum to 1, and no negative std.')
     def _parts(self, x, t): # x [b d], t [b 1] -> v [b k], x_t - signal mean [b k d], log of the joint [b k]
         v = t.signal**2*self.std**2 + t.sigma**2
         if not (v > 0).all(): raise Problem('A component without width has no density without noise: ask at a level below CLEAN.')

@@ -61,7 +61,7 @@ def quick_gelu(x: Tensor) -> Tensor:
     return x*torch.sigmoid(1.702*x)
 
 def gelu(x: Tensor) -> Tensor:
-    "x times the normal distribution function. Eq. 52.8 (GELU eq. 1)."
+    "x times the normal distribution function. Eq. 52.8 (GELU section 2)."
     return F.gelu(x)
 
 # %% ../../nbs/52_transformer.ipynb #block

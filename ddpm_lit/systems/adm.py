@@ -54,7 +54,8 @@ def told_mse(p: Prediction, s: Level, t: Level) -> Tensor: # [b ...]
 @torch.no_grad()
 def measure_mse(denoiser: Denoiser, x0: Tensor, levels: Iterable[Level], noise=torch.randn_like) -> Tensor: # x0 [b ...] clean -> [n] float64
     "Mean squared error of the clean guess at each level. Eq. 43.4."
-    return torch.stack([(x0 - denoiser(q_sample(x0, t, noise(x0)), t).x0).double().square().mean() for t in levels]).cpu()
+    wide = torch.float32 if x0.device.type == 'mps' else torch.float64 # MPS has no float64
+    return torch.stack([(x0 - denoiser(q_sample(x0, t, noise(x0)), t).x0).to(wide).square().mean() for t in levels]).cpu().double()
 
 @dataclass(frozen=True)
 class Measured:
@@ -62,9 +63,10 @@ class Measured:
     log_snr: Tensor # [n] float64, rising
     mse: Tensor     # [n]
     def __post_init__(self):
-        if len(self.log_snr) < 2 or not (self.log_snr.isfinite().all() and (self.log_snr.diff() > 0).all()): raise Problem('Measure at two or more levels, rising and without CLEAN, where no step starts.')
+        if len(self.log_snr) < 2 or not (self.log_snr.isfinite().all() and (self.log_snr.diff() > 0).all()):
+            raise Problem('Measure at two or more levels, rising and without CLEAN, where no step starts.')
     def rho(self, t: Level) -> Tensor: # between measured levels along a straight line
-        x, y = self.log_snr, t.log_snr.double().cpu().clamp(self.log_snr[0], self.log_snr[-1]).contiguous()
+        x, y = self.log_snr, t.log_snr.cpu().double().clamp(self.log_snr[0], self.log_snr[-1]).contiguous()
         hi = torch.searchsorted(x, y).clamp(min=1); lo = hi - 1; rho = (self.mse/Level(x).sigma**2).clamp(max=1)
         return torch.lerp(rho[lo], rho[hi], (y - x[lo])/(x[hi] - x[lo])).to(t.log_snr)
     def __call__(self, p: Prediction, x: Tensor, s: Level, t: Level) -> Tensor: # the standard deviation, as fixed_small

@@ -41,7 +41,7 @@ class Heard(NamedTuple):
 @torch.no_grad()
 def hear(clip: CLIP, tokens: Tensor) -> Heard: # [b l]
     "Read sentences once: the vector that CLIP compares, and the states that lead to it. Eq. 62.3."
-    text, end = clip.text, tokens.argmax(1)
+    text = clip.text; tokens = tokens.to(text.places.device); end = tokens.argmax(1)
     h = text.norm(text.transformer(text.pieces(tokens) + text.places[:tokens.shape[1]])) # [b l w]
     return Heard(unit(h[torch.arange(len(h), device=h.device), end]@text.out), h, torch.arange(tokens.shape[1], device=h.device) <= end[:, None])
 

@@ -149,7 +149,8 @@ def fit(training: Training, batches: Callable[[int], tuple], # step -> (x0 [b ..
     device = next(model.parameters()).device
     bf16, look = has_bf16(device) if bf16 is None else bf16, look or (20 if device.type == 'cuda' else 1)
     def check():
-        if broken: raise Problem(f'The loss or its gradient is not finite at step {step}: lower the learning rate, or look for NaN in the data.')
+        unseen = f', or in the {min(look - 1, step)} before' if fused and look > 1 else ''
+        if broken: raise Problem(f'The loss or its gradient is not finite at step {step}{unseen}: lower the learning rate, or look for NaN in the data.')
     began, seen, step, broken = time.perf_counter(), 0, training.step, torch.zeros((), device=device)
     while training.step < steps:
         step = training.step
@@ -212,7 +213,8 @@ register(Recipe('roll', lambda: Model(MLP(2, 128, 3)), lambda size, seed, device
 def save_weights(path, model: nn.Module, card: dict):
     "Write weights in half precision and, beside them, the card NAME.json that tells how they came about."
     tensors = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
-    if bad := [k for k, v in tensors.items() if not v.isfinite().all()]: raise Problem(f'"{bad[0]}" is not finite in half precision: these weights are not worth keeping, train again with a lower rate.')
+    if bad := [k for k, v in tensors.items() if not v.isfinite().all()]:
+        raise Problem(f'"{bad[0]}" is not finite in half precision: these weights are not worth keeping, train again with a lower rate.')
     write_tensors(path, tensors, recipe=card['recipe'])
     with replacing(Path(path).with_suffix('.json')) as p: p.write_text(json.dumps(card, indent=1) + '\n')
 
