@@ -51,7 +51,8 @@ def read_idx(path) -> Tensor: # uint8, of the shape that the file says
             start = f.read(4); head = f.read(4*min(start[3], 4)) if len(start) == 4 else b''
             shape = [int.from_bytes(head[i:i + 4], 'big') for i in range(0, len(head), 4)]; raw = f.read(min(math.prod(shape), 1 << 30) + 1) # not more than it says, whatever it unpacks to
     except (OSError, ValueError, EOFError, zlib.error) as e: raise Problem(f'{path} cannot be read ({e}): fetch it again.') from e
-    if start[:3] != b'\0\0\x08' or not head or len(head) != 4*start[3] or len(raw) != math.prod(shape): raise Problem(f'{path} is not a whole IDX file of bytes: fetch it again.')
+    if start[:3] != b'\0\0\x08' or not head or len(head) != 4*start[3] or len(raw) != math.prod(shape):
+        raise Problem(f'{path} is not a whole IDX file of bytes: fetch it again.')
     return torch.from_numpy(np.frombuffer(raw, np.uint8).reshape(shape).copy())
 
 # %% ../../nbs/23_digits.ipynb #mnist
@@ -86,7 +87,9 @@ class Batches:
         self.images, self.size, self.seed, self.drop, self.flip, self.epoch = images, size, seed, drop, flip, None
     def __call__(self, step: int): # x0 [b c h w] float32, label [b] or [b k] if there are labels
         epoch, j = divmod(step, len(self.images)//self.size)
-        if epoch != self.epoch: self.epoch, self.order = epoch, torch.from_numpy(np.random.default_rng([self.seed, epoch]).permutation(len(self.images))).to(self.images.pixels.device)
+        if epoch != self.epoch:
+            order = np.random.default_rng([self.seed, epoch]).permutation(len(self.images))
+            self.epoch, self.order = epoch, torch.from_numpy(order).to(self.images.pixels.device)
         rows = self.order[j*self.size:][:self.size]
         x0, label, chance = to_unit(self.images.pixels[rows]), self.images.label, lambda: torch.rand(len(rows), device=rows.device)
         if self.flip: x0 = torch.where(chance().round().bool().reshape(-1, 1, 1, 1), x0, x0.flip(-1))
@@ -96,7 +99,8 @@ class Batches:
 # %% ../../nbs/23_digits.ipynb #square
 def square(pixels: Tensor, size: int) -> Tensor: # [n c h w] uint8 -> [n c size size] uint8
     "The middle square of each picture, shrunk or enlarged."
-    if pixels.ndim != 4 or not pixels.numel() or pixels.dtype != torch.uint8: raise Problem(f'Pictures are bytes [n c h w], at least one pixel of each, not {pixels.dtype} {[*pixels.shape]}.')
+    if pixels.ndim != 4 or not pixels.numel() or pixels.dtype != torch.uint8:
+        raise Problem(f'Pictures are bytes [n c h w], at least one pixel of each, not {pixels.dtype} {[*pixels.shape]}.')
     h, w = pixels.shape[2:]; side = min(h, w); top, left = (h - side)//2, (w - side)//2
     if size < 1: raise Problem(f'A picture cannot be {size} pixels wide: give a size of 1 or more.')
     middle = pixels[..., top:top + side, left:left + side]
@@ -111,11 +115,15 @@ def picture_in(path, made: Callable): # made: a PIL image -> whatever is wanted 
         with warnings.catch_warnings():
             warnings.simplefilter('error', Image.DecompressionBombWarning) # more than 89 million pixels
             with Image.open(path) as image: return made(image)
-    except (OSError, ValueError, SyntaxError, EOFError, TypeError, LookupError, OverflowError, struct.error, zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning) as e: raise Problem(f'{path} is not a whole picture ({e}): fetch it again, or take it away.') from e
+    except (OSError, ValueError, SyntaxError, EOFError, TypeError, LookupError, OverflowError,
+            struct.error, zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
+        raise Problem(f'{path} is not a whole picture ({e}): fetch it again, or take it away.') from e
 
 def read_pictures(paths: Iterable, size: int) -> Tensor: # [n 3 size size] uint8
     "Picture files of any kind, in colour, as squares."
-    def read(path): return square(picture_in(path, lambda image: torch.from_numpy(np.array(image.convert('RGB')))).permute(2, 0, 1)[None], size)
+    def read(path):
+        pixels = picture_in(path, lambda image: torch.from_numpy(np.array(image.convert('RGB'))))
+        return square(pixels.permute(2, 0, 1)[None], size)
     if not (paths := [*paths]): raise Problem('There are no pictures to read: name at least one.')
     with ThreadPool(min(8, os.cpu_count() or 1)) as pool: return torch.cat(pool.map(read, paths))
 
@@ -167,7 +175,8 @@ class Plain(pickle.Unpickler):
     KNOWN = {('numpy', 'ndarray'): np.ndarray, ('numpy', 'dtype'): np.dtype, ('numpy.core.multiarray', '_reconstruct'): np.zeros(1).__reduce__()[0],
              ('numpy.core.numeric', '_frombuffer'): np.zeros(1).__reduce_ex__(5)[0], ('_codecs', 'encode'): lambda text, how: text.encode('latin1')}
     def find_class(self, module, name):
-        if (key := (module.replace('._core.', '.core.'), name)) not in self.KNOWN: raise Problem(f'This pickle wants to run {module}.{name}, so it is no data: fetch the file again from where it is published.')
+        if (key := (module.replace('._core.', '.core.'), name)) not in self.KNOWN:
+            raise Problem(f'This pickle wants to run {module}.{name}, so it is no data: fetch the file again from where it is published.')
         return self.KNOWN[key]
 
 def read_cifar(path: Path) -> tuple[Tensor, Tensor]: # pixels [n 3 32 32] uint8, labels [n] int64
@@ -177,7 +186,8 @@ def read_cifar(path: Path) -> tuple[Tensor, Tensor]: # pixels [n 3 32 32] uint8,
         if path.suffix == '.bin': rows = np.frombuffer(raw, np.uint8).reshape(-1, 3073); pixels, label = rows[:, 1:], rows[:, 0]
         else: pixels, label = (Plain(io.BytesIO(raw), encoding='latin1').load()[k] for k in ('data', 'labels'))
         pixels, label = torch.from_numpy(np.array(pixels)).reshape(-1, 3, 32, 32), torch.as_tensor(np.array(label)).long()
-        if not len(pixels) or pixels.dtype != torch.uint8 or label.shape != pixels.shape[:1] or not ((label >= 0) & (label < 10)).all(): raise ValueError('other numbers than expected')
+        if not len(pixels) or pixels.dtype != torch.uint8 or label.shape != pixels.shape[:1] or not ((label >= 0) & (label < 10)).all():
+            raise ValueError('other numbers than expected')
     except Problem: raise
     except Exception as e: raise Problem(f'{path} is not a whole file of CIFAR-10 ({e}): fetch it again.') from e # a damaged pickle can fail in any way
     return pixels, label
