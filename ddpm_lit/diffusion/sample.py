@@ -70,7 +70,8 @@ def steps(levels: Iterable[Level], up: bool = False) -> list[tuple[Level, Level]
     for t, s in pairs:
         noisy, clean = (s, t) if rising else (t, s)
         if not (noisy.log_snr < clean.log_snr).all():
-            raise Problem('A run goes one way: give levels that only get cleaner, or only noisier.' if up else 'Random steps lead from noise to cleaner levels: give the noisiest first, or walk up with ddim at eta 0.')
+            raise Problem('A run goes one way: give levels that only get cleaner, or only noisier.' if up else
+                          'Random steps lead from noise to cleaner levels: give the noisiest first, or walk up with ddim at eta 0.')
         if not (t.log_snr < math.inf).all(): raise Problem('No step starts at CLEAN: walk up from a level below it, as grid.flip() does.')
     return pairs
 
@@ -92,7 +93,7 @@ def ddim(denoiser: Denoiser, levels: Grid, x: Tensor, eta: float = 0., noise=tor
     if not 0 <= eta <= 1: raise Problem(f'eta is {eta}: choose it from 0 (nothing random) to 1 (as ancestral).')
     for t, s in steps(levels, up=eta == 0):
         p = denoiser(x, t); eps = p.eps
-        if eta: r = eta**2*new_noise(s, t); eps = (1 - r).sqrt()*eps + r.sqrt()*noise(x)
+        if eta: new = eta**2*new_noise(s, t); eps = (1 - new).sqrt()*eps + new.sqrt()*noise(x) # new: the share that is renewed
         x = s.signal*p.x0 + s.sigma*eps; yield x
 
 # %% ../../nbs/14_sample.ipynb #names
