@@ -89,7 +89,7 @@ class Range(Finite, click.FloatRange): "A finite number between two others."
 def options(*names: str):
     "Options that several commands share."
     known = dict(seed=click.option('--seed', type=Count(0, 2**40 - 1), default=0, show_default=True, help='Where all random numbers start.'),
-                 device=click.option('--device', default='auto', show_default=True, help='cpu, cuda, cuda:1, mps; auto takes a GPU if there is one.'),
+                 device=click.option('--device', default='auto', show_default=True, help='cpu, cuda, cuda:1, mps; auto takes a CUDA GPU if there is one, else the processor.'),
                  json=click.option('--json', 'as_json', is_flag=True, help='Print one JSON value on standard output and nothing else.'),
                  sampler=click.option('--sampler', help='ddim or ancestral; an unknown name is answered by all that there are.  [default: as the recipe says, mostly ddim]'),
                  steps=click.option('--steps', type=Count(1), help='Steps from noise to data.  [default: as the recipe says, mostly 50]'),

@@ -89,8 +89,8 @@ def replacing(path): # the file to make or replace
 
 # %% ../../nbs/00_check.ipynb #device
 def pick_device(name: str = 'auto') -> torch.device:
-    "The device a command runs on: 'auto' takes a GPU if there is one, else the CPU."
-    if name == 'auto': name = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
+    "The device a command runs on: 'auto' takes a CUDA GPU if there is one, else the CPU; any other only by its name."
+    if name == 'auto': name = 'cuda' if torch.cuda.is_available() else 'cpu'
     try: torch.zeros(1, device=name).item() # on meta there are no numbers
     except (RuntimeError, AssertionError, NotImplementedError, ValueError, ImportError) as e: raise Problem(f'There is no device "{name}" here: use --device cpu or --device auto.') from e
     return torch.device(name)
