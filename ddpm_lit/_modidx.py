@@ -1124,6 +1124,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                       'ddpm_lit.scale.speed.floor_seconds': ('speed.html#floor_seconds', 'ddpm_lit/scale/speed.py'),
                                       'ddpm_lit.scale.speed.held': ('speed.html#held', 'ddpm_lit/scale/speed.py'),
                                       'ddpm_lit.scale.speed.in_bf16': ('speed.html#in_bf16', 'ddpm_lit/scale/speed.py'),
+                                      'ddpm_lit.scale.speed.moved': ('speed.html#moved', 'ddpm_lit/scale/speed.py'),
                                       'ddpm_lit.scale.speed.of_clip': ('speed.html#of_clip', 'ddpm_lit/scale/speed.py'),
                                       'ddpm_lit.scale.speed.of_drawing': ('speed.html#of_drawing', 'ddpm_lit/scale/speed.py'),
                                       'ddpm_lit.scale.speed.of_loss': ('speed.html#of_loss', 'ddpm_lit/scale/speed.py'),

@@ -78,8 +78,11 @@ def gan_points(width: int = 64, gamma: float = 1.) -> GAN:
 def gan_pictures(size: int = 14, channels: int = 64, noise: int = 32, gamma: float = 1.) -> GAN:
     "A GAN of grey pictures, a quarter of a million parameters. It works on squares of 2 x 2 pixels."
     if size % 2: raise Problem(f'Pictures of {size} pixels do not split into squares of 2 x 2: give an even size.')
-    half, quarter = size//2, (size//2 + 1)//2; conv = lambda i, o, step=1: nn.Conv2d(i, o, 3, step, 1); bend = lambda: nn.LeakyReLU(negative_slope=.2)
-    G = nn.Sequential(nn.Linear(noise, channels*half*half), nn.Unflatten(1, (channels, half, half)), bend(), conv(channels, channels), bend(), conv(channels, 4), nn.PixelShuffle(2), nn.Tanh())
+    half, quarter = size//2, (size//2 + 1)//2 # the side in squares, and after a step of two
+    def conv(i, o, step=1): return nn.Conv2d(i, o, 3, step, 1)
+    def bend(): return nn.LeakyReLU(negative_slope=.2)
+    G = nn.Sequential(nn.Linear(noise, channels*half*half), nn.Unflatten(1, (channels, half, half)), bend(),
+                      conv(channels, channels), bend(), conv(channels, 4), nn.PixelShuffle(2), nn.Tanh())
     C = nn.Sequential(nn.PixelUnshuffle(2), conv(4, channels), bend(), conv(channels, channels, 2), bend(), nn.Flatten(),
                       nn.Linear(channels*quarter*quarter, channels), bend(), nn.Linear(channels, 1), nn.Flatten(0))
     return GAN(G, C, noise, gamma)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CIFAR', 'SMALL', 'LIGHT', 'Pictures', 'diffusers_light', 'ddpm_pytorch_light', 'Makers', 'PARTS', 'Start', 'ARMS',
-           'clocks', 'counts', 'race', 'standing', 'Entry', 'Ledger', 'attainable', 'floor_seconds', 'used', 'best',
-           'peaks', 'Worker', 'our_worker', 'in_bf16', 'peer', 'Answer', 'plain_worker', 'diffusers_worker',
+           'clocks', 'counts', 'race', 'standing', 'Entry', 'moved', 'Ledger', 'attainable', 'floor_seconds', 'used',
+           'best', 'peaks', 'Worker', 'our_worker', 'in_bf16', 'peer', 'Answer', 'plain_worker', 'diffusers_worker',
            'ddpm_pytorch_worker', 'of_training', 'of_drawing', 'of_clip', 'of_loss', 'find_part', 'held', 'peak_memory',
            'bench', 'rehearse', 'train_for', 'draw_pictures', 'by_fit', 'rows', 'quality', 'equal_quality']
 
@@ -65,8 +65,15 @@ class Entry(NamedTuple):
     calls: int = 0
     seconds: float = 0.
     flops: int = 0 # a multiplication and an addition are two
-    bytes: int = 0 # read and written, each tensor once
+    bytes: int = 0 # read and written, each tensor once; to look at one in another way moves nothing
     def __add__(self, other: 'Entry') -> 'Entry': return Entry(*map(sum, zip(self, other)))
+
+def moved(func, given, made) -> int: # bytes
+    "What an operation reads and writes at least: each tensor once, and nothing for a view."
+    given, made = ([v for v in tree_leaves(tree) if isinstance(v, Tensor)] for tree in (given, made))
+    known = {v.untyped_storage()._cdata for v in given}
+    if made and not func._schema.is_mutable and all(v.untyped_storage()._cdata in known for v in made): return 0
+    return sum(min(v.numel()*v.element_size(), v.untyped_storage().nbytes()) for v in {id(v): v for v in (*given, *made)}.values())
 
 class Ledger(TorchDispatchMode):
     "Writes down every operation that runs inside `with Ledger() as ledger:`, way back and optimizer too. Eq. 73.3."
@@ -75,9 +82,9 @@ class Ledger(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         device = next((v.device for v in tree_leaves((args, kwargs)) if isinstance(v, Tensor)), torch.device('cpu'))
         began = clocks(device)[counts(device)]; out = func(*args, **(kwargs or {})); spent = clocks(device)[counts(device)] - began
-        kind, tensors = func._overloadpacket, [v for v in tree_leaves((args, kwargs, out)) if isinstance(v, Tensor)]
+        kind = func._overloadpacket
         flops = flop_registry[kind](*args, **(kwargs or {}), out_val=out) if kind in flop_registry else 0
-        self.entries[kind.__name__] += Entry(1, spent.item(), flops, sum(v.numel()*v.element_size() for v in {id(v): v for v in tensors}.values()))
+        self.entries[kind.__name__] += Entry(1, spent.item(), flops, moved(func, (args, kwargs), out))
         return out
     def total(self) -> Entry: return sum(self.entries.values(), Entry())
 
@@ -307,7 +314,7 @@ def train_for(start: Callable[[int], Worker], seconds: float, device: torch.devi
 @torch.no_grad()
 def draw_pictures(model: Model, n: int, evaluations: int, shape: tuple[int, ...], seed: int = 0, at_once: int = 250) -> Tensor: # [n c h w]
     "The same noise and the same sampler for whoever has learned to denoise."
-    torch.manual_seed(seed); noise = torch.randn(n, *shape); device = next(model.parameters(), noise).device # the same noise on every device
+    noise = torch.randn(n, *shape, generator=torch.Generator().manual_seed(seed)); device = next(model.parameters(), noise).device # the same noise on every device
     denoiser = in_bf16(clamp_x0(model.eval().given()))
     return torch.cat([last(dpmpp_2m(denoiser, karras(evaluations, .01), part.to(device))).cpu() for part in noise.split(at_once)])
 

@@ -133,7 +133,7 @@ SYSTEMS['dalle2'] = replace(SYSTEMS['dalle2'], judge=judge_all);
 def fan(a: Tensor, b: Tensor, w: Tensor) -> Tensor: # [m ...] both, [k] -> [m*k ...]
     "Every pair at every share, pair by pair. Eq. 64.5."
     a, b = (v.repeat_interleave(len(w), 0) for v in (a, b))
-    return slerp(a, b, w.repeat(len(a)//len(w)).reshape(-1, *[1]*(a.ndim - 1)).to(a.device))
+    return slerp(a, b, w.repeat(len(a)//len(w)).reshape(-1, *[1]*(a.ndim - 1))) # which brings w to where a is
 
 @torch.no_grad()
 def blend(a: Tensor, b: Tensor, n: int = 5, fixed: bool = False, **how) -> Strip: # [3 64 64], or several pairs; fixed: one noise, drawn by chance; how: as `Studio`
