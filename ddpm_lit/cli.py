@@ -244,6 +244,7 @@ def choose_settings(out: Path, recipe, given: dict, resume: bool, init: bool, de
     note = out/'run.json'
     if not resume:
         if note.exists(): raise Problem(f'{out} holds a run already: go on with --resume, or give another folder with --out.')
+        if [*out.glob('state*')]: raise Problem(f'{out} holds the state of a run whose settings, run.json, are gone: move it away, or give another folder with --out.')
         default = dict(steps=recipe.steps, batch=recipe.batch, lr=recipe.settings.get('lr', 2e-3), seed=0, bf16=recipe.settings.get('bf16', has_bf16(device)), shard=False)
         return dict(recipe=recipe.name, init=init, before=commands_before(recipe.name) if init else [], **{k: default[k] if v is None else v for k, v in given.items()})
     if not note.exists(): raise Problem(f'There is no run in {out}: leave --resume out to start one.')
