@@ -50,7 +50,7 @@ def failure(e: BaseException) -> tuple[str, int] | None: # a sentence and an exi
     if isinstance(e, Problem): return str(e), 1
     if isinstance(e, ValueError) and 'null byte' in str(e): return 'a name holds a sign that no file can have in its name: give another one.', 1
     if isinstance(e, OSError): return f'{e.filename or "the output"} could not be used ({e.strerror or e}): check the name, the permissions and the free space.', 1
-    if isinstance(e, MemoryError) or 'out of memory' in str(e) or "can't allocate memory" in str(e): return 'there is not enough memory: ask for a smaller --batch or --n.', 1
+    if isinstance(e, MemoryError) or 'out of memory' in str(e) or "can't allocate memory" in str(e) or 'Storage size calculation overflowed' in str(e): return 'there is not enough memory: ask for a smaller --batch, --n or --side.', 1
 
 # %% ../nbs/80_command.ipynb #main-function
 def main(args: list[str] | None = None): # None: those of the terminal
@@ -478,16 +478,18 @@ def draw_told(painter, captions: list[str], n: int, guidance_scale: float, steps
     import torch
     from ddpm_lit.core.check import Problem
     from ddpm_lit.systems.upsample import own_noise
-    said, done, at = [c for c in captions for _ in range(n)], [], 0
-    with Bar(painter.evaluations(steps)*math.ceil(len(said)/at_once), f'draw {len(said)} pictures') as bar:
+    many, done, at = n*len(captions), None, 0
+    with Bar(painter.evaluations(steps)*math.ceil(many/at_once), f'draw {many} pictures') as bar:
         def watch(denoiser):
             def asked(x, t): nonlocal at; at += 1; bar(at); return denoiser(x, t)
             return asked
-        for i in range(0, len(said), at_once):
-            places = range(i, min(i + at_once, len(said)))
-            done.append(painter.draw(said[i:i + at_once], guidance_scale, steps, own_noise(seed, places), watch).cpu())
-    if not (x := torch.cat(done)).isfinite().all(): raise Problem(f'What {painter.name} draws here is not finite: ask for less guidance, or fetch its weights again.')
-    return x
+        for i in range(0, many, at_once):
+            places = range(i, min(i + at_once, many))
+            x = painter.draw([captions[k//n] for k in places], guidance_scale, steps, own_noise(seed, places), watch).cpu()
+            if done is None: done = x.new_empty(many, *x.shape[1:]) # where there is no room for all, that is said after the first
+            done[i:i + at_once] = x
+    if not done.isfinite().all(): raise Problem(f'What {painter.name} draws here is not finite: ask for less guidance, or fetch its weights again.')
+    return done
 
 def single_spaced(captions) -> list[str]:
     "The captions as they are told."
@@ -541,7 +543,7 @@ def sample(name, out, n, captions, enlarge, label, bf16, w, guidance_scale, guid
         for k, v in other.items():
             if v is not None: raise Problem(f'--{NAMED.get(k, k)} is not for models that are told a sentence: leave it out.')
         return sample_told(name, captions, enlarge, out, n, w, guidance_scale, steps, told['side'], seed, device, as_json)
-    if enlarge: raise Problem('--enlarge is for a model that is told a sentence: give --caption.')
+    if enlarge is not None: raise Problem('--enlarge is for a model that is told a sentence: give --caption.')
     n = n or 64; recipes(); model, recipe = find_model(name, layout, told, label == 'none' or guidance == 'free' or not w is guidance_scale is None)
     out, (sampler, steps), began = out or f'{Path(name).resolve().stem}.png', choose_run(recipe, sampler, steps), time.perf_counter()
     steer = steering(recipe, w, guidance_scale, guidance, classifier_scale)

@@ -50,7 +50,7 @@ class Diffusion(Rival):
     @torch.no_grad()
     def sample(self, n: int) -> Tensor: # [n ...]
         like = next(self.parameters())
-        return last(ddim(self.denoiser, self.levels(), torch.randn(n, *self.shape, device=like.device)))
+        return last(ddim(self.denoiser, self.levels(), torch.randn(n, *self.shape, device=like.device, dtype=like.dtype)))
 
 def diffusion_loss(rival: Diffusion, x0: Tensor, t: Level, eps: Tensor) -> Tensor: # [b]
     "Its own loss does want level and noise. Eq. 20.9."
@@ -142,7 +142,8 @@ def read_cards(folder=None) -> dict[tuple[str, str], dict]: # (family, data) -> 
     number = lambda c, *keys: all(isinstance(c.get(k), (int, float)) for k in keys)
     try: cards = json.loads(path.read_text(encoding='utf-8'))
     except (OSError, ValueError, RecursionError) as e: raise Problem(f'{path} is not whole ({e}): make the runs anew with ddpm_lit compare --train.') from e
-    if not isinstance(cards, list) or not all(isinstance(c, dict) and c.get('family') in [*CONTENDERS] and c.get('data') in [*DATA] and number(c, 'cpu_seconds', 'parameters') for c in cards) or not cards:
+    whole = lambda c: isinstance(c, dict) and c.get('family') in [*CONTENDERS] and c.get('data') in [*DATA] and number(c, 'cpu_seconds', 'parameters')
+    if not isinstance(cards, list) or not cards or not all(map(whole, cards)):
         raise Problem(f'{path} does not hold the cards of runs: make them anew with ddpm_lit compare --train.')
     return {(c['family'], c['data']): c for c in cards}
 
@@ -158,7 +159,11 @@ def rank(J: Tensor, tol: float = 1e-4) -> int:
 # %% ../../nbs/37_compare.ipynb #judge
 def asked(model: nn.Module) -> int:
     "Evaluations of the network for one sample."
-    calls, net = [], model.model if isinstance(model, Diffusion) else model.decoder if isinstance(model, vae.VAE) else model.generator if isinstance(model, gan.GAN) else model.layers[-1].net if isinstance(model, flow.Flow) else model
+    calls, net = [], model
+    if isinstance(model, Diffusion): net = model.model
+    elif isinstance(model, vae.VAE): net = model.decoder
+    elif isinstance(model, gan.GAN): net = model.generator
+    elif isinstance(model, flow.Flow): net = model.layers[-1].net
     hook = net.register_forward_hook(lambda *a: calls.append(1))
     try: model.sample(1)
     finally: hook.remove()

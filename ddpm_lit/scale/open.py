@@ -13,7 +13,7 @@ __all__ = ['MARK', 'MUTE', 'PLAIN', 'FRESH', 'DTYPES', 'CALLS', 'PATTERNS', 'UNC
            'save_official']
 
 # %% ../../nbs/78_open.ipynb #imports
-import contextlib, io, json, math, mmap, pickletools, re, struct, zipfile, zlib
+import contextlib, io, json, math, mmap, pickletools, re, struct, warnings, zipfile, zlib
 from functools import cache
 from pathlib import Path
 from typing import Callable, NamedTuple
@@ -263,12 +263,14 @@ def openai_sizes(state: dict[str, Tensor], origin: str = 'This state') -> dict:
     "The official options that the shapes of OpenAI's networks tell. Eq. 78.2."
     try:
         levels, inside, conv = way_up_of(state); n = 1 + max(int(k.split('.')[1]) for k in state if k.startswith('input_blocks.'))
+        if max(levels, n) > len(state): raise ValueError('the number of a block is too large')
         base, first = state['time_embed.0.weight'].shape[1], [1 + level*n//levels for level in range(levels)] # the first block of each level
         wide = [state[f'input_blocks.{i}.0.out_layers.3.weight'].shape[0] for i in first]
         return dict(in_channels=state['input_blocks.0.0.weight'].shape[1], out_channels=state['out.2.weight'].shape[0], model_channels=base, num_res_blocks=n//levels - 1, channel_mult=[c/base for c in wide],
                     attention_resolutions=[2**level for level, i in enumerate(first) if f'input_blocks.{i}.1.qkv.weight' in state], num_classes=len(state['label_emb.weight']) if 'label_emb.weight' in state else None,
                     use_scale_shift_norm=state['input_blocks.1.0.emb_layers.1.weight'].shape[0] == 2*wide[0], resblock_updown=inside, conv_resample=conv)
     except KeyError as e: raise Problem(f'{origin} is no whole network of OpenAI\'s: it lacks {e}.') from None
+    except (IndexError, ValueError, ArithmeticError) as e: raise Problem(f'{origin} is no whole network of OpenAI\'s ({e}): fetch it again.') from e
 
 # %% ../../nbs/78_open.ipynb #denoiser
 NEW_ORDER = ('adm-64',) # of the published denoisers; in all others the heads are outermost
@@ -309,7 +311,7 @@ def from_openai(state: dict[str, Tensor], name: str, order: str | None, heads: i
         raise Problem(f'{name} does not say {", nor ".join(lacks)}: give what is in brackets{guess}.')
     if heads and head_width: raise Problem('--heads and --head-width say the same: give one of them.')
     c = openai_sizes(state, name) | dict(num_heads=heads or 1, num_head_channels=head_width or -1, use_new_attention_order=order == 'new')
-    net = empty(lambda: unet_openai(c))
+    with described_by(name): net = empty(lambda: unet_openai(c))
     return denoiser_of(load_official(net, state, net.layout, name), side, SCHEDULES[schedule](), name)
 
 # %% ../../nbs/78_open.ipynb #diffusers
@@ -318,7 +320,8 @@ MEANS = dict(epsilon=from_eps, sample=from_x0, v_prediction=from_v)
 @contextlib.contextmanager
 def described_by(about):
     "What a configuration says and no network can be is a `Problem` with that file."
-    try: yield
+    try:
+        with warnings.catch_warnings(): warnings.simplefilter('ignore'); yield # of layers without numbers
     except Problem: raise
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError, AssertionError) as e: raise Problem(f'{about} describes nothing that can be built ({e or type(e).__name__}): fetch it again.') from e
 
@@ -383,14 +386,15 @@ def glide_at(path, kind: str, device=None) -> nn.Module:
     "One of GLIDE's models from a file of any kind. Eq. 76.1, 78.2."
     state, name = read_state(path), str(path); sort = sort_of(state, name)
     if sort.name != 'glide': raise Problem(f'{name} is {sort.what}: {sort.advice}.' if kind == 'base' else f'{name} is {sort.what}, and --enlarge takes the model of GLIDE\'s that enlarges.')
-    if (found := kind_of(state, name)) != kind: raise Problem(f'{name} is GLIDE\'s model "{found}", where "{kind}" belongs{HINTS.get(found, "")}.')
+    with described_by(name): found = kind_of(state, name)
+    if found != kind: raise Problem(f'{name} is GLIDE\'s model "{found}", where "{kind}" belongs{HINTS.get(found, "")}.')
     with described_by(name): net = load_glide(state, kind, glide_sizes(state, name))
     if net.text.pad != (words := glide_tokenizer()).pad or len(net.text.places) != words.length: raise Problem(f'{name} reads another vocabulary than GLIDE\'s: in Python, load_glide (76) and a tokenizer of your own draw from it.')
     return net.to(device)
 
 def glide_painter(path, enlarge=None, side: int | None = None, device=None) -> Painter: # paths; side: of the first picture, by default 64
     "GLIDE, from its one file or two. Eq. 76.6."
-    base, up, words = glide_at(path, 'base', device), glide_at(enlarge, 'upsample', device) if enlarge else None, glide_tokenizer()
+    base, up, words = glide_at(path, 'base', device), glide_at(enlarge, 'upsample', device) if enlarge is not None else None, glide_tokenizer()
     side, factor = side or 64, base.net.net.factor
     if side % factor: raise Problem(f'{path} halves its pictures down to 1/{factor}: give a --side that is a multiple of {factor}, not {side}.')
     def draw(captions, guidance_scale, steps, noise, watch): return draw_glide(base, words(captions).to(device), up, side, guidance_scale, steps, noise, watch)
@@ -407,7 +411,12 @@ def unclip_painter(path, device=None) -> Painter: # a folder
     for clock, (means, variance) in CLOCKS.items():
         with described_by(path/clock): only(config[clock], prediction_type=[means], variance_type=[variance], clip_sample=[True], num_train_timesteps=[1000], beta_schedule=['squaredcos_cap_v2'])
     for clock in ('decoder_scheduler', 'super_res_scheduler'): only(config[clock], clip_sample_range=[1.])
+    sides, limit = [config[part].get('sample_size') for part in ('decoder', 'super_res_first')], config['prior_scheduler']['clip_sample_range']
+    if not all(type(side) is int and 0 < side < 10_000 for side in sides) or sides[1] % sides[0]: raise Problem(f'{path} does not say the sides of its pictures: decoder and super_res_first have sample_size={sides}.')
+    if not (type(limit) in (int, float) and 0 < limit < math.inf): raise Problem(f'{path} does not say how far its prior may go: prior_scheduler has clip_sample_range={limit!r}.')
     state = {f'{part}.{k}': w for part in UNCLIP for k, w in read_state(path/part).items()}
+    for part, k, v in ((part, k, v) for part in UNCLIP for k, v in config[part].items() if 'layers' in k or 'block' in k):
+        if isinstance(n := len(v) if isinstance(v, list) else v, int) and n > len(state): raise Problem(f'{path/part}/config.json describes more blocks than there are tensors, {k}={n}: they do not belong together.')
     try:
         with described_by(path): parts = unclip_parts(state, config)
     except Problem as e: raise Problem(f'The parts in {path} and their configurations do not fit. {e}') from None
@@ -419,7 +428,7 @@ def unclip_painter(path, device=None) -> Painter: # a folder
 def open_painter(path, enlarge=None, side: int | None = None, device=None) -> Painter: # enlarge: GLIDE's second file
     "Somebody else's model that is told a sentence: GLIDE's files or Karlo's folder. Eq. 76.6, 77.7."
     if not is_unclip(path): return glide_painter(path, enlarge, side, device)
-    if enlarge or side: raise Problem('--enlarge and --side are for GLIDE\'s files: Karlo\'s folder holds its upsamplers and says their sides.')
+    if enlarge is not None or side: raise Problem('--enlarge and --side are for GLIDE\'s files: Karlo\'s folder holds its upsamplers and says their sides.')
     return unclip_painter(path, device)
 
 # %% ../../nbs/78_open.ipynb #clip
