@@ -277,7 +277,7 @@ for title, sizes in OFFICIAL.items():
                regime=Regime('400 million pairs', epochs*400_000_000//32_768, 32_768, RATES[title], 2000, ema=None, flip=False, weight_decay=.2, betas=(.9, .98 if kind else .999), eps=1e-6 if kind else 1e-8, decay=True)))
 
 # %% ../../nbs/70_presets.ipynb #glide
-GLIDE_PAPER = 'Nichol et al. 2021, GLIDE: towards photorealistic image generation and editing with text-guided diffusion models'
+GLIDE_PAPER = 'Nichol et al. 2022, GLIDE: towards photorealistic image generation and editing with text-guided diffusion models'
 GLIDE_CODE = 'https://github.com/openai/glide-text2im/blob/main/glide_text2im'
 
 def count_told(l: int, w: int, layers: int, e: int, size: int = 50_257) -> Cost: # e: width of the one vector
@@ -285,7 +285,7 @@ def count_told(l: int, w: int, layers: int, e: int, size: int = 50_257) -> Cost:
     return (count_table(size + 2*l + 2, w) + count_block(w, l)*layers + count_linear(w, e)).beforehand()
 
 def glide_preset(name: str, side: int, said: str, base=192, width=512, layers=16, heads=8, channels_in=3, wrap=lambda net: net, regime=Regime('not told'), where=f'{GLIDE_CODE}/model_creation.py') -> Preset:
-    "A model of Nichol et al. 2021."
+    "A model of Nichol et al. 2022."
     sizes = dict(base=base, mults=SHAPES[side], depth=3 if side == 64 else 2, attention=levels(side, 32, 16, 8), channels_in=channels_in)
     cost = count_unet(side, **sizes, channels_out=6, m=128, d=width) + count_told(128, width, layers, 4*base)
     return add(Preset(name, 'denoiser' if side == 64 else 'enlarger', side, partial(official_glide, **sizes, width=width, layers=layers, text_heads=heads, wrap=wrap), cost, said, GLIDE_PAPER, where,
@@ -306,7 +306,7 @@ class Lookup(nn.Module):
     def forward(self, t: Tensor, dtype: torch.dtype) -> Tensor: return self.at(t.round().long()).to(dtype) # [b] -> [b d]
 
 def glide_noised_clip(S: Betas) -> NoisedCLIP:
-    "The CLIP of Nichol et al. 2021 that reads noisy pictures."
+    "The CLIP of Nichol et al. 2022 that reads noisy pictures."
     return NoisedCLIP(VisionTower(64, 4, 768, 12, 12, 512, act=gelu), TextTower(65_536, 77, 512, 12, 8, 512, act=gelu), Lookup(len(S), 768), told_steps(S))
 
 def told_steps(S: Betas, stretch: float = 1.) -> Callable[[Level], Tensor]:
