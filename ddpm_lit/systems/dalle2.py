@@ -168,7 +168,8 @@ def paint_dalle2(request: Request, progress: Callable[[int, int], None] = lambda
 @torch.no_grad()
 def chain_of(request: UnclipRequest) -> list[tuple[str, int, str]]: # what `show.chain` draws
     "The networks in the order of a run: name, parameters, and the shape of what comes out."
-    nets = {'CLIP, text': ('clip', lambda m: m.text.norm), 'prior': (dict(diffusion='prior', ar='prior-ar')[request.prior], lambda m: m.net if request.prior == 'diffusion' else m.norm), 'decoder': (f'dalle2-{request.data}', lambda m: m), 'to 32': (ENLARGERS[0], lambda m: m), 'to 64': (ENLARGERS[1], lambda m: m)}
+    own, prior = lambda m: m, ('prior', lambda m: m.net) if request.prior == 'diffusion' else ('prior-ar', lambda m: m.norm)
+    nets = {'CLIP, text': ('clip', lambda m: m.text.norm), 'prior': prior, 'decoder': (f'dalle2-{request.data}', own), 'to 32': (ENLARGERS[0], own), 'to 64': (ENLARGERS[1], own)}
     seen, hooks = {}, []
     for name, (weights, part) in nets.items():
         model = weights_on(weights, request.device); count = sum(p.numel() for p in (model.text if weights == 'clip' else model).parameters())
@@ -202,19 +203,29 @@ def judge_stages(n: int, seed: int, parts: Sequence[str] = PARTS) -> Iterator[li
     "The chain and its stages fed the truth, part by part. Eq. 63.7."
     for part in parts:
         at32, at16 = pictures_of(part, n, seed); scene, title = part[0] in '12', part.replace('1 ', 'shapes, 1 thing, ').replace('2 ', 'shapes, 2 things, ')
-        painted = fed('shapes' if scene else 'emoji', at32, at16, seed); found = {k: weigh_scenes(x, [r.say() for r in at32.rows], seed=seed) if scene else weigh_emoji(x, at32.rows, trained=all_but_held(32), seed=seed)['rows'] for k, x in painted.items()}
-        pick = {k: next(r for r in rows if (r['task'] == 'all' if scene else r['measure'] == 'R@1')) for k, rows in found.items()}; who = 'painted' if scene else 'witness'
-        real = [r['real'] for r in found['whole'] if r['task'] == 'all'] if scene else [r['witness'] for r in found['whole'] if r['task'].startswith('real drawings: name') and r['measure'] == 'R@1']
-        yield [dict(task=f'stages, {title if scene else "emoji, " + part}', measure='share' if scene else 'R@1', n=len(at32), **{k + e: r[who + e] for k, r in pick.items() for e in ('', '_error')}, **{'real ones': real[0]})]
+        def weighed(x):
+            if scene: return weigh_scenes(x, [r.say() for r in at32.rows], seed=seed)
+            return weigh_emoji(x, at32.rows, trained=all_but_held(32), seed=seed)['rows']
+        found = {k: weighed(x) for k, x in fed('shapes' if scene else 'emoji', at32, at16, seed).items()}
+        pick, who = {k: next(r for r in rows if (r['task'] == 'all' if scene else r['measure'] == 'R@1')) for k, rows in found.items()}, 'painted' if scene else 'witness'
+        if scene: real = pick['whole']['real']
+        else: real = next(r['witness'] for r in found['whole'] if r['task'].startswith('real drawings: name') and r['measure'] == 'R@1')
+        shares = {k + e: r[who + e] for k, r in pick.items() for e in ('', '_error')}
+        yield [dict(task=f'stages, {title if scene else "emoji, " + part}', measure='share' if scene else 'R@1', n=len(at32), **shares, **{'real ones': real})]
 
 def judge_priors(n: int, seed: int) -> list[dict]:
     "How near what is imagined of captions never trained comes to the embedding of their picture: mean cosines. Eq. 62.5."
     reader, (known, z_known), rows = Reader(load_weights('clip')[0]), embedded(), []
-    for title, at32, world in (('emoji, new names', pictures_of('new names', n, seed)[0], 'emoji'), ('shapes, 2 things, kept back', pictures_of('2 kept back', n, seed)[0], 'shapes')):
-        said, z = [at32.caption(i) for i in range(len(at32))], reader.pictures(at32.pixels); request = UnclipRequest(tuple(said), world, seed); tokens = caption_tokenizer()(said, too_long='truncate')
-        z_text = reader.texts(said); near = z_known[(z_text@reader.texts([known.caption(i) for i in range(len(known))]).T).argmax(1)]
-        ways = {'diffusion': imagined(request, tokens, range(len(z))), 'autoregressive': imagined(replace(request, prior='ar'), tokens, range(len(z))), 'mean of its world': unit(z_known[torch.tensor([hasattr(r, 'style') == (world == 'emoji') for r in known.rows])].mean(0)).expand_as(z), 'nearest caption': near, 'z_t': z_text, 'another picture': unlike_same(at32, reader, seed)}
-        cosine = {k: (v*z).sum(1) for k, v in ways.items()}; rows.append(dict(task=f'prior, {title}', measure='cosine', n=len(z), **{k + e: float(f(v)) for k, v in cosine.items() for e, f in (('', torch.mean), ('_error', lambda v: v.std()/len(v)**.5))}))
+    z_said, kind = reader.texts([known.caption(i) for i in range(len(known))]), torch.tensor([hasattr(r, 'style') for r in known.rows])
+    for title, part, world in (('emoji, new names', 'new names', 'emoji'), ('shapes, 2 things, kept back', '2 kept back', 'shapes')):
+        at32 = pictures_of(part, n, seed)[0]; said, z = [at32.caption(i) for i in range(len(at32))], reader.pictures(at32.pixels)
+        request, tokens, z_text = UnclipRequest(tuple(said), world, seed), caption_tokenizer()(said, too_long='truncate'), reader.texts(said)
+        ways = {'diffusion': imagined(request, tokens, range(len(z))), 'autoregressive': imagined(replace(request, prior='ar'), tokens, range(len(z))),
+                'mean of its world': unit(z_known[kind == (world == 'emoji')].mean(0)).expand_as(z), 'nearest caption': z_known[(z_text@z_said.T).argmax(1)],
+                'z_t': z_text, 'another picture': unlike_same(at32, reader, seed)}
+        cosine = {k: (v*z).sum(1) for k, v in ways.items()}
+        means = {k + e: float(f(v)) for k, v in cosine.items() for e, f in (('', torch.mean), ('_error', lambda v: v.std()/len(v)**.5))}
+        rows.append(dict(task=f'prior, {title}', measure='cosine', n=len(z), **means))
     return rows
 
 def unlike_same(data: Captioned, reader: Reader, seed: int) -> Tensor: # [n d]
