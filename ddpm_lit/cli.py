@@ -475,7 +475,6 @@ def save_samples(x, path):
 # %% ../nbs/80_command.ipynb #sample-told
 def draw_told(painter, captions: list[str], n: int, guidance_scale: float, steps: int, seed: int, device, at_once: int = 4): # -> [n*captions 3 h w], the n of a caption side by side
     "Pictures of sentences by somebody else's model, a few at a time; each has noise of its own. Eq. 76.6, 77.7."
-    import torch
     from ddpm_lit.core.check import Problem
     from ddpm_lit.systems.upsample import own_noise
     many, done, at = n*len(captions), None, 0
