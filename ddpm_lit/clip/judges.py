@@ -221,22 +221,28 @@ def weigh_emoji(pictures: Tensor,      # [n 3 h h] in [-1, 1], h 16, 32 or 64
     if len(pictures) != len(rows) or len(rows) < 4: raise Problem(f'{len(pictures)} pictures and {len(rows)} captions: give each picture the row whose caption was asked, and at least four of them.')
     at = {r: i for i, r in enumerate(drawn('all').rows)}; h, n, family = pictures.shape[-1], len(rows), [r.family for r in rows]
     if no := [r.say() for r in rows if r not in at]: raise Problem(f'There is no real drawing of "{no[0]}" to compare with: ask for captions of rows of emoji().')
-    witness = copy.deepcopy(witness or load_weights('witness')[0]).cpu().eval(); judges, pictures = panel(reader, witness), pictures.detach().float().cpu(); real = to_unit(drawn('all').pixels[[at[r] for r in rows]])
+    witness = copy.deepcopy(witness or load_weights('witness')[0]).cpu().eval()
+    judges, pictures, real = panel(reader, witness), pictures.detach().float().cpu(), to_unit(drawn('all').pixels[[at[r] for r in rows]])
     trained = trained or drawn('train')[[i for i, r in enumerate(drawn('train').rows) if not r.held]]; names = {r.name for r in trained.rows}
     sets = {'painted': at_side(pictures), 'real drawings': real, 'real, through 16 pixels': through(real, 16)}
     asked = {title: questions(title, x, rows, judges, k, seed) for title, x in sets.items()}; best = asked['real, through 16 pixels' if h < 32 else 'real drawings'][1]
     worth = {who: obeyed(asked['painted'][1][who], best[who], 1/k, family) for who in judges}
     cloud, copies = features(sets['painted'], {r.style for r in rows}, h, witness, seed), originality(pictures, trained)
-    out = sum((lines for lines, _ in asked.values()), []) + [dict(task='painted: shows what was named', measure='share', n=n, chance=0., **{who + end: v for who, pair in worth.items() for end, v in zip(('', '_error'), pair)})]
+    shown = {who + end: v for who, pair in worth.items() for end, v in zip(('', '_error'), pair)}
+    out = sum((lines for lines, _ in asked.values()), []) + [dict(task='painted: shows what was named', measure='share', n=n, chance=0., **shown)]
     out += [dict(task="painted: in the witness's features", measure=what, n=n, painted=cloud[what], real=cloud['real'][what]) for what in ('precision', 'recall', 'coverage')]
-    out.append(row('painted: near-copy of a training picture', 'share', dict(painted=torch.tensor(copies['painted']) < copies['line']), due(copies, torch.tensor([r.name in names for r in rows])), family))
+    near, honest = torch.tensor(copies['painted']) < copies['line'], due(copies, torch.tensor([r.name in names for r in rows]))
+    out.append(row('painted: near-copy of a training picture', 'share', dict(painted=near), honest, family))
     return dict(rows=out, features=cloud, copies=copies)
 
 def in_words(found: dict) -> str: # of weigh_emoji
     "The verdict as text."
-    cloud, copies = found['features'], found['copies']; middle = lambda k: torch.tensor(copies[k]).median()
-    return '\n'.join([table(found['rows']), f"Frechet distance in the witness's features {cloud['frechet']:.2f}, of real drawings {cloud['real']['frechet']:.2f}, of two sets of one Gaussian {cloud['floor']:.2f}",
-                      f"closeness to the nearest training picture: median {middle('painted'):.2f}, of new drawings {middle('new'):.2f}; below {copies['line']:.2f} is a near-copy", *(f'Note: {note}' for note in cloud['warnings'])])
+    cloud, copies = found['features'], found['copies']
+    middle = lambda k: torch.tensor(copies[k]).median()
+    lines = [table(found['rows']),
+             f"Frechet distance in the witness's features {cloud['frechet']:.2f}, of real drawings {cloud['real']['frechet']:.2f}, of two sets of one Gaussian {cloud['floor']:.2f}",
+             f"closeness to the nearest training picture: median {middle('painted'):.2f}, of new drawings {middle('new'):.2f}; below {copies['line']:.2f} is a near-copy"]
+    return '\n'.join([*lines, *(f'Note: {note}' for note in cloud['warnings'])])
 
 # %% ../../nbs/56_judges.ipynb #scenes
 def filled(scene: Scene, rng) -> Scene:
