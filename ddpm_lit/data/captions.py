@@ -105,7 +105,11 @@ def emoji_table() -> list[dict]:
     path, texts = data_dir('emoji', 'base.jsonl'), ('name', 'group', 'subgroup', 'family', 'char', 'split')
     try: table = [json.loads(line) for line in path.read_text(encoding='utf-8').split('\n') if line]
     except (OSError, ValueError, RecursionError) as e: raise Problem(f'{path} is not a whole table ({e}): fetch it again.') from e
-    def right(r): return isinstance(r, dict) and all(isinstance(r.get(k), str) for k in texts) and isinstance(r.get('keywords'), list) and all(isinstance(k, str) for k in r['keywords']) and isinstance(r.get('tiles'), dict) and all(type(i) is int and i >= 0 for i in r['tiles'].values()) and 'held_style' in r
+    def right(r):
+        if not isinstance(r, dict) or 'held_style' not in r: return False
+        keywords, tiles = r.get('keywords'), r.get('tiles')
+        return (all(isinstance(r.get(k), str) for k in texts) and isinstance(keywords, list) and all(isinstance(k, str) for k in keywords)
+                and isinstance(tiles, dict) and all(type(i) is int and i >= 0 for i in tiles.values()))
     for k, r in enumerate(table, 1):
         if not right(r): raise Problem(f'Line {k} of {path} does not describe an emoji: fetch the file again.')
     return table
