@@ -506,6 +506,7 @@ def sample_told(name: str, captions, enlarge, out, n, w, guidance_scale, steps, 
     if not Path(name).exists(): raise Problem(f'There is no file or folder {name}: --caption is for models that others trained; the book\'s own are asked with paint.')
     began, said = time.perf_counter(), single_spaced(captions)
     painter = open_painter(name, enlarge, side, device)
+    if steps == 1: raise Problem('One step would start from noise at the clean end: ask for --steps of 2 or more.')
     n, steps, scale, out = n or 1, steps or painter.steps, painter.guidance_scale if w is guidance_scale is None else 1 + as_w(w, guidance_scale), out or f'{Path(name).resolve().stem}.png'
     save_captioned(draw_told(painter, said, n, scale, steps, seed, device).split(n), said, out, zoom=1); seconds = time.perf_counter() - began
     tell(as_json, dict(name=name, captions=said, out=str(out), n=n, guidance_scale=scale, steps=steps, evaluations=painter.evaluations(steps), seed=seed, seconds=round(seconds, 3)), f'{out}: {n} pictures of {" | ".join(said)}, {seconds:.1f} s.')

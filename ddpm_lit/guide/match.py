@@ -42,7 +42,7 @@ def match_caption(clip: CLIP,                       # or whatever has embed_imag
 
 # %% ../../nbs/54_match.ipynb #noised
 class NoisedCLIP(CLIP):
-    "A CLIP whose picture tower reads x_t, and finds the level where others have the class token. Eq. 54.6 (GLIDE section 2.4)."
+    "A CLIP whose picture tower reads x_t, and finds the level where others have the class token. Eq. 54.6 (GLIDE section 4.4)."
     def __init__(self, image: VisionTower, text: nn.Module,
                  time: nn.Module | None = None,                   # (time [b], dtype) -> [b width]; None: waves and two layers (24.1)
                  clock: Callable[[Level], Tensor] = level_clock): # the time that it is told
