@@ -18,7 +18,7 @@ class SelfAttention(nn.Module):
     "What each position learns from the others, by several heads, and from further tokens. Eq. 52.2, 52.6."
     def __init__(self, width: int, heads: int, tokens: int = 0): # the width of further tokens, 0: none
         super().__init__()
-        if width % heads: raise Problem(f'A width of {width} does not split into {heads} heads: choose a divisor of {width}.')
+        if not (isinstance(heads, int) and heads > 0) or width % heads: raise Problem(f'A width of {width} does not split into {heads} heads: choose a divisor of {width}.')
         self.heads, self.qkv, self.out = heads, nn.Linear(width, 3*width), nn.Linear(width, width)
         self.kv = nn.Linear(tokens, 2*width) if tokens else None
 

@@ -117,7 +117,7 @@ class Attention(nn.Module):
     "h plus what each position learns from the others, and from tokens. Eq. 24.6, 24.7."
     def __init__(self, c: int, heads: int = 1, head_width: int | None = None, tokens: int = 0, norm: Norm = norm_adm):
         super().__init__()
-        if c % (head_width or heads): raise Problem(f'{c} channels do not split into heads: choose a divisor of {c} in place of {head_width or heads}.')
+        if not (isinstance(n := head_width or heads, int) and n > 0) or c % n: raise Problem(f'{c} channels do not split into heads: choose a divisor of {c} in place of {n}.')
         self.heads = c//head_width if head_width else heads
         self.norm, self.qkv = norm(c), nn.Linear(c, 3*c)
         self.kv = nn.Linear(tokens, 2*c) if tokens else None

@@ -158,6 +158,8 @@ KARLO_MUTE = 'sample_size downsample_padding dropout upcast_attention use_linear
 def karlo_unet(config: dict) -> UNet: # official options that differ from the published
     "The U-Net that a configuration of diffusers' UNet2DConditionModel describes, if its blocks are Karlo's: ADM's, with words. Eq. 24.7, 24.8."
     c = options(config, KARLO | KARLO_ONLY, KARLO_MUTE); c |= {k: tuple(c[k]) for k in ('down_block_types', 'up_block_types')}
+    for k in ('in_channels', 'layers_per_block', 'norm_num_groups'):
+        if not (type(c[k]) is int and c[k] > 0): raise Problem(f'The option {k}={c[k]!r} is no number of them.')
     wide, attention = c['block_out_channels'], ['Attn' in kind for kind in c['down_block_types']]
     down, up = ((f'Resnet{way}sampleBlock2D', f'SimpleCrossAttn{way}Block2D') for way in ('Down', 'Up'))
     only(c, down_block_types=[tuple(down[a] for a in attention)], up_block_types=[tuple(up[a] for a in attention[::-1])], out_channels=[2*c['in_channels']], **{k: [v] for k, v in KARLO_ONLY.items()})

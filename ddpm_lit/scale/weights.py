@@ -175,7 +175,8 @@ def unet_diffusers(config: dict) -> UNet:
          downsample_type=['conv', 'resnet'], upsample_type=['conv', 'resnet'], mid_block_type=['UNetMidBlock2D'], time_embedding_dim=[None, 4*c['block_out_channels'][0]])
     for k in ('in_channels', 'out_channels', 'layers_per_block', 'norm_num_groups', 'attn_norm_num_groups', 'attention_head_dim', 'num_class_embeds'):
         if not (type(c[k]) is int and c[k] > 0 or c[k] is None and DIFFUSERS[k] is None or c[k] is None and k == 'attention_head_dim'): raise Problem(f'The option {k}={c[k]!r} is no number of them.')
-    if not (isinstance(c['norm_eps'], (int, float)) and 0 <= c['norm_eps'] < 1): raise Problem(f'The option norm_eps={c["norm_eps"]!r} is no small number.')
+    for k in ('norm_eps', 'dropout'):
+        if not (isinstance(c[k], (int, float)) and 0 <= c[k] < 1): raise Problem(f'The option {k}={c[k]!r} is no small number.')
     kinds, wide = c['down_block_types'], c['block_out_channels']
     has_attention = [k.startswith('Attn') for k in kinds]
     if [k.startswith('Attn') for k in c['up_block_types']][::-1] != has_attention: raise Problem('Attention on the way up must be at the levels of the way down.')
