@@ -473,7 +473,7 @@ def save_samples(x, path):
     show.cloud(x, ink='model'); show.save_figure(path)
 
 # %% ../nbs/80_command.ipynb #sample-told
-def draw_told(painter, captions: list[str], n: int, guidance_scale: float, steps: int, seed: int, device, at_once: int = 4): # -> [n*captions 3 h w], the n of a caption side by side
+def draw_told(painter, captions: list[str], n: int, guidance_scale: float, steps: int, seed: int, at_once: int = 4): # -> [n*captions 3 h w], the n of a caption side by side
     "Pictures of sentences by somebody else's model, a few at a time; each has noise of its own. Eq. 76.6, 77.7."
     from ddpm_lit.core.check import Problem
     from ddpm_lit.systems.upsample import own_noise
@@ -504,11 +504,11 @@ def sample_told(name: str, captions, enlarge, out, n, w, guidance_scale, steps, 
     from ddpm_lit.scale.open import open_painter
     from ddpm_lit.show import save_captioned
     if not Path(name).exists(): raise Problem(f'There is no file or folder {name}: --caption is for models that others trained; the book\'s own are asked with paint.')
+    if steps == 1: raise Problem('One step would start from noise at the clean end: ask for --steps of 2 or more.')
     began, said = time.perf_counter(), single_spaced(captions)
     painter = open_painter(name, enlarge, side, device)
-    if steps == 1: raise Problem('One step would start from noise at the clean end: ask for --steps of 2 or more.')
     n, steps, scale, out = n or 1, steps or painter.steps, painter.guidance_scale if w is guidance_scale is None else 1 + as_w(w, guidance_scale), out or f'{Path(name).resolve().stem}.png'
-    save_captioned(draw_told(painter, said, n, scale, steps, seed, device).split(n), said, out, zoom=1); seconds = time.perf_counter() - began
+    save_captioned(draw_told(painter, said, n, scale, steps, seed).split(n), said, out, zoom=1); seconds = time.perf_counter() - began
     tell(as_json, dict(name=name, captions=said, out=str(out), n=n, guidance_scale=scale, steps=steps, evaluations=painter.evaluations(steps), seed=seed, seconds=round(seconds, 3)), f'{out}: {n} pictures of {" | ".join(said)}, {seconds:.1f} s.')
 
 # %% ../nbs/80_command.ipynb #sample

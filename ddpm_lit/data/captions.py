@@ -100,6 +100,7 @@ def smaller(pixels: Tensor, size: int) -> Tensor: # [n 3 h h] uint8 -> [n 3 size
     if size < 1 or k*size != pixels.shape[-1]: raise Problem(f'Pictures of {pixels.shape[-1]} pixels do not divide into {size}: choose 16, 32 or 64.')
     return torch.cat([avg_pool2d(x.float(), k).round().to(torch.uint8) for x in pixels.split(1000)]) if k > 1 else pixels.contiguous()
 
+# %% ../../nbs/50_captions.ipynb #emoji-table
 def emoji_table() -> list[dict]:
     "What is known of each emoji."
     path, texts = data_dir('emoji', 'base.jsonl'), ('name', 'group', 'subgroup', 'family', 'char', 'split')

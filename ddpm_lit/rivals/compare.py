@@ -128,6 +128,7 @@ def train_all(folder, seconds: dict[str, float] = DATA, seed: int = 0, workers: 
     with replacing(folder/'cards.json') as p: p.write_text(json.dumps(cards, indent=1) + '\n')
     return cards
 
+# %% ../../nbs/37_compare.ipynb #load-contender
 def load_contender(family: str, data: str, folder=None) -> nn.Module: # in eval mode, on the CPU, float32
     "A stored run."
     path = (folder or store())/f'{family}-{data}.safetensors'

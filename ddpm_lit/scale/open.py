@@ -197,6 +197,7 @@ def file_in(path: Path) -> Path:
     parts = sorted({p.parent.name for p in path.glob('*/config.json')})
     raise Problem(f'{path} holds no weights' + (f' itself but several networks, {", ".join(parts)}: give the path of one of these folders.' if parts else ': a .safetensors, .bin or .pt would be.'))
 
+# %% ../../nbs/78_open.ipynb #read-state
 def read_json(path) -> dict:
     "A configuration."
     try:

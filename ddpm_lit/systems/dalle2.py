@@ -228,6 +228,7 @@ def judge_priors(n: int, seed: int) -> list[dict]:
         rows.append(dict(task=f'prior, {title}', measure='cosine', n=len(z), **means))
     return rows
 
+# %% ../../nbs/63_dalle2.ipynb #judge-whole
 def unlike_same(data: Captioned, reader: Reader, seed: int) -> Tensor: # [n d]
     "The embedding of another picture of the same: a scene drawn anew, an emoji in another style."
     if not hasattr(data.rows[0], 'style'): return reader.pictures(to_bytes(render(data.rows, 32, poses(data.rows, np.random.default_rng(seed)))))

@@ -123,6 +123,7 @@ def heard_pictures(seen: Callable[[Tensor], Tensor], drop: float = .1) -> Callab
         return step
     return start
 
+# %% ../../nbs/62_prior.ipynb #units
 def units() -> tuple[Tensor, Tensor]: # [d] both
     "The mean and the deviation of our embeddings, the same for every seed of training. Eq. 62.2."
     z = embedded()[1]
