@@ -13,14 +13,21 @@ def readme(check):
     from nbconvert import MarkdownExporter
     nb = nbformat.read(nbs/'index.ipynb', as_version=4)
     nb.metadata.language_info = dict(name='python')
-    nb.cells = [c for c in nb.cells if c.cell_type != 'raw' and not flags(c).keys() & {'hide', 'export', 'exporti', 'default_exp'}]
+    nb.cells = [
+        c for c in nb.cells if c.cell_type != 'raw' and not flags(c).keys()
+        & {'hide', 'export', 'exporti', 'default_exp'}
+    ]
     for c in nb.cells:
         c.source = '\n'.join(l for l in c.source.splitlines() if not re.match(r'\s*#\s*\|', l))
-        if c.cell_type == 'markdown':                            # links are written for nbs/; README stands one floor up
-            c.source = re.sub(r'\]\((?!\w+:|[/#])', f']({nbs.name}/', c.source).replace(f'({nbs.name}/../', '(')
-    body, extra = MarkdownExporter().from_notebook_node(nb, resources=dict(unique_key='cell', output_files_dir=f'{nbs.name}/readme'))
+        # links are written for nbs/; README stands one floor up
+        if c.cell_type == 'markdown':
+            c.source = re.sub(r'\]\((?!\w+:|[/#])', f']({nbs.name}/',
+                              c.source).replace(f'({nbs.name}/../', '(')
+    body, extra = MarkdownExporter().from_notebook_node(
+        nb, resources=dict(unique_key='cell', output_files_dir=f'{nbs.name}/readme'))
     body, files = re.sub(r'^ +$', '', body, flags=re.M), {}
-    for name, data in extra['outputs'].items():                  # pictures are named after their cell's id, so new cells rename nothing
+    # pictures are named after their cell's id, so new cells rename nothing
+    for name, data in extra['outputs'].items():
         index, n = re.search(r'cell_(\d+)_(\d+)\.', name).groups()
         id = nb.cells[int(index)].id
         new = f'{nbs.name}/readme/{id}' + (f'-{n}' if n != '0' else '') + Path(name).suffix
@@ -28,12 +35,17 @@ def readme(check):
         files[root/new] = data
     files[root/'README.md'] = (re.sub(r'\n{3,}', '\n\n', body).strip() + '\n').encode()
     old = set((nbs/'readme').glob('*')) - files.keys()
-    stale = [p for p, data in files.items() if not p.exists() or p.read_bytes() != data] + sorted(old)
+    stale = [p for p, data in files.items() if not p.exists() or p.read_bytes() != data
+             ] + sorted(old)
     if check:
-        if stale: print('out of step with index.ipynb: ' + ', '.join(str(p.relative_to(root)) for p in stale) + '; run tools/nb.py readme')
+        if stale:
+            print('out of step with index.ipynb: ' +
+                  ', '.join(str(p.relative_to(root)) for p in stale) + '; run tools/nb.py readme')
         return bool(stale)
     (nbs/'readme').mkdir(exist_ok=True)
-    for p in old: p.unlink()
-    for p in set(stale) - old: replace(p, files[p])
+    for p in old:
+        p.unlink()
+    for p in set(stale) - old:
+        replace(p, files[p])
     print(f'README.md and {len(files) - 1} pictures in {nbs.name}/readme are in step')
     return False

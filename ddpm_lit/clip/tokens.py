@@ -20,14 +20,21 @@ from torch import Tensor
 from ..core.check import Problem, data_dir, replacing
 
 # %% ../../nbs/51_tokens.ipynb #alphabet
-PLAIN = [*range(33, 127), *range(161, 173), *range(174, 256)] # bytes that show as themselves
-PRINTED = {b: chr(b) for b in PLAIN} | {b: chr(256 + i) for i, b in enumerate(b for b in range(256) if b not in PLAIN)} # in the order of their ids
+# bytes that show as themselves
+PLAIN = [*range(33, 127), *range(161, 173), *range(174, 256)]
+# in the order of their ids
+PRINTED = {b: chr(b) for b in PLAIN} | {
+    b: chr(256 + i) for i, b in enumerate(b for b in range(256) if b not in PLAIN)
+}
 PLACE, BYTE = {b: i for i, b in enumerate(PRINTED)}, {c: b for b, c in PRINTED.items()}
 
 def utf8(text: str) -> bytes:
     "The text in UTF-8, or a `Problem` where it holds half a character."
-    try: return text.encode('utf-8')
-    except UnicodeEncodeError: raise Problem('This text holds half a character (a lone surrogate): repair it where it was read.') from None
+    try:
+        return text.encode('utf-8')
+    except UnicodeEncodeError:
+        raise Problem('This text holds half a character (a lone surrogate): repair it '
+                      'where it was read.') from None
 
 def ids_of(word: str) -> list[int]:
     "A word as the ids of its bytes. Eq. 51.1."
@@ -39,38 +46,61 @@ def merge(ids: Sequence[int], pair: tuple[int, int], new: int) -> list[int]:
     out, i = [], 0
     while i < len(ids):
         hit = tuple(ids[i:i + 2]) == pair
-        out.append(new if hit else ids[i]); i += 1 + hit
+        out.append(new if hit else ids[i])
+        i += 1 + hit
     return out
 
 # %% ../../nbs/51_tokens.ipynb #learn
-def learn(words: dict[str, int], n: int, least: int = 2) -> list[tuple[int, int]]: # words with their counts -> at most n pairs, by rank
+def learn(
+    words: dict[str, int], n: int, least: int = 2
+) -> list[tuple[int, int]]: # words with their counts -> at most n pairs, by rank
     "Merge the most frequent pair, until none occurs `least` times. Eq. 51.2 (Sennrich et al. 2016, Algorithm 1)."
-    ids, freq, count, where = [ids_of(w) for w in words], [*words.values()], Counter(), defaultdict(set)
+    ids, freq, count, where = [ids_of(w) for w in words], [*words.values()
+                                                           ], Counter(), defaultdict(set)
     changed, heap, merges = set(), [], []
+
     def tally(i, sign): # the pairs of word i come or go
-        for p in pairwise(ids[i]): count[p] += sign*freq[i]; where[p].add(i); changed.add(p)
-    for i in range(len(ids)): tally(i, 1)
+        for p in pairwise(ids[i]):
+            count[p] += sign*freq[i]
+            where[p].add(i)
+            changed.add(p)
+
+    for i in range(len(ids)):
+        tally(i, 1)
     while len(merges) < n:
-        for p in changed: heapq.heappush(heap, (-count[p], p))
+        for p in changed:
+            heapq.heappush(heap, (-count[p], p))
         changed.clear()
-        while heap and -heap[0][0] != count[heap[0][1]]: heapq.heappop(heap) # a count of long ago
-        if not heap or -heap[0][0] < least: break
+        # a count of long ago
+        while heap and -heap[0][0] != count[heap[0][1]]:
+            heapq.heappop(heap)
+        if not heap or -heap[0][0] < least:
+            break
         best = heap[0][1]
-        for i in where.pop(best): tally(i, -1); ids[i] = merge(ids[i], best, 256 + len(merges)); tally(i, 1)
+        for i in where.pop(best):
+            tally(i, -1)
+            ids[i] = merge(ids[i], best, 256 + len(merges))
+            tally(i, 1)
         merges.append(best)
     return merges
 
 # %% ../../nbs/51_tokens.ipynb #split
 class _StandIn(dict):
     def __missing__(self, code: int) -> str:
-        kind, control = unicodedata.category(chr(code))[0], 28 <= code <= 31 # Python calls these four white space, Unicode does not
-        self[code] = '!' if control else chr(code) if code < 128 else '\t' if chr(code).isspace() else {'L': 'a', 'N': '0'}.get(kind, '!')
+        # Python calls these four white space, Unicode does not
+        kind, control = unicodedata.category(chr(code))[0], 28 <= code <= 31
+        self[code] = '!' if control else chr(code) if code < 128 else '\t' if chr(
+            code).isspace() else {'L': 'a', 'N': '0'}.get(kind, '!')
         return self[code]
 
 STAND_IN, CONTRACTED = _StandIn(), "'s|'t|'re|'ve|'m|'ll|'d"
-GPT2 = re.compile(CONTRACTED + r'| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s+', re.ASCII)
-CLIP = re.compile(r'<\|startoftext\|>|<\|endoftext\|>|' + CONTRACTED + r'|[A-Za-z]+|[0-9]|[^\sA-Za-z0-9]+', re.ASCII)
-QUIRKS = {0x17f: 's', 0x345: ' '} # its rule ignores case, where a long s is an s, and an iota below a letter is lost
+GPT2 = re.compile(CONTRACTED + r'| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s+',
+                  re.ASCII)
+CLIP = re.compile(
+    r'<\|startoftext\|>|<\|endoftext\|>|' + CONTRACTED +
+    r'|[A-Za-z]+|[0-9]|[^\sA-Za-z0-9]+', re.ASCII)
+# its rule ignores case, where a long s is an s, and an iota below a letter is lost
+QUIRKS = {0x17f: 's', 0x345: ' '}
 
 def split_gpt2(text: str) -> list[str]:
     "Words with the space before them, numbers, signs: together they are the text. Eq. 51.3."
@@ -78,7 +108,10 @@ def split_gpt2(text: str) -> list[str]:
 
 def split_clip(text: str) -> list[str]:
     "Words, single digits, signs; white space is dropped."
-    return [text[slice(*m.span())] for m in CLIP.finditer(text.translate(QUIRKS).translate(STAND_IN))]
+    return [
+        text[slice(*m.span())]
+        for m in CLIP.finditer(text.translate(QUIRKS).translate(STAND_IN))
+    ]
 
 # %% ../../nbs/51_tokens.ipynb #pieces
 Pair = tuple[str, str]
@@ -86,71 +119,116 @@ END = '</w>' # CLIP's mark on the last piece of a word
 
 class Pieces:
     "A list of pieces, and the merges that make them. Eq. 51.1, 51.4."
-    def __init__(self, pairs: Iterable[Pair], special: Sequence[str] = (), # further pieces, which no text makes
-                 ends: bool = False): # has the last piece of a word ids of its own?
+    def __init__(
+        self,
+        pairs: Iterable[Pair],
+        special: Sequence[str] = (), # further pieces, which no text makes
+        ends: bool = False): # has the last piece of a word ids of its own?
         pairs, letters = [*pairs], [*PRINTED.values()]
-        pieces = [*letters, *([c + END for c in letters] if ends else []), *(a + b for a, b in pairs)]
+        pieces = [
+            *letters, *([c + END for c in letters] if ends else []),
+            *(a + b for a, b in pairs)
+        ]
         self.ends, self.pieces = ends, [*pieces, *special]
         self.place = {p: i for i, p in enumerate(self.pieces)} # piece -> id
-        if strange := [p for pair in pairs for p in pair if p not in self.place]: raise Problem(f'A merge names the piece "{strange[0]}", which no merge makes: is this the vocabulary you meant?')
-        self.rank = {(self.place[a], self.place[b]): self.place[a + b] for a, b in pairs} # what was learnt later has the larger id
+        if strange := [p for pair in pairs for p in pair if p not in self.place]:
+            raise Problem(f'A merge names the piece "{strange[0]}", which no merge '
+                          'makes: is this the vocabulary you meant?')
+        # what was learnt later has the larger id
+        self.rank = {(self.place[a], self.place[b]): self.place[a + b] for a, b in pairs}
         self._known = {} # words, once worked out
-        self.spelled = [bytes(BYTE[c] for c in p.removesuffix(END)) + b' '*p.endswith(END) for p in pieces] + [b'']*len(special)
+        self.spelled = [
+            bytes(BYTE[c]
+                  for c in p.removesuffix(END)) + b' '*p.endswith(END)
+            for p in pieces
+        ] + [b'']*len(special)
 
     def word(self, word: str) -> list[int]:
         "The ids of one word: of all pairs in it the one of the lowest rank is merged first. Eq. 51.4."
         ids = ids_of(word)
-        if self.ends: ids[-1] += 256
-        while len(ids) > 1 and (best := min(pairwise(ids), key=lambda p: self.rank.get(p, math.inf))) in self.rank: ids = merge(ids, best, self.rank[best])
+        if self.ends:
+            ids[-1] += 256
+        while len(ids) > 1 and (best := min(
+                pairwise(ids), key=lambda p: self.rank.get(p, math.inf))) in self.rank:
+            ids = merge(ids, best, self.rank[best])
         return ids
 
     def known(self, word: str) -> list[int]:
         "The ids of one word, worked out once."
         ids = self._known.get(word) or self.word(word)
-        if len(self._known) < 1 << 17: self._known[word] = ids
+        if len(self._known) < 1 << 17:
+            self._known[word] = ids
         return ids
 
 def in_letters(merges: Sequence[tuple[int, int]]) -> list[Pair]:
     "What `learn` found, as pairs of pieces. Eq. 51.1."
     pieces = [*PRINTED.values()]
-    for a, b in merges: pieces.append(pieces[a] + pieces[b])
+    for a, b in merges:
+        pieces.append(pieces[a] + pieces[b])
     return [(pieces[a], pieces[b]) for a, b in merges]
 
 # %% ../../nbs/51_tokens.ipynb #clean
-READ_AS = {chr(b): b for b in range(256)} | {bytes([b]).decode('cp1252'): b for b in range(128, 160) if b not in (129, 141, 143, 144, 157)}
-TIDY = ({c: "'" for c in (0x2bc, *range(0x2018, 0x201c))} | {c: '"' for c in range(0x201c, 0x2020)} # quotes
-        | {c: unicodedata.normalize('NFKC', chr(c)) for c in (0x132, 0x133, 0x149, *range(0x1c4, 0x1cd), *range(0x1f1, 0x1f4), *range(0xfb00, 0xfb07), 0x3000, *range(0xff01, 0xfff0))}
-        | dict.fromkeys((*range(9), 11, *range(14, 32), 127, *range(0x206a, 0x2070), 0xfeff, *range(0xfff9, 0xfffd)))) # controls
+READ_AS = {chr(b): b for b in range(256)} | {
+               bytes([b]).decode('cp1252'): b
+               for b in range(128, 160)
+               if b not in (129, 141, 143, 144, 157)
+           }
+# quotes
+TIDY = (
+    {c: "'"
+     for c in (0x2bc, *range(0x2018, 0x201c))} | {c: '"' for c in range(0x201c, 0x2020)}
+    | {
+        c: unicodedata.normalize('NFKC', chr(c))
+        for c in (0x132, 0x133, 0x149, *range(0x1c4, 0x1cd), *range(0x1f1, 0x1f4),
+                  *range(0xfb00, 0xfb07), 0x3000, *range(0xff01, 0xfff0))
+    }
+    | dict.fromkeys((*range(9), 11, *range(14, 32), 127, *range(0x206a, 0x2070), 0xfeff,
+                     *range(0xfff9, 0xfffd)))) # controls
 
 def repair(text: str) -> str:
     "Text that was written as UTF-8 and read as Windows-1252, read again, as often as that succeeds."
     while not text.isascii():
-        try: text = bytes(READ_AS[c] for c in text).decode('utf-8')
-        except (KeyError, UnicodeDecodeError): break
+        try:
+            text = bytes(READ_AS[c] for c in text).decode('utf-8')
+        except (KeyError, UnicodeDecodeError):
+            break
     return text
 
 def clean_clip(text: str) -> str:
     "The text as CLIP reads it: repaired, entities resolved, single spaces, lower case."
-    if '<' not in text: text = html.unescape(text)
-    text = unicodedata.normalize('NFC', repair(re.sub(r'\x1b\[[\d;]*[a-zA-Z]', '', text)).translate(TIDY))
+    if '<' not in text:
+        text = html.unescape(text)
+    text = unicodedata.normalize(
+        'NFC',
+        repair(re.sub(r'\x1b\[[\d;]*[a-zA-Z]', '', text)).translate(TIDY))
     return ' '.join(html.unescape(html.unescape(text)).split()).lower()
 
 # %% ../../nbs/51_tokens.ipynb #tokenizer
 class Tokenizer(Pieces):
     "Text to rows of whole numbers, and back. Eq. 51.1, 51.4."
-    def __init__(self, pairs: Iterable[Pair], split: Callable[[str], list[str]], length: int, # of a row
-                 special: Sequence[str],                       # further pieces
-                 start: str | None = None, end: str | None = None, pad: str | None = None, # which of them; None: no such id, for padding 0
-                 ends: bool = False,                           # has the last piece of a word ids of its own?
-                 named: bool = False,                          # does the name of a special piece in a text mean that piece?
-                 clean: Callable[[str], str] = str,            # what `encode` does to a text first
-                 lower: bool = False):                         # do rows hold lower case only?
+    def __init__(
+        self,
+        pairs: Iterable[Pair],
+        split: Callable[[str], list[str]],
+        length: int, # of a row
+        special: Sequence[str], # further pieces
+        start: str | None = None,
+        end: str | None = None,
+        pad: str | None = None, # which of them; None: no such id, for padding 0
+        ends: bool = False, # has the last piece of a word ids of its own?
+        named: bool = False, # does the name of a special piece in a text mean that piece?
+        clean: Callable[[str], str] = str, # what `encode` does to a text first
+        lower: bool = False): # do rows hold lower case only?
         super().__init__(pairs, special, ends)
-        self.split, self.length, self.clean, self.lower, self.size = split, length, clean, lower, len(self.pieces)
-        self.start, self.end, self.pad = self.place.get(start), self.place.get(end), self.place.get(pad, 0)
-        self.room = length - sum(i is not None for i in (self.start, self.end)) # for the text itself
+        self.split, self.length, self.clean, self.lower, self.size = split, length, clean, lower, len(
+            self.pieces)
+        self.start, self.end, self.pad = self.place.get(start), self.place.get(
+            end), self.place.get(pad, 0)
+        # for the text itself
+        self.room = length - sum(i is not None for i in (self.start, self.end))
         self._known |= {s: [self.place[s]] for s in special if named}
-        if named: self.spelled[-len(special):] = map(utf8, special)
+        if named:
+            self.spelled[-len(special):] = map(utf8, special)
 
     def encode(self, text: str) -> list[int]:
         "The ids of a text of any length, without start and end. Eq. 51.4."
@@ -159,18 +237,27 @@ class Tokenizer(Pieces):
     def decode(self, ids: Sequence[int] | Tensor) -> str:
         "The text that these ids spell; half a character shows as a question mark in a diamond. Eq. 51.1."
         ids = ids.tolist() if isinstance(ids, Tensor) else [*ids]
-        if strange := [i for i in ids if i not in range(self.size)]: raise Problem(f'There is no id {strange[0]}: ids are 0 to {self.size - 1}.')
+        if strange := [i for i in ids if i not in range(self.size)]:
+            raise Problem(f'There is no id {strange[0]}: ids are 0 to {self.size - 1}.')
         return b''.join(self.spelled[i] for i in ids).decode('utf-8', 'replace')
 
-    def __call__(self, texts: str | Sequence[str], too_long: str = 'raise') -> Tensor: # 'raise' or 'truncate' -> [b l] int64
+    def __call__(
+            self, texts: str | Sequence[str],
+            too_long: str = 'raise') -> Tensor: # 'raise' or 'truncate' -> [b l] int64
         "Rows for a network: start, text, end, padding."
-        if too_long not in ('raise', 'truncate'): raise Problem(f'too_long is "{too_long}": say raise or truncate.')
-        rows = [row(self, t.lower() if self.lower else t, too_long) for t in ([texts] if isinstance(texts, str) else texts)]
+        if too_long not in ('raise', 'truncate'):
+            raise Problem(f'too_long is "{too_long}": say raise or truncate.')
+        rows = [
+            row(self,
+                t.lower() if self.lower else t, too_long)
+            for t in ([texts] if isinstance(texts, str) else texts)
+        ]
         return torch.tensor(rows, dtype=torch.int64).reshape(-1, self.length)
 
     def mask(self, tokens: Tensor) -> Tensor: # [b l] or [l] -> bool of the same shape
         "True from the start to the first end, False on the padding."
-        if self.end is None: return tokens != self.pad
+        if self.end is None:
+            return tokens != self.pad
         return ((tokens == self.end).cumsum(-1) - (tokens == self.end).long()) == 0
 
 # %% ../../nbs/51_tokens.ipynb #row
@@ -178,7 +265,8 @@ def row(tok: Tokenizer, text: str, too_long: str = 'raise') -> list[int]:
     "One row of a tokenizer."
     ids = tok.encode(text)
     if len(ids) > tok.room and too_long == 'raise':
-        raise Problem(f'"{text[:30]}..." has {len(ids)} tokens, and there is room for {tok.room}: shorten it, or say too_long="truncate".')
+        raise Problem(f'"{text[:30]}..." has {len(ids)} tokens, and there is room for '
+                      f'{tok.room}: shorten it, or say too_long="truncate".')
     ids = [i for i in (tok.start, *ids[:tok.room], tok.end) if i is not None]
     return ids + [tok.pad]*(tok.length - len(ids))
 
@@ -187,29 +275,42 @@ def read_pairs(path, n: int | None = None) -> list[Pair]: # the first n
     "The merges in a vocabulary file: after a first line of comment, two pieces a line."
     path = Path(path)
     try:
-        with (gzip.open if path.suffix == '.gz' else open)(path, 'rt', encoding='utf-8') as f: text = f.read(1 << 24) # none is so large
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as e: raise Problem(f'{path} cannot be read as a list of merges ({e}): fetch it again.') from e
+        # none is so large
+        with (gzip.open if path.suffix == '.gz' else open)(path, 'rt',
+                                                           encoding='utf-8') as f:
+            text = f.read(1 << 24)
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as e:
+        raise Problem(
+            f'{path} cannot be read as a list of merges ({e}): fetch it again.') from e
     pairs = [tuple(l.split(' ')) for l in text.split('\n')[1:][:n] if l]
-    if len(text) == 1 << 24 or not pairs or any(len(p) != 2 or not all(p) for p in pairs): raise Problem(f'{path.name} is not a list of merges: after a first line of comment there should be two pieces a line.')
+    if len(text) == 1 << 24 or not pairs or any(len(p) != 2 or not all(p) for p in pairs):
+        raise Problem(f'{path.name} is not a list of merges: after a first line of '
+                      'comment there should be two pieces a line.')
     return pairs
 
 def write_pairs(path, pairs: Iterable[Pair], comment: str):
     "A vocabulary file."
-    with replacing(path) as p: p.write_text(f'#{comment}\n' + ''.join(f'{a} {b}\n' for a, b in pairs), encoding='utf-8', newline='\n')
+    with replacing(path) as p:
+        p.write_text(f'#{comment}\n' + ''.join(f'{a} {b}\n' for a, b in pairs),
+                     encoding='utf-8', newline='\n')
 
 @cache
 def clip_tokenizer() -> Tokenizer:
     "CLIP's: 49,408 ids, rows of 77 from start to end, padded with 0."
     start, end = '<|startoftext|>', '<|endoftext|>'
-    return Tokenizer(read_pairs(data_dir('vocab', 'bpe_simple_vocab_16e6.txt.gz'), 48_894), split_clip, 77, [start, end], start, end, ends=True, named=True, clean=clean_clip)
+    return Tokenizer(
+        read_pairs(data_dir('vocab', 'bpe_simple_vocab_16e6.txt.gz'), 48_894), split_clip,
+        77, [start, end], start, end, ends=True, named=True, clean=clean_clip)
 
 @cache
 def glide_tokenizer() -> Tokenizer:
     "GLIDE's, which is GPT-2's in lower case: 50,257 ids, rows of 128 without start or end, padded with the last id."
-    return Tokenizer(read_pairs(data_dir('vocab', 'gpt2-vocab.bpe')), split_gpt2, 128, ['<|endoftext|>'], pad='<|endoftext|>', clean=str.lower)
+    return Tokenizer(read_pairs(data_dir('vocab', 'gpt2-vocab.bpe')), split_gpt2, 128,
+                     ['<|endoftext|>'], pad='<|endoftext|>', clean=str.lower)
 
 @cache
 def caption_tokenizer() -> Tokenizer:
     "Ours, for our captions: 2,048 ids, the last three padding, start and end; rows of 32 in lower case."
     pad, start, end = special = ['<|pad|>', '<|start|>', '<|end|>']
-    return Tokenizer(read_pairs(data_dir('vocab', 'captions.bpe')), split_gpt2, 32, special, start, end, pad, lower=True)
+    return Tokenizer(read_pairs(data_dir('vocab', 'captions.bpe')), split_gpt2, 32,
+                     special, start, end, pad, lower=True)

@@ -16,21 +16,25 @@ from .level import Level
 # %% ../../nbs/02_denoiser.ipynb #prediction
 class Prediction(NamedTuple):
     "What a denoiser says of x_t: the clean data it sees in it and the noise that then remains. Eq. 02.1."
-    x0: Tensor                 # [b ...] the clean data
-    eps: Tensor                # [b ...] the noise: x_t = signal x0 + sigma eps
-    frac: Tensor | None = None # [b ...] the learned mix of variances, where the network has one; in [0, 1] if it behaves
+    x0: Tensor # [b ...] the clean data
+    eps: Tensor # [b ...] the noise: x_t = signal x0 + sigma eps
+    # [b ...] the learned mix of variances, where the network has one; in [0, 1] if it behaves
+    frac: Tensor | None = None
 
 class Denoiser(Protocol):
     "Whatever can be asked what is behind x_t: a network, an exact mixture, a guided or an inpainting denoiser."
-    def __call__(self, x: Tensor, t: Level) -> Prediction: ...
+    def __call__(self, x: Tensor, t: Level) -> Prediction:
+        ...
 
-Parameterization = Callable[[Tensor, Tensor, Level], Prediction] # (the network's output, x_t, t): what the output means
+# (the network's output, x_t, t): what the output means
+Parameterization = Callable[[Tensor, Tensor, Level], Prediction]
 
 # %% ../../nbs/02_denoiser.ipynb #from-eps
-def from_eps(eps: Tensor, # [b ...] what the network said
-             x: Tensor,   # [b ...] what it was shown
-             t: Level,    # at which level
-             ) -> Prediction:
+def from_eps(
+        eps: Tensor, # [b ...] what the network said
+        x: Tensor, # [b ...] what it was shown
+        t: Level, # at which level
+) -> Prediction:
     "The network says the noise. Eq. 02.2 (DDPM eq. 15)."
     return Prediction((x - t.sigma*eps)/t.signal, eps)
 
@@ -61,30 +65,48 @@ def level_clock(t: Level) -> Tensor:
 # %% ../../nbs/02_denoiser.ipynb #model
 def for_each(c: int | Tensor, x: Tensor) -> Tensor: # [], [1 ...] or [b ...] -> [b ...]
     "A condition as one row for each sample of x. Eq. 02.11."
-    c = torch.as_tensor(c, device=x.device); c = c[None] if c.ndim == 0 else c
-    if len(c) not in (1, len(x)): raise Problem(f'{len(c)} conditions do not fit {len(x)} samples: give one for each, or one for all.')
+    c = torch.as_tensor(c, device=x.device)
+    c = c[None] if c.ndim == 0 else c
+    if len(c) not in (1, len(x)):
+        raise Problem(f'{len(c)} conditions do not fit {len(x)} samples: give one for '
+                      'each, or one for all.')
     return c if len(c) == len(x) else c.expand(len(x), *c.shape[1:])
 
 class Model(nn.Module):
     "A network behind a parameterization: a trainable denoiser. Eq. 02.10."
-    def __init__(self, net: nn.Module,                         # net(x [b ...], time [b], *condition) -> [b ...]
-                 parameterization: Parameterization = from_v,  # what the network's output means
-                 clock: Callable[[Level], Tensor] = level_clock, # the time that the network is told
-                 learned_variance: bool = False):              # does the output hold a second half for the variance?
+    def __init__(
+        self,
+        net: nn.Module, # net(x [b ...], time [b], *condition) -> [b ...]
+        parameterization: Parameterization = from_v, # what the network's output means
+        clock: Callable[[Level],
+                        Tensor] = level_clock, # the time that the network is told
+        learned_variance: bool = False
+    ): # does the output hold a second half for the variance?
         super().__init__()
         self.net, self.parameterization, self.clock, self.learned_variance = net, parameterization, clock, learned_variance
-    def forward(self, x: Tensor, t: Level, *condition) -> Prediction: # x [b ...], t [] or [b 1 ... 1]
-        time = self.clock(t).to(x.device, torch.promote_types(x.dtype, torch.float32)) # bfloat16 cannot tell step 999 from 1000
+
+    def forward(self, x: Tensor, t: Level,
+                *condition) -> Prediction: # x [b ...], t [] or [b 1 ... 1]
+        # bfloat16 cannot tell step 999 from 1000
+        time = self.clock(t).to(x.device, torch.promote_types(x.dtype, torch.float32))
         out = self.net(x, time.reshape(-1).expand(len(x)), *condition).to(x.dtype)
         wanted = [len(x), x.shape[1]*(1 + self.learned_variance), *x.shape[2:]]
-        if [*out.shape] != wanted: raise Problem(f'The network answered {[*out.shape]} to x of {[*x.shape]}: build it so that it answers {wanted}.')
-        if not self.learned_variance: return self.parameterization(out, x, t)
+        if [*out.shape] != wanted:
+            raise Problem(f'The network answered {[*out.shape]} to x of {[*x.shape]}: '
+                          f'build it so that it answers {wanted}.')
+        if not self.learned_variance:
+            return self.parameterization(out, x, t)
         out, frac = out.chunk(2, 1)
         return self.parameterization(out, x, t)._replace(frac=(frac + 1)/2)
+
     def told(self, *condition) -> tuple:
         "What the network is told of a condition: here all of it; a system that encodes sentences does so here, once for a whole run."
         return condition
-    def given(self, *condition) -> Denoiser: # an int or a single row stands for a whole batch of it, None for no condition
+
+    def given(
+        self, *condition
+    ) -> Denoiser: # an int or a single row stands for a whole batch of it, None for no condition
         "The denoiser that knows this condition. Eq. 02.11."
         condition = self.told(*condition)
-        return lambda x, t: self(x, t, *(c if c is None else for_each(c, x) for c in condition))
+        return lambda x, t: self(x, t,
+                                 *(c if c is None else for_each(c, x) for c in condition))

@@ -16,22 +16,41 @@ from .check import Problem
 @dataclass(frozen=True)
 class Level:
     "How noisy: one number, the log signal-to-noise ratio, read in every spelling. Eq. 01.5-01.7."
-    log_snr: Tensor # [] (float64, when sampling) or [b 1 ... 1] (one level a sample, when training); a plain number will do
-    def __post_init__(self): object.__setattr__(self, 'log_snr', _number(self.log_snr))
+    # [] (float64, when sampling) or [b 1 ... 1] (one level a sample, when training); a plain number will do
+    log_snr: Tensor
+
+    def __post_init__(self):
+        object.__setattr__(self, 'log_snr', _number(self.log_snr))
+
     @property
-    def alpha_bar(self): return self.log_snr.sigmoid()            # the signal's share of the variance, DDPM's alpha-bar
+    def alpha_bar(self):
+        return self.log_snr.sigmoid(
+        ) # the signal's share of the variance, DDPM's alpha-bar
+
     @property
-    def signal(self):    return self.log_snr.sigmoid().sqrt()     # what multiplies x0
+    def signal(self):
+        return self.log_snr.sigmoid().sqrt() # what multiplies x0
+
     @property
-    def sigma(self):     return (-self.log_snr).sigmoid().sqrt()  # what multiplies the noise; no 1 - alpha_bar
+    def sigma(self):
+        return (
+            -self.log_snr).sigmoid().sqrt() # what multiplies the noise; no 1 - alpha_bar
+
     @property
-    def snr(self):       return self.log_snr.exp()                # alpha_bar/(1 - alpha_bar)
+    def snr(self):
+        return self.log_snr.exp() # alpha_bar/(1 - alpha_bar)
+
     @property
-    def edm_sigma(self): return (-self.log_snr/2).exp()           # sigma/signal: the noise level of NCSN and EDM
+    def edm_sigma(self):
+        return (-self.log_snr/2).exp() # sigma/signal: the noise level of NCSN and EDM
+
     def like(self, x: Tensor) -> 'Level': # x [b ...] floating
         "The same levels shaped [b 1 ... 1], on the device and in the dtype of x."
-        if not x.is_floating_point(): raise Problem(f'Levels cannot be {x.dtype}: turn x into floating numbers first.')
-        return Level(self.log_snr.reshape(-1, *[1]*(x.ndim - 1)).to(x, non_blocking=x.is_cuda))
+        if not x.is_floating_point():
+            raise Problem(
+                f'Levels cannot be {x.dtype}: turn x into floating numbers first.')
+        return Level(
+            self.log_snr.reshape(-1, *[1]*(x.ndim - 1)).to(x, non_blocking=x.is_cuda))
 
 def _number(x) -> Tensor: # a tensor as it is, a plain number in float64
     "What a `Level` can hold."
@@ -41,13 +60,17 @@ def _number(x) -> Tensor: # a tensor as it is, a plain number in float64
 def from_alpha_bar(alpha_bar: Tensor | float) -> Level: # alpha_bar in [0, 1]
     "The level whose alpha-bar is given. Eq. 01.8."
     alpha_bar = _number(alpha_bar)
-    if not ((0 <= alpha_bar) & (alpha_bar <= 1)).all(): raise Problem('alpha_bar is a share of the variance: give numbers between 0 and 1.')
+    if not ((0 <= alpha_bar) & (alpha_bar <= 1)).all():
+        raise Problem(
+            'alpha_bar is a share of the variance: give numbers between 0 and 1.')
     return Level(alpha_bar.log() - (-alpha_bar).log1p())
 
 def from_edm_sigma(edm_sigma: Tensor | float) -> Level: # sigma/signal, in [0, inf]
     "The level whose sigma/signal is given. Eq. 01.9."
     edm_sigma = _number(edm_sigma)
-    if not (edm_sigma >= 0).all(): raise Problem('edm_sigma is a ratio of two sizes: give numbers that are not negative.')
+    if not (edm_sigma >= 0).all():
+        raise Problem(
+            'edm_sigma is a ratio of two sizes: give numbers that are not negative.')
     return Level(-2*edm_sigma.log())
 
 # %% ../../nbs/01_level.ipynb #clean

@@ -13,18 +13,23 @@ from ..core.check import Problem
 
 # %% ../../nbs/03_toy.ipynb #count
 def _check(n: int, noise: float):
-    if not isinstance(n, int) or n < 1: raise Problem(f'A world is drawn as a whole number of points, at least one, not {n!r}.')
-    if not 0 <= noise < 1e30: raise Problem(f'The noise is {noise}: choose a standard deviation from 0 up.')
+    if not isinstance(n, int) or n < 1:
+        raise Problem(
+            f'A world is drawn as a whole number of points, at least one, not {n!r}.')
+    if not 0 <= noise < 1e30:
+        raise Problem(f'The noise is {noise}: choose a standard deviation from 0 up.')
 
 # %% ../../nbs/03_toy.ipynb #roll
 def swiss_roll(n: int, noise: float = .05) -> Tensor: # [n 2]
     "A spiral of one and a half turns, within about +-2.2. Eq. 03.1."
     _check(n, noise)
     angle = 1.5*math.pi*(1 + 2*torch.rand(n))
-    return torch.normal(angle[:, None]/7*torch.stack([angle.cos(), angle.sin()], 1), noise)
+    return torch.normal(
+        angle[:, None]/7*torch.stack([angle.cos(), angle.sin()], 1), noise)
 
 # %% ../../nbs/03_toy.ipynb #moons
-def moons(n: int, noise: float = .08, labels: bool = False) -> Tensor | tuple[Tensor, Tensor]: # [n 2], [n]
+def moons(n: int, noise: float = .08,
+          labels: bool = False) -> Tensor | tuple[Tensor, Tensor]: # [n 2], [n]
     "Two interlocked half circles; the label is 1 for the upper one, else 0. Eq. 03.4."
     _check(n, noise)
     angle, label = math.pi*torch.rand(n), torch.arange(n) % 2
@@ -33,7 +38,8 @@ def moons(n: int, noise: float = .08, labels: bool = False) -> Tensor | tuple[Te
     return (x, label) if labels else x
 
 # %% ../../nbs/03_toy.ipynb #circles
-def circles(n: int, noise: float = .08, labels: bool = False) -> Tensor | tuple[Tensor, Tensor]: # [n 2], [n]
+def circles(n: int, noise: float = .08,
+            labels: bool = False) -> Tensor | tuple[Tensor, Tensor]: # [n 2], [n]
     "Two circles, of radius .8 (label 0) and 1.6 (label 1, two thirds of the points). Eq. 03.5."
     _check(n, noise)
     angle, label = 2*math.pi*torch.rand(n), (torch.arange(n) % 3 > 0).long()
@@ -41,19 +47,25 @@ def circles(n: int, noise: float = .08, labels: bool = False) -> Tensor | tuple[
     return (x, label) if labels else x
 
 # %% ../../nbs/03_toy.ipynb #tree
-def branches(arms: int = 3, forks: int = 3, length: float = .85, shorter: float = .65, turn: float = math.pi/6) -> Tensor: # [arms k 2 2]
+def branches(arms: int = 3, forks: int = 3, length: float = .85, shorter: float = .65,
+             turn: float = math.pi/6) -> Tensor: # [arms k 2 2]
     "The k branches of each arm of the tree, by their two ends: p and q of Eq. 03.6."
     def grow(start, step, forks): # complex numbers: a turn is a product
         yield start, start + step
         if forks:
-            for side in (turn, -turn): yield from grow(start + step, shorter*step*cmath.exp(1j*side), forks - 1)
-    ends = [[*grow(0j, length*cmath.exp(1j*math.pi*(.5 + 2*arm/arms)), forks)] for arm in range(arms)]
+            for side in (turn, -turn):
+                yield from grow(start + step, shorter*step*cmath.exp(1j*side), forks - 1)
+
+    ends = [[*grow(0j, length*cmath.exp(1j*math.pi*(.5 + 2*arm/arms)), forks)]
+            for arm in range(arms)]
     return torch.view_as_real(torch.tensor(ends)) # complex of the default precision
 
-def tree(n: int, noise: float = .03, labels: bool = False) -> Tensor | tuple[Tensor, Tensor]: # [n 2], [n]
+def tree(n: int, noise: float = .03,
+         labels: bool = False) -> Tensor | tuple[Tensor, Tensor]: # [n 2], [n]
     "Three forking arms; the label is the arm, 0 to 2. Eq. 03.6."
     _check(n, noise)
-    arms = branches(); start, end = arms.flatten(0, 1).unbind(1)
+    arms = branches()
+    start, end = arms.flatten(0, 1).unbind(1)
     which = torch.multinomial((end - start).norm(dim=1), n, replacement=True)
     x = torch.normal(torch.lerp(start[which], end[which], torch.rand(n, 1)), noise)
-    return (x, which//arms.shape[1]) if labels else x
+    return (x, which // arms.shape[1]) if labels else x

@@ -20,44 +20,51 @@ from .sample import learned_range
 from .schedule import Schedule
 
 # %% ../../nbs/20_loss.ipynb #prior
-def prior_nats(x0: Tensor, # [b ...] clean data
-               t: Level,   # the noisiest level
-               ) -> Tensor: # [b ...], in nats
+def prior_nats(
+        x0: Tensor, # [b ...] clean data
+        t: Level, # the noisiest level
+) -> Tensor: # [b ...], in nats
     "L_T: what x_t still tells of x0 when p(x_T) is N(0, I). Eq. 20.4."
     return .5*(t.alpha_bar*(x0**2 - 1) - 2*t.sigma.log())
 
 # %% ../../nbs/20_loss.ipynb #bound-term
-def bound_term(p: Prediction, # what the denoiser says of x_t
-               x0: Tensor,    # [b ...] clean data
-               x_t: Tensor,   # [b ...] what it saw
-               s: Level,      # where the step goes
-               t: Level,      # where it comes from
-               variance=learned_range) -> Tensor: # [b], nats per dimension
+def bound_term(
+        p: Prediction, # what the denoiser says of x_t
+        x0: Tensor, # [b ...] clean data
+        x_t: Tensor, # [b ...] what it saw
+        s: Level, # where the step goes
+        t: Level, # where it comes from
+        variance=learned_range) -> Tensor: # [b], nats per dimension
     "L_{t-1}: KL from the true posterior to the believed step, averaged over dimensions. Eq. 20.5 (DDPM eq. 5)."
     believed = posterior(p.x0, x_t, s, t)[0], variance(p, x_t, s, t)
     return gaussian_kl(*posterior(x0, x_t, s, t), *believed).flatten(1).mean(1)
 
 # %% ../../nbs/20_loss.ipynb #decoder
-def decoder_nats(x0: Tensor,   # [b ...] pictures in [-1, 1], in 256 steps
-                 mean: Tensor, # [b ...]
-                 std: Tensor,  # anything that broadcasts
-                 log_cdf=torch.special.log_ndtr, # log of Phi, or of what stands for it
-                 ) -> Tensor:  # [b ...], in nats
+def decoder_nats(
+        x0: Tensor, # [b ...] pictures in [-1, 1], in 256 steps
+        mean: Tensor, # [b ...]
+        std: Tensor, # anything that broadcasts
+        log_cdf=torch.special.log_ndtr, # log of Phi, or of what stands for it
+) -> Tensor: # [b ...], in nats
     "L_0: -log of a Gaussian's mass in the pixel's bin; the outer bins reach to infinity. Eq. 20.7 (DDPM eq. 13)."
     hi = torch.where(x0 > .999, math.inf, (x0 - mean + 1/255)/std)
     lo = torch.where(x0 < -.999, -math.inf, (x0 - mean - 1/255)/std)
-    flip = lo > 0; hi, lo = torch.where(flip, -lo, hi), torch.where(flip, -hi, lo) # the lower tail
+    # the lower tail
+    flip = lo > 0
+    hi, lo = torch.where(flip, -lo, hi), torch.where(flip, -hi, lo)
     log_hi, log_lo = log_cdf(hi), log_cdf(lo)
     return -log_hi - torch.log(-torch.expm1((log_lo - log_hi).clamp(max=-1e-30)))
 
 # %% ../../nbs/20_loss.ipynb #l-simple
-Loss = Callable[[Denoiser, Tensor, Level, Tensor], Tensor] # (denoiser, x0 [b ...], t, noise [b ...]) -> [b]
+# (denoiser, x0 [b ...], t, noise [b ...]) -> [b]
+Loss = Callable[[Denoiser, Tensor, Level, Tensor], Tensor]
 
-def l_simple(denoiser: Denoiser, # what is to be trained
-             x0: Tensor,         # [b ...] clean data
-             t: Level,           # a level each, [b 1 ... 1]
-             eps: Tensor,        # [b ...] noise from N(0, I)
-             ) -> Tensor:        # [b]
+def l_simple(
+        denoiser: Denoiser, # what is to be trained
+        x0: Tensor, # [b ...] clean data
+        t: Level, # a level each, [b 1 ... 1]
+        eps: Tensor, # [b ...] noise from N(0, I)
+) -> Tensor: # [b]
     "The mean squared error of the noise. Eq. 20.8 (DDPM eq. 14)."
     return (eps - denoiser(q_sample(x0, t, eps), t).eps).square().flatten(1).mean(1)
 
@@ -69,6 +76,7 @@ def weighted(weight: Weight) -> Loss:
     def loss(denoiser, x0, t, eps):
         error = (x0 - denoiser(q_sample(x0, t, eps), t).x0).square().flatten(1).mean(1)
         return weight(t.log_snr).reshape(-1)*error
+
     return loss
 
 # %% ../../nbs/20_loss.ipynb #weights
@@ -93,20 +101,33 @@ def p2(k: float = 1., gamma: float = 1.) -> Weight:
     return lambda log_snr: log_snr.exp()/(k + log_snr.exp())**gamma
 
 # %% ../../nbs/20_loss.ipynb #hybrid
-def hybrid(schedule: Schedule,   # what draws the levels
-           n: int,               # steps of the chain whose bound is meant
-           share: float = .001,
-           weight: Weight | None = None) -> Loss: # of the squared error of x0 (20.9) in place of L_simple's
+def hybrid(
+    schedule: Schedule, # what draws the levels
+    n: int, # steps of the chain whose bound is meant
+    share: float = .001,
+    weight: Weight | None = None
+) -> Loss: # of the squared error of x0 (20.9) in place of L_simple's
     "L_simple for the mean, or L_simple with another weight, and a share of the bound, in bits per dimension, for the variance. Eq. 20.15 (improved DDPM eq. 16)."
-    if n < 2: raise Problem(f'A chain of {n} steps has no variance to learn: give at least 2.')
+    if n < 2:
+        raise Problem(f'A chain of {n} steps has no variance to learn: give at least 2.')
     one, two = (schedule(torch.tensor(k/n, dtype=torch.float64)) for k in (1, 2))
+
     def loss(denoiser, x0, t, eps):
-        x_t = q_sample(x0, t, eps); p = denoiser(x_t, t)
+        x_t = q_sample(x0, t, eps)
+        p = denoiser(x_t, t)
         told = p._replace(x0=p.x0.detach(), eps=p.eps.detach())
-        time = schedule.time(t); last = (time*n < 1.001).to(x0.device)
-        s = Level(torch.where(last, t.log_snr + 1, schedule((time - 1/n).clamp(min=0)).log_snr.to(t.log_snr))) # + 1: any number, not used
+        time = schedule.time(t)
+        last = (time*n < 1.001).to(x0.device)
+        # + 1: any number, not used
+        s = Level(
+            torch.where(last, t.log_snr + 1,
+                        schedule((time - 1/n).clamp(min=0)).log_snr.to(t.log_snr)))
         middle = bound_term(told, x0, x_t, s, t)
-        end = decoder_nats(x0, torch.where(last, told.x0, x0), one.sigma*new_noise(one, two)**((1 - p.frac)/2)).flatten(1).mean(1)
+        end = decoder_nats(
+            x0, torch.where(last, told.x0, x0),
+            one.sigma*new_noise(one, two)**((1 - p.frac)/2)).flatten(1).mean(1)
         error = eps - p.eps if weight is None else weight(t.log_snr).sqrt()*(x0 - p.x0)
-        return error.square().flatten(1).mean(1) + share*n/math.log(2)*torch.where(last.reshape(-1), end, middle)
+        return error.square().flatten(1).mean(1) + share*n/math.log(2)*torch.where(
+            last.reshape(-1), end, middle)
+
     return loss

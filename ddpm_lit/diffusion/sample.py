@@ -25,91 +25,127 @@ from .schedule import Betas, Grid
 class Kernel:
     "A Gaussian step p(x_s | x_t). Eq. 14.1."
     mean: Tensor # [b ...]
-    std: Tensor  # [], [b 1 ... 1] or [b ...]
+    std: Tensor # [], [b 1 ... 1] or [b ...]
+
     def sample(self, noise: Tensor) -> Tensor: # [b ...] from N(0, I)
         "The step that this noise makes. Eq. 14.1."
         return self.mean + self.std*noise
+
     def tilt(self, g: Tensor) -> 'Kernel': # g [b ...], the gradient of log r at the mean
         "The step multiplied by r(x): exact if log r is linear, else to first order. Eq. 14.2."
         return Kernel(self.mean + self.std**2*g, self.std)
 
 # %% ../../nbs/14_sample.ipynb #variances
-def fixed_small(p: Prediction, x: Tensor, s: Level, t: Level) -> Tensor: # std [] or [b 1 ... 1]
+def fixed_small(p: Prediction, x: Tensor, s: Level,
+                t: Level) -> Tensor: # std [] or [b 1 ... 1]
     "The posterior's own standard deviation, the root of beta-tilde: right if x0 is known. Eq. 14.5."
     return s.sigma*new_noise(s, t).sqrt()
 
-def fixed_large(p: Prediction, x: Tensor, s: Level, t: Level) -> Tensor: # std [] or [b 1 ... 1]
+def fixed_large(p: Prediction, x: Tensor, s: Level,
+                t: Level) -> Tensor: # std [] or [b 1 ... 1]
     "The forward step's standard deviation, the root of beta: right if the data are N(0, I). Eq. 14.6."
     return t.sigma*new_noise(s, t).sqrt()*(s.sigma > 0) # the last step draws nothing
 
 def learned_range(p: Prediction, x: Tensor, s: Level, t: Level) -> Tensor: # [b ...]
     "Between the two, on a log scale, as the network says. Eq. 14.7 (improved DDPM eq. 15)."
-    if p.frac is None: raise Problem('This network has no learned variance: sample with fixed_small or fixed_large.')
-    std = fixed_large(p, x, s, t)*(s.sigma/t.sigma)**(1 - p.frac) # the root of beta-tilde/beta, to a power
+    if p.frac is None:
+        raise Problem('This network has no learned variance: sample with fixed_small or '
+                      'fixed_large.')
+    # the root of beta-tilde/beta, to a power
+    std = fixed_large(p, x, s, t)*(s.sigma/t.sigma)**(1 - p.frac)
     return torch.where((s.sigma > 0).to(std.device), std, torch.zeros_like(std))
 
 def exact(world): # has var_x0(x, t)
     "The true standard deviation of each coordinate of x_s given x_t, in a world that knows it. Eq. 14.4."
-    def variance(p, x, s, t): return (fixed_small(p, x, s, t)**2 + (s.signal*new_noise(s, t))**2*world.var_x0(x, t)).sqrt()
+    def variance(p, x, s, t):
+        return (fixed_small(p, x, s, t)**2 +
+                (s.signal*new_noise(s, t))**2*world.var_x0(x, t)).sqrt()
+
     return variance
 
 # %% ../../nbs/14_sample.ipynb #reverse
-def reverse(denoiser: Denoiser, x: Tensor, s: Level, t: Level, variance=fixed_small) -> Kernel:
+def reverse(denoiser: Denoiser, x: Tensor, s: Level, t: Level,
+            variance=fixed_small) -> Kernel:
     "The step from t to s that the denoiser believes in: its guess in the place of x0. Eq. 14.3 (DDPM eq. 11)."
     p = denoiser(x, t)
     return Kernel(posterior(p.x0, x, s, t)[0], variance(p, x, s, t))
 
 # %% ../../nbs/14_sample.ipynb #ancestral
-Sampler = Callable[[Denoiser, Grid, Tensor], Iterator[Tensor]] # yields each x on the way, the last one clean
+# yields each x on the way, the last one clean
+Sampler = Callable[[Denoiser, Grid, Tensor], Iterator[Tensor]]
 
 def steps(levels: Iterable[Level], up: bool = False) -> list[tuple[Level, Level]]:
     "The steps (t, s) of a run: each to a cleaner level or, with `up`, each to a noisier one."
     pairs = [*pairwise(levels)]
-    if not pairs: raise Problem('A run needs at least two levels: give it a grid of one step or more.')
-    rising = up and (pairs[0][1].log_snr < pairs[0][0].log_snr).all() # the first step says which way
+    if not pairs:
+        raise Problem(
+            'A run needs at least two levels: give it a grid of one step or more.')
+    # the first step says which way
+    rising = up and (pairs[0][1].log_snr < pairs[0][0].log_snr).all()
     for t, s in pairs:
         noisy, clean = (s, t) if rising else (t, s)
         if not (noisy.log_snr < clean.log_snr).all():
-            raise Problem('A run goes one way: give levels that only get cleaner, or only noisier.' if up else
-                          'Random steps lead from noise to cleaner levels: give the noisiest first, or walk up with ddim at eta 0.')
-        if not (t.log_snr < math.inf).all(): raise Problem('No step starts at CLEAN: walk up from a level below it, as grid.flip() does.')
+            raise Problem(
+                'A run goes one way: give levels that only get cleaner, or only noisier.'
+                if up else
+                'Random steps lead from noise to cleaner levels: give the noisiest '
+                'first, or walk up with ddim at eta 0.'
+            )
+        if not (t.log_snr < math.inf).all():
+            raise Problem('No step starts at CLEAN: walk up from a level below it, as '
+                          'grid.flip() does.')
     return pairs
 
 @torch.no_grad()
-def ancestral(denoiser: Denoiser, levels: Grid, x: Tensor, variance=fixed_small, noise=torch.randn_like) -> Iterator[Tensor]:
+def ancestral(denoiser: Denoiser, levels: Grid, x: Tensor, variance=fixed_small,
+              noise=torch.randn_like) -> Iterator[Tensor]:
     "Sample step by step. Eq. 14.8 (DDPM Algorithm 2)."
     for t, s in steps(levels):
-        x = reverse(denoiser, x, s, t, variance).sample(noise(x)); yield x
+        x = reverse(denoiser, x, s, t, variance).sample(noise(x))
+        yield x
 
 def last(states: Iterable[Tensor]) -> Tensor:
     "The end of a run: `last(ddim(denoiser, grid(Cosine(), 50), x))`."
-    for x in states: pass
+    for x in states:
+        pass
     return x
 
 # %% ../../nbs/14_sample.ipynb #ddim
 @torch.no_grad()
-def ddim(denoiser: Denoiser, levels: Grid, x: Tensor, eta: float = 0., noise=torch.randn_like) -> Iterator[Tensor]:
+def ddim(denoiser: Denoiser, levels: Grid, x: Tensor, eta: float = 0.,
+         noise=torch.randn_like) -> Iterator[Tensor]:
     "Keep the noise that remains, or renew a share of it: eta 0 is DDIM, eta 1 is `ancestral`. Eq. 14.9 (DDIM eq. 12)."
-    if not 0 <= eta <= 1: raise Problem(f'eta is {eta}: choose it from 0 (nothing random) to 1 (as ancestral).')
+    if not 0 <= eta <= 1:
+        raise Problem(
+            f'eta is {eta}: choose it from 0 (nothing random) to 1 (as ancestral).')
     for t, s in steps(levels, up=eta == 0):
-        p = denoiser(x, t); eps = p.eps
-        if eta: new = eta**2*new_noise(s, t); eps = (1 - new).sqrt()*eps + new.sqrt()*noise(x) # new: the share that is renewed
-        x = s.signal*p.x0 + s.sigma*eps; yield x
+        p = denoiser(x, t)
+        eps = p.eps
+        # new: the share that is renewed
+        if eta:
+            new = eta**2*new_noise(s, t)
+            eps = (1 - new).sqrt()*eps + new.sqrt()*noise(x)
+        x = s.signal*p.x0 + s.sigma*eps
+        yield x
 
 # %% ../../nbs/14_sample.ipynb #names
-SAMPLERS: dict[str, Sampler] = {'ancestral': ancestral, 'ddim': ddim} # by the names that the command line knows
+# by the names that the command line knows
+SAMPLERS: dict[str, Sampler] = {'ancestral': ancestral, 'ddim': ddim}
 
 def find_sampler(name: str) -> Sampler: # (denoiser, grid, x) -> the states of a run
     "The sampler of that name."
-    if name not in SAMPLERS: raise Problem(f'There is no sampler "{name}": choose {" or ".join(SAMPLERS)}.')
+    if name not in SAMPLERS:
+        raise Problem(f'There is no sampler "{name}": choose {" or ".join(SAMPLERS)}.')
     return SAMPLERS[name]
 
 # %% ../../nbs/14_sample.ipynb #edit-x0
 def edit_x0(denoiser: Denoiser, edit: Callable[[Tensor], Tensor]) -> Denoiser:
     "The denoiser whose clean estimate is edited; the noise that remains follows. Eq. 14.10."
     def edited(x, t):
-        p = denoiser(x, t); q = from_x0(edit(p.x0), x, t)
+        p = denoiser(x, t)
+        q = from_x0(edit(p.x0), x, t)
         return p._replace(x0=q.x0, eps=q.eps)
+
     return edited
 
 def clamp_x0(denoiser: Denoiser, limit: float = 1.) -> Denoiser:
@@ -118,23 +154,44 @@ def clamp_x0(denoiser: Denoiser, limit: float = 1.) -> Denoiser:
 
 class Counted:
     "A denoiser that counts its evaluations, `nfe`."
-    def __init__(self, denoiser: Denoiser): self.denoiser, self.nfe = denoiser, 0
-    def __call__(self, x, t): self.nfe += 1; return self.denoiser(x, t)
+    def __init__(self, denoiser: Denoiser):
+        self.denoiser, self.nfe = denoiser, 0
+
+    def __call__(self, x, t):
+        self.nfe += 1
+        return self.denoiser(x, t)
 
 # %% ../../nbs/14_sample.ipynb #respace
-def respace(schedule: Betas, spec: str) -> Grid: # "250", "ddim25", or counts per section as in "10,10,3,2,2"
+def respace(
+        schedule: Betas,
+        spec: str) -> Grid: # "250", "ddim25", or counts per section as in "10,10,3,2,2"
     "A grid on some of a schedule's own timesteps, named as improved DDPM names them. Eq. 14.11."
-    if not isinstance(schedule, Betas): raise Problem('Respacing picks timesteps, and this schedule has none: use grid(schedule, n).')
-    try: counts = [int(n) for n in spec.removeprefix('ddim').split(',')]
-    except ValueError: raise Problem(f'"{spec}" is no respacing: write "250", "ddim25" or "10,10,3,2,2".') from None
+    if not isinstance(schedule, Betas):
+        raise Problem('Respacing picks timesteps, and this schedule has none: use '
+                      'grid(schedule, n).')
+    try:
+        counts = [int(n) for n in spec.removeprefix('ddim').split(',')]
+    except ValueError:
+        raise Problem(f'"{spec}" is no respacing: write "250", "ddim25" or "10,10,3,2,2".'
+                      ) from None
     T, k = len(schedule), len(counts)
-    sizes = [T//k + (i < T % k) for i in range(k)] # the first sections take what is left over
-    if any(not 1 <= n <= size for n, size in zip(counts, sizes)): raise Problem(f'"{spec}" does not fit into {T} timesteps: ask for fewer.')
+    # the first sections take what is left over
+    sizes = [T // k + (i < T % k) for i in range(k)]
+    if any(not 1 <= n <= size for n, size in zip(counts, sizes)):
+        raise Problem(f'"{spec}" does not fit into {T} timesteps: ask for fewer.')
     if spec.startswith('ddim'):
-        chosen = next((range(1, T + 1, stride) for stride in range(1, T + 1) if [len(range(0, T, stride))] == counts), None)
-        if chosen is None: raise Problem(f'No stride takes "{spec}" from {T} timesteps: write "{counts[0]}".')
+        chosen = next((range(1, T + 1, stride)
+                       for stride in range(1, T + 1)
+                       if [len(range(0, T, stride))] == counts), None)
+        if chosen is None:
+            raise Problem(
+                f'No stride takes "{spec}" from {T} timesteps: write "{counts[0]}".')
     else: # the stride is added up, as the authors do it, so that halves are rounded as theirs are
         strides = [(size - 1)/max(n - 1, 1) for n, size in zip(counts, sizes)]
-        chosen = [a + round(i) for a, n, stride in zip(accumulate(sizes, initial=1), counts, strides) for i in accumulate(repeat(stride, n - 1), initial=0.)]
+        chosen = [
+            a + round(i)
+            for a, n, stride in zip(accumulate(sizes, initial=1), counts, strides)
+            for i in accumulate(repeat(stride, n - 1), initial=0.)
+        ]
     step = torch.tensor([*chosen]).flip(0)
     return Grid(torch.cat([schedule.log_snr[step - 1], CLEAN.log_snr[None]]), step)

@@ -31,44 +31,67 @@ def score(denoiser: Denoiser, x: Tensor, t: Level) -> Tensor: # [b ...]
 class Ladder(Betas):
     "A table that knows its T levels and nothing between them: time is rounded up to the next one. Eq. 31.5."
     def __call__(self, time) -> Level: # any shape, in [0, 1]
-        return Level(self.log_snr[(clock(time)*len(self) - 1 - 1e-6).ceil().clamp(min=0).long()])
+        return Level(
+            self.log_snr[(clock(time)*len(self) - 1 - 1e-6).ceil().clamp(min=0).long()])
 
-def geometric(n: int = 10, lo: float = .02, hi: float = 2.) -> Ladder: # lo, hi: edm_sigma at the ends
+def geometric(n: int = 10, lo: float = .02,
+              hi: float = 2.) -> Ladder: # lo, hi: edm_sigma at the ends
     "n levels whose edm_sigma grow by a constant factor; by default NCSN's. Eq. 31.5 (NCSN sec. 5)."
-    if n < 2 or not 0 < lo < hi: raise Problem(f'{n} levels from {lo} to {hi}: give two or more, and edm_sigma that rise from above 0.')
+    if n < 2 or not 0 < lo < hi:
+        raise Problem(f'{n} levels from {lo} to {hi}: give two or more, and edm_sigma '
+                      'that rise from above 0.')
     var = lo**2*(hi/lo)**(2*torch.arange(n, dtype=torch.float64)/(n - 1))
     return Ladder(torch.cat([var[:1], var.diff()])/(1 + var))
 
 # %% ../../nbs/31_score.ipynb #langevin
-def langevin_step(denoiser: Denoiser, x: Tensor, t: Level, step: float, noise=torch.randn_like) -> Tensor: # step in units of the noise's variance
+def langevin_step(
+        denoiser: Denoiser, x: Tensor, t: Level, step: float,
+        noise=torch.randn_like) -> Tensor: # step in units of the noise's variance
     "One step of the walk at level t: what is distributed as q(x_t) stays so, nearly. Eq. 31.6 with alpha = step sigma^2, as in Eq. 31.8."
     return x - step/2*t.sigma*denoiser(x, t).eps + step**.5*t.sigma*noise(x)
 
 @torch.no_grad()
-def langevin(denoiser: Denoiser, levels: Grid, x: Tensor, repeats: int = 100, step: float = .2, noise=torch.randn_like,
-             known: Tensor | None = None, mask: Tensor | None = None) -> Iterator[Tensor]: # known [b ...], kept where mask [b ...] is True
+def langevin(
+    denoiser: Denoiser, levels: Grid, x: Tensor, repeats: int = 100, step: float = .2,
+    noise=torch.randn_like, known: Tensor | None = None, mask: Tensor | None = None
+) -> Iterator[Tensor]: # known [b ...], kept where mask [b ...] is True
     "Annealed Langevin dynamics; yields the state after each level. Eq. 31.8 (NCSN Algorithms 1 and 2)."
-    if repeats < 1 or not 0 < step < 4: raise Problem(f'{repeats} repeats of step {step}: take one or more, and a step between 0 and 4, where the walk flies apart.')
-    if (known is None) != (mask is None): raise Problem('To inpaint, give both the known picture and the mask of what to keep.')
-    if known is not None and torch.broadcast_shapes(known.shape, mask.shape, x.shape) != x.shape:
-        raise Problem(f'known {[*known.shape]} and mask {[*mask.shape]} do not fit x {[*x.shape]}: give them its shape.')
+    if repeats < 1 or not 0 < step < 4:
+        raise Problem(f'{repeats} repeats of step {step}: take one or more, and a step '
+                      'between 0 and 4, where the walk flies apart.')
+    if (known is None) != (mask is None):
+        raise Problem(
+            'To inpaint, give both the known picture and the mask of what to keep.')
+    if known is not None and torch.broadcast_shapes(known.shape, mask.shape,
+                                                    x.shape) != x.shape:
+        raise Problem(f'known {[*known.shape]} and mask {[*mask.shape]} do not fit x '
+                      f'{[*x.shape]}: give them its shape.')
     for t, s in steps(levels):
-        if not (t.signal > 0).all(): raise Problem('The walk needs some signal at each level: start below pure noise, as geometric() does.')
+        if not (t.signal > 0).all():
+            raise Problem('The walk needs some signal at each level: start below pure '
+                          'noise, as geometric() does.')
         held = None if known is None else q_sample(known, t, noise(x))
         hold = lambda x: x if known is None else torch.where(mask, held, x)
         x = hold(x)
-        for _ in range(repeats): x = hold(langevin_step(denoiser, x, t, step, noise))
-        x = x*(s.signal/t.signal); yield x
+        for _ in range(repeats):
+            x = hold(langevin_step(denoiser, x, t, step, noise))
+        x = x*(s.signal/t.signal)
+        yield x
 
 SAMPLERS['langevin'] = langevin # found by name once this module is imported
 
 # %% ../../nbs/31_score.ipynb #recipe
-register(Recipe('ncsn', lambda: Model(small_unet(classes=0, base=40), from_eps),
-                lambda batch, seed, device: Batches(replace(mnist('train'), label=None).to(device), batch, seed),
-                shape=(1, 28, 28), schedule=geometric(), loss=l_simple, steps=5000, batch=128, data=('mnist',), sampler='langevin'));
+register(
+    Recipe(
+        'ncsn', lambda: Model(small_unet(classes=0, base=40), from_eps),
+        lambda batch, seed, device: Batches(
+            replace(mnist('train'), label=None).to(device), batch, seed),
+        shape=(1, 28, 28), schedule=geometric(), loss=l_simple, steps=5000, batch=128,
+        data=('mnist', ), sampler='langevin'));
 
 # %% ../../nbs/31_score.ipynb #drift
-def drift(denoiser: Denoiser, x: Tensor, t: Level, churn: float = 0.) -> Tensor: # [b ...]
+def drift(denoiser: Denoiser, x: Tensor, t: Level,
+          churn: float = 0.) -> Tensor: # [b ...]
     "The velocity per unit of log SNR, towards clean: 0 is the probability flow, 1 the reverse equation. Eq. 31.11 (Song et al. 2021, eq. 6 and 13)."
     return .5*t.sigma**2*x - (1 + churn)/2*t.sigma*denoiser(x, t).eps
 
@@ -77,35 +100,58 @@ def signs(x: Tensor) -> Tensor:
     "Random signs of the shape of x."
     return torch.randint(0, 2, x.shape, device=x.device).to(x)*2 - 1
 
-def divergence(f: Callable[[Tensor], Tensor], x: Tensor, probes: int | None = None, noise=signs) -> tuple[Tensor, Tensor]: # f(x) [b ...], its divergence [b]
+def divergence(f: Callable[[Tensor], Tensor], x: Tensor, probes: int | None = None,
+               noise=signs) -> tuple[Tensor, Tensor]: # f(x) [b ...], its divergence [b]
     "The trace of the Jacobian: exact by d passes backwards, or the mean of `probes` estimates. Eq. 31.14 (Hutchinson)."
-    if probes is not None and probes < 1: raise Problem(f'{probes} probes see nothing: take one or more, or None for the exact trace.')
+    if probes is not None and probes < 1:
+        raise Problem(f'{probes} probes see nothing: take one or more, or None for the '
+                      'exact trace.')
     with torch.enable_grad():
-        x = x.detach().requires_grad_(); y = f(x)
-        if y.shape != x.shape: raise Problem(f'A divergence needs a field: give f that maps {[*x.shape]} to the same shape, not to {[*y.shape]}.')
-        if not y.requires_grad: raise Problem('This denoiser cannot be differentiated: take no_grad, detach or rounding out of it.')
-        back = lambda z: (torch.autograd.grad(y, x, z, retain_graph=True)[0]*z).flatten(1).sum(1)
-        if probes is None: total = sum(back(e.reshape(1, *x.shape[1:]).expand_as(x)) for e in torch.eye(x[0].numel()).to(x))
-        else: total = sum(back(noise(x)) for _ in range(probes))/probes
+        x = x.detach().requires_grad_()
+        y = f(x)
+        if y.shape != x.shape:
+            raise Problem(f'A divergence needs a field: give f that maps {[*x.shape]} to '
+                          f'the same shape, not to {[*y.shape]}.')
+        if not y.requires_grad:
+            raise Problem('This denoiser cannot be differentiated: take no_grad, detach '
+                          'or rounding out of it.')
+        back = lambda z: (torch.autograd.grad(y, x, z, retain_graph=True)[0]*z).flatten(
+            1).sum(1)
+        if probes is None:
+            total = sum(
+                back(e.reshape(1, *x.shape[1:]).expand_as(x))
+                for e in torch.eye(x[0].numel()).to(x))
+        else:
+            total = sum(back(noise(x)) for _ in range(probes))/probes
     return y.detach(), total
 
 # %% ../../nbs/31_score.ipynb #likelihood
-def log_likelihood(denoiser: Denoiser,
-                   x: Tensor,                 # [b ...] at the first of the levels
-                   levels: Grid,              # ever noisier, as grid(...).flip() is
-                   probes: int | None = None, # None: the exact trace
-                   noise=signs,
-                   prior: Callable[[Tensor, Level], Tensor] | None = None, # log density [b] at the last level; None: N(0, I)
-                   ) -> Tensor: # [b], nats
+def log_likelihood(
+        denoiser: Denoiser,
+        x: Tensor, # [b ...] at the first of the levels
+        levels: Grid, # ever noisier, as grid(...).flip() is
+        probes: int | None = None, # None: the exact trace
+        noise=signs,
+        prior: Callable[[Tensor, Level], Tensor]
+    | None = None, # log density [b] at the last level; None: N(0, I)
+) -> Tensor: # [b], nats
     "log p(x) of what the probability flow samples, by the midpoint rule. Eq. 31.13 (Song et al. 2021, eq. 39)."
-    pairs = steps(levels, up=True); total = 0.
+    pairs = steps(levels, up=True)
+    total = 0.
     for t, s in pairs:
         if not ((s.log_snr < t.log_snr) & (s.log_snr > -math.inf)).all():
-            raise Problem('The likelihood is carried from the data to the noise: give levels that get ever noisier, with some signal left, as grid(...).flip() does.')
+            raise Problem('The likelihood is carried from the data to the noise: give '
+                          'levels that get ever noisier, with some signal left, as '
+                          'grid(...).flip() does.')
         h, middle = s.log_snr - t.log_snr, Level((s.log_snr + t.log_snr)/2)
-        with torch.no_grad(): half = x + h/2*drift(denoiser, x, t)
+        with torch.no_grad():
+            half = x + h/2*drift(denoiser, x, t)
         eps, div = divergence(lambda x: denoiser(x, middle).eps, half, probes, noise)
-        x, total = x + h/2*(middle.sigma**2*half - middle.sigma*eps), total + h/2*(middle.sigma**2*x[0].numel() - middle.sigma*div)
-    end = prior(x, s) if prior else -.5*(x.square() + math.log(2*math.pi)).flatten(1).sum(1)
-    if end.shape != total.shape: raise Problem(f'The prior gave {[*end.shape]} for {len(x)} samples: one log density each, [b], is wanted.')
+        x, total = x + h/2*(middle.sigma**2*half - middle.sigma*eps), total + h/2*(
+            middle.sigma**2*x[0].numel() - middle.sigma*div)
+    end = prior(x,
+                s) if prior else -.5*(x.square() + math.log(2*math.pi)).flatten(1).sum(1)
+    if end.shape != total.shape:
+        raise Problem(f'The prior gave {[*end.shape]} for {len(x)} samples: one log '
+                      'density each, [b], is wanted.')
     return end + total

@@ -23,39 +23,64 @@ from ..nets.unet import Attention, Norm, ResBlock, Step, TimeEmbedding, attend, 
 from ..train.fit import Recipe, register
 
 # %% ../../nbs/40_classifier.ipynb #match
-LogMatch = Callable[[Tensor, Level], Tensor] # (x [b ...], t) -> [b]: how well x_t fits what is wanted, log p(y | x_t)
+# (x [b ...], t) -> [b]: how well x_t fits what is wanted, log p(y | x_t)
+LogMatch = Callable[[Tensor, Level], Tensor]
 
-def match_label(classify: Callable[[Tensor, Level], Tensor], label: int | Tensor) -> LogMatch: # classify -> [b k], label [] or [b]
+def match_label(classify: Callable[[Tensor, Level], Tensor],
+                label: int | Tensor) -> LogMatch: # classify -> [b k], label [] or [b]
     "log p(label | x_t), from a classifier that says all log-probabilities. Eq. 40.1."
     label = torch.as_tensor(label)
+
     def log_match(x, t):
         logs = classify(x, t)
-        if label.numel() not in (1, len(x)): raise Problem(f'{label.numel()} labels do not fit {len(x)} samples: give one for each, or one for all.')
-        if label.device.type == 'cpu' and not ((label >= 0) & (label < logs.shape[1])).all(): raise Problem(f'The labels are 0 to {logs.shape[1] - 1}, and {label.tolist()} holds another.')
-        return logs.gather(1, label.to(x.device).reshape(-1, 1).expand(len(x), 1).clone())[:, 0] # a clone, for inference mode
+        if label.numel() not in (1, len(x)):
+            raise Problem(f'{label.numel()} labels do not fit {len(x)} samples: give one '
+                          'for each, or one for all.')
+        if label.device.type == 'cpu' and not ((label >= 0) &
+                                               (label < logs.shape[1])).all():
+            raise Problem(f'The labels are 0 to {logs.shape[1] - 1}, and '
+                          f'{label.tolist()} holds another.')
+        # a clone, for inference mode
+        return logs.gather(1,
+                           label.to(x.device).reshape(-1, 1).expand(len(x), 1).clone())[:,
+                                                                                        0]
+
     return log_match
 
 def gradient(log_match: LogMatch, x: Tensor, t: Level) -> Tensor: # [b ...]
     "The gradient of log p(y | x_t) by x_t, asked in float32 or better. Eq. 40.1."
     with torch.inference_mode(False), torch.enable_grad():
-        at = x.detach().clone().to(torch.promote_types(x.dtype, torch.float32)).requires_grad_()
+        at = x.detach().clone().to(torch.promote_types(x.dtype,
+                                                       torch.float32)).requires_grad_()
         logs = log_match(at, t)
-        if logs.shape != x.shape[:1]: raise Problem(f'A log-likelihood is one number a sample, [{len(x)}], not {[*logs.shape]}: pick the label with match_label, or sum over the rest.')
-        if not logs.requires_grad: raise Problem('This log-likelihood does not depend on x in a way that can be differentiated: compute it from x without argmax, no_grad or detach.')
+        if logs.shape != x.shape[:1]:
+            raise Problem(f'A log-likelihood is one number a sample, [{len(x)}], not '
+                          f'{[*logs.shape]}: pick the label with match_label, or sum '
+                          'over the rest.')
+        if not logs.requires_grad:
+            raise Problem('This log-likelihood does not depend on x in a way that can be '
+                          'differentiated: compute it from x without argmax, no_grad or '
+                          'detach.')
         return torch.autograd.grad(logs.sum(), at)[0].to(x.dtype)
 
 # %% ../../nbs/40_classifier.ipynb #guide
-def guide(denoiser: Denoiser, log_match: LogMatch, classifier_scale: float = 1.) -> Denoiser:
+def guide(denoiser: Denoiser, log_match: LogMatch,
+          classifier_scale: float = 1.) -> Denoiser:
     "The denoiser steered towards y by the gradient of log p(y | x_t): the score form. Eq. 40.2 (ADM Algorithm 2, first line)."
     def guided(x, t):
         p = denoiser(x, t)
-        if not (t.sigma > 0).any(): return p # what is clean is not steered
-        if not (t.signal > 0).all(): raise Problem('Pure noise tells a classifier nothing: start guided runs at a level with some signal, as karras and grid(Cosine()) do.')
+        if not (t.sigma > 0).any():
+            return p # what is clean is not steered
+        if not (t.signal > 0).all():
+            raise Problem('Pure noise tells a classifier nothing: start guided runs at a '
+                          'level with some signal, as karras and grid(Cosine()) do.')
         return add_score(p, t.like(x), classifier_scale*gradient(log_match, x, t))
+
     return guided
 
 # %% ../../nbs/40_classifier.ipynb #tilt
-Place = Callable[[Kernel, Tensor, Level, Level], tuple[Tensor, Level]] # (step, x_t, s, t) -> where, and at which level, the classifier is asked
+# (step, x_t, s, t) -> where, and at which level, the classifier is asked
+Place = Callable[[Kernel, Tensor, Level, Level], tuple[Tensor, Level]]
 
 def at_start(k: Kernel, x: Tensor, s: Level, t: Level) -> tuple[Tensor, Level]:
     "At x_t and its level, as ADM's Algorithm 1 and code do."
@@ -65,81 +90,126 @@ def at_mean(k: Kernel, x: Tensor, s: Level, t: Level) -> tuple[Tensor, Level]:
     "At the mean of the step and the level it leads to, as ADM's derivation does. Eq. 40.6."
     return k.mean, s
 
-def tilted_step(denoiser: Denoiser, log_match: LogMatch, x: Tensor, s: Level, t: Level, classifier_scale: float = 1., variance=fixed_small, place: Place = at_start) -> Kernel:
+def tilted_step(denoiser: Denoiser, log_match: LogMatch, x: Tensor, s: Level, t: Level,
+                classifier_scale: float = 1., variance=fixed_small,
+                place: Place = at_start) -> Kernel:
     "The step that the denoiser believes in, tilted towards y: the mean form. Eq. 40.6 (ADM Algorithm 1)."
     k = reverse(denoiser, x, s, t, variance)
-    if not k.std.any(): return k # a step without width is not tilted
+    if not k.std.any():
+        return k # a step without width is not tilted
     return k.tilt(classifier_scale*gradient(log_match, *place(k, x, s, t)))
 
 @torch.no_grad()
-def ancestral_tilted(denoiser: Denoiser, levels: Grid, x: Tensor, log_match: LogMatch, classifier_scale: float = 1.,
-                     variance=fixed_small, place: Place = at_start, noise=torch.randn_like) -> Iterator[Tensor]:
+def ancestral_tilted(denoiser: Denoiser, levels: Grid, x: Tensor, log_match: LogMatch,
+                     classifier_scale: float = 1., variance=fixed_small,
+                     place: Place = at_start, noise=torch.randn_like) -> Iterator[Tensor]:
     "Ancestral sampling with each step tilted towards y. Eq. 40.6 (ADM Algorithm 1)."
     for t, s in steps(levels):
-        x = tilted_step(denoiser, log_match, x, s, t, classifier_scale, variance, place).sample(noise(x)); yield x
+        x = tilted_step(denoiser, log_match, x, s, t, classifier_scale, variance,
+                        place).sample(noise(x))
+        yield x
 
 # %% ../../nbs/40_classifier.ipynb #pool
 class AttentionPool(nn.Module):
     "One vector from a picture: its mean asks, all places answer. Eq. 40.12."
     def __init__(self, c: int, places: int, out: int, heads: int):
         super().__init__()
-        if c % heads: raise Problem(f'{c} channels do not split into {heads} heads: choose a divisor of {c}.')
+        if c % heads:
+            raise Problem(
+                f'{c} channels do not split into {heads} heads: choose a divisor of {c}.')
         self.heads, self.place = heads, nn.Parameter(torch.randn(places + 1, c)/c**.5)
         self.qkv, self.out = nn.Linear(c, 3*c), nn.Linear(c, out)
+
     def forward(self, h: Tensor) -> Tensor: # [b c h w] -> [b out]
         h = h.flatten(2).mT
         h = torch.cat([h.mean(1, keepdim=True), h], 1) + self.place
-        q, k, v = self.qkv(h).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4) # [b n l d] each
+        # [b n l d] each
+        q, k, v = self.qkv(h).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         return self.out(attend(q[:, :, :1], k, v).flatten(1))
 
 # %% ../../nbs/40_classifier.ipynb #encoder
 class Encoder(nn.Module):
     "The way down and the middle of a U-Net, pooled into one number for each class. Eq. 40.12 (ADM section 4)."
-    def __init__(self, channels_in: int, classes: int, side: int, # pictures are [b channels_in side side]
-                 base: int, mults: Sequence[float], depth: int, attention: Sequence[int] = (), # as for `UNet`
-                 heads: int = 1,          # of the pool
-                 fold: int = 1,           # squares of this side become one position first (24.9)
-                 time=TimeEmbedding, block=ResBlock, attn=Attention, down=None, norm: Norm = norm_adm): # as for `UNet`; down None: inside a block
+    def __init__(
+            self,
+            channels_in: int,
+            classes: int,
+            side: int, # pictures are [b channels_in side side]
+            base: int,
+            mults: Sequence[float],
+            depth: int,
+            attention: Sequence[int] = (), # as for `UNet`
+            heads: int = 1, # of the pool
+            fold: int = 1, # squares of this side become one position first (24.9)
+            time=TimeEmbedding,
+            block=ResBlock,
+            attn=Attention,
+            down=None,
+            norm: Norm = norm_adm): # as for `UNet`; down None: inside a block
         super().__init__()
         widths, emb = [int(m*base) for m in mults], 4*base
         c, at = widths[-1], lambda level, c: attn(c) if level in attention else None
         self.channels_in, self.side, self.fold, self.depth = channels_in, side, fold, depth
         self.time = time(base, emb)
         self.first = nn.Conv2d(channels_in*fold**2, widths[0], 3, padding=1)
-        self.down, _ = way_down(widths, depth, emb, block, at, down or inside(block)['down'])
-        self.middle = nn.ModuleList([Step(block(c, c, emb), attn(c)), Step(block(c, c, emb))])
-        self.norm, self.pool = norm(c), AttentionPool(c, (side//fold//2**(len(widths) - 1))**2, classes, heads)
-    def forward(self, x: Tensor, t: Tensor) -> Tensor: # [b c h w], [b] as counted by whoever trained it -> [b k], logits
-        if x.shape[1:] != (self.channels_in, self.side, self.side): raise Problem(f'This classifier reads pictures [b {self.channels_in} {self.side} {self.side}], not {[*x.shape]}.')
+        self.down, _ = way_down(widths, depth, emb, block, at, down
+                                or inside(block)['down'])
+        self.middle = nn.ModuleList(
+            [Step(block(c, c, emb), attn(c)),
+             Step(block(c, c, emb))])
+        self.norm, self.pool = norm(c), AttentionPool(
+            c, (side // fold // 2**(len(widths) - 1))**2, classes, heads)
+
+    def forward(
+        self, x: Tensor, t: Tensor
+    ) -> Tensor: # [b c h w], [b] as counted by whoever trained it -> [b k], logits
+        if x.shape[1:] != (self.channels_in, self.side, self.side):
+            raise Problem(f'This classifier reads pictures [b {self.channels_in} '
+                          f'{self.side} {self.side}], not {[*x.shape]}.')
         e, h = embed(self, t, x.dtype), self.first(F.pixel_unshuffle(x, self.fold))
-        for step in [*self.down, *self.middle]: h = step(h, e)
+        for step in [*self.down, *self.middle]:
+            h = step(h, e)
         return self.pool(F.silu(self.norm(h)))
 
-def small_encoder(channels_in=1, classes=10, side=28, base=32, mults=(1, 2), depth=1, attention=(1,), fold=2) -> Encoder:
+def small_encoder(channels_in=1, classes=10, side=28, base=32, mults=(1, 2), depth=1,
+                  attention=(1, ), fold=2) -> Encoder:
     "A small fast classifier of this book's pictures: the half of `small_unet`."
     block = partial(ResBlock, scale_shift=True, norm=norm_small)
-    return Encoder(channels_in, classes, side, base, mults, depth, attention, 4, fold, block=block, attn=partial(Attention, heads=4, norm=norm_small), norm=norm_small)
+    return Encoder(channels_in, classes, side, base, mults, depth, attention, 4, fold,
+                   block=block, attn=partial(Attention, heads=4,
+                                             norm=norm_small), norm=norm_small)
 
 # %% ../../nbs/40_classifier.ipynb #noisy
 class NoisyClassifier(nn.Module):
     "A network that reads labels off noisy pictures, asked at a level as a denoiser is. Eq. 40.12."
-    def __init__(self, net: nn.Module, clock: Callable[[Level], Tensor] = level_clock): # net(x, time [b]) -> logits [b k]
+    def __init__(
+        self, net: nn.Module,
+        clock: Callable[[Level],
+                        Tensor] = level_clock): # net(x, time [b]) -> logits [b k]
         super().__init__()
         self.net, self.clock = net, clock
+
     def forward(self, x: Tensor, t: Level) -> Tensor: # [b ...] -> [b k], log p(k | x_t)
-        time = self.clock(t).to(x.device, torch.promote_types(x.dtype, torch.float32)).reshape(-1).expand(len(x))
+        time = self.clock(t).to(x.device, torch.promote_types(
+            x.dtype, torch.float32)).reshape(-1).expand(len(x))
         logits = self.net(x.to(next(self.parameters()).dtype), time)
         return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(1)
+
     def given(self, label: int | Tensor) -> LogMatch: # label: one for all, or [b]
         "log p(label | x_t), for `guide`. Eq. 40.1."
         return match_label(self, label)
 
 # %% ../../nbs/40_classifier.ipynb #loss
-def label_nats(log_match: LogMatch, # bound to the true labels
-               x0: Tensor,          # [b ...] clean data
-               t: Level, eps: Tensor) -> Tensor: # [b], in nats
+def label_nats(
+        log_match: LogMatch, # bound to the true labels
+        x0: Tensor, # [b ...] clean data
+        t: Level,
+        eps: Tensor) -> Tensor: # [b], in nats
     "What the true label of a noised example costs. Eq. 40.13."
     return -log_match(q_sample(x0, t, eps), t)
 
-register(Recipe('noisy-classifier', lambda: NoisyClassifier(small_encoder()), lambda batch, seed, device: Batches(mnist('train').to(device), batch, seed),
-                shape=(1, 28, 28), loss=label_nats, steps=2000, batch=128, classes=10, data=('mnist',), sampler=''));
+register(
+    Recipe('noisy-classifier', lambda: NoisyClassifier(small_encoder()),
+           lambda batch, seed, device: Batches(mnist('train').to(device), batch, seed),
+           shape=(1, 28, 28), loss=label_nats, steps=2000, batch=128, classes=10,
+           data=('mnist', ), sampler=''));

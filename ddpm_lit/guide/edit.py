@@ -17,76 +17,113 @@ from ..diffusion.sample import edit_x0, fixed_small, reverse, steps
 from ..diffusion.schedule import Grid
 
 # %% ../../nbs/42_edit.ipynb #threshold
-def threshold_x0(denoiser: Denoiser, p: float = .995) -> Denoiser: # p: the share of pixels that is not cut
+def threshold_x0(denoiser: Denoiser,
+                 p: float = .995) -> Denoiser: # p: the share of pixels that is not cut
     "The denoiser whose clean estimate is scaled into +-1, picture by picture. Eq. 42.1 (Imagen sec. 2.3)."
-    if not 0 < p <= 1: raise Problem(f'p is {p}: give the share of pixels to keep, above 0 and at most 1.')
+    if not 0 < p <= 1:
+        raise Problem(
+            f'p is {p}: give the share of pixels to keep, above 0 and at most 1.')
+
     def edit(x0):
-        r = x0.flatten(1).abs().to(torch.promote_types(x0.dtype, torch.float32)).quantile(p, dim=1).clamp(min=1).to(x0).reshape(-1, *[1]*(x0.ndim - 1))
+        r = x0.flatten(1).abs().to(torch.promote_types(x0.dtype, torch.float32)).quantile(
+            p, dim=1).clamp(min=1).to(x0).reshape(-1, *[1]*(x0.ndim - 1))
         return x0.clamp(-r, r)/r
+
     return edit_x0(denoiser, edit)
 
 # %% ../../nbs/42_edit.ipynb #keep
-Projection = Callable[[Tensor], Tensor] # linear, and P(P(x)) = P(x): what is known of x [b ...]
+# linear, and P(P(x)) = P(x): what is known of x [b ...]
+Projection = Callable[[Tensor], Tensor]
 
-def pixels(mask: Tensor) -> Projection: # [h w] or whatever broadcasts against x: 1 where known, 0 elsewhere
+def pixels(
+    mask: Tensor
+) -> Projection: # [h w] or whatever broadcasts against x: 1 where known, 0 elsewhere
     "Know some pixels. Eq. 42.2."
-    if not ((mask == 0) | (mask == 1)).all(): raise Problem('A mask is 1 where pixels are known and 0 elsewhere: threshold it first.')
+    if not ((mask == 0) | (mask == 1)).all():
+        raise Problem(
+            'A mask is 1 where pixels are known and 0 elsewhere: threshold it first.')
     return lambda x: mask.to(x)*x
 
 def blocks(size: int) -> Projection: # size x size pixels
     "Know the mean of each block, a coarse picture. Eq. 42.2 (ILVR)."
     def mean(x): # [b c h w]
-        if x.ndim != 4 or x.shape[2] % size or x.shape[3] % size: raise Problem(f'Pictures of {[*x.shape]} have no whole blocks of {size} pixels: choose a size that divides height and width.')
-        return torch.nn.functional.avg_pool2d(x, size).repeat_interleave(size, 2).repeat_interleave(size, 3)
+        if x.ndim != 4 or x.shape[2] % size or x.shape[3] % size:
+            raise Problem(f'Pictures of {[*x.shape]} have no whole blocks of {size} '
+                          'pixels: choose a size that divides height and width.')
+        return torch.nn.functional.avg_pool2d(x, size).repeat_interleave(
+            size, 2).repeat_interleave(size, 3)
+
     return mean
 
-def keep(denoiser: Denoiser, known: Tensor, project: Projection) -> Denoiser: # known [b ...], only P(known) matters
+def keep(denoiser: Denoiser, known: Tensor,
+         project: Projection) -> Denoiser: # known [b ...], only P(known) matters
     "The denoiser whose guess agrees with what is known. Eq. 42.2."
     return edit_x0(denoiser, lambda x0: x0 + project(known.to(x0) - x0))
 
 # %% ../../nbs/42_edit.ipynb #replaced
-def replaced(denoiser: Denoiser, known: Tensor, project: Projection, noise=torch.randn_like) -> Denoiser:
+def replaced(denoiser: Denoiser, known: Tensor, project: Projection,
+             noise=torch.randn_like) -> Denoiser:
     "The denoiser that is shown what is known, freshly noised, and keeps to it. Eq. 42.2-42.3 (Song et al. 2021, app. I.2)."
     def edited(x, t):
         y = known.to(x)
         p = denoiser(x + project(q_sample(y, t, noise(x)) - x), t)
         q = from_x0(p.x0 + project(y - p.x0), x, t)
         return p._replace(x0=q.x0, eps=q.eps)
+
     return edited
 
 # %% ../../nbs/42_edit.ipynb #resample
 @torch.no_grad()
-def resampled(denoiser: Denoiser, levels: Grid, x: Tensor, repeats: int = 4, variance=fixed_small, noise=torch.randn_like) -> Iterator[Tensor]:
+def resampled(denoiser: Denoiser, levels: Grid, x: Tensor, repeats: int = 4,
+              variance=fixed_small, noise=torch.randn_like) -> Iterator[Tensor]:
     "`ancestral`, each step taken `repeats` times with a walk back up between. Eq. 11.6 (RePaint Algorithm 1)."
-    if repeats < 1: raise Problem(f'{repeats} repeats take no step: ask for at least 1.')
+    if repeats < 1:
+        raise Problem(f'{repeats} repeats take no step: ask for at least 1.')
     for t, s in steps(levels):
         for k in range(repeats):
             y = reverse(denoiser, x, s, t, variance).sample(noise(x))
-            if k < repeats - 1: x = q_step(y, s, t, noise(x))
-        x = y; yield x
+            if k < repeats - 1:
+                x = q_step(y, s, t, noise(x))
+        x = y
+        yield x
 
 # %% ../../nbs/42_edit.ipynb #below
 def below(levels: Grid, start: Level) -> Grid: # start: one level
     "The same run from a level in its middle: `start`, then all cleaner levels of the grid. Eq. 42.7 (SDEdit)."
-    if start.log_snr.numel() != 1: raise Problem('A run starts at one level for all: give a single number.')
+    if start.log_snr.numel() != 1:
+        raise Problem('A run starts at one level for all: give a single number.')
     at = start.log_snr.reshape(1).to(levels.log_snr)
-    if not levels.log_snr[0] <= at < levels.log_snr[-1]: raise Problem(f'This run goes from log SNR {levels.log_snr[0]:.2f} to {levels.log_snr[-1]:.2f}: start between them.')
+    if not levels.log_snr[0] <= at < levels.log_snr[-1]:
+        raise Problem(f'This run goes from log SNR {levels.log_snr[0]:.2f} to '
+                      f'{levels.log_snr[-1]:.2f}: start between them.')
     return Grid(torch.cat([at, levels.log_snr[levels.log_snr > at]]))
 
 @torch.no_grad()
-def sdedit(sampler, denoiser: Denoiser, levels: Grid, sketch: Tensor, start: Level, noise=torch.randn_like) -> Iterator[Tensor]:
+def sdedit(sampler, denoiser: Denoiser, levels: Grid, sketch: Tensor, start: Level,
+           noise=torch.randn_like) -> Iterator[Tensor]:
     "Noise a sketch [b ...] to a level, and walk back from there: the states. Eq. 42.7 (Meng et al. 2022, Algorithm 1)."
-    run = below(levels, start); start = Level(start.log_snr.reshape(())) # a plain number takes the dtype and the device of the sketch
+    # a plain number takes the dtype and the device of the sketch
+    run = below(levels, start)
+    start = Level(start.log_snr.reshape(()))
     yield from sampler(denoiser, run, q_sample(sketch, start, noise(sketch)))
 
 # %% ../../nbs/42_edit.ipynb #slerp
-def slerp(a: Tensor, b: Tensor, w: float | Tensor) -> Tensor: # a, b [b ...]; w a number, or [b 1 ... 1]
+def slerp(a: Tensor, b: Tensor,
+          w: float | Tensor) -> Tensor: # a, b [b ...]; w a number, or [b 1 ... 1]
     "From a (w = 0) to b (w = 1) along the great circle, each example by itself. Eq. 42.8."
-    if a.shape != b.shape: raise Problem(f'Both ends must have one shape, not {[*a.shape]} and {[*b.shape]}.')
-    wide = torch.float32 if a.device.type == 'mps' else torch.float64 # MPS has no float64
+    if a.shape != b.shape:
+        raise Problem(
+            f'Both ends must have one shape, not {[*a.shape]} and {[*b.shape]}.')
+    # MPS has no float64
+    wide = torch.float32 if a.device.type == 'mps' else torch.float64
     u, v = (torch.nn.functional.normalize(x.flatten(1).to(wide)) for x in (a, b))
-    theta = 2*torch.atan2((u - v).norm(dim=1), (u + v).norm(dim=1)).reshape(-1, *[1]*(a.ndim - 1)) # keeps its digits, and its gradient, where acos has none
+    # keeps its digits, and its gradient, where acos has none
+    theta = 2*torch.atan2((u - v).norm(dim=1),
+                          (u + v).norm(dim=1)).reshape(-1, *[1]*(a.ndim - 1))
     w = torch.as_tensor(w, dtype=wide, device=a.device)
-    if (theta > torch.pi - 1e-6).any(): raise Problem('These two point in opposite directions, and no great circle is the shortest: change one of them a little.')
-    part = lambda w: w*torch.sinc(w*theta/torch.pi)/torch.sinc(theta/torch.pi) # sin(w theta)/sin(theta), and w at 0
+    if (theta > torch.pi - 1e-6).any():
+        raise Problem('These two point in opposite directions, and no great circle is '
+                      'the shortest: change one of them a little.')
+    # sin(w theta)/sin(theta), and w at 0
+    part = lambda w: w*torch.sinc(w*theta/torch.pi)/torch.sinc(theta/torch.pi)
     return (part(1 - w)*a.to(wide) + part(w)*b.to(wide)).to(a)

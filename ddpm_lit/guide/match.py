@@ -22,71 +22,108 @@ from ..nets.unet import TimeEmbedding, small_unet
 from ..train.fit import Recipe, register
 
 # %% ../../nbs/54_match.ipynb #match
-def match_caption(clip: CLIP,                       # or whatever has embed_image(x, t), embed_text(tokens) and a scale
-                  caption: Tensor,                  # one for all pictures or one for each: tokens [b l], or embeddings [b d]
-                  clip_scale: float | None = None,  # multiplies f.g, as in the slides
-                  grad_scale: float | None = None,  # multiplies exp(logit_scale) f.g, as in GLIDE's code; 1 is Bayes'
-                  ) -> LogMatch:
+def match_caption(
+        clip: CLIP, # or whatever has embed_image(x, t), embed_text(tokens) and a scale
+        caption:
+    Tensor, # one for all pictures or one for each: tokens [b l], or embeddings [b d]
+        clip_scale: float | None = None, # multiplies f.g, as in the slides
+        grad_scale: float
+    | None = None, # multiplies exp(logit_scale) f.g, as in GLIDE's code; 1 is Bayes'
+) -> LogMatch:
     "How well x_t fits a sentence, for `guide` and `ancestral_tilted`. Eq. 54.4 (GLIDE section 2.4)."
-    if (clip_scale is None) == (grad_scale is None): raise Problem('Give either clip_scale, which multiplies f.g, or grad_scale, which multiplies exp(logit_scale) f.g, and not both.')
+    if (clip_scale is None) == (grad_scale is None):
+        raise Problem('Give either clip_scale, which multiplies f.g, or grad_scale, '
+                      'which multiplies exp(logit_scale) f.g, and not both.')
     clean_only = isinstance(clip, CLIP) and not isinstance(clip, NoisedCLIP)
     with torch.no_grad():
         z = caption if caption.is_floating_point() else clip.embed_text(caption)
         s = clip_scale if grad_scale is None else grad_scale*float(clip.scale)
+
     def log_match(x, t):
-        if len(z) not in (1, len(x)): raise Problem(f'{len(z)} sentences do not fit {len(x)} pictures: give one for each, or one for all.')
-        if clean_only and (t.sigma > 0).any(): raise Problem('This CLIP has seen clean pictures only: ask it about the clean guess, with match_x0, or train a NoisedCLIP.')
+        if len(z) not in (1, len(x)):
+            raise Problem(f'{len(z)} sentences do not fit {len(x)} pictures: give one '
+                          'for each, or one for all.')
+        if clean_only and (t.sigma > 0).any():
+            raise Problem('This CLIP has seen clean pictures only: ask it about the '
+                          'clean guess, with match_x0, or train a NoisedCLIP.')
         f = clip.embed_image(x) if clean_only else clip.embed_image(x, t)
         return s*torch.linalg.vecdot(f, z.to(f))
+
     return log_match
 
 # %% ../../nbs/54_match.ipynb #noised
 class NoisedCLIP(CLIP):
     "A CLIP whose picture tower reads x_t, and finds the level where others have the class token. Eq. 54.6 (GLIDE section 4.4)."
-    def __init__(self, image: VisionTower, text: nn.Module,
-                 time: nn.Module | None = None,                   # (time [b], dtype) -> [b width]; None: waves and two layers (24.1)
-                 clock: Callable[[Level], Tensor] = level_clock): # the time that it is told
+    def __init__(
+        self,
+        image: VisionTower,
+        text: nn.Module,
+        time: nn.Module |
+        None = None, # (time [b], dtype) -> [b width]; None: waves and two layers (24.1)
+        clock: Callable[[Level], Tensor] = level_clock): # the time that it is told
         super().__init__(image, text)
         width = image.transformer.width
         self.time, self.clock = time or TimeEmbedding(width, width), clock
         image.first = None # the level is there
-    def embed_image(self, x: Tensor, t: Level) -> Tensor: # [b c h w] -> [b d], of length 1
+
+    def embed_image(self, x: Tensor,
+                    t: Level) -> Tensor: # [b c h w] -> [b d], of length 1
         x = x.to(self.image.places.dtype)
-        time = self.clock(t).to(x.device, torch.promote_types(x.dtype, torch.float32)).reshape(-1).expand(len(x))
+        time = self.clock(t).to(x.device, torch.promote_types(
+            x.dtype, torch.float32)).reshape(-1).expand(len(x))
         return unit(self.image(x, self.time(time, x.dtype)))
-    def given(self, tokens: Tensor) -> Callable: # [b l] -> (x_t [b c h w], level) -> the two embeddings and the scale
+
+    def given(
+        self, tokens: Tensor
+    ) -> Callable: # [b l] -> (x_t [b c h w], level) -> the two embeddings and the scale
         "A batch of sentences, to be matched with a batch of noisy pictures. Eq. 53.1."
         return lambda x, t: (self.embed_image(x, t), self.embed_text(tokens), self.scale)
 
-def noised_clip_loss(pairs: Callable, x0: Tensor, t: Level, eps: Tensor) -> Tensor: # [b], nats
+def noised_clip_loss(pairs: Callable, x0: Tensor, t: Level,
+                     eps: Tensor) -> Tensor: # [b], nats
     "The game of CLIP among noisy pictures, each at a level of its own. Eq. 53.3, 54.1."
     return contrastive(*pairs(q_sample(x0, t, eps), t))
 
 # %% ../../nbs/54_match.ipynb #x0
-def match_x0(denoiser: Denoiser, log_match: LogMatch, through: bool = True) -> LogMatch: # through: also differentiate the denoiser
+def match_x0(
+        denoiser: Denoiser, log_match: LogMatch,
+        through: bool = True) -> LogMatch: # through: also differentiate the denoiser
     "How well the clean guess fits: by a log-match that reads clean pictures only. Eq. 54.9, or without `through` 54.10."
     def match(x, t):
-        if through: return log_match(denoiser(x, t).x0, CLEAN)
+        if through:
+            return log_match(denoiser(x, t).x0, CLEAN)
         t = t.like(x)
-        with torch.no_grad(): eps = denoiser(x, t).eps
+        with torch.no_grad():
+            eps = denoiser(x, t).eps
         return log_match((x - t.sigma*eps)/t.signal, CLEAN)
+
     return match
 
 # %% ../../nbs/54_match.ipynb #recipes
 def shapes_16(seed: int = 0, n: int = 20_000) -> Captioned:
     "Scenes of one thing and as many of two, 16 pixels wide."
-    return join(shapes('train', n, 16, seed, objects=1), shapes('train', n, 16, seed + 1, objects=2))
+    return join(shapes('train', n, 16, seed, objects=1),
+                shapes('train', n, 16, seed + 1, objects=2))
 
-def pictures_alone(batch: int, seed: int, device: torch.device) -> Callable[[int], tuple[Tensor]]:
+def pictures_alone(batch: int, seed: int,
+                   device: torch.device) -> Callable[[int], tuple[Tensor]]:
     "step -> pictures [b 3 16 16], with nothing said about them."
-    batches = Batches(shapes_16(seed).images(lambda scene: len(scene.things)).to(device), batch, seed)
+    batches = Batches(
+        shapes_16(seed).images(lambda scene: len(scene.things)).to(device), batch, seed)
     return lambda step: batches(step)[:1]
 
 def small_noised_clip() -> NoisedCLIP:
     "For noisy pictures of 16 x 16. Eq. 54.6."
     words = caption_tokenizer()
-    return NoisedCLIP(VisionTower(16, 4, 128, 4, 4, 128), TextTower(words.size, words.length, 128, 3, 4, 128))
+    return NoisedCLIP(VisionTower(16, 4, 128, 4, 4, 128),
+                      TextTower(words.size, words.length, 128, 3, 4, 128))
 
-register(Recipe('shapes', lambda: Model(small_unet(3, 0, base=48)), pictures_alone, shape=(3, 16, 16), steps=3000, limit=1., sampler='dpmpp_2m', sample_steps=25))
-register(Recipe('noised-clip', small_noised_clip, lambda batch, seed, device: CaptionBatches(shapes_16(seed).to(device), caption_tokenizer(), batch, seed),
-                shape=(3, 16, 16), loss=noised_clip_loss, steps=7000, batch=256, settings=dict(lr=1e-3), data=('vocab',), sampler=''));
+register(
+    Recipe('shapes', lambda: Model(small_unet(3, 0, base=48)), pictures_alone,
+           shape=(3, 16, 16), steps=3000, limit=1., sampler='dpmpp_2m', sample_steps=25))
+register(
+    Recipe(
+        'noised-clip', small_noised_clip, lambda batch, seed, device: CaptionBatches(
+            shapes_16(seed).to(device), caption_tokenizer(), batch, seed),
+        shape=(3, 16, 16), loss=noised_clip_loss, steps=7000, batch=256,
+        settings=dict(lr=1e-3), data=('vocab', ), sampler=''));

@@ -16,44 +16,61 @@ from .unet import attend
 # %% ../../nbs/52_transformer.ipynb #self-attention
 class SelfAttention(nn.Module):
     "What each position learns from the others, by several heads, and from further tokens. Eq. 52.2, 52.6."
-    def __init__(self, width: int, heads: int, tokens: int = 0): # the width of further tokens, 0: none
+    def __init__(self, width: int, heads: int,
+                 tokens: int = 0): # the width of further tokens, 0: none
         super().__init__()
-        if not (isinstance(heads, int) and heads > 0) or width % heads: raise Problem(f'A width of {width} does not split into {heads} heads: choose a divisor of {width}.')
-        self.heads, self.qkv, self.out = heads, nn.Linear(width, 3*width), nn.Linear(width, width)
+        if not (isinstance(heads, int) and heads > 0) or width % heads:
+            raise Problem(f'A width of {width} does not split into {heads} heads: choose '
+                          f'a divisor of {width}.')
+        self.heads, self.qkv, self.out = heads, nn.Linear(width, 3*width), nn.Linear(
+            width, width)
         self.kv = nn.Linear(tokens, 2*width) if tokens else None
 
-    def split(self, y: Tensor, parts: int) -> Tensor: # [b l parts*d] -> [parts b n l d/n]
+    def split(self, y: Tensor,
+              parts: int) -> Tensor: # [b l parts*d] -> [parts b n l d/n]
         return y.unflatten(-1, (parts, self.heads, -1)).permute(2, 0, 3, 1, 4)
 
-    def forward(self, x: Tensor,                 # [b l d]
-                may: Tensor | None = None,       # [b 1 l m+l] True where a query may read a key
-                nothing: Tensor | None = None,   # [b 1 l 1] True where a query may read no key at all
-                extra: Tensor | None = None,     # [b m tokens]
-                ) -> Tensor:                     # [b l d]
+    def forward(
+            self,
+            x: Tensor, # [b l d]
+            may: Tensor | None = None, # [b 1 l m+l] True where a query may read a key
+            nothing: Tensor
+        | None = None, # [b 1 l 1] True where a query may read no key at all
+            extra: Tensor | None = None, # [b m tokens]
+    ) -> Tensor: # [b l d]
         q, k, v = self.split(self.qkv(x), 3)
         if extra is not None:
             k_extra, v_extra = self.split(self.kv(extra), 2)
             k, v = torch.cat([k_extra, k], 2), torch.cat([v_extra, v], 2)
         a = attend(q, k, v, may if nothing is None else may | nothing) # [b n l d/n]
-        if nothing is not None: a = a.masked_fill(nothing, 0.)
+        if nothing is not None:
+            a = a.masked_fill(nothing, 0.)
         return self.out(a.transpose(1, 2).flatten(2))
 
 # %% ../../nbs/52_transformer.ipynb #allowed
-def allowed(x: Tensor,                       # [b l d]
-            causal: bool = False,
-            mask: Tensor | None = None,       # [b l] True where a position may be read
-            m: int = 0,                       # so many further tokens stand before, which all may read,
-            extra_mask: Tensor | None = None, # [b m] save where this is False
-            ) -> tuple[Tensor | None, Tensor | None]: # [b 1 l m+l], [b 1 l 1]; b or l may be 1; None: no limits
+def allowed(
+    x: Tensor, # [b l d]
+    causal: bool = False,
+    mask: Tensor | None = None, # [b l] True where a position may be read
+    m: int = 0, # so many further tokens stand before, which all may read,
+    extra_mask: Tensor | None = None, # [b m] save where this is False
+) -> tuple[Tensor | None, Tensor
+           | None]: # [b 1 l m+l], [b 1 l 1]; b or l may be 1; None: no limits
     "Which keys each query may read, and which queries may read none. Eq. 52.4."
-    if not causal and mask is None and extra_mask is None: return None, None
+    if not causal and mask is None and extra_mask is None:
+        return None, None
     at = torch.arange(x.shape[1], device=x.device)
-    own = (at <= at[:, None] if causal else torch.ones_like(at, dtype=torch.bool)).reshape(1, -1, len(at)) # [1 l l] or [1 1 l]
-    if mask is not None: own = own & mask[:, None]
+    # [1 l l] or [1 1 l]
+    own = (at <= at[:,
+                    None] if causal else torch.ones_like(at, dtype=torch.bool)).reshape(
+                        1, -1, len(at))
+    if mask is not None:
+        own = own & mask[:, None]
     more = own.new_ones(1, 1, m) if extra_mask is None else extra_mask[:, None]
     b, l = max(len(own), len(more)), own.shape[1]
     may = torch.cat([more.expand(b, l, m), own.expand(b, l, -1)], -1)[:, None]
-    return may, None if causal and mask is None else ~may.any(-1, keepdim=True) # without a mask each may read itself
+    # without a mask each may read itself
+    return may, None if causal and mask is None else ~may.any(-1, keepdim=True)
 
 # %% ../../nbs/52_transformer.ipynb #gelu
 def quick_gelu(x: Tensor) -> Tensor:
@@ -67,42 +84,59 @@ def gelu(x: Tensor) -> Tensor:
 # %% ../../nbs/52_transformer.ipynb #block
 class Block(nn.Module):
     "The stream, plus what attention finds, plus what a small network makes of each position. Eq. 52.7."
-    def __init__(self, width: int, heads: int, act: Callable[[Tensor], Tensor] = quick_gelu, tokens: int = 0):
+    def __init__(self, width: int, heads: int,
+                 act: Callable[[Tensor], Tensor] = quick_gelu, tokens: int = 0):
         super().__init__()
-        self.norm1, self.attn, self.norm2 = nn.LayerNorm(width), SelfAttention(width, heads, tokens), nn.LayerNorm(width)
-        self.inner, self.outer, self.act = nn.Linear(width, 4*width), nn.Linear(4*width, width), act
+        self.norm1, self.attn, self.norm2 = nn.LayerNorm(width), SelfAttention(
+            width, heads, tokens), nn.LayerNorm(width)
+        self.inner, self.outer, self.act = nn.Linear(width, 4*width), nn.Linear(
+            4*width, width), act
 
-    def forward(self, x: Tensor, may=None, nothing=None, extra: Tensor | None = None) -> Tensor: # as `SelfAttention`'s
+    def forward(self, x: Tensor, may=None, nothing=None,
+                extra: Tensor | None = None) -> Tensor: # as `SelfAttention`'s
         y = x + self.attn(self.norm1(x), may, nothing, extra)
         return y + self.outer(self.act(self.inner(self.norm2(y))))
 
 class Transformer(nn.Module):
     "A stack of blocks; if `causal`, no position sees a later one; `tokens`: the width of further tokens that all may see. Eq. 52.7."
-    def __init__(self, width: int, layers: int, heads: int, causal: bool = False, act: Callable[[Tensor], Tensor] = quick_gelu, tokens: int = 0):
+    def __init__(self, width: int, layers: int, heads: int, causal: bool = False,
+                 act: Callable[[Tensor], Tensor] = quick_gelu, tokens: int = 0):
         super().__init__()
         self.width, self.causal, self.tokens = width, causal, tokens
-        self.blocks = nn.ModuleList([Block(width, heads, act, tokens) for _ in range(layers)])
+        self.blocks = nn.ModuleList(
+            [Block(width, heads, act, tokens) for _ in range(layers)])
         start(self)
 
-    def forward(self, x: Tensor,                  # [b l d], places already added
-                mask: Tensor | None = None,       # [b l] True where a position may be read
-                extra: Tensor | None = None,      # [b m tokens] further tokens
-                extra_mask: Tensor | None = None, # [b m] True where one of them may be read
-                ) -> Tensor:                      # [b l d]
+    def forward(
+            self,
+            x: Tensor, # [b l d], places already added
+            mask: Tensor | None = None, # [b l] True where a position may be read
+            extra: Tensor | None = None, # [b m tokens] further tokens
+            extra_mask: Tensor | None = None, # [b m] True where one of them may be read
+    ) -> Tensor: # [b l d]
         check_input(self, x, mask, extra, extra_mask)
-        may = allowed(x, self.causal, mask, 0 if extra is None else extra.shape[1], extra_mask)
-        for block in self.blocks: x = block(x, *may, extra)
+        may = allowed(x, self.causal, mask, 0 if extra is None else extra.shape[1],
+                      extra_mask)
+        for block in self.blocks:
+            x = block(x, *may, extra)
         return x
 
 def check_input(net: Transformer, x: Tensor, mask, extra, extra_mask):
     "A `Problem` that says what does not fit."
-    if x.ndim != 3 or x.shape[2] != net.width: raise Problem(f'This transformer reads [b l {net.width}], not {[*x.shape]}.')
-    if extra is not None and not net.tokens: raise Problem('This transformer was built without further tokens: give their width as tokens.')
-    if extra is not None and (extra.ndim != 3 or (len(extra), extra.shape[2]) != (len(x), net.tokens)):
-        raise Problem(f'The further tokens should be [{len(x)} m {net.tokens}], not {[*extra.shape]}.')
+    if x.ndim != 3 or x.shape[2] != net.width:
+        raise Problem(f'This transformer reads [b l {net.width}], not {[*x.shape]}.')
+    if extra is not None and not net.tokens:
+        raise Problem('This transformer was built without further tokens: give their '
+                      'width as tokens.')
+    if extra is not None and (extra.ndim != 3 or
+                              (len(extra), extra.shape[2]) != (len(x), net.tokens)):
+        raise Problem(f'The further tokens should be [{len(x)} m {net.tokens}], not '
+                      f'{[*extra.shape]}.')
     for name, m, what in (('mask', mask, x), ('extra_mask', extra_mask, extra)):
-        if m is not None and (what is None or m.dtype != torch.bool or m.shape != what.shape[:2]):
-            raise Problem(f'The {name} should say True or False of each token, {"and there are none" if what is None else [*what.shape[:2]]}; it is {[*m.shape]} of {m.dtype}.')
+        if m is not None and (what is None or m.dtype != torch.bool
+                              or m.shape != what.shape[:2]):
+            raise Problem(f'The {name} should say True or False of each token, '
+                          f'{"and there are none" if what is None else [*what.shape[:2]]}; it is {[*m.shape]} of {m.dtype}.')
 
 # %% ../../nbs/52_transformer.ipynb #start
 @torch.no_grad()
@@ -110,7 +144,11 @@ def start(net: Transformer) -> Transformer:
     "First weights that keep the variance of the stream bounded at any depth; biases 0. Eq. 52.9 (CLIP's)."
     width, deep = net.width, (2*max(len(net.blocks), 1))**-.5
     for b in net.blocks:
-        stds = [(b.attn.qkv, width**-.5), (b.attn.out, width**-.5*deep), (b.inner, (2*width)**-.5), (b.outer, width**-.5*deep)]
-        if net.tokens: stds.append((b.attn.kv, net.tokens**-.5))
-        for layer, std in stds: nn.init.normal_(layer.weight, std=std); nn.init.zeros_(layer.bias)
+        stds = [(b.attn.qkv, width**-.5), (b.attn.out, width**-.5*deep),
+                (b.inner, (2*width)**-.5), (b.outer, width**-.5*deep)]
+        if net.tokens:
+            stds.append((b.attn.kv, net.tokens**-.5))
+        for layer, std in stds:
+            nn.init.normal_(layer.weight, std=std)
+            nn.init.zeros_(layer.bias)
     return net

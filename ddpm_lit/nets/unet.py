@@ -21,7 +21,8 @@ from .mlp import sinusoid
 # %% ../../nbs/24_unet.ipynb #time
 class TimeEmbedding(nn.Module):
     "Two layers on top of the waves of notebook 21. Eq. 24.1."
-    def __init__(self, dim: int, width: int, sin_first: bool = False, slowest: bool = False):
+    def __init__(self, dim: int, width: int, sin_first: bool = False,
+                 slowest: bool = False):
         super().__init__()
         self.waves = partial(sinusoid, dim=dim, sin_first=sin_first, slowest=slowest)
         self.inner, self.outer = nn.Linear(dim, width), nn.Linear(width, width)
@@ -30,15 +31,18 @@ class TimeEmbedding(nn.Module):
         t = t.to(torch.float32 if t.device.type == 'mps' else torch.float64)
         return self.outer(F.silu(self.inner(self.waves(t).to(dtype))))
 
-def embed(net: nn.Module, t: Tensor, dtype: torch.dtype, label: Tensor | None = None, extra: Tensor | None = None) -> Tensor:
+def embed(net: nn.Module, t: Tensor, dtype: torch.dtype, label: Tensor | None = None,
+          extra: Tensor | None = None) -> Tensor:
     "All that the network is told, as one vector: [b], [b], [b d] -> [b d]. Eq. 24.1."
     e = net.time(t, dtype)
-    if label is not None: e = e + net.label(label.clamp(min=0)) * (label >= 0)[:, None]
+    if label is not None:
+        e = e + net.label(label.clamp(min=0))*(label >= 0)[:, None]
     return F.silu(e if extra is None else e + extra)
 
 # %% ../../nbs/24_unet.ipynb #norm
 Norm = Callable[[int], nn.Module] # channels -> the layer that normalizes them
-norm_ddpm, norm_adm, norm_small = (partial(nn.GroupNorm, groups, eps=eps) for groups, eps in ((32, 1e-6), (32, 1e-5), (8, 1e-5)))
+norm_ddpm, norm_adm, norm_small = (partial(nn.GroupNorm, groups, eps=eps)
+                                   for groups, eps in ((32, 1e-6), (32, 1e-5), (8, 1e-5)))
 
 # %% ../../nbs/24_unet.ipynb #size
 def halve(h: Tensor) -> Tensor: # [b c h w] -> [b c h/2 w/2]
@@ -53,7 +57,9 @@ class Downsample(nn.Module):
     "Halve by a strided convolution, which looks one pixel further right and down with `corner`. Eq. 24.4."
     def __init__(self, c: int, emb: int = 0, corner: bool = False):
         super().__init__()
-        self.corner, self.conv = corner, nn.Conv2d(c, c, 3, stride=2, padding=0 if corner else 1)
+        self.corner, self.conv = corner, nn.Conv2d(c, c, 3, stride=2,
+                                                   padding=0 if corner else 1)
+
     def forward(self, h: Tensor, e: Tensor | None = None) -> Tensor:
         return self.conv(F.pad(h, (0, 1, 0, 1)) if self.corner else h)
 
@@ -62,26 +68,32 @@ class Upsample(nn.Module):
     def __init__(self, c: int, emb: int = 0):
         super().__init__()
         self.conv = nn.Conv2d(c, c, 3, padding=1)
-    def forward(self, h: Tensor, e: Tensor | None = None) -> Tensor: return self.conv(double(h))
+
+    def forward(self, h: Tensor, e: Tensor | None = None) -> Tensor:
+        return self.conv(double(h))
 
 class Resample(nn.Module):
     "Halve or double without learning anything."
     def __init__(self, how: Callable[[Tensor], Tensor]):
         super().__init__()
         self.how = how
-    def forward(self, h: Tensor, e: Tensor | None = None) -> Tensor: return self.how(h)
+
+    def forward(self, h: Tensor, e: Tensor | None = None) -> Tensor:
+        return self.how(h)
 
 # %% ../../nbs/24_unet.ipynb #res
 def zero(module: nn.Module) -> nn.Module:
     "Start this layer at zero: what it would add is nothing at first."
-    for p in module.parameters(): nn.init.zeros_(p)
+    for p in module.parameters():
+        nn.init.zeros_(p)
     module.starts_at_zero = True
     return module
 
 class ResBlock(nn.Module):
     "h plus what two convolutions find in it, told e. Eq. 24.5 (DDPM appendix B; ADM section 3)."
-    def __init__(self, c_in: int, c_out: int, emb: int, norm: Norm = norm_adm, scale_shift: bool = False,
-                 dropout: float = 0., resample: Callable[[Tensor], Tensor] | None = None):
+    def __init__(self, c_in: int, c_out: int, emb: int, norm: Norm = norm_adm,
+                 scale_shift: bool = False, dropout: float = 0.,
+                 resample: Callable[[Tensor], Tensor] | None = None):
         super().__init__()
         self.scale_shift, self.resample = scale_shift, resample
         self.norm1, self.conv1 = norm(c_in), nn.Conv2d(c_in, c_out, 3, padding=1)
@@ -92,33 +104,42 @@ class ResBlock(nn.Module):
 
     def forward(self, h: Tensor, e: Tensor) -> Tensor: # [b c h w], [b d] -> [b c h w]
         r = F.silu(self.norm1(h))
-        if self.resample is not None: h, r = self.resample(h), self.resample(r)
+        if self.resample is not None:
+            h, r = self.resample(h), self.resample(r)
         r, m = self.conv1(r), self.emb(e)[:, :, None, None]
         if self.scale_shift:
             s, m = m.chunk(2, 1)
             n = torch.addcmul(m, self.norm2(r), 1 + s)
-        else: n = self.norm2(r + m)
+        else:
+            n = self.norm2(r + m)
         return self.skip(h) + self.conv2(self.dropout(F.silu(n)))
 
 # %% ../../nbs/24_unet.ipynb #attend
 def attend_plainly(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     "Means of values, weighted by fit; all [b n l d], the mask True where a key may be read. Eq. 24.6 (Vaswani et al. 2017, eq. 1)."
-    fit = (q*q.shape[-1]**-.5)@k.mT
-    if mask is not None: fit = fit.masked_fill(~mask, -math.inf)
-    return fit.softmax(-1).to(v.dtype)@v
+    fit = (q*q.shape[-1]**-.5) @ k.mT
+    if mask is not None:
+        fit = fit.masked_fill(~mask, -math.inf)
+    return fit.softmax(-1).to(v.dtype) @ v
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     "The same by the fastest road. Eq. 24.6."
-    plainly = q.device.type == 'cpu' and q.dtype == torch.bfloat16 and q.shape[:-1].numel()*k.shape[2] < 2**23 # the table still fits a cache
-    return attend_plainly(q, k, v, mask) if plainly else F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    # the table still fits a cache
+    plainly = q.device.type == 'cpu' and q.dtype == torch.bfloat16 and q.shape[:-1].numel(
+    )*k.shape[2] < 2**23
+    return attend_plainly(q, k, v, mask) if plainly else F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask)
 
 # %% ../../nbs/24_unet.ipynb #attention
 class Attention(nn.Module):
     "h plus what each position learns from the others, and from tokens. Eq. 24.6, 24.7."
-    def __init__(self, c: int, heads: int = 1, head_width: int | None = None, tokens: int = 0, norm: Norm = norm_adm):
+    def __init__(self, c: int, heads: int = 1, head_width: int | None = None,
+                 tokens: int = 0, norm: Norm = norm_adm):
         super().__init__()
-        if not (isinstance(n := head_width or heads, int) and n > 0) or c % n: raise Problem(f'{c} channels do not split into heads: choose a divisor of {c} in place of {n}.')
-        self.heads = c//head_width if head_width else heads
+        if not (isinstance(n := head_width or heads, int) and n > 0) or c % n:
+            raise Problem(f'{c} channels do not split into heads: choose a divisor of '
+                          f'{c} in place of {n}.')
+        self.heads = c // head_width if head_width else heads
         self.norm, self.qkv = norm(c), nn.Linear(c, 3*c)
         self.kv = nn.Linear(tokens, 2*c) if tokens else None
         self.out = zero(nn.Linear(c, c))
@@ -126,26 +147,33 @@ class Attention(nn.Module):
     def split(self, y: Tensor, parts: int) -> Tensor: # [b l parts*c] -> [parts b n l d]
         return y.unflatten(-1, (parts, self.heads, -1)).permute(2, 0, 3, 1, 4)
 
-    def forward(self, h: Tensor, tokens: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    def forward(self, h: Tensor, tokens: Tensor | None = None,
+                mask: Tensor | None = None) -> Tensor:
         q, k, v = self.split(self.qkv(self.norm(h).flatten(2).mT), 3)
-        if tokens is None: mask = None
+        if tokens is None:
+            mask = None
         else:
             k_text, v_text = self.split(self.kv(tokens), 2)
             k, v = torch.cat([k_text, k], 2), torch.cat([v_text, v], 2)
-            if mask is not None: mask = F.pad(mask, (0, q.shape[2]), value=True)[:, None, None]
+            if mask is not None:
+                mask = F.pad(mask, (0, q.shape[2]), value=True)[:, None, None]
         a = attend(q, k, v, mask).transpose(1, 2).flatten(2) # [b l c]
         return h + self.out(a).mT.reshape(h.shape)
 
 # %% ../../nbs/24_unet.ipynb #step
 class Step(nn.Module):
     "A step of the ladder: a block, attention, a change of size, each of them optional. Eq. 24.8."
-    def __init__(self, res: nn.Module | None = None, attn: nn.Module | None = None, resample: nn.Module | None = None):
+    def __init__(self, res: nn.Module | None = None, attn: nn.Module | None = None,
+                 resample: nn.Module | None = None):
         super().__init__()
         self.res, self.attn, self.resample = res, attn, resample
 
-    def forward(self, h: Tensor, e: Tensor, tokens: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        if self.res is not None: h = self.res(h, e)
-        if self.attn is not None: h = self.attn(h, tokens, mask)
+    def forward(self, h: Tensor, e: Tensor, tokens: Tensor | None = None,
+                mask: Tensor | None = None) -> Tensor:
+        if self.res is not None:
+            h = self.res(h, e)
+        if self.attn is not None:
+            h = self.attn(h, tokens, mask)
         return h if self.resample is None else self.resample(h, e)
 
 def way_down(widths, depth, emb, block, attn_at, down) -> tuple[nn.ModuleList, list[int]]:
@@ -165,70 +193,108 @@ def way_up(widths, depth, emb, block, attn_at, up, trail) -> nn.ModuleList:
     steps, c = nn.ModuleList(), widths[-1]
     for level, c_out in reversed([*enumerate(widths)]):
         for i in range(depth + 1):
-            steps.append(Step(block(c + trail.pop(), c_out, emb), attn_at(level, c_out), up(c_out, emb) if level and i == depth else None))
+            steps.append(
+                Step(block(c + trail.pop(), c_out, emb), attn_at(level, c_out),
+                     up(c_out, emb) if level and i == depth else None))
             c = c_out
     return steps
 
 # %% ../../nbs/24_unet.ipynb #unet
 class UNet(nn.Module):
     "A picture and a time in, a picture out. Eq. 24.8 (DDPM appendix B)."
-    def __init__(self, channels_in: int, channels_out: int,
-                 base: int,                      # channels at full size, in units of which mults are
-                 mults: Sequence[float],         # channels of each level
-                 depth: int,                     # blocks a level on the way down
-                 attention: Sequence[int] = (),  # levels with attention; 0 is full size
-                 middle: bool = True,            # attention in the middle?
-                 classes: int = 0,               # labels it can be told
-                 time=TimeEmbedding,             # (dim, width) -> module
-                 block=ResBlock,                 # (c_in, c_out, emb) -> module
-                 attn=Attention,                 # (c) -> module
-                 down=Downsample, up=Upsample,   # (c, emb) -> module
-                 norm: Norm = norm_adm):
+    def __init__(
+            self,
+            channels_in: int,
+            channels_out: int,
+            base: int, # channels at full size, in units of which mults are
+            mults: Sequence[float], # channels of each level
+            depth: int, # blocks a level on the way down
+            attention: Sequence[int] = (), # levels with attention; 0 is full size
+            middle: bool = True, # attention in the middle?
+            classes: int = 0, # labels it can be told
+            time=TimeEmbedding, # (dim, width) -> module
+            block=ResBlock, # (c_in, c_out, emb) -> module
+            attn=Attention, # (c) -> module
+            down=Downsample,
+            up=Upsample, # (c, emb) -> module
+            norm: Norm = norm_adm):
         super().__init__()
         widths, emb = [int(m*base) for m in mults], 4*base
         c, attn_at = widths[-1], lambda level, c: attn(c) if level in attention else None
-        self.channels_in, self.depth, self.classes, self.emb, self.factor = channels_in, depth, classes, emb, 2**(len(widths) - 1)
-        self.time, self.label = time(base, emb), nn.Embedding(classes, emb) if classes else None
+        self.channels_in, self.depth, self.classes, self.emb, self.factor = channels_in, depth, classes, emb, 2**(
+            len(widths) - 1)
+        self.time, self.label = time(base,
+                                     emb), nn.Embedding(classes, emb) if classes else None
         self.first = nn.Conv2d(channels_in, widths[0], 3, padding=1)
         self.down, trail = way_down(widths, depth, emb, block, attn_at, down)
-        self.middle = nn.ModuleList([Step(block(c, c, emb), attn(c) if middle else None), Step(block(c, c, emb))])
+        self.middle = nn.ModuleList(
+            [Step(block(c, c, emb),
+                  attn(c) if middle else None),
+             Step(block(c, c, emb))])
         self.up = way_up(widths, depth, emb, block, attn_at, up, trail)
-        self.norm, self.last = norm(widths[0]), zero(nn.Conv2d(widths[0], channels_out, 3, padding=1))
-        self.tokens = max((m.kv.in_features for m in self.modules() if getattr(m, 'kv', None)), default=0)
+        self.norm, self.last = norm(widths[0]), zero(
+            nn.Conv2d(widths[0], channels_out, 3, padding=1))
+        self.tokens = max(
+            (m.kv.in_features for m in self.modules() if getattr(m, 'kv', None)),
+            default=0)
 
-    def forward(self, x: Tensor,              # [b c h w]
-                t: Tensor,                    # [b] or [], as counted by whoever trained it
-                label: Tensor | None = None,  # [b] whole numbers; below 0: none
-                emb: Tensor | None = None,    # [b d] more to tell, as wide as `net.emb`
-                tokens: Tensor | None = None, # [b l d] text for every attention to look at
-                mask: Tensor | None = None,   # [b l] True where a token may be read
-                ) -> Tensor:                  # [b c h w]
+    def forward(
+            self,
+            x: Tensor, # [b c h w]
+            t: Tensor, # [b] or [], as counted by whoever trained it
+            label: Tensor | None = None, # [b] whole numbers; below 0: none
+            emb: Tensor | None = None, # [b d] more to tell, as wide as `net.emb`
+            tokens: Tensor | None = None, # [b l d] text for every attention to look at
+            mask: Tensor | None = None, # [b l] True where a token may be read
+    ) -> Tensor: # [b c h w]
         t, label = check_given(self, x, t, label, emb, tokens)
         e, h = embed(self, t, x.dtype, label, emb), self.first(x)
         trail = [h]
-        for step in self.down: trail.append(h := step(h, e, tokens, mask))
-        for step in self.middle: h = step(h, e, tokens, mask)
-        for step in self.up: h = step(torch.cat([h, trail.pop()], 1), e, tokens, mask)
+        for step in self.down:
+            trail.append(h := step(h, e, tokens, mask))
+        for step in self.middle:
+            h = step(h, e, tokens, mask)
+        for step in self.up:
+            h = step(torch.cat([h, trail.pop()], 1), e, tokens, mask)
         return self.last(F.silu(self.norm(h))).to(x.dtype)
 
 # %% ../../nbs/24_unet.ipynb #check-given
 def check_picture(x: Tensor, channels: int, factor: int):
     "A `Problem` unless x is [b channels h w] with sides that are multiples of `factor`."
-    if x.ndim != 4 or x.shape[1] != channels: raise Problem(f'This network reads pictures [b {channels} h w], not {[*x.shape]}.')
-    if not x.is_floating_point() or not x.numel(): raise Problem(f'This network reads numbers, at least one picture of at least one pixel, not {x.dtype} {[*x.shape]}: turn bytes into numbers with to_unit.')
-    if x.shape[2] % factor or x.shape[3] % factor: raise Problem(f'A picture of {x.shape[2]} x {x.shape[3]} does not fit: make both sides multiples of {factor}.')
+    if x.ndim != 4 or x.shape[1] != channels:
+        raise Problem(
+            f'This network reads pictures [b {channels} h w], not {[*x.shape]}.')
+    if not x.is_floating_point() or not x.numel():
+        raise Problem('This network reads numbers, at least one picture of at least one '
+                      f'pixel, not {x.dtype} {[*x.shape]}: turn bytes into numbers with '
+                      'to_unit.')
+    if x.shape[2] % factor or x.shape[3] % factor:
+        raise Problem(f'A picture of {x.shape[2]} x {x.shape[3]} does not fit: make both '
+                      f'sides multiples of {factor}.')
 
-def check_given(net: UNet, x: Tensor, t: Tensor, label, emb, tokens) -> tuple[Tensor, Tensor | None]:
+def check_given(net: UNet, x: Tensor, t: Tensor, label, emb,
+                tokens) -> tuple[Tensor, Tensor | None]:
     "One time and one label a picture, or a `Problem` that says what does not fit."
     check_picture(x, net.channels_in, net.factor)
-    if t.numel() not in (1, len(x)): raise Problem(f'{t.numel()} times do not fit {len(x)} pictures: give one for each, or one for all.')
-    if emb is not None and emb.shape[1:] != (net.emb,): raise Problem(f'The vector emb should be [b {net.emb}], not {[*emb.shape]}.')
-    if tokens is not None and tokens.shape[2:] != (net.tokens,): raise Problem(f'The tokens are {[*tokens.shape]}, and the attention was built for [b l {net.tokens}].')
+    if t.numel() not in (1, len(x)):
+        raise Problem(f'{t.numel()} times do not fit {len(x)} pictures: give one for '
+                      'each, or one for all.')
+    if emb is not None and emb.shape[1:] != (net.emb, ):
+        raise Problem(f'The vector emb should be [b {net.emb}], not {[*emb.shape]}.')
+    if tokens is not None and tokens.shape[2:] != (net.tokens, ):
+        raise Problem(f'The tokens are {[*tokens.shape]}, and the attention was built '
+                      f'for [b l {net.tokens}].')
     if label is not None:
-        if not net.classes: raise Problem('This network knows no labels: call it without one, or build it with classes.')
-        if label.numel() not in (1, len(x)): raise Problem(f'{label.numel()} labels do not fit {len(x)} pictures: give one for each, or one for all.')
-        if label.device.type == 'cpu' and not torch.compiler.is_compiling() and (label >= net.classes).any():
-            raise Problem(f'There is no label {int(label.max())}: labels are 0 to {net.classes - 1}, and a negative one means none.')
+        if not net.classes:
+            raise Problem('This network knows no labels: call it without one, or build '
+                          'it with classes.')
+        if label.numel() not in (1, len(x)):
+            raise Problem(f'{label.numel()} labels do not fit {len(x)} pictures: give '
+                          'one for each, or one for all.')
+        if label.device.type == 'cpu' and not torch.compiler.is_compiling() and (
+                label >= net.classes).any():
+            raise Problem(f'There is no label {int(label.max())}: labels are 0 to '
+                          f'{net.classes - 1}, and a negative one means none.')
         label = label.reshape(-1).expand(len(x))
     return t.reshape(-1).expand(len(x)), label
 
@@ -238,30 +304,40 @@ def fan_average(net: nn.Module) -> nn.Module:
     "Weights uniform with variance 2/(fan in + fan out), biases zero; what starts at zero stays there."
     for name, m in net.named_modules():
         if isinstance(m, (nn.Conv2d, nn.Linear)) and not hasattr(m, 'starts_at_zero'):
-            for w in m.weight.chunk(3 if name.endswith('qkv') else 1): nn.init.xavier_uniform_(w)
+            for w in m.weight.chunk(3 if name.endswith('qkv') else 1):
+                nn.init.xavier_uniform_(w)
             nn.init.zeros_(m.bias)
     return net
 
 def inside(block) -> dict:
     "Change the size inside a block, rather than by a convolution between two."
-    return dict(down=lambda c, emb: block(c, c, emb, resample=halve), up=lambda c, emb: block(c, c, emb, resample=double))
+    return dict(down=lambda c, emb: block(c, c, emb, resample=halve),
+                up=lambda c, emb: block(c, c, emb, resample=double))
 
-def ddpm_unet(base=128, mults=(1, 2, 2, 2), depth=2, attention=(1,), channels_in=3, channels_out=3, dropout=.1) -> UNet:
+def ddpm_unet(base=128, mults=(1, 2, 2, 2), depth=2, attention=(1, ), channels_in=3,
+              channels_out=3, dropout=.1) -> UNet:
     "The network of Ho et al. 2020, by default theirs for CIFAR-10."
-    return fan_average(UNet(channels_in, channels_out, base, mults, depth, attention, norm=norm_ddpm, attn=partial(Attention, norm=norm_ddpm),
-                            block=partial(ResBlock, norm=norm_ddpm, dropout=dropout), down=partial(Downsample, corner=True),
-                            time=partial(TimeEmbedding, sin_first=True, slowest=True)))
+    return fan_average(
+        UNet(channels_in, channels_out, base, mults, depth, attention, norm=norm_ddpm,
+             attn=partial(Attention, norm=norm_ddpm), block=partial(
+                 ResBlock, norm=norm_ddpm, dropout=dropout), down=partial(
+                     Downsample, corner=True), time=partial(TimeEmbedding, sin_first=True,
+                                                            slowest=True)))
 
-def iddpm_unet(base=128, mults=(1, 2, 2, 2), depth=3, attention=(1, 2), channels_in=3, channels_out=6, classes=0, dropout=.3, heads=4) -> UNet:
+def iddpm_unet(base=128, mults=(1, 2, 2, 2), depth=3, attention=(1, 2), channels_in=3,
+               channels_out=6, classes=0, dropout=.3, heads=4) -> UNet:
     "The network of Nichol and Dhariwal 2021, by default theirs for CIFAR-10."
-    return UNet(channels_in, channels_out, base, mults, depth, attention, classes=classes, attn=partial(Attention, heads=heads),
-                block=partial(ResBlock, scale_shift=True, dropout=dropout))
+    return UNet(channels_in, channels_out, base, mults, depth, attention, classes=classes,
+                attn=partial(Attention, heads=heads), block=partial(
+                    ResBlock, scale_shift=True, dropout=dropout))
 
-def adm_unet(base=256, mults=(1, 1, 2, 2, 4, 4), depth=2, attention=(3, 4, 5), channels_in=3, channels_out=6, classes=0, dropout=0.,
-             attn=partial(Attention, head_width=64), middle=True, norm: Norm = norm_adm) -> UNet:
+def adm_unet(base=256, mults=(1, 1, 2, 2, 4, 4), depth=2, attention=(3, 4, 5),
+             channels_in=3, channels_out=6, classes=0, dropout=0., attn=partial(
+                 Attention, head_width=64), middle=True, norm: Norm = norm_adm) -> UNet:
     "The network of Dhariwal and Nichol 2021, by default theirs for pictures of 256 x 256."
     block = partial(ResBlock, scale_shift=True, dropout=dropout, norm=norm)
-    return UNet(channels_in, channels_out, base, mults, depth, attention, middle, classes, block=block, attn=partial(attn, norm=norm), norm=norm, **inside(block))
+    return UNet(channels_in, channels_out, base, mults, depth, attention, middle, classes,
+                block=block, attn=partial(attn, norm=norm), norm=norm, **inside(block))
 
 # %% ../../nbs/24_unet.ipynb #wrappers
 class SuperRes(nn.Module):
@@ -269,8 +345,11 @@ class SuperRes(nn.Module):
     def __init__(self, net: nn.Module):
         super().__init__()
         self.net = net
-    def forward(self, x: Tensor, t: Tensor, low_res: Tensor, *given, **named) -> Tensor: # [b c h w], [b], [b c h' w'] -> [b c h w]
-        low_res = F.interpolate(low_res, x.shape[2:], mode='bilinear', align_corners=False)
+
+    def forward(self, x: Tensor, t: Tensor, low_res: Tensor, *given,
+                **named) -> Tensor: # [b c h w], [b], [b c h' w'] -> [b c h w]
+        low_res = F.interpolate(low_res, x.shape[2:], mode='bilinear',
+                                align_corners=False)
         return self.net(torch.cat([x, low_res], 1), t, *given, **named)
 
 class Unshuffled(nn.Module):
@@ -278,14 +357,22 @@ class Unshuffled(nn.Module):
     def __init__(self, net: UNet, factor: int = 2):
         super().__init__()
         self.net, self.factor = net, factor
-    def forward(self, x: Tensor, t: Tensor, *given, **named) -> Tensor: # [b c h w] -> [b c h w]
-        check_picture(x, self.net.channels_in//self.factor**2, self.factor*self.net.factor)
-        return F.pixel_shuffle(self.net(F.pixel_unshuffle(x, self.factor), t, *given, **named), self.factor)
 
-def small_unet(channels_in=1, classes=10, base=48, mults=(1, 2), depth=1, attention=(1,), unshuffle=2, learn_variance=False, dropout=0.,
-               channels_out=None, tokens=0, middle=True) -> nn.Module:
+    def forward(self, x: Tensor, t: Tensor, *given,
+                **named) -> Tensor: # [b c h w] -> [b c h w]
+        check_picture(x, self.net.channels_in // self.factor**2,
+                      self.factor*self.net.factor)
+        return F.pixel_shuffle(
+            self.net(F.pixel_unshuffle(x, self.factor), t, *given, **named), self.factor)
+
+def small_unet(channels_in=1, classes=10, base=48, mults=(1, 2), depth=1, attention=(1, ),
+               unshuffle=2, learn_variance=False, dropout=0., channels_out=None, tokens=0,
+               middle=True) -> nn.Module:
     "A small fast network for this book's pictures; `base` is a multiple of 8. With `learn_variance` the variances come after the rest."
     out, square = (channels_out or channels_in)*(2 if learn_variance else 1), unshuffle**2
-    net = UNet(channels_in*square, out*square, base, mults, depth, attention, middle, classes, norm=norm_small,
-               block=partial(ResBlock, scale_shift=True, dropout=dropout, norm=norm_small), attn=partial(Attention, heads=4, tokens=tokens, norm=norm_small))
+    net = UNet(
+        channels_in*square, out*square, base, mults, depth, attention, middle, classes,
+        norm=norm_small, block=partial(ResBlock, scale_shift=True, dropout=dropout,
+                                       norm=norm_small),
+        attn=partial(Attention, heads=4, tokens=tokens, norm=norm_small))
     return Unshuffled(net, unshuffle) if unshuffle > 1 else net

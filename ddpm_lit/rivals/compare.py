@@ -37,20 +37,32 @@ class Diffusion(Rival):
     "A denoiser as a rival: exact density of its flow for points, the bound of its chain for pictures made of bytes. Eq. 30.3, 31.13."
     def __init__(self, net: nn.Module, shape: tuple[int, ...], loss: Loss, bytes: bool):
         super().__init__()
-        self.model, self.shape, self.denoising, self.bytes = Model(net, from_v), shape, loss, bytes
+        self.model, self.shape, self.denoising, self.bytes = Model(
+            net, from_v), shape, loss, bytes
         self.likelihood = 'bound' if bytes else 'exact'
+
     @property
-    def denoiser(self) -> Denoiser: return clamp_x0(self.model) if self.bytes else self.model
-    def levels(self, n: int = 50) -> Grid: return karras(n, lo=.02) if self.bytes else grid(Cosine(), n)
+    def denoiser(self) -> Denoiser:
+        return clamp_x0(self.model) if self.bytes else self.model
+
+    def levels(self, n: int = 50) -> Grid:
+        return karras(n, lo=.02) if self.bytes else grid(Cosine(), n)
+
     def nats(self, x: Tensor) -> Tensor: # [b ...] -> [b]
-        if self.bytes: return bits_per_dim(self.denoiser, x, Cosine(), 1000, draws=8).each*x[0].numel()*math.log(2)
+        if self.bytes:
+            return bits_per_dim(self.denoiser, x, Cosine(), 1000,
+                                draws=8).each*x[0].numel()*math.log(2)
         ladder = Grid(torch.linspace(10, -10, 61, dtype=torch.float64))
-        t = Level(ladder.log_snr[0]) # nearly clean: the density of x_t, whose signal is 1 to five digits
+        # nearly clean: the density of x_t, whose signal is 1 to five digits
+        t = Level(ladder.log_snr[0])
         return -log_likelihood(self.denoiser, t.signal*x, ladder).detach()
+
     @torch.no_grad()
     def sample(self, n: int) -> Tensor: # [n ...]
         like = next(self.parameters())
-        return last(ddim(self.denoiser, self.levels(), torch.randn(n, *self.shape, device=like.device, dtype=like.dtype)))
+        return last(
+            ddim(self.denoiser, self.levels(),
+                 torch.randn(n, *self.shape, device=like.device, dtype=like.dtype)))
 
 def diffusion_loss(rival: Diffusion, x0: Tensor, t: Level, eps: Tensor) -> Tensor: # [b]
     "Its own loss does want level and noise. Eq. 20.9."
@@ -58,78 +70,121 @@ def diffusion_loss(rival: Diffusion, x0: Tensor, t: Level, eps: Tensor) -> Tenso
 
 def diffusion_points() -> Diffusion:
     "Diffusion of points in the plane, with a small MLP."
-    return Diffusion(MLP(2, 52, 2), (2,), weighted(v_weight), bytes=False)
+    return Diffusion(MLP(2, 52, 2), (2, ), weighted(v_weight), bytes=False)
 
 def diffusion_pictures() -> Diffusion:
     "Diffusion of 14 x 14 grey pictures, with a small U-Net."
-    return Diffusion(small_unet(base=16, classes=0, unshuffle=1), (1, 14, 14), weighted(min_snr()), bytes=True)
+    return Diffusion(small_unet(base=16, classes=0, unshuffle=1), (1, 14, 14),
+                     weighted(min_snr()), bytes=True)
 
 # %% ../../nbs/37_compare.ipynb #contenders
 @dataclass(frozen=True)
 class Contender:
     "A family: how it is built and trained on each of the two data sets."
     build: dict[str, Callable[[], nn.Module]] # data set -> untrained model
-    settings: dict[str, dict]                 # data set -> batch, and arguments of `fit`
+    settings: dict[str, dict] # data set -> batch, and arguments of `fit`
     loss: Loss = own_loss
     training: Callable[[nn.Module], Training] = Training
 
 both = lambda points, pictures: dict(points=points, pictures=pictures)
 CONTENDERS: dict[str, Contender] = {
-    'autoregressive': Contender(both(autoregressive.autoregressive_points, autoregressive.autoregressive_pictures), both(autoregressive.POINTS, autoregressive.PICTURES)),
-    'vae': Contender(both(vae.vae_points, vae.vae_pictures), both(vae.POINTS, vae.PICTURES)),
-    'flow': Contender(both(flow.flow_points, flow.flow_pictures), both(flow.POINTS, flow.PICTURES)),
-    'gan': Contender(both(gan.gan_points, gan.gan_pictures), both(gan.POINTS, gan.PICTURES), training=gan.players),
-    'diffusion': Contender(both(diffusion_points, diffusion_pictures), both(dict(batch=256, lr=6e-3, warmup=40, bf16=False), dict(batch=64, lr=2e-3, warmup=50)), diffusion_loss)}
+    'autoregressive': Contender(
+        both(autoregressive.autoregressive_points,
+             autoregressive.autoregressive_pictures),
+        both(autoregressive.POINTS, autoregressive.PICTURES)), 'vae': Contender(
+            both(vae.vae_points, vae.vae_pictures), both(vae.POINTS, vae.PICTURES)),
+    'flow': Contender(both(flow.flow_points, flow.flow_pictures),
+                      both(flow.POINTS, flow.PICTURES)), 'gan': Contender(
+                          both(gan.gan_points, gan.gan_pictures),
+                          both(gan.POINTS, gan.PICTURES),
+                          training=gan.players), 'diffusion': Contender(
+                              both(diffusion_points, diffusion_pictures),
+                              both(dict(batch=256, lr=6e-3, warmup=40, bf16=False),
+                                   dict(batch=64, lr=2e-3, warmup=50)), diffusion_loss)
+}
 DATA = {'points': 60., 'pictures': 120.} # CPU-seconds for each family
 
-def draw_batches(data: str, size: int, seed: int) -> Callable[[int], tuple]: # step -> (x0,)
+def draw_batches(data: str, size: int,
+                 seed: int) -> Callable[[int], tuple]: # step -> (x0,)
     "What the contenders are trained on."
-    if data == 'points': world = ring(); return lambda step: (world.sample(size),)
+    if data == 'points':
+        world = ring()
+        return lambda step: (world.sample(size), )
     images = load_images('mnist', 'train', size=14)
     return lambda step, batches=Batches(images, size, seed): batches(step)[:1]
 
-def train_contender(family: str, data: str, seconds: float, seed: int = 0) -> Iterator[tuple[Training, dict]]:
+def train_contender(family: str, data: str, seconds: float,
+                    seed: int = 0) -> Iterator[tuple[Training, dict]]:
     "Train one family on one data set for about so many CPU-seconds: yields the run, and what its card will say, after each step."
-    if family not in CONTENDERS: raise Problem(f'There is no family "{family}": choose one of {", ".join(CONTENDERS)}.')
-    if data not in DATA: raise Problem(f'There is no data set "{data}" here: choose one of {", ".join(DATA)}.')
-    c = CONTENDERS[family]; settings = {k: v for k, v in c.settings[data].items() if k not in ('batch', 'steps')}
+    if family not in CONTENDERS:
+        raise Problem(
+            f'There is no family "{family}": choose one of {", ".join(CONTENDERS)}.')
+    if data not in DATA:
+        raise Problem(
+            f'There is no data set "{data}" here: choose one of {", ".join(DATA)}.')
+    c = CONTENDERS[family]
+    settings = {k: v for k, v in c.settings[data].items() if k not in ('batch', 'steps')}
     batches = draw_batches(data, c.settings[data]['batch'], seed)
+
     def go(steps):
-        with torch.random.fork_rng(): torch.manual_seed(seed); run = c.training(c.build[data]())
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            run = c.training(c.build[data]())
         return run, fit(run, batches, Cosine(), c.loss, steps, seed=seed, **settings)
+
     trial = []
-    for p in go(40)[1]: trial.append(time.process_time()) # the first steps are slow: they set things up
-    each = (trial[-1] - trial[9])/30; steps = max(2, int((seconds - (trial[-1] - trial[0]))/each))
-    run, progress = go(steps); began = time.process_time()
+    # the first steps are slow: they set things up
+    for p in go(40)[1]:
+        trial.append(time.process_time())
+    each = (trial[-1] - trial[9])/30
+    steps = max(2, int((seconds - (trial[-1] - trial[0]))/each))
+    run, progress = go(steps)
+    began = time.process_time()
     for p in progress:
-        yield run, dict(family=family, data=data, parameters=sum(p.numel() for p in run.model.parameters()), batch=c.settings[data]['batch'], steps=p.step, of=steps,
-                        seed=seed, cpu_seconds=round(time.process_time() - began, 1), loss=round(p.loss.item(), 4))
+        yield run, dict(family=family, data=data, parameters=sum(
+            p.numel() for p in run.model.parameters()), batch=c.settings[data]['batch'],
+                        steps=p.step, of=steps, seed=seed, cpu_seconds=round(
+                            time.process_time() - began, 1), loss=round(p.loss.item(), 4))
 
 # %% ../../nbs/37_compare.ipynb #store
 def store() -> Path:
     "The folder of the runs that ship with the book."
     return data_dir('runs', 'compare')
 
-def finish(family: str, data: str, seconds: float, seed: int) -> tuple[str, str, dict, dict]: # family, data, weights, card
+def finish(family: str, data: str, seconds: float,
+           seed: int) -> tuple[str, str, dict, dict]: # family, data, weights, card
     "Train to the end in a process of its own, with one thread."
     torch.set_num_threads(1)
-    for run, card in train_contender(family, data, seconds, seed): pass
-    return family, data, {k: v.half() if v.is_floating_point() else v for k, v in run.average.state_dict().items()}, card
+    for run, card in train_contender(family, data, seconds, seed):
+        pass
+    return family, data, {
+        k: v.half() if v.is_floating_point() else v
+        for k, v in run.average.state_dict().items()
+    }, card
 
-def train_all(folder, seconds: dict[str, float] = DATA, seed: int = 0, workers: int = 2, done: Callable[[int, str], None] = lambda n, name: None) -> list[dict]:
+def train_all(folder, seconds: dict[str, float] = DATA, seed: int = 0, workers: int = 2,
+              done: Callable[[int, str], None] = lambda n, name: None) -> list[dict]:
     "Train all families on both data sets, write weights in half precision and one file of cards. Returns the cards."
-    jobs = [(family, data, seconds[data], seed) for data in seconds for family in CONTENDERS]
+    jobs = [(family, data, seconds[data], seed)
+            for data in seconds
+            for family in CONTENDERS]
     cards = []
     with ProcessPoolExecutor(workers, multiprocessing.get_context('spawn')) as pool:
-        for n, job in enumerate(as_completed([pool.submit(finish, *job) for job in jobs]), 1):
+        for n, job in enumerate(as_completed([pool.submit(finish, *job) for job in jobs]),
+                                1):
             family, data, weights, card = job.result()
-            write_tensors(folder/f'{family}-{data}.safetensors', weights); cards.append(card); done(n, f'{family} on {data}')
-    cards.sort(key=lambda c: ([*seconds].index(c['data']), [*CONTENDERS].index(c['family'])))
-    with replacing(folder/'cards.json') as p: p.write_text(json.dumps(cards, indent=1) + '\n')
+            write_tensors(folder/f'{family}-{data}.safetensors', weights)
+            cards.append(card)
+            done(n, f'{family} on {data}')
+    cards.sort(
+        key=lambda c: ([*seconds].index(c['data']), [*CONTENDERS].index(c['family'])))
+    with replacing(folder/'cards.json') as p:
+        p.write_text(json.dumps(cards, indent=1) + '\n')
     return cards
 
 # %% ../../nbs/37_compare.ipynb #load-contender
-def load_contender(family: str, data: str, folder=None) -> nn.Module: # in eval mode, on the CPU, float32
+def load_contender(family: str, data: str,
+                   folder=None) -> nn.Module: # in eval mode, on the CPU, float32
     "A stored run."
     path = (folder or store())/f'{family}-{data}.safetensors'
     model = CONTENDERS[family].build[data]()
@@ -139,19 +194,28 @@ def load_contender(family: str, data: str, folder=None) -> nn.Module: # in eval 
 def read_cards(folder=None) -> dict[tuple[str, str], dict]: # (family, data) -> card
     "What the stored runs say of themselves."
     path = (folder or store())/'cards.json'
-    if not path.is_file(): raise Problem(f'There are no stored runs in {path.parent}: make them with ddpm_lit compare --train.')
+    if not path.is_file():
+        raise Problem(f'There are no stored runs in {path.parent}: make them with '
+                      'ddpm_lit compare --train.')
     number = lambda c, *keys: all(isinstance(c.get(k), (int, float)) for k in keys)
-    try: cards = json.loads(path.read_text(encoding='utf-8'))
-    except (OSError, ValueError, RecursionError) as e: raise Problem(f'{path} is not whole ({e}): make the runs anew with ddpm_lit compare --train.') from e
-    whole = lambda c: isinstance(c, dict) and c.get('family') in [*CONTENDERS] and c.get('data') in [*DATA] and number(c, 'cpu_seconds', 'parameters')
+    try:
+        cards = json.loads(path.read_text(encoding='utf-8'))
+    except (OSError, ValueError, RecursionError) as e:
+        raise Problem(f'{path} is not whole ({e}): make the runs anew with ddpm_lit '
+                      'compare --train.') from e
+    whole = lambda c: isinstance(c, dict) and c.get('family') in [*CONTENDERS] and c.get(
+        'data') in [*DATA] and number(c, 'cpu_seconds', 'parameters')
     if not isinstance(cards, list) or not cards or not all(map(whole, cards)):
-        raise Problem(f'{path} does not hold the cards of runs: make them anew with ddpm_lit compare --train.')
+        raise Problem(f'{path} does not hold the cards of runs: make them anew with '
+                      'ddpm_lit compare --train.')
     return {(c['family'], c['data']): c for c in cards}
 
 # %% ../../nbs/37_compare.ipynb #structure
-def jacobian(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor: # x [d...] one example -> [out d]
+def jacobian(f: Callable[[Tensor], Tensor],
+             x: Tensor) -> Tensor: # x [d...] one example -> [out d]
     "All partial derivatives of f at one example."
-    return torch.autograd.functional.jacobian(lambda v: f(v[None])[0].flatten(), x).reshape(-1, x.numel())
+    return torch.autograd.functional.jacobian(lambda v: f(v[None])[0].flatten(),
+                                              x).reshape(-1, x.numel())
 
 def rank(J: Tensor, tol: float = 1e-4) -> int:
     "Directions in which the output moves: singular values above `tol` of the largest."
@@ -161,62 +225,104 @@ def rank(J: Tensor, tol: float = 1e-4) -> int:
 def asked(model: nn.Module) -> int:
     "Evaluations of the network for one sample."
     calls, net = [], model
-    if isinstance(model, Diffusion): net = model.model
-    elif isinstance(model, vae.VAE): net = model.decoder
-    elif isinstance(model, gan.GAN): net = model.generator
-    elif isinstance(model, flow.Flow): net = model.layers[-1].net
+    if isinstance(model, Diffusion):
+        net = model.model
+    elif isinstance(model, vae.VAE):
+        net = model.decoder
+    elif isinstance(model, gan.GAN):
+        net = model.generator
+    elif isinstance(model, flow.Flow):
+        net = model.layers[-1].net
     hook = net.register_forward_hook(lambda *a: calls.append(1))
-    try: model.sample(1)
-    finally: hook.remove()
+    try:
+        model.sample(1)
+    finally:
+        hook.remove()
     return len(calls)
 
 def drawn(model: nn.Module, n: int) -> tuple[Tensor, float]: # [n ...]
     "Samples, and CPU-seconds for a thousand."
-    model.sample(2); began = time.process_time(); x = model.sample(n)
+    model.sample(2)
+    began = time.process_time()
+    x = model.sample(n)
     return x, (time.process_time() - began)*1000/n
 
 def cost(model: nn.Module, x: Tensor, size: int = 2000) -> Tensor: # [b ...] -> [b]
     "Nats, in parts; those of a bound that is drawn are a mean of eight draws."
     draws = 8 if model.likelihood == 'bound' and not isinstance(model, Diffusion) else 1
-    return torch.cat([sum(model.nats(part).detach() for _ in range(draws))/draws for part in x.split(size)])
+    return torch.cat([
+        sum(model.nats(part).detach()
+            for _ in range(draws))/draws
+        for part in x.split(size)
+    ])
 
 def judge_points(model: nn.Module, n: int = 4000) -> dict:
     "All that the table says of a family on the ring. Eq. 27.6-27.7, 36.9, 37.1."
-    world = ring(); x, seconds = drawn(model, n); share, off = gan.modes(x, world); fresh = world.sample(2*n)
+    world = ring()
+    x, seconds = drawn(model, n)
+    share, off = gan.modes(x, world)
+    fresh = world.sample(2*n)
     u = torch.cartesian_prod(*[torch.linspace(-3.2, 3.2, 161)]*2)
-    said = dict(nats=None, integral=None) if model.likelihood == 'none' else dict(nats=cost(model, fresh[:n]).mean().item(), integral=cost(model, u).neg().exp().sum().item()*.04**2)
+    said = dict(nats=None, integral=None) if model.likelihood == 'none' else dict(
+        nats=cost(model, fresh[:n]).mean().item(),
+        integral=cost(model, u).neg().exp().sum().item()*.04**2)
     w = weigh(x, fresh)
-    return dict(likelihood=model.likelihood, **said, modes=gan.covered(share), off=max(off, 0.), energy=w['energy'], energy_real=w['real']['energy'], p=w['p'], evaluations=asked(model), seconds=seconds)
+    return dict(likelihood=model.likelihood, **said, modes=gan.covered(share), off=max(
+        off, 0.), energy=w['energy'], energy_real=w['real']['energy'], p=w['p'],
+                evaluations=asked(model), seconds=seconds)
 
 def judge_pictures(model: nn.Module, n: int = 1000) -> dict:
     "All that the table says of a family on 14 x 14 digits. Eq. 27.2-27.8, 30.3."
-    net, test = load_classifier(), load_images('mnist', 'test', size=14); real = to_unit(test.pixels)
-    x, seconds = drawn(model, n); bits = None
-    if model.likelihood != 'none': bits = cost(model, real[:n], 250).mean().item()/196/math.log(2)
-    larger = lambda x: net.features(torch.nn.functional.interpolate(x, scale_factor=2, mode='bilinear'))
-    w = weigh(x, real[:4*n], larger); keys = ('frechet', 'kernel', 'precision', 'recall')
-    return dict(likelihood=model.likelihood, bits_per_dim=bits, **{k: w[k] for k in keys}, real={k: w['real'][k] for k in keys}, evaluations=asked(model), seconds=seconds)
+    net, test = load_classifier(), load_images('mnist', 'test', size=14)
+    real = to_unit(test.pixels)
+    x, seconds = drawn(model, n)
+    bits = None
+    if model.likelihood != 'none':
+        bits = cost(model, real[:n], 250).mean().item()/196/math.log(2)
+    larger = lambda x: net.features(
+        torch.nn.functional.interpolate(x, scale_factor=2, mode='bilinear'))
+    w = weigh(x, real[:4*n], larger)
+    keys = ('frechet', 'kernel', 'precision', 'recall')
+    return dict(likelihood=model.likelihood, bits_per_dim=bits, **{k: w[k] for k in keys},
+                real={k: w['real'][k] for k in keys}, evaluations=asked(model),
+                seconds=seconds)
 
 # %% ../../nbs/37_compare.ipynb #tables
-def compare(folder=None, n_points: int = 4000, n_pictures: int = 1000, seed: int = 0, done: Callable[[int, str], None] = lambda n, name: None) -> list[dict]: # one row a family and data set
+def compare(
+    folder=None, n_points: int = 4000, n_pictures: int = 1000, seed: int = 0,
+    done: Callable[[int, str], None] = lambda n, name: None
+) -> list[dict]: # one row a family and data set
     "The table: each stored run judged, beside its card."
     cards, rows = read_cards(folder), []
     for n, ((family, data), card) in enumerate(cards.items(), 1):
-        model = load_contender(family, data, folder); torch.manual_seed(seed)
-        rows.append(card | (judge_points(model, n_points) if data == 'points' else judge_pictures(model, n_pictures))); done(n, f'{family} on {data}')
+        model = load_contender(family, data, folder)
+        torch.manual_seed(seed)
+        rows.append(card | (judge_points(model, n_points) if data ==
+                            'points' else judge_pictures(model, n_pictures)))
+        done(n, f'{family} on {data}')
     return rows
 
 def as_text(rows: list[dict]) -> str:
     "Both tables in plain text."
     cell = lambda v: '-' if v is None else f'{v:.3g}' if isinstance(v, float) else str(v)
-    show = dict(points=('likelihood', 'nats', 'integral', 'modes', 'off', 'energy', 'energy_real', 'p', 'evaluations', 'seconds', 'cpu_seconds', 'parameters'),
-                pictures=('likelihood', 'bits_per_dim', 'frechet', 'kernel', 'precision', 'recall', 'evaluations', 'seconds', 'cpu_seconds', 'parameters'))
+    show = dict(
+        points=('likelihood', 'nats', 'integral', 'modes', 'off', 'energy', 'energy_real',
+                'p', 'evaluations', 'seconds', 'cpu_seconds', 'parameters'),
+        pictures=('likelihood', 'bits_per_dim', 'frechet', 'kernel', 'precision',
+                  'recall', 'evaluations', 'seconds', 'cpu_seconds', 'parameters'))
     out = []
     for data, columns in show.items():
         part = [r for r in rows if r['data'] == data]
-        if not part: continue
-        table = [('', *columns), *[(r['family'], *[cell(r[c]) for c in columns]) for r in part]]
-        if data == 'pictures': table.append(('real digits', *[cell(part[-1]['real'].get(c)) for c in columns]))
+        if not part:
+            continue
+        table = [('', *columns),
+                 *[(r['family'], *[cell(r[c]) for c in columns]) for r in part]]
+        if data == 'pictures':
+            table.append(
+                ('real digits', *[cell(part[-1]['real'].get(c)) for c in columns]))
         wide = [max(len(row[i]) for row in table) for i in range(len(columns) + 1)]
-        out.append(data + '\n' + '\n'.join('  '.join(v.rjust(w) if i else v.ljust(w) for i, (v, w) in enumerate(zip(row, wide))) for row in table))
+        out.append(data + '\n' + '\n'.join('  '.join(
+            v.rjust(w) if i else v.ljust(w)
+            for i, (v, w) in enumerate(zip(row, wide)))
+                                           for row in table))
     return '\n\n'.join(out)

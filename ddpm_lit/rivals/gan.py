@@ -37,25 +37,38 @@ def slope_price(critic: nn.Module, x: Tensor) -> Tensor: # [b ...] -> [b]
 class GAN(Rival):
     "A generator and its critic. Eq. 36.6-36.7."
     likelihood = 'none'
-    def __init__(self, generator: nn.Module, # [b noise] -> [b ...]
-                 critic: nn.Module,          # [b ...] -> logit [b]
-                 noise: int,                 # numbers that a sample is made from
-                 gamma: float = 1.):         # price of the critic's slope
+
+    def __init__(
+        self,
+        generator: nn.Module, # [b noise] -> [b ...]
+        critic: nn.Module, # [b ...] -> logit [b]
+        noise: int, # numbers that a sample is made from
+        gamma: float = 1.): # price of the critic's slope
         super().__init__()
         self.generator, self.critic, self.noise, self.gamma = generator, critic, noise, gamma
+
     def draw(self, n: int) -> Tensor: # [n ...], with its gradient
         like = next(self.parameters())
-        return self.generator(torch.randn(n, self.noise, device=like.device, dtype=like.dtype))
+        return self.generator(
+            torch.randn(n, self.noise, device=like.device, dtype=like.dtype))
+
     @torch.no_grad()
-    def sample(self, n: int) -> Tensor: return self.draw(n) # [n ...]
+    def sample(self, n: int) -> Tensor:
+        return self.draw(n) # [n ...]
+
     def loss(self, x0: Tensor) -> Tensor: # [b]
         "Both players' losses as one number: its gradient by either is that of its own. It does not fall, and means nothing. Eq. 36.6."
-        fake, frozen = self.draw(len(x0)), {k: v.detach() for k, v in self.critic.state_dict().items()}
+        fake, frozen = self.draw(
+            len(x0)), {k: v.detach() for k, v in self.critic.state_dict().items()}
         price = self.gamma/2*slope_price(self.critic, x0) if self.gamma else 0.
-        return critic_loss(self.critic(x0), self.critic(fake.detach())) + price + generator_loss(functional_call(self.critic, frozen, (fake,)))
+        return critic_loss(self.critic(x0), self.critic(
+            fake.detach())) + price + generator_loss(
+                functional_call(self.critic, frozen, (fake, )))
 
 # %% ../../nbs/36_gan.ipynb #modes
-def modes(x: Tensor, world: Mixture, reach: float = 4.) -> tuple[Tensor, float]: # [b d] -> shares [k], share off all modes
+def modes(
+    x: Tensor, world: Mixture, reach: float = 4.
+) -> tuple[Tensor, float]: # [b d] -> shares [k], share off all modes
     "Which modes the samples belong to: the nearest, within `reach` of its standard deviations. Eq. 36.9."
     distance, k = (torch.cdist(x, world.mean)/world.std).min(1)
     share = torch.bincount(k[distance < reach], minlength=len(world.mean))/len(x)
@@ -68,23 +81,39 @@ def covered(share: Tensor) -> int:
 # %% ../../nbs/36_gan.ipynb #constructors
 def layers(*widths: int) -> list[nn.Module]:
     "Linear layers with a bend between them."
-    pairs = [part for i, o in zip(widths, widths[1:]) for part in (nn.Linear(i, o), nn.SiLU())]
+    pairs = [
+        part for i, o in zip(widths, widths[1:]) for part in (nn.Linear(i, o), nn.SiLU())
+    ]
     return pairs[:-1]
 
 def gan_points(width: int = 64, gamma: float = 1.) -> GAN:
     "A GAN of points in the plane, seventeen thousand parameters."
-    return GAN(nn.Sequential(*layers(2, width, width, width, 2)), nn.Sequential(*layers(2, width, width, width, 1), nn.Flatten(0)), 2, gamma)
+    return GAN(nn.Sequential(*layers(2, width, width, width, 2)),
+               nn.Sequential(*layers(2, width, width, width, 1), nn.Flatten(0)), 2, gamma)
 
-def gan_pictures(size: int = 14, channels: int = 64, noise: int = 32, gamma: float = 1.) -> GAN:
+def gan_pictures(size: int = 14, channels: int = 64, noise: int = 32,
+                 gamma: float = 1.) -> GAN:
     "A GAN of grey pictures, a quarter of a million parameters. It works on squares of 2 x 2 pixels."
-    if size % 2: raise Problem(f'Pictures of {size} pixels do not split into squares of 2 x 2: give an even size.')
-    half, quarter = size//2, (size//2 + 1)//2 # the side in squares, and after a step of two
-    def conv(i, o, step=1): return nn.Conv2d(i, o, 3, step, 1)
-    def bend(): return nn.LeakyReLU(negative_slope=.2)
-    G = nn.Sequential(nn.Linear(noise, channels*half*half), nn.Unflatten(1, (channels, half, half)), bend(),
-                      conv(channels, channels), bend(), conv(channels, 4), nn.PixelShuffle(2), nn.Tanh())
-    C = nn.Sequential(nn.PixelUnshuffle(2), conv(4, channels), bend(), conv(channels, channels, 2), bend(), nn.Flatten(),
-                      nn.Linear(channels*quarter*quarter, channels), bend(), nn.Linear(channels, 1), nn.Flatten(0))
+    if size % 2:
+        raise Problem(f'Pictures of {size} pixels do not split into squares of 2 x 2: '
+                      'give an even size.')
+    # the side in squares, and after a step of two
+    half, quarter = size // 2, (size // 2 + 1) // 2
+
+    def conv(i, o, step=1):
+        return nn.Conv2d(i, o, 3, step, 1)
+
+    def bend():
+        return nn.LeakyReLU(negative_slope=.2)
+
+    G = nn.Sequential(nn.Linear(noise, channels*half*half),
+                      nn.Unflatten(1, (channels, half, half)), bend(),
+                      conv(channels, channels), bend(), conv(channels, 4),
+                      nn.PixelShuffle(2), nn.Tanh())
+    C = nn.Sequential(nn.PixelUnshuffle(2), conv(4, channels), bend(),
+                      conv(channels, channels, 2), bend(), nn.Flatten(),
+                      nn.Linear(channels*quarter*quarter, channels), bend(),
+                      nn.Linear(channels, 1), nn.Flatten(0))
     return GAN(G, C, noise, gamma)
 
 # for `fit`; the batch is for whoever makes the batches
@@ -94,5 +123,6 @@ PICTURES = dict(batch=64, steps=4000, lr=5e-4, warmup=50, bf16=False)
 def players(gan: GAN, momentum: float = 0.) -> Training:
     "A run of both players at once, without momentum."
     training = Training(gan)
-    for group in training.opt.param_groups: group['betas'] = (momentum, .99)
+    for group in training.opt.param_groups:
+        group['betas'] = (momentum, .99)
     return training

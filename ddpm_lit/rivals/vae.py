@@ -17,12 +17,20 @@ from ..diffusion.posterior import gaussian_kl
 from .autoregressive import Rival
 
 # %% ../../nbs/34_vae.ipynb #vae
-def network(n_in: int, width: int, n_out: int, depth: int = 2, first: float = 1., last: float = .3) -> nn.Sequential:
+def network(n_in: int, width: int, n_out: int, depth: int = 2, first: float = 1.,
+            last: float = .3) -> nn.Sequential:
     "A plain network; `first` and `last` scale these layers at the start."
     sizes = [n_in, *[width]*depth, n_out]
-    layers = [layer for a, b in zip(sizes, sizes[1:]) for layer in (nn.Linear(a, b), nn.SiLU())][:-1]
-    for layer in layers[::2]: nn.init.kaiming_normal_(layer.weight); nn.init.normal_(layer.bias, std=.5)
-    with torch.no_grad(): layers[0].weight.mul_(first); layers[-1].weight.mul_(last); layers[-1].bias.zero_()
+    layers = [
+        layer for a, b in zip(sizes, sizes[1:]) for layer in (nn.Linear(a, b), nn.SiLU())
+    ][:-1]
+    for layer in layers[::2]:
+        nn.init.kaiming_normal_(layer.weight)
+        nn.init.normal_(layer.bias, std=.5)
+    with torch.no_grad():
+        layers[0].weight.mul_(first)
+        layers[-1].weight.mul_(last)
+        layers[-1].bias.zero_()
     return nn.Sequential(*layers)
 
 def density_nats(x: Tensor, mean: Tensor, std: Tensor) -> Tensor: # all [b ...]
@@ -33,65 +41,105 @@ def density_nats(x: Tensor, mean: Tensor, std: Tensor) -> Tensor: # all [b ...]
 class VAE(Rival):
     "A few latents behind each x: trained by a bound, drawn in one evaluation. Eq. 34.1-34.5."
     likelihood = 'bound'
-    def __init__(self, shape: tuple[int, ...], latents: int, width: int, depth: int = 2,
-                 bytes: bool = False,   # are x pictures made of bytes, or points with a density?
-                 first: float = 1., log_floor: float = -5.,
-                 start: float = 0.):    # log of the widths that both networks say at the start
+
+    def __init__(
+            self,
+            shape: tuple[int, ...],
+            latents: int,
+            width: int,
+            depth: int = 2,
+            bytes: bool = False, # are x pictures made of bytes, or points with a density?
+            first: float = 1.,
+            log_floor: float = -5.,
+            start: float = 0.): # log of the widths that both networks say at the start
         super().__init__()
-        self.shape, self.latents, self.bytes, self.log_floor = tuple(shape), latents, bytes, log_floor
+        self.shape, self.latents, self.bytes, self.log_floor = tuple(
+            shape), latents, bytes, log_floor
         d = math.prod(shape)
-        self.encoder, self.decoder = network(d, width, 2*latents, depth, first), network(latents, width, 2*d, depth, first)
+        self.encoder, self.decoder = network(d, width, 2*latents, depth, first), network(
+            latents, width, 2*d, depth, first)
         with torch.no_grad():
-            for net in (self.encoder, self.decoder): net[-1].bias.chunk(2)[1].fill_(start)
-    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]: # [b ...] -> mean, std of q(z | x), [b latents] both
+            for net in (self.encoder, self.decoder):
+                net[-1].bias.chunk(2)[1].fill_(start)
+
+    def encode(
+        self, x: Tensor
+    ) -> tuple[Tensor, Tensor]: # [b ...] -> mean, std of q(z | x), [b latents] both
         "Where the z behind x may lie. Eq. 34.2."
-        if x.shape[1:] != self.shape: raise Problem(f'This model knows data of {[*self.shape]} each, not {[*x.shape[1:]]}.')
-        if self.bytes and not (x.abs() <= 1 + 1e-6).all(): raise Problem('Bytes lie within [-1, 1], these pictures do not: scale them as `to_unit` does.')
+        if x.shape[1:] != self.shape:
+            raise Problem(
+                f'This model knows data of {[*self.shape]} each, not {[*x.shape[1:]]}.')
+        if self.bytes and not (x.abs() <= 1 + 1e-6).all():
+            raise Problem('Bytes lie within [-1, 1], these pictures do not: scale them '
+                          'as `to_unit` does.')
         mean, log_std = self.encoder(x.flatten(1)).to(x.dtype).chunk(2, 1)
-        return mean, log_std.clamp(max=5).exp() # far from all data an encoder may say anything, but not infinity
-    def decode(self, z: Tensor) -> tuple[Tensor, Tensor]: # [b latents] -> mean, std of p(x | z), [b ...] both
+        # far from all data an encoder may say anything, but not infinity
+        return mean, log_std.clamp(max=5).exp()
+
+    def decode(
+        self, z: Tensor
+    ) -> tuple[Tensor, Tensor]: # [b latents] -> mean, std of p(x | z), [b ...] both
         "What z says about x. Eq. 34.1."
         mean, log_std = self.decoder(z).to(z.dtype).chunk(2, 1)
-        return mean.reshape(-1, *self.shape), log_std.clamp(min=self.log_floor).exp().reshape(-1, *self.shape)
+        return mean.reshape(-1,
+                            *self.shape), log_std.clamp(min=self.log_floor).exp().reshape(
+                                -1, *self.shape)
+
     def distortion(self, x: Tensor, z: Tensor) -> Tensor: # [b ...], [b latents] -> [b]
         "-log p(x | z). Eq. 34.4."
         price = decoder_nats if self.bytes else density_nats
         return price(x, *self.decode(z)).flatten(1).sum(1)
-    def terms(self, x: Tensor, eps: Tensor | None = None) -> tuple[Tensor, Tensor]: # [b ...], [b latents] -> [b], [b]
+
+    def terms(
+        self, x: Tensor, eps: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]: # [b ...], [b latents] -> [b], [b]
         "Distortion, by one draw, and rate. Eq. 34.4-34.5."
         mean, std = self.encode(x)
         z = mean + std*(torch.randn_like(mean) if eps is None else eps)
-        return self.distortion(x, z), gaussian_kl(mean, std, torch.zeros_like(mean), torch.ones_like(std)).sum(1)
+        return self.distortion(x, z), gaussian_kl(mean, std, torch.zeros_like(mean),
+                                                  torch.ones_like(std)).sum(1)
+
     def nats(self, x: Tensor) -> Tensor: # [b ...] -> [b]
         "The bound, by one draw. Eq. 34.4."
         distortion, rate = self.terms(x)
         return distortion + rate
+
     def importance(self, x: Tensor, k: int) -> Tensor: # [b ...] -> [b]
         "The bound by k draws that are averaged before the logarithm. Eq. 34.8 (IWAE eq. 8)."
-        if k < 1: raise Problem(f'{k} draws say nothing: ask for 1 or more.')
-        mean, std = self.encode(x); log_w = []
+        if k < 1:
+            raise Problem(f'{k} draws say nothing: ask for 1 or more.')
+        mean, std = self.encode(x)
+        log_w = []
         for _ in range(k):
-            eps = torch.randn_like(mean); z = mean + std*eps
-            log_w.append(density_nats(z, mean, std).sum(1) - density_nats(z, torch.zeros_like(z), torch.ones_like(z)).sum(1) - self.distortion(x, z))
+            eps = torch.randn_like(mean)
+            z = mean + std*eps
+            log_w.append(
+                density_nats(z, mean, std).sum(1) -
+                density_nats(z, torch.zeros_like(z), torch.ones_like(z)).sum(1) -
+                self.distortion(x, z))
         return math.log(k) - torch.stack(log_w).logsumexp(0)
+
     @torch.no_grad()
     def sample(self, n: int) -> Tensor: # [n ...]
         "Draw z, then x: one evaluation. Eq. 34.1."
         like = self.decoder[0].weight
-        mean, std = self.decode(torch.randn(n, self.latents, dtype=like.dtype, device=like.device))
+        mean, std = self.decode(
+            torch.randn(n, self.latents, dtype=like.dtype, device=like.device))
         x = torch.normal(mean, std)
         return to_unit(to_bytes(x)).to(x) if self.bytes else x
 
 # %% ../../nbs/34_vae.ipynb #make-points
 def vae_points() -> VAE:
     "The model of points in the plane that notebook 37 compares: 19,976 parameters."
-    return VAE((2,), latents=2, width=96, depth=2, first=2., start=-2.)
+    return VAE((2, ), latents=2, width=96, depth=2, first=2., start=-2.)
 
-POINTS = dict(batch=256, steps=10_000, lr=5e-3, warmup=50, bf16=False) # batch: of points; the rest is for `fit`; half a minute of one core
+# batch: of points; the rest is for `fit`; half a minute of one core
+POINTS = dict(batch=256, steps=10_000, lr=5e-3, warmup=50, bf16=False)
 
 # %% ../../nbs/34_vae.ipynb #make-pictures
 def vae_pictures(latents: int = 16) -> VAE:
     "The model of 14 x 14 grey pictures that notebook 37 compares: 295,336 parameters with 16 latents."
     return VAE((1, 14, 14), latents, width=256, depth=2, bytes=True)
 
-PICTURES = dict(batch=128, steps=6000, lr=2e-3, warmup=50, bf16=False) # 40 seconds of one core
+# 40 seconds of one core
+PICTURES = dict(batch=128, steps=6000, lr=2e-3, warmup=50, bf16=False)

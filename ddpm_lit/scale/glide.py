@@ -24,13 +24,22 @@ from ..systems.glide import Glide, Inpaint, official_glide
 from ..train.fit import read_tensors
 
 # %% ../../nbs/76_glide.ipynb #layout
-GLIDE_TEXT = Names('glide', rules={'places': 'positional_embedding', 'padding': 'padding_embedding', 'pieces.weight': 'token_embedding.weight', 'norm.(.+)': 'final_ln.{}', 'whole.(.+)': 'transformer_proj.{}',
-    **within(f'transformer.blocks.{NTH}', 'transformer.resblocks.{0}', BLOCK | {'attn.qkv.(.+)': 'attn.c_qkv.{1}', 'attn.out.(.+)': 'attn.c_proj.{1}'})})
+GLIDE_TEXT = Names(
+    'glide', rules={
+        'places': 'positional_embedding', 'padding': 'padding_embedding',
+        'pieces.weight': 'token_embedding.weight', 'norm.(.+)': 'final_ln.{}',
+        'whole.(.+)': 'transformer_proj.{}', **within(
+            f'transformer.blocks.{NTH}', 'transformer.resblocks.{0}', BLOCK | {
+                'attn.qkv.(.+)': 'attn.c_qkv.{1}', 'attn.out.(.+)': 'attn.c_proj.{1}'
+            })
+    })
 
 def whose(net: Glide, key: str) -> tuple[nn.Module, str]:
     "The text encoder or the U-Net, whichever a tensor belongs to, and its name there."
-    part, _, rest = key.partition('.'); module = getattr(net, part)
-    while hasattr(module, 'net'): module, rest = module.net, rest.removeprefix('net.')
+    part, _, rest = key.partition('.')
+    module = getattr(net, part)
+    while hasattr(module, 'net'):
+        module, rest = module.net, rest.removeprefix('net.')
     return module, rest
 
 @dataclass(frozen=True)
@@ -39,92 +48,161 @@ class GlideLayout(Layout):
     def export(self, net: Glide, key: str, w: Tensor) -> dict[str, Tensor]:
         "Our tensor as the official file holds it, by official name."
         module, key = whose(net, key)
-        if module is not net.text: return super().export(module, key, w)
-        if '.qkv.' in key: w = w.unflatten(0, (3, projection(module, key).heads, -1)).transpose(0, 1).flatten(0, 2)
+        if module is not net.text:
+            return super().export(module, key, w)
+        if '.qkv.' in key:
+            w = w.unflatten(0, (3, projection(module, key).heads, -1)).transpose(
+                0, 1).flatten(0, 2)
         return GLIDE_TEXT.export(module, key, w)
+
     def read(self, net: Glide, key: str, state: dict[str, Tensor]) -> Tensor:
         "The way back."
         module, key = whose(net, key)
-        if module is not net.text: return super().read(module, key, state)
+        if module is not net.text:
+            return super().read(module, key, state)
         w = GLIDE_TEXT.read(module, key, state)
-        return w.unflatten(0, (projection(module, key).heads, 3, -1)).transpose(0, 1).flatten(0, 2) if '.qkv.' in key else w
+        return w.unflatten(0, (projection(module, key).heads, 3,
+                               -1)).transpose(0, 1).flatten(0, 2) if '.qkv.' in key else w
 
 # %% ../../nbs/76_glide.ipynb #family
-GLIDE_BASE = dict(n_vocab=50_257, text_ctx=128, xf_width=512, xf_layers=16, xf_heads=8, xf_final_ln=True, xf_padding=True, in_channels=3, out_channels=6, model_channels=192, num_res_blocks=3,
-                  channel_mult=(1, 2, 3, 4), attention_resolutions=(2, 4, 8), num_heads=1, num_head_channels=64, dropout=.1, use_scale_shift_norm=True, resblock_updown=True) # as published
-GLIDE_UPSAMPLE = GLIDE_BASE | dict(num_res_blocks=2, channel_mult=(1, 1, 2, 2, 4, 4), attention_resolutions=(8, 16, 32)) # of 256 x 256
+GLIDE_BASE = dict(n_vocab=50_257, text_ctx=128, xf_width=512, xf_layers=16, xf_heads=8,
+                  xf_final_ln=True, xf_padding=True, in_channels=3, out_channels=6,
+                  model_channels=192, num_res_blocks=3, channel_mult=(1, 2, 3, 4),
+                  attention_resolutions=(2, 4, 8), num_heads=1, num_head_channels=64,
+                  dropout=.1, use_scale_shift_norm=True,
+                  resblock_updown=True) # as published
+# of 256 x 256
+GLIDE_UPSAMPLE = GLIDE_BASE | dict(num_res_blocks=2, channel_mult=(1, 1, 2, 2, 4, 4),
+                                   attention_resolutions=(8, 16, 32))
 
 class Member(NamedTuple):
     "One of GLIDE's models: the channels it reads, how they are put together, its options, and the schedule whose timesteps it counts. Eq. 76.1."
-    channels: int; wrap: Callable[[nn.Module], nn.Module]; config: dict; schedule: Betas
+    channels: int
+    wrap: Callable[[nn.Module], nn.Module]
+    config: dict
+    schedule: Betas
 
-FAMILY = {'base': Member(3, lambda net: net, GLIDE_BASE, cosine()), 'inpaint': Member(7, Inpaint, GLIDE_BASE, cosine()),
-          'upsample': Member(6, SuperRes, GLIDE_UPSAMPLE, linear()), 'upsample-inpaint': Member(10, lambda net: Inpaint(SuperRes(net)), GLIDE_UPSAMPLE, linear())}
+FAMILY = {
+    'base': Member(3, lambda net: net, GLIDE_BASE, cosine()), 'inpaint': Member(
+        7, Inpaint, GLIDE_BASE, cosine()), 'upsample': Member(6, SuperRes, GLIDE_UPSAMPLE,
+                                                              linear()),
+    'upsample-inpaint': Member(10, lambda net: Inpaint(SuperRes(net)), GLIDE_UPSAMPLE,
+                               linear())
+}
 
 def member(kind: str) -> Member:
     "The model of that name."
-    if kind not in FAMILY: raise Problem(f'GLIDE has no model "{kind}": choose {", ".join(FAMILY)}.')
+    if kind not in FAMILY:
+        raise Problem(f'GLIDE has no model "{kind}": choose {", ".join(FAMILY)}.')
     return FAMILY[kind]
 
-def kind_of(state: dict[str, Tensor], origin: str = 'This state') -> str: # base, inpaint, upsample or upsample-inpaint
+def kind_of(
+        state: dict[str, Tensor],
+        origin: str = 'This state') -> str: # base, inpaint, upsample or upsample-inpaint
     "Which of GLIDE's models a state is, told from the channels it reads. Eq. 76.1."
-    first, here = 'input_blocks.0.0.weight', {m.channels: kind for kind, m in FAMILY.items()}
+    first, here = 'input_blocks.0.0.weight', {
+        m.channels: kind for kind, m in FAMILY.items()
+    }
     for k in (first, 'transformer_proj.weight'):
-        if k not in state: raise Problem(f'{origin} is none of GLIDE\'s models: it lacks "{k}".')
-    if (c := state[first].shape[1]) not in here: raise Problem(f'{origin} is none of GLIDE\'s models: it reads {c} channels, they read {", ".join(f"{n} ({kind})" for n, kind in here.items())}.')
+        if k not in state:
+            raise Problem(f'{origin} is none of GLIDE\'s models: it lacks "{k}".')
+    if (c := state[first].shape[1]) not in here:
+        raise Problem(f'{origin} is none of GLIDE\'s models: it reads {c} channels, they '
+                      f'read {", ".join(f"{n} ({kind})" for n, kind in here.items())}.')
     return here[c]
 
 # %% ../../nbs/76_glide.ipynb #load
-def glide_openai(kind: str,                  # base, inpaint, upsample or upsample-inpaint
-                 config: dict | None = None, # official options that differ from the published
-                 ) -> Glide:
+def glide_openai(
+        kind: str, # base, inpaint, upsample or upsample-inpaint
+        config: dict | None = None, # official options that differ from the published
+) -> Glide:
     "One of GLIDE's models, untrained, with the layout of its file and the timesteps of its schedule. Eq. 76.1."
-    m = member(kind); c = options(config or {}, m.config, 'image_size small_size use_checkpoint use_fp16 cache_text_emb')
-    only(c, in_channels=[3], out_channels=[6], xf_final_ln=[True], xf_padding=[True], use_scale_shift_norm=[True], resblock_updown=[True])
-    wide, levels = c['num_head_channels'], [i for i in range(len(c['channel_mult'])) if 2**i in c['attention_resolutions']]
-    net = official_glide(c['model_channels'], c['channel_mult'], c['num_res_blocks'], levels, heads=c['num_heads'], head_width=None if wide == -1 else wide, dropout=c['dropout'],
-                         size=c['n_vocab'], length=c['text_ctx'], width=c['xf_width'], layers=c['xf_layers'], text_heads=c['xf_heads'],
-                         channels_in=m.channels, wrap=m.wrap, clock=nearest_step(m.schedule))
+    m = member(kind)
+    c = options(config or {}, m.config,
+                'image_size small_size use_checkpoint use_fp16 cache_text_emb')
+    only(c, in_channels=[3], out_channels=[6], xf_final_ln=[True], xf_padding=[True],
+         use_scale_shift_norm=[True], resblock_updown=[True])
+    wide, levels = c['num_head_channels'], [
+        i for i in range(len(c['channel_mult'])) if 2**i in c['attention_resolutions']
+    ]
+    net = official_glide(
+        c['model_channels'], c['channel_mult'], c['num_res_blocks'], levels,
+        heads=c['num_heads'], head_width=None if wide == -1 else wide,
+        dropout=c['dropout'], size=c['n_vocab'], length=c['text_ctx'],
+        width=c['xf_width'], layers=c['xf_layers'], text_heads=c['xf_heads'],
+        channels_in=m.channels, wrap=m.wrap, clock=nearest_step(m.schedule))
     net.layout, net.schedule = GlideLayout('openai', legacy=True), m.schedule
     return net
 
-def load_glide(source,                     # the path of a safetensors file, or a state
-               kind: str | None = None,    # base, inpaint, upsample or upsample-inpaint; None: whichever it is
-               config: dict | None = None, # official options that differ from the published
-               ) -> Glide:
+def load_glide(
+        source, # the path of a safetensors file, or a state
+        kind: str
+    | None = None, # base, inpaint, upsample or upsample-inpaint; None: whichever it is
+        config: dict | None = None, # official options that differ from the published
+) -> Glide:
     "One of GLIDE's models as its file has it, in float32 and ready to be asked. Eq. 76.1."
-    state, origin = (source, 'This state') if isinstance(source, dict) else (read_tensors(source), str(source))
+    state, origin = (source,
+                     'This state') if isinstance(source, dict) else (read_tensors(source),
+                                                                     str(source))
     found = kind_of(state, origin)
-    if member(kind or found) is not FAMILY[found]: raise Problem(f'{origin} is GLIDE\'s model "{found}", by the {FAMILY[found].channels} channels it reads: ask for that, or fetch the file of "{kind}".')
-    with torch.device('meta'): net = glide_openai(found, config) # no random numbers where each is replaced at once
-    net = net.to_empty(device='cpu').eval(); net.text.empty.fill_(net.text.pad) # the one buffer that no file holds
+    if member(kind or found) is not FAMILY[found]:
+        raise Problem(f'{origin} is GLIDE\'s model "{found}", by the '
+                      f'{FAMILY[found].channels} channels it reads: ask for that, or '
+                      f'fetch the file of "{kind}".')
+    # no random numbers where each is replaced at once
+    with torch.device('meta'):
+        net = glide_openai(found, config)
+    # the one buffer that no file holds
+    net = net.to_empty(device='cpu').eval()
+    net.text.empty.fill_(net.text.pad)
     return load_official(net, state, net.layout, origin)
 
 # %% ../../nbs/76_glide.ipynb #kind
 @torch.no_grad()
 def run_glide(f: Fixture, dtype: torch.dtype) -> dict[str, Tensor]:
     "Outputs of GLIDE's models, and of their text encoder. Eq. 71.2."
-    net, x, t = load_glide(f.weights, config=f.config).to(dtype), f.inputs['x'].to(dtype), f.inputs['t']
+    net, x, t = load_glide(
+        f.weights, config=f.config).to(dtype), f.inputs['x'].to(dtype), f.inputs['t']
     whole, words = net.text(f.inputs['tokens'], f.inputs['mask'])
-    shown = [f.inputs[k].to(dtype) for k in ('inpaint_image', 'inpaint_mask', 'low_res') if k in f.inputs]
-    outputs = dict(pred=net.net(x, t, *shown, whole, words), xf_proj=whole, xf_out=words.mT)
-    return outputs | (dict(pred_nothing_known=net.net(x, t, None, None, whole, words)) if 'inpaint_image' in f.inputs else {})
+    shown = [
+        f.inputs[k].to(dtype)
+        for k in ('inpaint_image', 'inpaint_mask', 'low_res')
+        if k in f.inputs
+    ]
+    outputs = dict(pred=net.net(x, t, *shown, whole, words), xf_proj=whole,
+                   xf_out=words.mT)
+    return outputs | (dict(pred_nothing_known=net.net(x, t, None, None, whole, words))
+                      if 'inpaint_image' in f.inputs else {})
 
 KINDS.append(Kind(r'glide-text2im \w*Text2ImUNet\b', run_glide, (1e-10, 1e-5)))
 
 # %% ../../nbs/76_glide.ipynb #fast
 def fast27(S: Betas) -> Grid: # of 1,000 steps
     "GLIDE's 27 timesteps for the model that enlarges: most of them near the clean end, and the noisiest moved two earlier. Eq. 14.11."
-    step = respace(S, '10,10,3,2,2').step; step[0] -= 2
+    step = respace(S, '10,10,3,2,2').step
+    step[0] -= 2
     return Grid(torch.cat([S.log_snr[step - 1], CLEAN.log_snr[None]]), step)
 
 @torch.no_grad()
-def draw_glide(base: Glide, tokens: Tensor, up: Glide | None = None, # [b l]; up: the model that enlarges
-               side: int = 64, guidance_scale: float = 3., steps: int = 100, noise=torch.randn_like, # of the base
-               watch: Callable[[Denoiser], Denoiser] = lambda d: d) -> Tensor: # watch: sees every evaluation -> [b 3 side side], enlarged [b 3 4 side 4 side]
+def draw_glide(
+    base: Glide,
+    tokens: Tensor,
+    up: Glide | None = None, # [b l]; up: the model that enlarges
+    side: int = 64,
+    guidance_scale: float = 3.,
+    steps: int = 100,
+    noise=torch.randn_like, # of the base
+    watch: Callable[[Denoiser], Denoiser] = lambda d: d
+) -> Tensor: # watch: sees every evaluation -> [b 3 side side], enlarged [b 3 4 side 4 side]
     "From a sentence to a picture, by their steps. Eq. 76.6, 14.9, 14.11."
     start = lambda side: noise(base.text.places.new_empty(len(tokens), 3, side, side))
-    x = last(ancestral(watch(clamp_x0(cfg_paired(base, tokens, guidance_scale=guidance_scale))), respace(base.schedule, str(steps)), start(side), learned_range, noise))
-    if up is None: return x
+    x = last(
+        ancestral(
+            watch(clamp_x0(cfg_paired(base, tokens, guidance_scale=guidance_scale))),
+            respace(base.schedule, str(steps)), start(side), learned_range, noise))
+    if up is None:
+        return x
     low = ((x + 1)*127.5).round()/127.5 - 1
-    return last(ddim(watch(clamp_x0(up.given(tokens, low))), fast27(up.schedule), .997*start(4*side)))
+    return last(
+        ddim(watch(clamp_x0(up.given(tokens, low))), fast27(up.schedule),
+             .997*start(4*side)))

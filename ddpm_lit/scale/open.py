@@ -41,78 +41,146 @@ class Named(NamedTuple):
 
 class Storage(NamedTuple):
     "A row of numbers that lies elsewhere in the file."
-    key: str; dtype: torch.dtype; size: int
+    key: str
+    dtype: torch.dtype
+    size: int
 
 class Window(NamedTuple):
     "A tensor before it is cut: which numbers of a row are in it. Eq. 78.1."
-    storage: Storage; offset: int; shape: tuple[int, ...]; stride: tuple[int, ...]
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
 
 class Thing(dict):
     "An object of TorchScript: the names of what it holds, and nothing of what it does."
 
 MARK, MUTE = object(), {'PROTO', 'FRAME'}
 PLAIN = set('BINUNICODE SHORT_BINUNICODE BININT BININT1 BININT2 LONG1 BINFLOAT'.split())
-FRESH = dict(EMPTY_DICT=dict, EMPTY_LIST=list, EMPTY_TUPLE=tuple, NONE=lambda: None, NEWTRUE=lambda: True, NEWFALSE=lambda: False, MARK=lambda: MARK)
-DTYPES = {f'torch {name}Storage': dtype for name, dtype in dict(Double=torch.float64, Float=torch.float32, Half=torch.float16, BFloat16=torch.bfloat16, Long=torch.int64,
-                                                                Int=torch.int32, Short=torch.int16, Char=torch.int8, Byte=torch.uint8, Bool=torch.bool).items()}
-CALLS = {'collections OrderedDict': lambda: {}, 'torch._utils _rebuild_tensor_v2': lambda row, offset, shape, stride, *more: Window(row, offset, shape, stride),
-         'torch._utils _rebuild_parameter': lambda w, *more: w, **{f'torch.jit._pickle build_{kind}list': lambda numbers: numbers for kind in ('int', 'double', 'bool', 'tensor')}}
+FRESH = dict(EMPTY_DICT=dict, EMPTY_LIST=list, EMPTY_TUPLE=tuple, NONE=lambda: None,
+             NEWTRUE=lambda: True, NEWFALSE=lambda: False, MARK=lambda: MARK)
+DTYPES = {
+    f'torch {name}Storage': dtype for name, dtype in
+    dict(Double=torch.float64, Float=torch.float32, Half=torch.float16,
+         BFloat16=torch.bfloat16, Long=torch.int64, Int=torch.int32, Short=torch.int16,
+         Char=torch.int8, Byte=torch.uint8, Bool=torch.bool).items()
+}
+CALLS = {
+    'collections OrderedDict': lambda: {},
+    'torch._utils _rebuild_tensor_v2': lambda row, offset, shape, stride, *more: Window(
+        row, offset, shape, stride),
+    'torch._utils _rebuild_parameter': lambda w, *more: w, **{
+        f'torch.jit._pickle build_{kind}list': lambda numbers: numbers for kind in ('int', 'double', 'bool', 'tensor')
+    }
+}
 
 # %% ../../nbs/78_open.ipynb #machine-run
 class Machine:
     "The stack machine that a pickle is a program for, without the words that could do anything but build."
-    def __init__(self, origin): self.origin, self.rows = origin, {} # rows: the storages that it mentions, by key
+    def __init__(self, origin):
+        self.origin, self.rows = origin, {} # rows: the storages that it mentions, by key
+
     def run(self, stream) -> object:
         "What the next program in a stream builds."
         self.stack, self.memo = [], {}
         for op, arg, _ in pickletools.genops(stream):
-            if op.name == 'STOP': return self.stack.pop()
+            if op.name == 'STOP':
+                return self.stack.pop()
             self.step(op.name, arg)
-    def take(self, n: int | None = None) -> list: # the last n values; None: those above the last mark, and the mark is gone
-        i = len(self.stack) - n if n is not None else next(i for i in reversed(range(len(self.stack))) if self.stack[i] is MARK)
-        if i < 0: raise ValueError('its program takes what is not there')
-        taken = self.stack[i + (n is None):]; del self.stack[i:]
+
+    def take(
+        self, n: int | None = None
+    ) -> list: # the last n values; None: those above the last mark, and the mark is gone
+        i = len(self.stack) - n if n is not None else next(
+            i for i in reversed(range(len(self.stack))) if self.stack[i] is MARK)
+        if i < 0:
+            raise ValueError('its program takes what is not there')
+        taken = self.stack[i + (n is None):]
+        del self.stack[i:]
         return taken
+
     def named(self, keys: list):
         "Whatever stands in a dictionary has a name or a number: anything else could be made to hash for ever."
-        if not all(type(k) in (str, int) for k in keys): raise ValueError('a key is no name')
+        if not all(type(k) in (str, int) for k in keys):
+            raise ValueError('a key is no name')
+
     def row(self, kind, name, key, place, size, *view) -> Storage:
         "The row of numbers that a program mentions."
-        if not isinstance(name, Named) or type(key) is not str or type(size) is not int or kind != 'storage' or name.name not in DTYPES or any(view): raise ValueError('it mentions numbers of an unknown kind')
+        if not isinstance(name, Named) or type(key) is not str or type(
+                size) is not int or kind != 'storage' or name.name not in DTYPES or any(
+                    view):
+            raise ValueError('it mentions numbers of an unknown kind')
         return self.rows.setdefault(key, Storage(key, DTYPES[name.name], size))
+
     def fill(self, thing, state):
         "What a thing of TorchScript holds moves into it. What else a dictionary carries is no weight."
-        if not (isinstance(thing, dict) and isinstance(state, dict)): raise ValueError('it gives what has no parts a state')
-        if isinstance(thing, Thing): thing.update(state); state.clear() # moved: one state copied into many things would fill the memory
+        if not (isinstance(thing, dict) and isinstance(state, dict)):
+            raise ValueError('it gives what has no parts a state')
+        # moved: one state copied into many things would fill the memory
+        if isinstance(thing, Thing):
+            thing.update(state)
+            state.clear()
+
     def call(self, f, args, known) -> object:
         "What comes of a call, where it is one of those that weights need."
-        if not isinstance(f, Named) or f.name not in known: raise Problem(f'{self.origin} calls "{f.name if isinstance(f, Named) else type(f).__name__}", which no file of weights needs: nothing of it was run; get the weights alone, as safetensors.')
+        if not isinstance(f, Named) or f.name not in known:
+            raise Problem(f'{self.origin} calls "{f.name if isinstance(f, Named) else type(f).__name__}", which no file of weights needs: nothing of it was run; get the weights alone, as safetensors.')
         return known[f.name](*args)
+
     def step(self, op: str, arg):
         "One word of the program."
         push = self.stack.append
-        if op in MUTE: pass
-        elif op in PLAIN: push(arg)
-        elif op in FRESH: push(FRESH[op]())
-        elif op in ('BINPUT', 'LONG_BINPUT', 'MEMOIZE'): self.memo[len(self.memo) if arg is None else arg] = self.stack[-1]
-        elif op in ('BINGET', 'LONG_BINGET'): push(self.memo[arg])
-        elif op in ('TUPLE', 'TUPLE1', 'TUPLE2', 'TUPLE3'): push((*self.take(int(op[5:]) if op[5:] else None),))
-        elif op in ('APPEND', 'APPENDS'): more = self.take(1 if op == 'APPEND' else None); self.stack[-1].extend(more)
-        elif op in ('SETITEM', 'SETITEMS'): more = self.take(2 if op == 'SETITEM' else None); self.named(more[::2]); self.stack[-1].update(zip(more[::2], more[1::2], strict=True))
-        elif op == 'GLOBAL': push(Named(arg))
-        elif op == 'STACK_GLOBAL': push(Named(' '.join(self.take(2))))
-        elif op == 'BINPERSID': kind, name, *more = self.take(1)[0]; push(self.row(kind, name, *more))
-        elif op == 'REDUCE': f, args = self.take(2); push(self.call(f, args, CALLS))
-        elif op == 'NEWOBJ': f, args = self.take(2); push(self.call(f, (), {f.name: Thing} if f.name.startswith('__torch__.') else {}))
-        elif op == 'BUILD': (state,) = self.take(1); self.fill(self.stack[-1], state)
-        else: raise Problem(f'{self.origin} uses the word {op} of pickles, which no file of weights needs: nothing of it was run; get the weights alone, as safetensors.')
+        if op in MUTE:
+            pass
+        elif op in PLAIN:
+            push(arg)
+        elif op in FRESH:
+            push(FRESH[op]())
+        elif op in ('BINPUT', 'LONG_BINPUT', 'MEMOIZE'):
+            self.memo[len(self.memo) if arg is None else arg] = self.stack[-1]
+        elif op in ('BINGET', 'LONG_BINGET'):
+            push(self.memo[arg])
+        elif op in ('TUPLE', 'TUPLE1', 'TUPLE2', 'TUPLE3'):
+            push((*self.take(int(op[5:]) if op[5:] else None), ))
+        elif op in ('APPEND', 'APPENDS'):
+            more = self.take(1 if op == 'APPEND' else None)
+            self.stack[-1].extend(more)
+        elif op in ('SETITEM', 'SETITEMS'):
+            more = self.take(2 if op == 'SETITEM' else None)
+            self.named(more[::2])
+            self.stack[-1].update(zip(more[::2], more[1::2], strict=True))
+        elif op == 'GLOBAL':
+            push(Named(arg))
+        elif op == 'STACK_GLOBAL':
+            push(Named(' '.join(self.take(2))))
+        elif op == 'BINPERSID':
+            kind, name, *more = self.take(1)[0]
+            push(self.row(kind, name, *more))
+        elif op == 'REDUCE':
+            f, args = self.take(2)
+            push(self.call(f, args, CALLS))
+        elif op == 'NEWOBJ':
+            f, args = self.take(2)
+            push(
+                self.call(f, (),
+                          {f.name: Thing} if f.name.startswith('__torch__.') else {}))
+        elif op == 'BUILD':
+            (state, ) = self.take(1)
+            self.fill(self.stack[-1], state)
+        else:
+            raise Problem(f'{self.origin} uses the word {op} of pickles, which no file '
+                          'of weights needs: nothing of it was run; get the weights '
+                          'alone, as safetensors.')
 
 # %% ../../nbs/78_open.ipynb #window
 def cut(w: Window, row: Tensor) -> Tensor: # [size of the row] -> [shape of the window]
     "The tensor that a window shows. Eq. 78.1."
     numbers = (w.offset, *w.shape, *w.stride)
-    whole = len(w.shape) == len(w.stride) <= 64 and all(type(n) is int and n >= 0 for n in numbers)
-    if not whole or math.prod(w.shape) > len(row) or (0 not in w.shape and w.offset + sum(s*(m - 1) for m, s in zip(w.shape, w.stride)) >= len(row)):
+    whole = len(w.shape) == len(w.stride) <= 64 and all(
+        type(n) is int and n >= 0 for n in numbers)
+    if not whole or math.prod(w.shape) > len(row) or (
+            0 not in w.shape
+            and w.offset + sum(s*(m - 1) for m, s in zip(w.shape, w.stride)) >= len(row)):
         raise ValueError('a tensor looks beyond its numbers')
     return row.as_strided(w.shape, w.stride, w.offset)
 
@@ -121,26 +189,41 @@ def windows(value) -> dict[str, Window]:
     found, todo, seen = {}, [('', value)], set()
     while todo:
         at, v = todo.pop()
-        if len(at) > 500: raise ValueError('a name has no end')
+        if len(at) > 500:
+            raise ValueError('a name has no end')
         if isinstance(v, Window):
-            if not isinstance(v.storage, Storage): raise ValueError('a tensor looks at no row of numbers')
+            if not isinstance(v.storage, Storage):
+                raise ValueError('a tensor looks at no row of numbers')
             found[at] = v
-        if not isinstance(v, dict): continue
-        if id(v) in seen: raise ValueError('a part of it occurs twice')
-        seen.add(id(v)); todo += [(f'{at}.{k}' if at else str(k), inner) for k, inner in v.items()]
+        if not isinstance(v, dict):
+            continue
+        if id(v) in seen:
+            raise ValueError('a part of it occurs twice')
+        seen.add(id(v))
+        todo += [(f'{at}.{k}' if at else str(k), inner) for k, inner in v.items()]
     return found
 
 def model_part(state: dict) -> dict:
     "The network's own part of a checkpoint that holds more, without the word that training on many devices puts before each name."
-    if inner := {k.removeprefix('state_dict.'): v for k, v in state.items() if k.startswith('state_dict.')}: state = inner
-    return {k.removeprefix('module.'): v for k, v in state.items()} if all(k.startswith('module.') for k in state) else state
+    if inner := {
+            k.removeprefix('state_dict.'): v
+            for k, v in state.items()
+            if k.startswith('state_dict.')
+    }:
+        state = inner
+    return {k.removeprefix('module.'): v for k, v in state.items()} if all(
+                k.startswith('module.') for k in state) else state
 
 def numbers(raw: bytes, s: Storage) -> Tensor: # [size]
     "A row from its bytes."
-    if len(raw) != s.size*s.dtype.itemsize: raise ValueError('a row of numbers is cut short')
-    return torch.frombuffer(bytearray(raw), dtype=s.dtype) if s.size else torch.empty(0, dtype=s.dtype)
+    if len(raw) != s.size*s.dtype.itemsize:
+        raise ValueError('a row of numbers is cut short')
+    return torch.frombuffer(bytearray(raw), dtype=s.dtype) if s.size else torch.empty(
+        0, dtype=s.dtype)
 
-def cut_all(value, row: Callable[[Storage], Tensor]) -> dict[str, Tensor]: # row: fetches the numbers
+def cut_all(
+        value, row: Callable[[Storage],
+                             Tensor]) -> dict[str, Tensor]: # row: fetches the numbers
     "The network's tensors; each row is fetched once."
     row = cache(row)
     return {k: cut(w, row(w.storage)) for k, w in model_part(windows(value)).items()}
@@ -149,38 +232,67 @@ def cut_all(value, row: Callable[[Storage], Tensor]) -> dict[str, Tensor]: # row
 def from_zip(path) -> dict[str, Tensor]:
     "The tensors of a zip archive: a state, or a network in TorchScript."
     with zipfile.ZipFile(path) as z:
-        (head,) = [n.removesuffix('data.pkl') for n in z.namelist() if n.endswith('/data.pkl')] or ['']
-        needed = [i for i in z.infolist() if i.filename in (f'{head}data.pkl', f'{head}byteorder') or i.filename.startswith(f'{head}data/')]
-        if sum(i.file_size for i in needed) > Path(path).stat().st_size: raise Problem(f'{path} would unpack to more than it holds, as no file of weights does: it was left packed, and is better deleted.')
-        if any(i.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for i in needed): raise ValueError('it is packed in another way')
-        if f'{head}byteorder' in z.namelist() and z.read(f'{head}byteorder') != b'little': raise ValueError('its bytes are in the other order')
-        return cut_all(Machine(path).run(io.BytesIO(z.read(f'{head}data.pkl'))), lambda s: numbers(z.read(f'{head}data/{s.key}'), s))
+        (head, ) = [
+            n.removesuffix('data.pkl') for n in z.namelist() if n.endswith('/data.pkl')
+        ] or ['']
+        needed = [
+            i for i in z.infolist()
+            if i.filename in (f'{head}data.pkl',
+                              f'{head}byteorder') or i.filename.startswith(f'{head}data/')
+        ]
+        if sum(i.file_size for i in needed) > Path(path).stat().st_size:
+            raise Problem(f'{path} would unpack to more than it holds, as no file of '
+                          'weights does: it was left packed, and is better deleted.')
+        if any(i.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+               for i in needed):
+            raise ValueError('it is packed in another way')
+        if f'{head}byteorder' in z.namelist() and z.read(f'{head}byteorder') != b'little':
+            raise ValueError('its bytes are in the other order')
+        return cut_all(
+            Machine(path).run(io.BytesIO(z.read(f'{head}data.pkl'))),
+            lambda s: numbers(z.read(f'{head}data/{s.key}'), s))
 
 def from_stream(path) -> dict[str, Tensor]:
     "The tensors of a file as PyTorch wrote it before version 1.6."
     machine, where = Machine(path), {}
-    with open(path, 'rb') as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as f: # which never reads further than the file, whatever length is forged
+    # which never reads further than the file, whatever length is forged
+    with open(path, 'rb') as file, mmap.mmap(file.fileno(), 0,
+                                             access=mmap.ACCESS_READ) as f:
         magic, version, about, value, keys = (machine.run(f) for _ in range(5))
-        if magic != 0x1950a86a20f9469cfc6c or not about['little_endian']: raise ValueError('its head is another')
+        if magic != 0x1950a86a20f9469cfc6c or not about['little_endian']:
+            raise ValueError('its head is another')
         for key in keys:
-            if type(key) is not str: raise ValueError('it mentions numbers of an unknown kind')
-            where[key] = f.tell() + 8; (n,) = struct.unpack('<q', f.read(8))
-            if n != machine.rows[key].size: raise ValueError('a row of numbers has another length than it says')
+            if type(key) is not str:
+                raise ValueError('it mentions numbers of an unknown kind')
+            where[key] = f.tell() + 8
+            (n, ) = struct.unpack('<q', f.read(8))
+            if n != machine.rows[key].size:
+                raise ValueError('a row of numbers has another length than it says')
             f.seek(where[key] + n*machine.rows[key].dtype.itemsize)
-        def row(s): f.seek(where[s.key]); return numbers(f.read(s.size*s.dtype.itemsize), s)
+
+        def row(s):
+            f.seek(where[s.key])
+            return numbers(f.read(s.size*s.dtype.itemsize), s)
+
         return cut_all(value, row)
 
 def read_pickled(path) -> dict[str, Tensor]:
     "The tensors of a `.pt`, of any of three kinds. Nothing of it is run. Eq. 78.1."
-    try: return (from_zip if Path(path).open('rb').read(2) == b'PK' else from_stream)(path)
-    except Problem: raise
-    except (ValueError, LookupError, TypeError, AttributeError, StopIteration, OverflowError, EOFError, OSError, RuntimeError, struct.error, zipfile.BadZipFile, zlib.error) as e:
-        raise Problem(f'{path} is no whole file of weights ({e or type(e).__name__}): fetch it again, or get it as safetensors.') from e
+    try:
+        return (from_zip if Path(path).open('rb').read(2) == b'PK' else from_stream)(path)
+    except Problem:
+        raise
+    except (ValueError, LookupError, TypeError, AttributeError, StopIteration,
+            OverflowError, EOFError, OSError, RuntimeError, struct.error,
+            zipfile.BadZipFile, zlib.error) as e:
+        raise Problem(f'{path} is no whole file of weights ({e or type(e).__name__}): '
+                      'fetch it again, or get it as safetensors.') from e
 
 # %% ../../nbs/78_open.ipynb #folder
 PATTERNS = '*.safetensors.index.json', '*.safetensors', '*.bin.index.json', '*.bin', '*.pt'
 
-UNCLIP = ('text_encoder', 'prior', 'text_proj', 'decoder', 'super_res_first', 'super_res_last')
+UNCLIP = ('text_encoder', 'prior', 'text_proj', 'decoder', 'super_res_first',
+          'super_res_last')
 
 def is_unclip(path) -> bool:
     "Is it the folder of a whole unCLIP, as diffusers keeps one?"
@@ -188,132 +300,248 @@ def is_unclip(path) -> bool:
 
 def file_in(path: Path) -> Path:
     "The one file of weights in a folder; of a pipeline, that of its U-Net."
-    if (path/'unet').is_dir(): path = path/'unet'
+    if (path/'unet').is_dir():
+        path = path/'unet'
     for pattern in PATTERNS:
-        found = [p for p in sorted(path.glob(pattern)) if not re.search(r'\.(fp16|non_ema)\.', p.name)] # other versions of the same
-        if len(found) > 1: raise Problem(f'{path} holds {len(found)} files of weights, {", ".join(p.name for p in found)}: give the path of one.')
-        if found: return found[0]
-    if is_unclip(path): raise Problem(f'{path} holds a whole unCLIP, which is told a sentence: give --caption.')
+        # other versions of the same
+        found = [
+            p for p in sorted(path.glob(pattern))
+            if not re.search(r'\.(fp16|non_ema)\.', p.name)
+        ]
+        if len(found) > 1:
+            raise Problem(f'{path} holds {len(found)} files of weights, '
+                          f'{", ".join(p.name for p in found)}: give the path of one.')
+        if found:
+            return found[0]
+    if is_unclip(path):
+        raise Problem(
+            f'{path} holds a whole unCLIP, which is told a sentence: give --caption.')
     parts = sorted({p.parent.name for p in path.glob('*/config.json')})
-    raise Problem(f'{path} holds no weights' + (f' itself but several networks, {", ".join(parts)}: give the path of one of these folders.' if parts else ': a .safetensors, .bin or .pt would be.'))
+    raise Problem(f'{path} holds no weights' + (
+        f' itself but several networks, {", ".join(parts)}: give the path of one of '
+        'these folders.'
+        if parts else ': a .safetensors, .bin or .pt would be.'))
 
 # %% ../../nbs/78_open.ipynb #read-state
 def read_json(path) -> dict:
     "A configuration."
     try:
-        if not Path(path).is_file(): raise FileNotFoundError('it is no file') # a pipe is waited for, and a device has no end
+        # a pipe is waited for, and a device has no end
+        if not Path(path).is_file():
+            raise FileNotFoundError('it is no file')
         value = json.loads(Path(path).read_text(encoding='utf-8'))
-    except (OSError, ValueError, RecursionError) as e: raise Problem(f'{path} is no whole configuration ({e}): fetch it again.') from e
-    if not isinstance(value, dict): raise Problem(f'{path} is no configuration: it should be options by name.')
+    except (OSError, ValueError, RecursionError) as e:
+        raise Problem(f'{path} is no whole configuration ({e}): fetch it again.') from e
+    if not isinstance(value, dict):
+        raise Problem(f'{path} is no configuration: it should be options by name.')
     return value
 
 def from_shards(index: Path) -> dict[str, Tensor]:
     "The tensors of several files, by the index that lies beside them."
     names = read_json(index).get('weight_map', {})
-    if not isinstance(names, dict) or not all(isinstance(n, str) and Path(n).name == n and not n.endswith('.index.json') and not (index.parent/n).is_dir() for n in names.values()): raise Problem(f'{index} is no index of files beside it: fetch it again.')
-    state = {k: w for name in sorted({*names.values()}) for k, w in read_state(index.parent/name).items()}
-    for k in sorted(names.keys() ^ state.keys()): raise Problem(f'{index} and the files beside it do not belong together: "{k}" is {"only in the index" if k in names else "not in the index"}.')
+    if not isinstance(names, dict) or not all(
+            isinstance(n, str) and Path(n).name == n and not n.endswith('.index.json')
+            and not (index.parent/n).is_dir() for n in names.values()):
+        raise Problem(f'{index} is no index of files beside it: fetch it again.')
+    state = {
+        k: w
+        for name in sorted({*names.values()})
+        for k, w in read_state(index.parent/name).items()
+    }
+    for k in sorted(names.keys() ^ state.keys()):
+        raise Problem(f'{index} and the files beside it do not belong together: "{k}" is '
+                      f'{"only in the index" if k in names else "not in the index"}.')
     return state
 
-def read_state(path) -> dict[str, Tensor]: # a file of any kind, an index, or a folder with one of them
+def read_state(
+    path
+) -> dict[str, Tensor]: # a file of any kind, an index, or a folder with one of them
     "The tensors that somebody published, by their official names. Nothing that a file holds is run."
     path = file_in(Path(path)) if Path(path).is_dir() else Path(path)
-    if path.name.endswith('.index.json'): return from_shards(path)
+    if path.name.endswith('.index.json'):
+        return from_shards(path)
     head = path.open('rb').read(9) if path.is_file() else b''
-    return read_pickled(path) if head[:2] in (b'PK', b'\x80\x02') and head[8:] != b'{' else model_part(read_tensors(path)) # '{': the head of safetensors, whose length can look like either
+    # '{': the head of safetensors, whose length can look like either
+    return read_pickled(path) if head[:2] in (
+        b'PK', b'\x80\x02') and head[8:] != b'{' else model_part(read_tensors(path))
 
 def is_ours(path) -> bool:
     "Did this book write the file? Then it says by which recipe."
     try:
-        with safe_open(path, 'pt') as f: return 'recipe' in (f.metadata() or {})
-    except (SafetensorError, OSError, ValueError): return False
+        with safe_open(path, 'pt') as f:
+            return 'recipe' in (f.metadata() or {})
+    except (SafetensorError, OSError, ValueError):
+        return False
 
 # %% ../../nbs/78_open.ipynb #sort
 class Sort(NamedTuple):
     "What a file can be: a name, a key that only it has, what it is, and what takes it."
-    name: str; mark: str; what: str; advice: str
+    name: str
+    mark: str
+    what: str
+    advice: str
 
 IN_PYTHON, OF_KARLO = 'no command takes it, and in Python {} does', 'give sample the folder that holds it and the other parts, and --caption'
-SORTS = [Sort('classifier', 'out.2.positional_embedding', "a classifier of noisy pictures in OpenAI's layout", IN_PYTHON.format('classifier_openai (71)')),
-         Sort('glide', 'transformer_proj.weight', "one of GLIDE's models", 'give sample a --caption as well'),
-         Sort('glide text', 'blocks.input.w_voc', "the text tower of GLIDE's noised CLIP", IN_PYTHON.format('glide_clip (75)')),
-         Sort('glide image', 'blocks.input.patch_proj', "the picture tower of GLIDE's noised CLIP", IN_PYTHON.format('glide_clip (75)')),
-         Sort('openai', 'input_blocks.0.0.weight', "a denoiser in OpenAI's layout", 'sample draws from it'),
-         Sort('prior', 'prd_embedding', 'a prior of unCLIP', OF_KARLO),
-         Sort('text_proj', 'learned_classifier_free_guidance_embeddings', "half of Karlo's decoder, which reads what CLIP says", OF_KARLO),
-         Sort('decoder', 'mid_block.attentions.0.add_k_proj.weight', "Karlo's decoder without the half that reads what CLIP says", OF_KARLO),
-         Sort('diffusers', 'conv_in.weight', "a denoiser in diffusers' layout", 'sample draws from it'),
-         Sort('clip', 'logit_scale', 'a CLIP', 'ask it with classify PICTURE --weights'),
-         Sort('text', 'text_projection.weight', 'the reading half of a CLIP', OF_KARLO)]
+SORTS = [
+    Sort('classifier', 'out.2.positional_embedding',
+         "a classifier of noisy pictures in OpenAI's layout",
+         IN_PYTHON.format('classifier_openai (71)')),
+    Sort('glide', 'transformer_proj.weight', "one of GLIDE's models",
+         'give sample a --caption as well'),
+    Sort('glide text', 'blocks.input.w_voc', "the text tower of GLIDE's noised CLIP",
+         IN_PYTHON.format('glide_clip (75)')),
+    Sort('glide image', 'blocks.input.patch_proj',
+         "the picture tower of GLIDE's noised CLIP", IN_PYTHON.format('glide_clip (75)')),
+    Sort('openai', 'input_blocks.0.0.weight', "a denoiser in OpenAI's layout",
+         'sample draws from it'),
+    Sort('prior', 'prd_embedding', 'a prior of unCLIP', OF_KARLO),
+    Sort('text_proj', 'learned_classifier_free_guidance_embeddings',
+         "half of Karlo's decoder, which reads what CLIP says", OF_KARLO),
+    Sort('decoder', 'mid_block.attentions.0.add_k_proj.weight',
+         "Karlo's decoder without the half that reads what CLIP says", OF_KARLO),
+    Sort('diffusers', 'conv_in.weight', "a denoiser in diffusers' layout",
+         'sample draws from it'),
+    Sort('clip', 'logit_scale', 'a CLIP', 'ask it with classify PICTURE --weights'),
+    Sort('text', 'text_projection.weight', 'the reading half of a CLIP', OF_KARLO)
+]
 DRAWS = ('openai', 'diffusers')
 
 def sort_of(state, origin: str = 'This state') -> Sort: # a state, or its keys
     "What a state is, told from its keys."
     for sort in SORTS:
-        if sort.mark in state: return sort
-    raise Problem(f'{origin} is in no layout known here: it has none of {", ".join(s.mark for s in SORTS)}.')
+        if sort.mark in state:
+            return sort
+    raise Problem(f'{origin} is in no layout known here: it has none of '
+                  f'{", ".join(s.mark for s in SORTS)}.')
 
 # %% ../../nbs/78_open.ipynb #sizes
-def way_up_of(state: dict[str, Tensor]) -> tuple[int, bool, bool]: # levels, does a block double the picture? or a convolution?
+def way_up_of(
+    state: dict[str, Tensor]
+) -> tuple[int, bool, bool]: # levels, does a block double the picture? or a convolution?
     "What doubles the picture, and how often."
-    inside, conv = ({k.split('.')[1] for k in state if re.fullmatch(rf'output_blocks\.[0-9]+\.[12]\.{end}\.weight', k)} for end in (r'in_layers\.0', 'conv'))
+    inside, conv = ({
+        k.split('.')[1]
+        for k in state
+        if re.fullmatch(rf'output_blocks\.[0-9]+\.[12]\.{end}\.weight', k)
+    }
+                    for end in (r'in_layers\.0', 'conv'))
     down = {int(k.split('.')[1]) for k in state if k.startswith('input_blocks.')}
-    return len(inside or conv) + 1 if inside or conv else max(down) + 2 - len(down), bool(inside), bool(conv)
+    return len(inside or conv) + 1 if inside or conv else max(down) + 2 - len(down), bool(
+        inside), bool(conv)
 
 def openai_sizes(state: dict[str, Tensor], origin: str = 'This state') -> dict:
     "The official options that the shapes of OpenAI's networks tell. Eq. 78.2."
     try:
-        levels, inside, conv = way_up_of(state); n = 1 + max(int(k.split('.')[1]) for k in state if k.startswith('input_blocks.'))
-        if max(levels, n) > len(state): raise ValueError('the number of a block is too large')
-        base, first = state['time_embed.0.weight'].shape[1], [1 + level*n//levels for level in range(levels)] # the first block of each level
+        levels, inside, conv = way_up_of(state)
+        n = 1 + max(int(k.split('.')[1]) for k in state if k.startswith('input_blocks.'))
+        if max(levels, n) > len(state):
+            raise ValueError('the number of a block is too large')
+        # the first block of each level
+        base, first = state['time_embed.0.weight'].shape[1], [
+            1 + level*n // levels for level in range(levels)
+        ]
         wide = [state[f'input_blocks.{i}.0.out_layers.3.weight'].shape[0] for i in first]
-        return dict(in_channels=state['input_blocks.0.0.weight'].shape[1], out_channels=state['out.2.weight'].shape[0], model_channels=base, num_res_blocks=n//levels - 1, channel_mult=[c/base for c in wide],
-                    attention_resolutions=[2**level for level, i in enumerate(first) if f'input_blocks.{i}.1.qkv.weight' in state], num_classes=len(state['label_emb.weight']) if 'label_emb.weight' in state else None,
-                    use_scale_shift_norm=state['input_blocks.1.0.emb_layers.1.weight'].shape[0] == 2*wide[0], resblock_updown=inside, conv_resample=conv)
-    except KeyError as e: raise Problem(f'{origin} is no whole network of OpenAI\'s: it lacks {e}.') from None
-    except (IndexError, ValueError, ArithmeticError) as e: raise Problem(f'{origin} is no whole network of OpenAI\'s ({e}): fetch it again.') from e
+        return dict(
+            in_channels=state['input_blocks.0.0.weight'].shape[1],
+            out_channels=state['out.2.weight'].shape[0], model_channels=base,
+            num_res_blocks=n // levels - 1, channel_mult=[c/base for c in wide],
+            attention_resolutions=[
+                2**level
+                for level, i in enumerate(first)
+                if f'input_blocks.{i}.1.qkv.weight' in state
+            ], num_classes=len(state['label_emb.weight'])
+            if 'label_emb.weight' in state else None,
+            use_scale_shift_norm=state['input_blocks.1.0.emb_layers.1.weight'].shape[0] ==
+            2*wide[0], resblock_updown=inside, conv_resample=conv)
+    except KeyError as e:
+        raise Problem(
+            f'{origin} is no whole network of OpenAI\'s: it lacks {e}.') from None
+    except (IndexError, ValueError, ArithmeticError) as e:
+        raise Problem(
+            f'{origin} is no whole network of OpenAI\'s ({e}): fetch it again.') from e
 
 # %% ../../nbs/78_open.ipynb #denoiser
-NEW_ORDER = ('adm-64',) # of the published denoisers; in all others the heads are outermost
+# of the published denoisers; in all others the heads are outermost
+NEW_ORDER = ('adm-64', )
 SCHEDULES = dict(linear=linear, cosine=cosine)
 
-def denoiser_of(net: UNet, side: int, S: Betas, name: str, means: Parameterization = from_eps, stretch: float = 1., evaluations: int = 1000, limit: float | None = 1.) -> tuple[Model, Recipe]:
+def denoiser_of(net: UNet, side: int, S: Betas, name: str,
+                means: Parameterization = from_eps, stretch: float = 1.,
+                evaluations: int = 1000,
+                limit: float | None = 1.) -> tuple[Model, Recipe]:
     "A network as a denoiser that is asked at its own timesteps, and a recipe that says how to draw from it. Eq. 78.3."
     c, out = net.channels_in, net.last.out_channels
-    if c == 6 or out not in (c, 2*c): raise Problem(f'{name} reads {c} channels and answers {out}: it enlarges pictures, and no command takes it.')
-    if side % net.factor: raise Problem(f'{name} halves its pictures down to 1/{net.factor}: give a --side that is a multiple of {net.factor}, not {side}.')
-    S = Stepped(S.betas); model = Model(net, means, told_steps(S, stretch), out == 2*c).eval().requires_grad_(False)
-    return model, Recipe(name, lambda: model, None, (c, side, side), S, classes=net.classes, limit=limit, sampler='ancestral', sample_steps=evaluations)
+    if c == 6 or out not in (c, 2*c):
+        raise Problem(f'{name} reads {c} channels and answers {out}: it enlarges '
+                      'pictures, and no command takes it.')
+    if side % net.factor:
+        raise Problem(f'{name} halves its pictures down to 1/{net.factor}: give a --side '
+                      f'that is a multiple of {net.factor}, not {side}.')
+    S = Stepped(S.betas)
+    model = Model(net, means, told_steps(S, stretch),
+                  out == 2*c).eval().requires_grad_(False)
+    return model, Recipe(name, lambda: model, None, (c, side, side), S,
+                         classes=net.classes, limit=limit, sampler='ancestral',
+                         sample_steps=evaluations)
 
 def empty(build: Callable[[], UNet]) -> UNet:
     "A network without random numbers, where each is replaced at once."
-    with torch.device('meta'): net = build()
+    with torch.device('meta'):
+        net = build()
     return net.to_empty(device='cpu').eval()
 
-def by_preset(state: dict[str, Tensor], layout: str, p: Preset, name: str, order: str | None) -> tuple[Model, Recipe]:
+def by_preset(state: dict[str, Tensor], layout: str, p: Preset, name: str,
+              order: str | None) -> tuple[Model, Recipe]:
     "The published denoiser of that name. Eq. 78.3."
-    if p.kind != 'denoiser' or not p.name.startswith(('ddpm', 'iddpm', 'adm')): raise Problem(f'--preset {p.name} is no denoiser that draws by itself: choose a ddpm, iddpm or adm.')
-    net = load_official(empty(p.build), state, Layout(layout, legacy=(order or ('new' if p.name in NEW_ORDER else 'legacy')) == 'legacy'), name)
-    return denoiser_of(net, p.side, p.schedule, name, stretch=p.stretch, evaluations=p.evaluations)
+    if p.kind != 'denoiser' or not p.name.startswith(('ddpm', 'iddpm', 'adm')):
+        raise Problem(f'--preset {p.name} is no denoiser that draws by itself: choose a '
+                      'ddpm, iddpm or adm.')
+    net = load_official(
+        empty(p.build), state,
+        Layout(layout,
+               legacy=(order
+                       or ('new' if p.name in NEW_ORDER else 'legacy')) == 'legacy'),
+        name)
+    return denoiser_of(net, p.side, p.schedule, name, stretch=p.stretch,
+                       evaluations=p.evaluations)
 
 # %% ../../nbs/78_open.ipynb #openai
-MISSING = dict(order='how the rows of its attention are ordered (--attention-order legacy or new)', heads='how many heads it has (--heads or --head-width)', schedule='its schedule (--schedule linear or cosine)', side='the side of its pictures (--side)')
+MISSING = dict(
+    order='how the rows of its attention are ordered (--attention-order legacy or new)',
+    heads='how many heads it has (--heads or --head-width)',
+    schedule='its schedule (--schedule linear or cosine)',
+    side='the side of its pictures (--side)')
 
 def of_this_size(state: dict[str, Tensor]) -> list[str]:
     "The presets with as many parameters."
     n = sum(w.numel() for w in state.values())
-    return [p.name for p in PRESETS.values() if p.kind == 'denoiser' and p.cost.parameters == n]
+    return [
+        p.name
+        for p in PRESETS.values()
+        if p.kind == 'denoiser' and p.cost.parameters == n
+    ]
 
-def from_openai(state: dict[str, Tensor], name: str, order: str | None, heads: int | None, head_width: int | None, schedule: str | None, side: int | None) -> tuple[Model, Recipe]:
+def from_openai(state: dict[str, Tensor], name: str, order: str | None, heads: int | None,
+                head_width: int | None, schedule: str | None,
+                side: int | None) -> tuple[Model, Recipe]:
     "A denoiser in OpenAI's layout, built by its shapes and by what is told. Eq. 78.2, 78.3."
-    told = dict(order=order or heads == 1, heads=heads or head_width, schedule=schedule, side=side) # one head has only one order
+    # one head has only one order
+    told = dict(order=order or heads == 1, heads=heads or head_width, schedule=schedule,
+                side=side)
     if lacks := [MISSING[k] for k, v in told.items() if not v]:
-        near = of_this_size(state); guess = f'; or, as it is as large as {" and ".join(near)}, --preset {near[0]} if it is that' if near else ''
-        raise Problem(f'{name} does not say {", nor ".join(lacks)}: give what is in brackets{guess}.')
-    if heads and head_width: raise Problem('--heads and --head-width say the same: give one of them.')
-    c = openai_sizes(state, name) | dict(num_heads=heads or 1, num_head_channels=head_width or -1, use_new_attention_order=order == 'new')
-    with described_by(name): net = empty(lambda: unet_openai(c))
-    return denoiser_of(load_official(net, state, net.layout, name), side, SCHEDULES[schedule](), name)
+        near = of_this_size(state)
+        guess = f'; or, as it is as large as {" and ".join(near)}, --preset {near[0]} if it is that' if near else ''
+        raise Problem(f'{name} does not say {", nor ".join(lacks)}: give what is in '
+                      f'brackets{guess}.')
+    if heads and head_width:
+        raise Problem('--heads and --head-width say the same: give one of them.')
+    c = openai_sizes(
+        state, name) | dict(num_heads=heads or 1, num_head_channels=head_width or -1,
+                            use_new_attention_order=order == 'new')
+    with described_by(name):
+        net = empty(lambda: unet_openai(c))
+    return denoiser_of(load_official(net, state, net.layout, name), side,
+                       SCHEDULES[schedule](), name)
 
 # %% ../../nbs/78_open.ipynb #diffusers
 MEANS = dict(epsilon=from_eps, sample=from_x0, v_prediction=from_v)
@@ -322,114 +550,251 @@ MEANS = dict(epsilon=from_eps, sample=from_x0, v_prediction=from_v)
 def described_by(about):
     "What a configuration says and no network can be is a `Problem` with that file."
     try:
-        with warnings.catch_warnings(): warnings.simplefilter('ignore'); yield # of layers without numbers
-    except Problem: raise
-    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError, AssertionError) as e: raise Problem(f'{about} describes nothing that can be built ({e or type(e).__name__}): fetch it again.') from e
+        # of layers without numbers
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            yield
+    except Problem:
+        raise
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError,
+            RuntimeError, AssertionError) as e:
+        raise Problem(f'{about} describes nothing that can be built '
+                      f'({e or type(e).__name__}): fetch it again.') from e
 
 def home_of(path: Path) -> Path:
     "The folder of a network; of a pipeline, that of its U-Net."
-    return path/'unet' if (path/'unet').is_dir() else path if path.is_dir() else path.parent
+    return path/'unet' if (path/
+                           'unet').is_dir() else path if path.is_dir() else path.parent
 
 def schedule_of(config: dict, name: str) -> Betas:
     "The schedule that a configuration of diffusers' schedulers describes. Eq. 10.4, 10.7."
-    kind, T = config.get('beta_schedule', 'linear'), config.get('num_train_timesteps', 1000)
-    if config.get('trained_betas') is None and kind == 'linear': return linear(T, config.get('beta_start', 1e-4), config.get('beta_end', .02))
-    if config.get('trained_betas') is None and kind == 'squaredcos_cap_v2': return cosine(T)
-    raise Problem(f'{name} has a schedule that is not built here, {"trained betas" if config.get("trained_betas") else kind}: linear or squaredcos_cap_v2 would be.')
+    kind, T = config.get('beta_schedule',
+                         'linear'), config.get('num_train_timesteps', 1000)
+    if config.get('trained_betas') is None and kind == 'linear':
+        return linear(T, config.get('beta_start', 1e-4), config.get('beta_end', .02))
+    if config.get('trained_betas') is None and kind == 'squaredcos_cap_v2':
+        return cosine(T)
+    raise Problem(f'{name} has a schedule that is not built here, '
+                  f'{"trained betas" if config.get("trained_betas") else kind}: linear '
+                  'or squaredcos_cap_v2 would be.')
 
-def from_diffusers(state: dict[str, Tensor], path: Path, schedule: str | None, side: int | None) -> tuple[Model, Recipe]:
+def from_diffusers(state: dict[str, Tensor], path: Path, schedule: str | None,
+                   side: int | None) -> tuple[Model, Recipe]:
     "A denoiser in diffusers' layout, by the configurations beside it. Eq. 78.3."
-    home = home_of(path); about = home/'config.json'
-    clock = next((p for p in (home/'scheduler_config.json', home.parent/'scheduler'/'scheduler_config.json') if p.is_file()), None)
-    if not about.is_file(): raise Problem(f'{path} says nothing of its heads and norms: give the folder that holds its config.json, or --preset if it is a published one.')
-    if not (clock or schedule): raise Problem(f'{path} does not say its schedule, as there is no scheduler_config.json: give --schedule linear or cosine.')
-    c, s = read_json(about), read_json(clock) if clock else {}; side = side or c.get('sample_size')
-    if c.get('_class_name', 'UNet2DModel') != 'UNet2DModel': raise Problem(f'{path} is a {c["_class_name"]}, and sample draws from UNet2DModel only.')
-    if type(side) is not int or side < 1: raise Problem(f'{path} does not say the side of its pictures: give --side.')
-    if (kind := str(s.get('prediction_type', 'epsilon'))) not in MEANS: raise Problem(f'{clock} has prediction_type={kind!r}: {" or ".join(MEANS)} is built here.')
-    if not isinstance(depth := c.get('layers_per_block', 2), int) or depth > len(state): raise Problem(f'{about} has layers_per_block={depth!r}, and {path} holds {len(state)} tensors: they do not belong together.')
+    home = home_of(path)
+    about = home/'config.json'
+    clock = next(
+        (p for p in (home/'scheduler_config.json',
+                     home.parent/'scheduler'/'scheduler_config.json') if p.is_file()),
+        None)
+    if not about.is_file():
+        raise Problem(f'{path} says nothing of its heads and norms: give the folder that '
+                      'holds its config.json, or --preset if it is a published one.')
+    if not (clock or schedule):
+        raise Problem(f'{path} does not say its schedule, as there is no '
+                      'scheduler_config.json: give --schedule linear or cosine.')
+    c, s = read_json(about), read_json(clock) if clock else {}
+    side = side or c.get('sample_size')
+    if c.get('_class_name', 'UNet2DModel') != 'UNet2DModel':
+        raise Problem(
+            f'{path} is a {c["_class_name"]}, and sample draws from UNet2DModel only.')
+    if type(side) is not int or side < 1:
+        raise Problem(f'{path} does not say the side of its pictures: give --side.')
+    if (kind := str(s.get('prediction_type', 'epsilon'))) not in MEANS:
+        raise Problem(
+            f'{clock} has prediction_type={kind!r}: {" or ".join(MEANS)} is built here.')
+    if not isinstance(depth := c.get('layers_per_block', 2), int) or depth > len(state):
+        raise Problem(f'{about} has layers_per_block={depth!r}, and {path} holds '
+                      f'{len(state)} tensors: they do not belong together.')
     limit = s.get('clip_sample_range', 1.) if s.get('clip_sample', True) else None
-    with described_by(about): net = empty(lambda: unet_diffusers(c))
-    with described_by(clock): S = SCHEDULES[schedule]() if schedule else schedule_of(s, str(clock)); limit = limit if limit is None else float(limit)
-    return denoiser_of(load_official(net, state, net.layout, str(path)), side, S, str(path), MEANS[kind], limit=limit)
+    with described_by(about):
+        net = empty(lambda: unet_diffusers(c))
+    with described_by(clock):
+        S = SCHEDULES[schedule]() if schedule else schedule_of(s, str(clock))
+        limit = limit if limit is None else float(limit)
+    return denoiser_of(load_official(net, state, net.layout, str(path)), side, S,
+                       str(path), MEANS[kind], limit=limit)
 
 # %% ../../nbs/78_open.ipynb #open
-def open_denoiser(path,                    # a file, an index or a folder
-                  layout: str = 'auto',    # openai or diffusers, to be sure
-                  preset: str | None = None, order: str | None = None, heads: int | None = None, head_width: int | None = None, # order: legacy or new
-                  schedule: str | None = None, side: int | None = None) -> tuple[Model, Recipe]: # schedule: linear or cosine, of 1000 steps
+def open_denoiser(
+    path, # a file, an index or a folder
+    layout: str = 'auto', # openai or diffusers, to be sure
+    preset: str | None = None,
+    order: str | None = None,
+    heads: int | None = None,
+    head_width: int | None = None, # order: legacy or new
+    schedule: str | None = None,
+    side: int | None = None
+) -> tuple[Model, Recipe]: # schedule: linear or cosine, of 1000 steps
     "Somebody else's denoiser of pictures, ready to draw; what its files do not say has to be told. Eq. 78.2, 78.3."
-    state, name = read_state(path), str(path); sort = sort_of(state, name)
-    if sort.name not in DRAWS: raise Problem(f'{name} is {sort.what}, which draws nothing by itself: {sort.advice}.')
-    if layout not in ('auto', sort.name): raise Problem(f'{name} is {sort.what}, not in that of {layout}: leave --layout auto.')
+    state, name = read_state(path), str(path)
+    sort = sort_of(state, name)
+    if sort.name not in DRAWS:
+        raise Problem(
+            f'{name} is {sort.what}, which draws nothing by itself: {sort.advice}.')
+    if layout not in ('auto', sort.name):
+        raise Problem(
+            f'{name} is {sort.what}, not in that of {layout}: leave --layout auto.')
     told = dict(heads=heads, head_width=head_width, schedule=schedule, side=side)
-    if preset and any(told.values()): raise Problem('--preset says heads, schedule and side: leave the other options out.')
-    if preset: return by_preset(state, sort.name, find_preset(preset), name, order)
-    if sort.name == 'openai': return from_openai(state, name, order, **told)
-    if order or heads or head_width: raise Problem("--attention-order, --heads and --head-width are for OpenAI's files: diffusers' say it in config.json.")
+    if preset and any(told.values()):
+        raise Problem(
+            '--preset says heads, schedule and side: leave the other options out.')
+    if preset:
+        return by_preset(state, sort.name, find_preset(preset), name, order)
+    if sort.name == 'openai':
+        return from_openai(state, name, order, **told)
+    if order or heads or head_width:
+        raise Problem("--attention-order, --heads and --head-width are for OpenAI's "
+                      "files: diffusers' say it in config.json.")
     return from_diffusers(state, Path(path), schedule, side)
 
 # %% ../../nbs/78_open.ipynb #told
 class Painter(NamedTuple):
     "Somebody else's model that is told a sentence, with the guidance and the steps that its authors use."
-    name: str; draw: Callable # (captions, guidance_scale, steps, noise, watch) -> [b 3 h w]
-    guidance_scale: float; steps: int; evaluations: Callable[[int], int] # of a number of steps
+    # (captions, guidance_scale, steps, noise, watch) -> [b 3 h w]
+    name: str
+    draw: Callable
+    # of a number of steps
+    guidance_scale: float
+    steps: int
+    evaluations: Callable[[int], int]
 
 def glide_sizes(state: dict[str, Tensor], origin: str = 'This state') -> dict:
     "The official options that the shapes of GLIDE's networks tell; heads are 64 wide, as published. Eq. 78.2."
-    c, (size, width), layers = openai_sizes(state, origin), state['token_embedding.weight'].shape, {k.split('.')[2] for k in state if k.startswith('transformer.resblocks.')}
-    picture = dict(model_channels=c['model_channels'], num_res_blocks=c['num_res_blocks'], channel_mult=tuple(c['channel_mult']), attention_resolutions=tuple(c['attention_resolutions']), num_head_channels=64)
-    return picture | dict(n_vocab=size, text_ctx=len(state['positional_embedding']), xf_width=width, xf_layers=len(layers), xf_heads=max(width//64, 1))
+    c, (size, width), layers = openai_sizes(
+        state, origin), state['token_embedding.weight'].shape, {
+            k.split('.')[2] for k in state if k.startswith('transformer.resblocks.')
+        }
+    picture = dict(model_channels=c['model_channels'], num_res_blocks=c['num_res_blocks'],
+                   channel_mult=tuple(c['channel_mult']), attention_resolutions=tuple(
+                       c['attention_resolutions']), num_head_channels=64)
+    return picture | dict(n_vocab=size, text_ctx=len(state['positional_embedding']),
+                          xf_width=width, xf_layers=len(layers), xf_heads=max(
+                              width // 64, 1))
 
-HINTS = {'upsample': ': give it as --enlarge, beside the model that begins', 'inpaint': ': it fills holes, in Python, as notebook 76 shows'}
+HINTS = {
+    'upsample': ': give it as --enlarge, beside the model that begins',
+    'inpaint': ': it fills holes, in Python, as notebook 76 shows'
+}
 
 def glide_at(path, kind: str, device=None) -> nn.Module:
     "One of GLIDE's models from a file of any kind. Eq. 76.1, 78.2."
-    state, name = read_state(path), str(path); sort = sort_of(state, name)
-    if sort.name != 'glide': raise Problem(f'{name} is {sort.what}: {sort.advice}.' if kind == 'base' else f'{name} is {sort.what}, and --enlarge takes the model of GLIDE\'s that enlarges.')
-    with described_by(name): found = kind_of(state, name)
-    if found != kind: raise Problem(f'{name} is GLIDE\'s model "{found}", where "{kind}" belongs{HINTS.get(found, "")}.')
-    with described_by(name): net = load_glide(state, kind, glide_sizes(state, name))
-    if net.text.pad != (words := glide_tokenizer()).pad or len(net.text.places) != words.length: raise Problem(f'{name} reads another vocabulary than GLIDE\'s: in Python, load_glide (76) and a tokenizer of your own draw from it.')
+    state, name = read_state(path), str(path)
+    sort = sort_of(state, name)
+    if sort.name != 'glide':
+        raise Problem(
+            f'{name} is {sort.what}: {sort.advice}.' if kind == 'base' else
+            f'{name} is {sort.what}, and --enlarge takes the model of GLIDE\'s that '
+            'enlarges.'
+        )
+    with described_by(name):
+        found = kind_of(state, name)
+    if found != kind:
+        raise Problem(f'{name} is GLIDE\'s model "{found}", where "{kind}" '
+                      f'belongs{HINTS.get(found, "")}.')
+    with described_by(name):
+        net = load_glide(state, kind, glide_sizes(state, name))
+    if net.text.pad != (words := glide_tokenizer()).pad or len(
+            net.text.places) != words.length:
+        raise Problem(f'{name} reads another vocabulary than GLIDE\'s: in Python, '
+                      'load_glide (76) and a tokenizer of your own draw from it.')
     return net.to(device)
 
-def glide_painter(path, enlarge=None, side: int | None = None, device=None) -> Painter: # paths; side: of the first picture, by default 64
+def glide_painter(
+        path, enlarge=None, side: int | None = None,
+        device=None) -> Painter: # paths; side: of the first picture, by default 64
     "GLIDE, from its one file or two. Eq. 76.6."
-    base, up, words = glide_at(path, 'base', device), glide_at(enlarge, 'upsample', device) if enlarge is not None else None, glide_tokenizer()
+    base, up, words = glide_at(path, 'base', device), glide_at(
+        enlarge, 'upsample', device) if enlarge is not None else None, glide_tokenizer()
     side, factor = side or 64, base.net.net.factor
-    if side % factor: raise Problem(f'{path} halves its pictures down to 1/{factor}: give a --side that is a multiple of {factor}, not {side}.')
-    def draw(captions, guidance_scale, steps, noise, watch): return draw_glide(base, words(captions).to(device), up, side, guidance_scale, steps, noise, watch)
+    if side % factor:
+        raise Problem(f'{path} halves its pictures down to 1/{factor}: give a --side '
+                      f'that is a multiple of {factor}, not {side}.')
+
+    def draw(captions, guidance_scale, steps, noise, watch):
+        return draw_glide(base,
+                          words(captions).to(device), up, side, guidance_scale, steps,
+                          noise, watch)
+
     return Painter(str(path), draw, 3., 100, lambda steps: steps + 27*bool(up))
 
 # %% ../../nbs/78_open.ipynb #told-karlo
-CLOCKS = dict(prior_scheduler=('sample', 'fixed_small_log'), decoder_scheduler=('epsilon', 'learned_range'), super_res_scheduler=('epsilon', 'fixed_small_log')) # what each part of Karlo answers, and how wide its steps are
-THEIRS = dict(num_train_timesteps=1000, variance_type='fixed_small_log', clip_sample=True, clip_sample_range=1., prediction_type='epsilon', beta_schedule='squaredcos_cap_v2') # of UnCLIPScheduler, where a file says nothing
+# what each part of Karlo answers, and how wide its steps are
+CLOCKS = dict(prior_scheduler=('sample', 'fixed_small_log'),
+              decoder_scheduler=('epsilon', 'learned_range'),
+              super_res_scheduler=('epsilon', 'fixed_small_log'))
+# of UnCLIPScheduler, where a file says nothing
+THEIRS = dict(num_train_timesteps=1000, variance_type='fixed_small_log', clip_sample=True,
+              clip_sample_range=1., prediction_type='epsilon',
+              beta_schedule='squaredcos_cap_v2')
 
 def unclip_painter(path, device=None) -> Painter: # a folder
     "Karlo, from the folder of its parts. Eq. 77.7."
     path, words = Path(path), clip_tokenizer()
-    config = {part: read_json(path/part/'config.json') for part in UNCLIP} | {clock: THEIRS | read_json(path/clock/'scheduler_config.json') for clock in CLOCKS}
+    config = {part: read_json(path/part/'config.json') for part in UNCLIP} | {
+        clock: THEIRS | read_json(path/clock/'scheduler_config.json') for clock in CLOCKS
+    }
     for clock, (means, variance) in CLOCKS.items():
-        with described_by(path/clock): only(config[clock], prediction_type=[means], variance_type=[variance], clip_sample=[True], num_train_timesteps=[1000], beta_schedule=['squaredcos_cap_v2'])
-    for clock in ('decoder_scheduler', 'super_res_scheduler'): only(config[clock], clip_sample_range=[1.])
-    sides, limit = [config[part].get('sample_size') for part in ('decoder', 'super_res_first')], config['prior_scheduler']['clip_sample_range']
-    if not all(type(side) is int and 0 < side < 10_000 for side in sides) or sides[1] % sides[0]: raise Problem(f'{path} does not say the sides of its pictures: decoder and super_res_first have sample_size={sides}.')
-    if not (type(limit) in (int, float) and 0 < limit < math.inf): raise Problem(f'{path} does not say how far its prior may go: prior_scheduler has clip_sample_range={limit!r}.')
-    state = {f'{part}.{k}': w for part in UNCLIP for k, w in read_state(path/part).items()}
-    for part, k, v in ((part, k, v) for part in UNCLIP for k, v in config[part].items() if 'layers' in k or 'block' in k):
-        if isinstance(n := len(v) if isinstance(v, list) else v, int) and n > len(state): raise Problem(f'{path/part}/config.json describes more blocks than there are tensors, {k}={n}: they do not belong together.')
+        with described_by(path/clock):
+            only(config[clock], prediction_type=[means], variance_type=[variance],
+                 clip_sample=[True], num_train_timesteps=[1000],
+                 beta_schedule=['squaredcos_cap_v2'])
+    for clock in ('decoder_scheduler', 'super_res_scheduler'):
+        only(config[clock], clip_sample_range=[1.])
+    sides, limit = [
+        config[part].get('sample_size') for part in ('decoder', 'super_res_first')
+    ], config['prior_scheduler']['clip_sample_range']
+    if not all(type(side) is int and 0 < side < 10_000
+               for side in sides) or sides[1] % sides[0]:
+        raise Problem(f'{path} does not say the sides of its pictures: decoder and '
+                      f'super_res_first have sample_size={sides}.')
+    if not (type(limit) in (int, float) and 0 < limit < math.inf):
+        raise Problem(f'{path} does not say how far its prior may go: prior_scheduler '
+                      f'has clip_sample_range={limit!r}.')
+    state = {
+        f'{part}.{k}': w for part in UNCLIP for k, w in read_state(path/part).items()
+    }
+    for part, k, v in ((part, k, v)
+                       for part in UNCLIP
+                       for k, v in config[part].items()
+                       if 'layers' in k or 'block' in k):
+        if isinstance(n := len(v) if isinstance(v, list) else v, int) and n > len(state):
+            raise Problem(f'{path/part}/config.json describes more blocks than there are '
+                          f'tensors, {k}={n}: they do not belong together.')
     try:
-        with described_by(path): parts = unclip_parts(state, config)
-    except Problem as e: raise Problem(f'The parts in {path} and their configurations do not fit. {e}') from None
-    parts = parts._replace(**{k: net.to(device) for k, net in zip(parts._fields, parts) if isinstance(net, nn.Module)})
-    if (parts.ears.text.pieces.num_embeddings, len(parts.ears.text.places)) != (words.size, words.length): raise Problem(f'{path}/text_encoder reads another vocabulary than CLIP\'s: in Python, unclip_parts (77) and a tokenizer of your own draw from it.')
-    def draw(captions, guidance_scale, steps, noise, watch): return draw_unclip(parts, words(captions).to(device), words('').to(device), 4., guidance_scale, (steps, steps, 7), noise, watch)[2]
+        with described_by(path):
+            parts = unclip_parts(state, config)
+    except Problem as e:
+        raise Problem(
+            f'The parts in {path} and their configurations do not fit. {e}') from None
+    parts = parts._replace(
+        **{
+            k: net.to(device)
+            for k, net in zip(parts._fields, parts)
+            if isinstance(net, nn.Module)
+        })
+    if (parts.ears.text.pieces.num_embeddings, len(
+            parts.ears.text.places)) != (words.size, words.length):
+        raise Problem(f'{path}/text_encoder reads another vocabulary than CLIP\'s: in '
+                      'Python, unclip_parts (77) and a tokenizer of your own draw from '
+                      'it.')
+
+    def draw(captions, guidance_scale, steps, noise, watch):
+        return draw_unclip(parts,
+                           words(captions).to(device),
+                           words('').to(device), 4., guidance_scale, (steps, steps, 7),
+                           noise, watch)[2]
+
     return Painter(str(path), draw, 8., 25, lambda steps: 2*steps + 7)
 
-def open_painter(path, enlarge=None, side: int | None = None, device=None) -> Painter: # enlarge: GLIDE's second file
+def open_painter(path, enlarge=None, side: int | None = None,
+                 device=None) -> Painter: # enlarge: GLIDE's second file
     "Somebody else's model that is told a sentence: GLIDE's files or Karlo's folder. Eq. 76.6, 77.7."
-    if not is_unclip(path): return glide_painter(path, enlarge, side, device)
-    if enlarge is not None or side: raise Problem('--enlarge and --side are for GLIDE\'s files: Karlo\'s folder holds its upsamplers and says their sides.')
+    if not is_unclip(path):
+        return glide_painter(path, enlarge, side, device)
+    if enlarge is not None or side:
+        raise Problem('--enlarge and --side are for GLIDE\'s files: Karlo\'s folder '
+                      'holds its upsamplers and says their sides.')
     return unclip_painter(path, device)
 
 # %% ../../nbs/78_open.ipynb #clip
@@ -437,23 +802,44 @@ ACTS = dict(quick_gelu=quick_gelu, gelu=gelu)
 
 def clip_told(path: Path) -> dict: # of a file or a folder
     "Heads and gate of a CLIP, from the configuration in its folder; nothing where there is none."
-    ours, theirs = ((path if path.is_dir() else path.parent)/name for name in ('open_clip_config.json', 'config.json'))
+    ours, theirs = ((path if path.is_dir() else path.parent)/name
+                    for name in ('open_clip_config.json', 'config.json'))
     if ours.is_file():
-        m = read_json(ours).get('model_cfg', {}); image, text = m.get('vision_cfg', {}), m.get('text_cfg', {}); layers = image.get('layers', 12)
-        return dict(text_heads=text.get('heads', 8), image_heads=image.get('width', 768)//image.get('head_width', 64) if isinstance(layers, int) else None, act=ACTS['quick_gelu' if m.get('quick_gelu') else 'gelu'])
+        m = read_json(ours).get('model_cfg', {})
+        image, text = m.get('vision_cfg', {}), m.get('text_cfg', {})
+        layers = image.get('layers', 12)
+        return dict(
+            text_heads=text.get('heads', 8), image_heads=image.get('width', 768) //
+            image.get('head_width', 64) if isinstance(layers, int) else None,
+            act=ACTS['quick_gelu' if m.get('quick_gelu') else 'gelu'])
     c = read_json(theirs) if theirs.is_file() else {}
-    if 'vision_config' not in c: return {}
+    if 'vision_config' not in c:
+        return {}
     image, text = c.get('vision_config') or {}, c.get('text_config') or {}
-    if (act := image.get('hidden_act', 'quick_gelu')) not in ACTS: raise Problem(f'{theirs} has hidden_act={act!r}: {" or ".join(ACTS)} is built here.')
-    return dict(text_heads=text.get('num_attention_heads', 8), image_heads=image.get('num_attention_heads', 12), act=ACTS[act])
+    if (act := image.get('hidden_act', 'quick_gelu')) not in ACTS:
+        raise Problem(
+            f'{theirs} has hidden_act={act!r}: {" or ".join(ACTS)} is built here.')
+    return dict(text_heads=text.get('num_attention_heads', 8),
+                image_heads=image.get('num_attention_heads', 12), act=ACTS[act])
 
 def clip_at(path) -> CLIP:
     "The CLIP in a file or a folder of OpenAI's, open_clip's or transformers'. Eq. 75.2."
-    state, name = read_state(path), str(path); sort = sort_of(state, name)
-    if sort.name != 'clip': raise Problem(f'{name} is {sort.what} and no CLIP: {sort.advice}.')
-    with described_by(name): return clip_from_official({k: w for k, w in state.items() if not k.endswith('attn_mask')}, name, **clip_told(Path(path))) # a mask that some files carry along is the causal one
+    state, name = read_state(path), str(path)
+    sort = sort_of(state, name)
+    if sort.name != 'clip':
+        raise Problem(f'{name} is {sort.what} and no CLIP: {sort.advice}.')
+    # a mask that some files carry along is the causal one
+    with described_by(name):
+        return clip_from_official(
+            {k: w for k, w in state.items() if not k.endswith('attn_mask')}, name,
+            **clip_told(Path(path)))
 
 # %% ../../nbs/78_open.ipynb #back
-def save_official(path, net: nn.Module, dtype: torch.dtype | None = None): # dtype: of the numbers in the file; None: as they are
+def save_official(path, net: nn.Module, dtype: torch.dtype
+                  | None = None): # dtype: of the numbers in the file; None: as they are
     "Write a network in the layout that it was read from."
-    write_tensors(path, {k: w.to(dtype if dtype and w.is_floating_point() else w.dtype, copy=True) for k, w in to_official(net).items()})
+    write_tensors(
+        path, {
+            k: w.to(dtype if dtype and w.is_floating_point() else w.dtype, copy=True)
+            for k, w in to_official(net).items()
+        })

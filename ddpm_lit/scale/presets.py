@@ -42,18 +42,26 @@ class Cost:
     "What a part holds, and what it does for one picture. Eq. 70.1."
     parameters: int = 0
     flops: int = 0 # at each evaluation; a multiplication and an addition are two
-    once: int = 0  # once for a whole run
-    def __add__(self, other: 'Cost') -> 'Cost': return Cost(self.parameters + other.parameters, self.flops + other.flops, self.once + other.once)
-    def __mul__(self, n: int) -> 'Cost': return Cost(n*self.parameters, n*self.flops, n*self.once)
+    once: int = 0 # once for a whole run
+
+    def __add__(self, other: 'Cost') -> 'Cost':
+        return Cost(self.parameters + other.parameters, self.flops + other.flops,
+                    self.once + other.once)
+
+    def __mul__(self, n: int) -> 'Cost':
+        return Cost(n*self.parameters, n*self.flops, n*self.once)
+
     def beforehand(self) -> 'Cost':
         "The same, done once for a whole run."
         return Cost(self.parameters, 0, self.once + self.flops)
 
-def count_conv(c: int, c_out: int, k: int, side: int, bias: bool = True) -> Cost: # side: of the result
+def count_conv(c: int, c_out: int, k: int, side: int,
+               bias: bool = True) -> Cost: # side: of the result
     "A convolution. Eq. 70.1."
     return Cost((k**2*c + bias)*c_out, 2*k**2*c*c_out*side**2)
 
-def count_linear(c: int, c_out: int, l: int = 1, bias: bool = True) -> Cost: # l: positions
+def count_linear(c: int, c_out: int, l: int = 1,
+                 bias: bool = True) -> Cost: # l: positions
     "A linear layer. Eq. 70.1."
     return Cost((c + bias)*c_out, 2*c*c_out*l)
 
@@ -62,83 +70,137 @@ def count_table(n: int, c: int) -> Cost:
     return Cost(n*c)
 
 # %% ../../nbs/70_presets.ipynb #block
-def count_residual(c: int, c_out: int, e: int, side: int, two: bool) -> Cost: # two: scale and shift
+def count_residual(c: int, c_out: int, e: int, side: int,
+                   two: bool) -> Cost: # two: scale and shift
     "A residual block. Eq. 70.2."
     past = count_conv(c, c_out, 1, side) if c != c_out else Cost()
-    return count_table(2, c) + count_conv(c, c_out, 3, side) + count_linear(e, (1 + two)*c_out) + count_table(2, c_out) + count_conv(c_out, c_out, 3, side) + past
+    return count_table(2, c) + count_conv(c, c_out, 3, side) + count_linear(
+        e, (1 + two)*c_out) + count_table(2, c_out) + count_conv(c_out, c_out, 3,
+                                                                 side) + past
 
 def count_attention(c: int, l: int, m: int = 0, d: int = 0) -> Cost: # m words, d wide
     "Norm, queries, keys and values, their meeting, and the way out. Eq. 70.3."
     words = count_linear(d, 2*c, m) if m else Cost()
-    return count_table(2, c) + count_linear(c, 3*c, l) + words + Cost(0, 2*c*l*(l + m)*2) + count_linear(c, c, l)
+    return count_table(2, c) + count_linear(c, 3*c, l) + words + Cost(
+        0, 2*c*l*(l + m)*2) + count_linear(c, c, l)
 
 # %% ../../nbs/70_presets.ipynb #unet
-def count_down(side, base, mults, depth, at, two, inside, channels_in) -> tuple[Cost, list[int], int]: # at: (level, c, side) -> Cost
+def count_down(
+        side, base, mults, depth, at, two, inside,
+        channels_in) -> tuple[Cost, list[int], int]: # at: (level, c, side) -> Cost
     "Time, first convolution and the way down; the channels on the trail; the side of the smallest picture. Eq. 70.4."
     e, trail = 4*base, [int(mults[0]*base)]
-    total = count_linear(base, e) + count_linear(e, e) + count_conv(channels_in, trail[0], 3, side)
+    total = count_linear(base, e) + count_linear(e, e) + count_conv(
+        channels_in, trail[0], 3, side)
     for level, c in enumerate(int(m*base) for m in mults):
-        if level: side //= 2; total += count_residual(trail[-1], trail[-1], e, side, two) if inside else count_conv(trail[-1], trail[-1], 3, side); trail.append(trail[-1])
-        for _ in range(depth): total += count_residual(trail[-1], c, e, side, two) + at(level, c, side); trail.append(c)
+        if level:
+            side //= 2
+            total += count_residual(trail[-1], trail[-1], e, side,
+                                    two) if inside else count_conv(
+                                        trail[-1], trail[-1], 3, side)
+            trail.append(trail[-1])
+        for _ in range(depth):
+            total += count_residual(trail[-1], c, e, side, two) + at(level, c, side)
+            trail.append(c)
     return total, trail, side
 
 # %% ../../nbs/70_presets.ipynb #unet-whole
-def count_unet(side: int, base: int, mults: Sequence[float], depth: int, attention: Sequence[int] = (), channels_in: int = 3, channels_out: int = 3,
-               classes: int = 0, middle: bool = True,                     # all these as for `UNet`
-               two: bool = True, inside: bool = True,                     # scale and shift? the size changed inside a block?
-               m: int = 0, d: int = 0) -> Cost:                           # m words, d wide
+def count_unet(
+        side: int,
+        base: int,
+        mults: Sequence[float],
+        depth: int,
+        attention: Sequence[int] = (),
+        channels_in: int = 3,
+        channels_out: int = 3,
+        classes: int = 0,
+        middle: bool = True, # all these as for `UNet`
+        two: bool = True,
+        inside: bool = True, # scale and shift? the size changed inside a block?
+        m: int = 0,
+        d: int = 0) -> Cost: # m words, d wide
     "A whole U-Net. Eq. 70.4."
-    at = lambda level, c, side, here=None: count_attention(c, side**2, m, d) if (level in attention if here is None else here) else Cost()
-    total, trail, side = count_down(side, base, mults, depth, at, two, inside, channels_in); e, c = 4*base, trail[-1]
-    total += count_table(classes, e) + count_residual(c, c, e, side, two)*2 + at(0, c, side, middle)
+    at = lambda level, c, side, here=None: count_attention(c, side**2, m, d) if (
+        level in attention if here is None else here) else Cost()
+    total, trail, side = count_down(side, base, mults, depth, at, two, inside,
+                                    channels_in)
+    e, c = 4*base, trail[-1]
+    total += count_table(classes, e) + count_residual(c, c, e, side, two)*2 + at(
+        0, c, side, middle)
     for level in reversed(range(len(mults))):
-        for _ in range(depth + 1): total += count_residual(c + trail.pop(), c := int(mults[level]*base), e, side, two) + at(level, c, side)
-        if level: side *= 2; total += count_residual(c, c, e, side, two) if inside else count_conv(c, c, 3, side)
+        for _ in range(depth + 1):
+            total += count_residual(c + trail.pop(), c := int(mults[level]*base), e, side,
+                                    two) + at(level, c, side)
+        if level:
+            side *= 2
+            total += count_residual(c, c, e, side, two) if inside else count_conv(
+                c, c, 3, side)
     return total + count_table(2, c) + count_conv(c, channels_out, 3, side)
 
 # %% ../../nbs/70_presets.ipynb #classifier
 def count_pool(c: int, l: int, out: int) -> Cost: # l places
     "The attention that ends a classifier: one mean asks, and l places answer. Eq. 70.6."
-    return count_table(l + 1, c) + count_linear(c, 3*c, l + 1) + Cost(0, 2*c*(l + 1)*2) + count_linear(c, out)
+    return count_table(l + 1, c) + count_linear(c, 3*c, l + 1) + Cost(
+        0, 2*c*(l + 1)*2) + count_linear(c, out)
 
-def count_encoder(side: int, base: int, mults: Sequence[float], depth: int, attention: Sequence[int], classes: int) -> Cost:
+def count_encoder(side: int, base: int, mults: Sequence[float], depth: int,
+                  attention: Sequence[int], classes: int) -> Cost:
     "A classifier of noisy pictures: down, middle, pool. Eq. 70.4, 70.6."
-    at = lambda level, c, side: count_attention(c, side**2) if level in attention else Cost()
-    total, trail, side = count_down(side, base, mults, depth, at, True, True, 3); c = trail[-1]
-    return total + count_residual(c, c, 4*base, side, True)*2 + count_attention(c, side**2) + count_table(2, c) + count_pool(c, side**2, classes)
+    at = lambda level, c, side: count_attention(c, side**2
+                                                ) if level in attention else Cost()
+    total, trail, side = count_down(side, base, mults, depth, at, True, True, 3)
+    c = trail[-1]
+    return total + count_residual(c, c, 4*base, side, True)*2 + count_attention(
+        c, side**2) + count_table(2, c) + count_pool(c, side**2, classes)
 
 # %% ../../nbs/70_presets.ipynb #tower
-def count_block(w: int, l: int, m: int | None = None) -> Cost: # l new positions, each of which reads m; None: l
+def count_block(
+        w: int, l: int,
+        m: int | None = None) -> Cost: # l new positions, each of which reads m; None: l
     "A block of a transformer. Eq. 70.5."
     read = Cost(0, 2*w*l*((m or l) - l)*2)
-    return count_attention(w, l) + read + count_table(2, w) + count_linear(w, 4*w, l) + count_linear(4*w, w, l)
+    return count_attention(w, l) + read + count_table(2, w) + count_linear(
+        w, 4*w, l) + count_linear(4*w, w, l)
 
 def count_text(size: int, l: int, w: int, layers: int, out: int) -> Cost:
     "CLIP's text tower. Eq. 70.5."
-    return count_table(size + l + 2, w) + count_block(w, l)*layers + count_linear(w, out, bias=False)
+    return count_table(size + l + 2, w) + count_block(w, l)*layers + count_linear(
+        w, out, bias=False)
 
 def count_vision(side: int, patch: int, w: int, layers: int, out: int) -> Cost:
     "CLIP's transformer for pictures. Eq. 70.5."
-    l = (side//patch)**2 + 1
-    return count_conv(3, w, patch, side//patch, False) + count_table(l + 1 + 4, w) + count_block(w, l)*layers + count_linear(w, out, bias=False)
+    l = (side // patch)**2 + 1
+    return count_conv(3, w, patch, side // patch, False) + count_table(
+        l + 1 + 4, w) + count_block(w, l)*layers + count_linear(w, out, bias=False)
 
 # %% ../../nbs/70_presets.ipynb #resnet
-def count_bottleneck(c_in: int, c: int, side: int, shrink: int) -> Cost: # side: of the result
+def count_bottleneck(c_in: int, c: int, side: int,
+                     shrink: int) -> Cost: # side: of the result
     "A block of CLIP's residual network. Eq. 70.6."
-    past = count_conv(c_in, 4*c, 1, side, False) + count_table(2, 4*c) if shrink > 1 or c_in != 4*c else Cost()
-    return count_conv(c_in, c, 1, side*shrink, False) + count_conv(c, c, 3, side*shrink, False) + count_conv(c, 4*c, 1, side, False) + count_table(2, 6*c) + past
+    past = count_conv(c_in, 4*c, 1, side, False) + count_table(
+        2, 4*c) if shrink > 1 or c_in != 4*c else Cost()
+    return count_conv(c_in, c, 1, side*shrink, False) + count_conv(
+        c, c, 3, side*shrink, False) + count_conv(c, 4*c, 1, side, False) + count_table(
+            2, 6*c) + past
 
 def count_resnet(side: int, width: int, layers: Sequence[int], out: int) -> Cost:
     "CLIP's residual network: three convolutions, four groups, a pool. Eq. 70.6."
-    half, c = width//2, width
-    total = count_conv(3, half, 3, side//2, False) + count_conv(half, half, 3, side//2, False) + count_conv(half, width, 3, side//2, False) + count_table(2, 2*width)
+    half, c = width // 2, width
+    total = count_conv(3, half, 3, side // 2, False) + count_conv(
+        half, half, 3, side // 2, False) + count_conv(half, width, 3, side // 2,
+                                                      False) + count_table(2, 2*width)
     for k, n in enumerate(layers):
-        for j in range(n): total += count_bottleneck(c, width*2**k, side//2**(k + 2), 2 if k and not j else 1); c = 4*width*2**k
-    return total + count_pool(c, (side//2**(len(layers) + 1))**2, out)
+        for j in range(n):
+            total += count_bottleneck(c, width*2**k, side // 2**(k + 2),
+                                      2 if k and not j else 1)
+            c = 4*width*2**k
+    return total + count_pool(c, (side // 2**(len(layers) + 1))**2, out)
 
-def count_clip(out, side, layers, width, patch, text_width, text_heads) -> Cost: # as for `official_clip`
+def count_clip(out, side, layers, width, patch, text_width,
+               text_heads) -> Cost: # as for `official_clip`
     "Both towers and the scale, for one picture and one sentence. Eq. 70.5, 70.6."
-    image = count_resnet(side, width, layers, out) if patch is None else count_vision(side, patch, width, layers, out)
+    image = count_resnet(side, width, layers, out) if patch is None else count_vision(
+        side, patch, width, layers, out)
     return image + count_text(49_408, 77, text_width, 12, out) + Cost(1)
 
 # %% ../../nbs/70_presets.ipynb #regime
@@ -151,38 +213,42 @@ class Regime:
     lr: float | None = None
     warmup: int = 0
     clip: float = math.inf
-    ema: float | None = .9999   # share of the average that stays at each step; None: no average
+    # share of the average that stays at each step; None: no average
+    ema: float | None = .9999
     dropout: float = 0.
-    flip: bool = True           # half of the pictures mirrored
+    flip: bool = True # half of the pictures mirrored
     weight_decay: float = 0.
     betas: tuple[float, float] = (.9, .999)
     eps: float = 1e-8
-    decay: bool = False         # does the rate fall to 0?
+    decay: bool = False # does the rate fall to 0?
 
 # %% ../../nbs/70_presets.ipynb #preset-class
 @dataclass(frozen=True)
 class Preset:
     "A model of a paper, by name."
     name: str
-    kind: str                      # denoiser, enlarger, classifier, clip, prior
-    side: int                      # of its pictures
+    kind: str # denoiser, enlarger, classifier, clip, prior
+    side: int # of its pictures
     build: Callable[..., nn.Module]
-    cost: Cost                     # by formula
-    said: str                      # the size that its authors tell, '' if they do not
+    cost: Cost # by formula
+    said: str # the size that its authors tell, '' if they do not
     paper: str
     source: str
     schedule: Betas | None = None
-    evaluations: int = 1           # for one picture
+    evaluations: int = 1 # for one picture
     regime: Regime = Regime('not told')
     classes: int = 0
-    stretch: float = 1.            # of the timesteps that the network is told
-    share: float = .001            # of the bound in the loss (20.15)
-    missing: int = 0               # parameters that are ours and not theirs
-    sampler: str = 'ancestral'     # by which its authors draw
+    stretch: float = 1. # of the timesteps that the network is told
+    share: float = .001 # of the bound in the loss (20.15)
+    missing: int = 0 # parameters that are ours and not theirs
+    sampler: str = 'ancestral' # by which its authors draw
+
     @property
     def parameters(self) -> int:
         "Counted on a device that holds no numbers."
-        with torch.device('meta'): return sum(p.numel() for p in self.build().parameters()) - self.missing
+        with torch.device('meta'):
+            return sum(p.numel() for p in self.build().parameters()) - self.missing
+
     @property
     def trains(self) -> bool:
         "Does `ddpm_lit train` know its data?"
@@ -200,102 +266,186 @@ def find_preset(name: str) -> Preset:
     "The preset of that name."
     if name not in PRESETS:
         near = difflib.get_close_matches(name.lower(), PRESETS, 3, .5)
-        raise Problem(f'There is no preset "{name}": ' + (f'did you mean {" or ".join(near)}?' if near else f'there are {", ".join(PRESETS)}.'))
+        raise Problem(f'There is no preset "{name}": ' +
+                      (f'did you mean {" or ".join(near)}?'
+                       if near else f'there are {", ".join(PRESETS)}.'))
     return PRESETS[name]
 
 # %% ../../nbs/70_presets.ipynb #ddpm
-def ddpm_preset(name: str, side: int, mults, attention, said: str, script: str, regime: Regime) -> Preset:
+def ddpm_preset(name: str, side: int, mults, attention, said: str, script: str,
+                regime: Regime) -> Preset:
     "A model of Ho et al. 2020."
     sizes = dict(base=128, mults=mults, depth=2, attention=attention)
-    return add(Preset(name, 'denoiser', side, partial(ddpm_unet, **sizes, dropout=regime.dropout), count_unet(side, **sizes, two=False, inside=False), said,
-                      'Ho, Jain & Abbeel 2020, Denoising diffusion probabilistic models', f'https://github.com/hojonathanho/diffusion/blob/master/scripts/{script}.py',
-                      linear(), 1000, regime, sampler='ancestral-large' if side == 32 else 'ancestral'))
+    return add(
+        Preset(
+            name, 'denoiser', side, partial(ddpm_unet, **sizes, dropout=regime.dropout),
+            count_unet(side, **sizes, two=False, inside=False), said,
+            'Ho, Jain & Abbeel 2020, Denoising diffusion probabilistic models',
+            f'https://github.com/hojonathanho/diffusion/blob/master/scripts/{script}.py',
+            linear(), 1000, regime,
+            sampler='ancestral-large' if side == 32 else 'ancestral'))
 
-ddpm_preset('ddpm-cifar10', 32, (1, 2, 2, 2), (1,), '35.7M', 'run_cifar', Regime('cifar10', 800_000, 128, 2e-4, 5000, 1., dropout=.1))
-ddpm_preset('ddpm-celebahq-256', 256, (1, 1, 2, 2, 4, 4), (4,), '114M', 'run_celebahq', Regime('celebahq', 500_000, 64, 2e-5, 5000, 1.))
+ddpm_preset('ddpm-cifar10', 32, (1, 2, 2, 2), (1, ), '35.7M', 'run_cifar',
+            Regime('cifar10', 800_000, 128, 2e-4, 5000, 1., dropout=.1))
+ddpm_preset('ddpm-celebahq-256', 256, (1, 1, 2, 2, 4, 4), (4, ), '114M', 'run_celebahq',
+            Regime('celebahq', 500_000, 64, 2e-5, 5000, 1.))
 # churches; bedrooms took 2.4 million steps, cats 1.8
-ddpm_preset('ddpm-lsun-256', 256, (1, 1, 2, 2, 4, 4), (4,), '114M', 'run_lsun', Regime('lsun', 1_200_000, 64, 2e-5, 5000, 1.));
+ddpm_preset('ddpm-lsun-256', 256, (1, 1, 2, 2, 4, 4), (4, ), '114M', 'run_lsun',
+            Regime('lsun', 1_200_000, 64, 2e-5, 5000, 1.));
 
 # %% ../../nbs/70_presets.ipynb #iddpm
 def iddpm_lsun(base: int = 128, mults=(1, 1, 2, 2, 4, 4)) -> UNet:
     "The network of Nichol and Dhariwal 2021 for LSUN: without scale and shift, one head."
-    return UNet(3, 6, base, mults, 2, (4,))
+    return UNet(3, 6, base, mults, 2, (4, ))
 
-def iddpm_preset(name: str, side: int, said: str, regime: Regime, sizes: dict, build=iddpm_unet, two: bool = True, T: int = 4000, **more) -> Preset:
+def iddpm_preset(name: str, side: int, said: str, regime: Regime, sizes: dict,
+                 build=iddpm_unet, two: bool = True, T: int = 4000, **more) -> Preset:
     "A model of Nichol and Dhariwal 2021."
     classes = dict(classes=more['classes']) if 'classes' in more else {}
-    made = partial(build, **sizes, **classes, dropout=regime.dropout) if build is iddpm_unet else build
-    return add(Preset(name, 'denoiser', side, made, count_unet(side, **sizes, **classes, channels_out=6, two=two, inside=False), said, 'Nichol & Dhariwal 2021, Improved denoising diffusion probabilistic models',
-                      'https://github.com/openai/improved-diffusion/blob/main/README.md', cosine(T) if T == 4000 else linear(T), T, regime, **more))
+    made = partial(build, **sizes, **classes,
+                   dropout=regime.dropout) if build is iddpm_unet else build
+    return add(
+        Preset(
+            name, 'denoiser', side, made,
+            count_unet(side, **sizes, **classes, channels_out=6, two=two,
+                       inside=False), said,
+            'Nichol & Dhariwal 2021, Improved denoising diffusion probabilistic models',
+            'https://github.com/openai/improved-diffusion/blob/main/README.md',
+            cosine(T) if T == 4000 else linear(T), T, regime, **more))
 
-iddpm_preset('iddpm-cifar10', 32, '50M', Regime('cifar10', 500_000, 128, 1e-4, dropout=.3, flip=False), dict(base=128, mults=(1, 2, 2, 2), depth=3, attention=(1, 2)), stretch=1/4)
-iddpm_preset('iddpm-imagenet64', 64, '100M', Regime('imagenet', 1_500_000, 128, 1e-4, flip=False), dict(base=128, mults=(1, 2, 3, 4), depth=3, attention=(2, 3)), stretch=1/4)
-iddpm_preset('iddpm-imagenet64-cond', 64, '270M', Regime('imagenet', 250_000, 2048, 3e-4, flip=False), dict(base=192, mults=(1, 2, 3, 4), depth=3, attention=(2, 3)), classes=1000, share=1/4000)
-iddpm_preset('iddpm-lsun-256', 256, '100M', Regime('lsun', 1_200_000, 128, 1e-4, flip=False), dict(base=128, mults=(1, 1, 2, 2, 4, 4), depth=2, attention=(4,)), iddpm_lsun, False, 1000);
+iddpm_preset('iddpm-cifar10', 32, '50M',
+             Regime('cifar10', 500_000, 128, 1e-4, dropout=.3, flip=False),
+             dict(base=128, mults=(1, 2, 2, 2), depth=3, attention=(1, 2)), stretch=1/4)
+iddpm_preset('iddpm-imagenet64', 64, '100M',
+             Regime('imagenet', 1_500_000, 128, 1e-4, flip=False),
+             dict(base=128, mults=(1, 2, 3, 4), depth=3, attention=(2, 3)), stretch=1/4)
+iddpm_preset('iddpm-imagenet64-cond', 64, '270M',
+             Regime('imagenet', 250_000, 2048, 3e-4, flip=False),
+             dict(base=192, mults=(1, 2, 3, 4), depth=3, attention=(2, 3)), classes=1000,
+             share=1/4000)
+iddpm_preset('iddpm-lsun-256', 256, '100M',
+             Regime('lsun', 1_200_000, 128, 1e-4, flip=False),
+             dict(base=128, mults=(1, 1, 2, 2, 4, 4), depth=2, attention=(4, )),
+             iddpm_lsun, False, 1000);
 
 # %% ../../nbs/70_presets.ipynb #adm
 ADM = 'Dhariwal & Nichol 2021, Diffusion models beat GANs on image synthesis', 'https://github.com/openai/guided-diffusion/blob/main/README.md'
-SHAPES = {64: (1, 2, 3, 4), 128: (1, 1, 2, 3, 4), 256: (1, 1, 2, 2, 4, 4), 512: (.5, 1, 1, 2, 2, 4, 4)}
+SHAPES = {
+    64: (1, 2, 3, 4), 128: (1, 1, 2, 3, 4), 256: (1, 1, 2, 2, 4, 4),
+    512: (.5, 1, 1, 2, 2, 4, 4)
+}
 
 def levels(side: int, *where: int) -> tuple[int, ...]:
     "The levels of a network for pictures of `side` at which they are so wide."
-    return tuple(sorted((side//w).bit_length() - 1 for w in where))
+    return tuple(sorted((side // w).bit_length() - 1 for w in where))
 
-def adm_preset(name: str, side: int, said: str, regime: Regime, base=256, depth=2, classes=1000, channels_in=3, mults=None, where=(32, 16, 8), schedule=linear, heads: int | None = None) -> Preset:
+def adm_preset(name: str, side: int, said: str, regime: Regime, base=256, depth=2,
+               classes=1000, channels_in=3, mults=None, where=(32, 16, 8),
+               schedule=linear, heads: int | None = None) -> Preset:
     "A model of Dhariwal and Nichol 2021, of whole pictures or from small ones to large."
-    sizes = dict(base=base, mults=mults or SHAPES[side], depth=depth, attention=levels(side, *where), channels_in=channels_in, channels_out=6, classes=classes)
+    sizes = dict(base=base, mults=mults or SHAPES[side], depth=depth, attention=levels(
+        side, *where), channels_in=channels_in, channels_out=6, classes=classes)
     attn = partial(Attention, heads=heads) if heads else partial(Attention, head_width=64)
-    return add(Preset(name, 'denoiser' if channels_in == 3 else 'enlarger', side, partial(adm_unet, **sizes, dropout=regime.dropout, attn=attn), count_unet(side, **sizes), said, *ADM, schedule(), 250, regime, classes))
+    return add(
+        Preset(name, 'denoiser' if channels_in == 3 else 'enlarger', side,
+               partial(adm_unet, **sizes, dropout=regime.dropout, attn=attn),
+               count_unet(side, **sizes), said, *ADM, schedule(), 250, regime, classes))
 
-adm_preset('adm-64', 64, '296M', Regime('imagenet', 540_000, 2048, 3e-4, dropout=.1), 192, 3, schedule=cosine)
+adm_preset('adm-64', 64, '296M', Regime('imagenet', 540_000, 2048, 3e-4, dropout=.1), 192,
+           3, schedule=cosine)
 adm_preset('adm-128', 128, '422M', Regime('imagenet', 4_360_000, 256, 1e-4), heads=4)
 adm_preset('adm-256', 256, '554M', Regime('imagenet', 1_980_000, 256, 1e-4))
-adm_preset('adm-256-uncond', 256, '552M', Regime('imagenet', 1_980_000, 256, 1e-4), classes=0) # its steps are not told apart
+# its steps are not told apart
+adm_preset('adm-256-uncond', 256, '552M', Regime('imagenet', 1_980_000, 256, 1e-4),
+           classes=0)
 adm_preset('adm-512', 512, '559M', Regime('imagenet', 1_940_000, 256, 1e-4))
-adm_preset('adm-up-64-256', 256, '312M', Regime('imagenet', 500_000, 256, 1e-4), 192, channels_in=6, heads=4)
-adm_preset('adm-up-128-512', 512, '309M', Regime('imagenet', 1_050_000, 256, 1e-4), 192, channels_in=6, mults=SHAPES[256], where=(32, 16));
+adm_preset('adm-up-64-256', 256, '312M', Regime('imagenet', 500_000, 256, 1e-4), 192,
+           channels_in=6, heads=4)
+adm_preset('adm-up-128-512', 512, '309M', Regime('imagenet', 1_050_000, 256, 1e-4), 192,
+           channels_in=6, mults=SHAPES[256], where=(32, 16));
 
 # %% ../../nbs/70_presets.ipynb #adm-classifier
-def adm_classifier(side: int, depth: int, mults: Sequence[float], attention: Sequence[int], base: int = 128) -> Encoder:
+def adm_classifier(side: int, depth: int, mults: Sequence[float],
+                   attention: Sequence[int], base: int = 128) -> Encoder:
     "A classifier of noisy pictures of Dhariwal and Nichol 2021; heads are 64 wide."
-    return Encoder(3, 1000, side, base, mults, depth, attention, int(mults[-1]*base)//64, block=partial(ResBlock, scale_shift=True), attn=partial(Attention, head_width=64))
+    return Encoder(3, 1000, side, base, mults, depth, attention,
+                   int(mults[-1]*base) // 64, block=partial(ResBlock, scale_shift=True),
+                   attn=partial(Attention, head_width=64))
 
-def classifier_preset(side: int, depth: int, said: str, regime: Regime, schedule=linear) -> Preset:
+def classifier_preset(side: int, depth: int, said: str, regime: Regime,
+                      schedule=linear) -> Preset:
     "A classifier of Dhariwal and Nichol 2021, with the schedule of the model that it steers."
     sizes = dict(mults=SHAPES[side], depth=depth, attention=levels(side, 32, 16, 8))
-    return add(Preset(f'adm-classifier-{side}', 'classifier', side, partial(adm_classifier, side, **sizes), count_encoder(side, 128, **sizes, classes=1000), said, *ADM, schedule(), 250, regime, 1000))
+    return add(
+        Preset(f'adm-classifier-{side}', 'classifier', side,
+               partial(adm_classifier, side, **sizes),
+               count_encoder(side, 128, **sizes, classes=1000), said, *ADM, schedule(),
+               250, regime, 1000))
 
-classifier_preset(64, 4, '65M', Regime('imagenet', 300_000, 1024, 6e-4, ema=None, weight_decay=.2, decay=True), cosine)
-for side, said, steps in ((128, '43M', 300_000), (256, '54M', 500_000), (512, '54M', 500_000)): classifier_preset(side, 2, said, Regime('imagenet', steps, 256, 3e-4, ema=None, weight_decay=.05, decay=True))
+classifier_preset(
+    64, 4, '65M',
+    Regime('imagenet', 300_000, 1024, 6e-4, ema=None, weight_decay=.2, decay=True),
+    cosine)
+for side, said, steps in ((128, '43M', 300_000), (256, '54M', 500_000), (512, '54M',
+                                                                         500_000)):
+    classifier_preset(
+        side, 2, said,
+        Regime('imagenet', steps, 256, 3e-4, ema=None, weight_decay=.05, decay=True))
 
 # %% ../../nbs/70_presets.ipynb #clip
-RATES = {'RN50': 5e-4, 'RN101': 5e-4, 'RN50x4': 5e-4, 'RN50x16': 4e-4, 'RN50x64': 3.6e-4, 'ViT-B/32': 5e-4, 'ViT-B/16': 5e-4, 'ViT-L/14': 4e-4, 'ViT-L/14@336px': 2e-5}
+RATES = {
+    'RN50': 5e-4, 'RN101': 5e-4, 'RN50x4': 5e-4, 'RN50x16': 4e-4, 'RN50x64': 3.6e-4,
+    'ViT-B/32': 5e-4, 'ViT-B/16': 5e-4, 'ViT-L/14': 4e-4, 'ViT-L/14@336px': 2e-5
+}
 for title, sizes in OFFICIAL.items():
     epochs, kind = 1 if '@' in title else 32, 'ViT' in title
-    add(Preset('clip-' + title.lower().replace('/', '').replace('@336px', '-336'), 'clip', sizes[1], partial(official_clip, *sizes), count_clip(*sizes), '',
-               'Radford et al. 2021, Learning transferable visual models from natural language supervision', 'https://github.com/openai/CLIP/blob/main/clip/model.py',
-               regime=Regime('400 million pairs', epochs*400_000_000//32_768, 32_768, RATES[title], 2000, ema=None, flip=False, weight_decay=.2, betas=(.9, .98 if kind else .999), eps=1e-6 if kind else 1e-8, decay=True)))
+    add(
+        Preset(
+            'clip-' + title.lower().replace('/', '').replace('@336px', '-336'), 'clip',
+            sizes[1], partial(official_clip, *sizes), count_clip(*sizes), '',
+            'Radford et al. 2021, Learning transferable visual models from natural '
+            'language supervision',
+            'https://github.com/openai/CLIP/blob/main/clip/model.py', regime=Regime(
+                '400 million pairs', epochs*400_000_000 // 32_768, 32_768, RATES[title],
+                2000, ema=None, flip=False, weight_decay=.2,
+                betas=(.9, .98 if kind else .999), eps=1e-6 if kind else 1e-8,
+                decay=True)))
 
 # %% ../../nbs/70_presets.ipynb #glide
 GLIDE_PAPER = 'Nichol et al. 2022, GLIDE: towards photorealistic image generation and editing with text-guided diffusion models'
 GLIDE_CODE = 'https://github.com/openai/glide-text2im/blob/main/glide_text2im'
 
-def count_told(l: int, w: int, layers: int, e: int, size: int = 50_257) -> Cost: # e: width of the one vector
+def count_told(l: int, w: int, layers: int, e: int,
+               size: int = 50_257) -> Cost: # e: width of the one vector
     "GLIDE's text encoder, read once for a whole run. Eq. 70.5."
-    return (count_table(size + 2*l + 2, w) + count_block(w, l)*layers + count_linear(w, e)).beforehand()
+    return (count_table(size + 2*l + 2, w) + count_block(w, l)*layers +
+            count_linear(w, e)).beforehand()
 
-def glide_preset(name: str, side: int, said: str, base=192, width=512, layers=16, heads=8, channels_in=3, wrap=lambda net: net, regime=Regime('not told'), where=f'{GLIDE_CODE}/model_creation.py') -> Preset:
+def glide_preset(name: str, side: int, said: str, base=192, width=512, layers=16, heads=8,
+                 channels_in=3, wrap=lambda net: net, regime=Regime('not told'),
+                 where=f'{GLIDE_CODE}/model_creation.py') -> Preset:
     "A model of Nichol et al. 2022."
-    sizes = dict(base=base, mults=SHAPES[side], depth=3 if side == 64 else 2, attention=levels(side, 32, 16, 8), channels_in=channels_in)
-    cost = count_unet(side, **sizes, channels_out=6, m=128, d=width) + count_told(128, width, layers, 4*base)
-    return add(Preset(name, 'denoiser' if side == 64 else 'enlarger', side, partial(official_glide, **sizes, width=width, layers=layers, text_heads=heads, wrap=wrap), cost, said, GLIDE_PAPER, where,
-                      cosine() if side == 64 else linear(), 200 if side == 64 else 27, regime))
+    sizes = dict(base=base, mults=SHAPES[side], depth=3 if side == 64 else 2,
+                 attention=levels(side, 32, 16, 8), channels_in=channels_in)
+    cost = count_unet(side, **sizes, channels_out=6, m=128, d=width) + count_told(
+        128, width, layers, 4*base)
+    return add(
+        Preset(
+            name, 'denoiser' if side == 64 else 'enlarger', side,
+            partial(official_glide, **sizes, width=width, layers=layers, text_heads=heads,
+                    wrap=wrap), cost, said, GLIDE_PAPER, where,
+            cosine() if side == 64 else linear(), 200 if side == 64 else 27, regime))
 
 GLIDE_TOLD = 'https://arxiv.org/abs/2112.10741, section 4.1'
-glide_preset('glide-base', 64, '300M'); glide_preset('glide-inpaint', 64, '', channels_in=7, wrap=Inpaint)
-glide_preset('glide-upsample', 256, '', channels_in=6, wrap=SuperRes); glide_preset('glide-upsample-inpaint', 256, '', channels_in=10, wrap=lambda net: Inpaint(SuperRes(net)))
-glide_preset('glide-paper-base', 64, '3.5B', 512, 2048, 24, 32, regime=Regime('pictures with texts', 2_500_000, 2048), where=GLIDE_TOLD)
-glide_preset('glide-paper-upsample', 256, '1.5B', 384, 1024, 24, 16, 6, SuperRes, Regime('pictures with texts', 1_600_000, 512), GLIDE_TOLD);
+glide_preset('glide-base', 64, '300M')
+glide_preset('glide-inpaint', 64, '', channels_in=7, wrap=Inpaint)
+glide_preset('glide-upsample', 256, '', channels_in=6, wrap=SuperRes)
+glide_preset('glide-upsample-inpaint', 256, '', channels_in=10,
+             wrap=lambda net: Inpaint(SuperRes(net)))
+glide_preset('glide-paper-base', 64, '3.5B', 512, 2048, 24, 32,
+             regime=Regime('pictures with texts', 2_500_000, 2048), where=GLIDE_TOLD)
+glide_preset('glide-paper-upsample', 256, '1.5B', 384, 1024, 24, 16, 6, SuperRes,
+             Regime('pictures with texts', 1_600_000, 512), GLIDE_TOLD);
 
 # %% ../../nbs/70_presets.ipynb #glide-clip
 class Lookup(nn.Module):
@@ -303,51 +453,84 @@ class Lookup(nn.Module):
     def __init__(self, steps: int, width: int):
         super().__init__()
         self.at = nn.Embedding(steps, width)
-    def forward(self, t: Tensor, dtype: torch.dtype) -> Tensor: return self.at(t.round().long()).to(dtype) # [b] -> [b d]
+
+    def forward(self, t: Tensor, dtype: torch.dtype) -> Tensor:
+        return self.at(t.round().long()).to(dtype) # [b] -> [b d]
 
 def glide_noised_clip(S: Betas) -> NoisedCLIP:
     "The CLIP of Nichol et al. 2022 that reads noisy pictures."
-    return NoisedCLIP(VisionTower(64, 4, 768, 12, 12, 512, act=gelu), TextTower(65_536, 77, 512, 12, 8, 512, act=gelu), Lookup(len(S), 768), told_steps(S))
+    return NoisedCLIP(VisionTower(64, 4, 768, 12, 12, 512, act=gelu),
+                      TextTower(65_536, 77, 512, 12, 8, 512, act=gelu),
+                      Lookup(len(S), 768), told_steps(S))
 
 def told_steps(S: Betas, stretch: float = 1.) -> Callable[[Level], Tensor]:
     "A clock: the timestep, from 0, as a network is told it."
     return lambda t: (S.time(t)*len(S) - 1)*stretch
 
 KEY_BIASES = 12*768 + 12*512
-add(Preset('glide-clip', 'clip', 64, partial(glide_noised_clip, cosine()), count_vision(64, 4, 768, 12, 512) + count_table(999, 768) + count_text(65_536, 77, 512, 12, 512).beforehand() + Cost(-KEY_BIASES),
-           '', GLIDE_PAPER, f'{GLIDE_CODE}/clip/config.yaml', cosine(), 100, missing=KEY_BIASES + 1));
+add(
+    Preset(
+        'glide-clip', 'clip', 64, partial(glide_noised_clip, cosine()),
+        count_vision(64, 4, 768, 12, 512) + count_table(999, 768) +
+        count_text(65_536, 77, 512, 12, 512).beforehand() + Cost(-KEY_BIASES), '',
+        GLIDE_PAPER, f'{GLIDE_CODE}/clip/config.yaml', cosine(), 100,
+        missing=KEY_BIASES + 1));
 
 # %% ../../nbs/70_presets.ipynb #unclip
 UNCLIP = 'Ramesh et al. 2022, Hierarchical text-conditional image generation with CLIP latents', 'https://arxiv.org/abs/2204.06125, table 3'
 WIDE = dict(base=512, mults=SHAPES[64], depth=3, attention=(1, 2, 3))
 
-def unclip_prior(dim: int = 1024, l: int = 256, width: int = 2048, layers: int = 24, heads: int = 32) -> Prior: # of an embedding, words at most
+def unclip_prior(dim: int = 1024, l: int = 256, width: int = 2048, layers: int = 24,
+                 heads: int = 32) -> Prior: # of an embedding, words at most
     "The diffusion prior; its 32 heads are those of the text encoders beside it."
     return Prior(PriorNet(dim, dim, l, width, layers, heads))
 
 def count_prior(dim: int = 1024, l: int = 256, w: int = 2048, layers: int = 24) -> Cost:
     "Words and z_t once; then three positions at each evaluation, in view of all. Eq. 70.5."
-    once = (count_linear(dim, w, l) + count_linear(dim, w) + Cost(0, (count_block(w, l + 1)*layers).flops)).beforehand()
-    return once + count_linear(w, w)*2 + count_linear(dim, w) + count_block(w, 3, l + 4)*layers + count_table(l + 5 + 2, w) + count_linear(w, dim)
+    once = (count_linear(dim, w, l) + count_linear(dim, w) +
+            Cost(0, (count_block(w, l + 1)*layers).flops)).beforehand()
+    return once + count_linear(w, w)*2 + count_linear(
+        dim, w) + count_block(w, 3, l + 4)*layers + count_table(l + 5 + 2,
+                                                                w) + count_linear(w, dim)
 
 def unclip_decoder() -> Decoder:
     "The decoder: the large GLIDE, longer sentences, and what CLIP sees."
-    return Decoder(official_glide(**WIDE, width=2048, layers=24, text_heads=32, length=256), Seen(1024, 2048, 2048))
+    return Decoder(
+        official_glide(**WIDE, width=2048, layers=24, text_heads=32, length=256),
+        Seen(1024, 2048, 2048))
 
-def count_decoder(l: int = 256, w: int = 2048, seen: int = 4) -> Cost: # seen: words made of an embedding
+def count_decoder(l: int = 256, w: int = 2048,
+                  seen: int = 4) -> Cost: # seen: words made of an embedding
     "The U-Net reads words and what is seen; both are made beforehand. Eq. 70.4, 70.5."
-    return count_unet(64, **WIDE, channels_out=6, m=l + seen, d=w) + count_told(l, w, 24, 4*512) + (count_linear(1024, 4*512) + count_linear(1024, seen*w)).beforehand()
+    return count_unet(64, **WIDE, channels_out=6, m=l + seen, d=w) + count_told(
+        l, w, 24,
+        4*512) + (count_linear(1024, 4*512) + count_linear(1024, seen*w)).beforehand()
 
 # %% ../../nbs/70_presets.ipynb #unclip-presets
 # the prior: 64 steps, two draws of which the better is kept
-add(Preset('unclip-prior', 'prior', 0, unclip_prior, count_prior(), '1B', *UNCLIP, cosine(), 128, Regime('pictures with texts', 600_000, 4096, 1.1e-4, weight_decay=.06, betas=(.9, .96), eps=1e-6)))
-add(Preset('unclip-decoder', 'denoiser', 64, unclip_decoder, count_decoder(), '3.5B', *UNCLIP, cosine(), 500, Regime('pictures with texts', 800_000, 2048, 1.2e-4, dropout=.1)))
+add(
+    Preset(
+        'unclip-prior', 'prior', 0, unclip_prior, count_prior(), '1B', *UNCLIP, cosine(),
+        128,
+        Regime('pictures with texts', 600_000, 4096, 1.1e-4, weight_decay=.06,
+               betas=(.9, .96), eps=1e-6)))
+add(
+    Preset('unclip-decoder', 'denoiser', 64, unclip_decoder, count_decoder(), '3.5B',
+           *UNCLIP, cosine(), 500,
+           Regime('pictures with texts', 800_000, 2048, 1.2e-4, dropout=.1)))
 # the enlargers learned from crops, so (70.7) would not hold for their training: no steps here
-for name, side, sizes, said, S, n, batch in (
-        ('unclip-up-64-256', 256, dict(base=320, mults=SHAPES[64], depth=3), '700M', cosine(), 27, 1024),
-        ('unclip-up-256-1024', 1024, dict(base=192, mults=SHAPES[256], depth=2), '300M', linear(), 15, 512)):
-    sizes |= dict(attention=(), middle=False, channels_in=6, channels_out=6) # no attention anywhere
-    add(Preset(name, 'enlarger', side, partial(adm_unet, **sizes), count_unet(side, **sizes), said, *UNCLIP, S, n, Regime('pictures with texts', batch=batch)))
+for name, side, sizes, said, S, n, batch in (('unclip-up-64-256', 256,
+                                              dict(base=320, mults=SHAPES[64],
+                                                   depth=3), '700M', cosine(), 27, 1024),
+                                             ('unclip-up-256-1024', 1024,
+                                              dict(base=192, mults=SHAPES[256],
+                                                   depth=2), '300M', linear(), 15, 512)):
+    # no attention anywhere
+    sizes |= dict(attention=(), middle=False, channels_in=6, channels_out=6)
+    add(
+        Preset(name, 'enlarger', side, partial(adm_unet, **sizes),
+               count_unet(side, **sizes), said, *UNCLIP, S, n,
+               Regime('pictures with texts', batch=batch)))
 
 # %% ../../nbs/70_presets.ipynb #work
 def work(p: Preset) -> int:
@@ -356,51 +539,87 @@ def work(p: Preset) -> int:
 
 def training_work(p: Preset) -> int | None:
     "Operations of the whole training; None where the steps are not known. Eq. 70.7."
-    return 3*(p.cost.flops + p.cost.once)*p.regime.batch*p.regime.steps if p.regime.steps else None
+    return 3*(p.cost.flops +
+              p.cost.once)*p.regime.batch*p.regime.steps if p.regime.steps else None
 
 # %% ../../nbs/70_presets.ipynb #table
 def rows(names: Sequence[str] = ()) -> list[dict]:
     "The presets, or some of them, as `ddpm_lit presets` tells them; parameters are counted on what is built."
     found = [find_preset(n) for n in names] or PRESETS.values()
-    return [dict(name=p.name, parameters=p.parameters, said=p.said, side=p.side, flops=p.cost.flops, evaluations=p.evaluations, flops_picture=work(p), flops_training=training_work(p),
-                 train=p.trains, paper=p.paper, source=p.source) for p in found]
+    return [
+        dict(name=p.name, parameters=p.parameters, said=p.said, side=p.side,
+             flops=p.cost.flops, evaluations=p.evaluations, flops_picture=work(p),
+             flops_training=training_work(p), train=p.trains, paper=p.paper,
+             source=p.source) for p in found
+    ]
 
 def as_text(rows: Sequence[dict]) -> str:
     "The same as a table."
-    scale = lambda n: '-' if n is None else next(f'{n/10**k:.3g} {unit}' for k, unit in ((21, 'Z'), (18, 'E'), (15, 'P'), (12, 'T'), (9, 'G')) if n >= 10**k)
-    lines = [f'{r["name"]:24}{r["parameters"]:14,}{r["said"]:>6}{scale(r["flops"]):>8} x{r["evaluations"]:>5} ={scale(r["flops_picture"]):>7}{scale(r["flops_training"]):>8}  {"yes" if r["train"] else "":4} {re.match(".*? [0-9]{4}", r["paper"])[0]}' for r in rows]
-    return '\n'.join([f'{"name":24}{"parameters":>14}{"said":>6}{"FLOP":>8} {"evals":>6} ={"picture":>7}{"training":>9} train  paper', *lines])
+    scale = lambda n: '-' if n is None else next(f'{n/10**k:.3g} {unit}' for k, unit in (
+        (21, 'Z'), (18, 'E'), (15, 'P'), (12, 'T'), (9, 'G')) if n >= 10**k)
+    lines = [
+        f'{r["name"]:24}{r["parameters"]:14,}{r["said"]:>6}{scale(r["flops"]):>8} '
+        f'x{r["evaluations"]:>5} ={scale(r["flops_picture"]):>7}{scale(r["flops_training"]):>8}  {"yes" if r["train"] else "":4} {re.match(".*? [0-9]{4}", r["paper"])[0]}'
+        for r in rows
+    ]
+    return '\n'.join([
+        f'{"name":24}{"parameters":>14}{"said":>6}{"FLOP":>8} {"evals":>6} '
+        f'={"picture":>7}{"training":>9} train  paper',
+        *lines
+    ])
 
 # %% ../../nbs/70_presets.ipynb #recipe
 class Stepped(Betas):
     "A discrete schedule at its own steps only, all of them equally likely. Eq. 70.8."
-    def __call__(self, time) -> Level: return Level(self.log_snr[(clock(time)*len(self) - 1e-6).ceil().clamp(min=1).long() - 1])
-    def time(self, t: Level) -> Tensor: return (super().time(t)*len(self)).round()/len(self)
+    def __call__(self, time) -> Level:
+        return Level(
+            self.log_snr[(clock(time)*len(self) - 1e-6).ceil().clamp(min=1).long() - 1])
+
+    def time(self, t: Level) -> Tensor:
+        return (super().time(t)*len(self)).round()/len(self)
 
 def half_life(ema: float | None) -> float:
     "In steps, of an average that keeps this share of itself; None: no average. Eq. 70.9."
     return math.log(.5)/math.log(ema) if ema else 0.
 
-TRAINED = dict(denoiser=lambda net: net, enlarger=SuperRes, classifier=lambda net: net) # the kinds that read pictures and labels alone
+# the kinds that read pictures and labels alone
+TRAINED = dict(denoiser=lambda net: net, enlarger=SuperRes, classifier=lambda net: net)
 
-def pictures_for(p: Preset, batch: int, seed: int, device: torch.device) -> Callable[[int], tuple]:
+def pictures_for(p: Preset, batch: int, seed: int,
+                 device: torch.device) -> Callable[[int], tuple]:
     "step -> pictures, for an enlarger the same a quarter as wide, and labels if the network is told them."
-    source = Batches(load_images(p.regime.data, 'train', p.side).to(device), batch, seed, flip=p.regime.flip)
+    source = Batches(
+        load_images(p.regime.data, 'train', p.side).to(device), batch, seed,
+        flip=p.regime.flip)
+
     def at(step):
         x0, *label = source(step)
-        return x0, *([halve(halve(x0))] if p.kind == 'enlarger' else []), *(label if p.classes else [])
+        return x0, *([halve(halve(x0))]
+                     if p.kind == 'enlarger' else []), *(label if p.classes else [])
+
     return at
 
-def paper_recipe(p: Preset, **smaller) -> Recipe: # smaller: sizes to build it with, for a trial
+def paper_recipe(p: Preset,
+                 **smaller) -> Recipe: # smaller: sizes to build it with, for a trial
     "The recipe of a paper. Eq. 70.8, 70.9."
     r, S, learned = p.regime, Stepped(p.schedule.betas), not p.name.startswith('ddpm')
-    build = lambda: TRAINED[p.kind](p.build(**smaller)); told = told_steps(S, p.stretch)
-    model = (lambda: NoisyClassifier(build(), told)) if p.kind == 'classifier' else (lambda: Model(build(), from_eps, told, learned))
-    loss = label_nats if p.kind == 'classifier' else hybrid(S, len(S), p.share) if learned else l_simple
-    return Recipe(p.name, model, partial(pictures_for, p), (3, p.side, p.side), S, loss, r.steps, r.batch, classes=p.classes, limit=1.,
-                  sampler=p.sampler if p.kind == 'denoiser' else '', sample_steps=p.evaluations,
-                  settings=dict(lr=r.lr, warmup=r.warmup, clip=r.clip, halflife=half_life(r.ema), decay=r.decay, adam=dict(betas=r.betas, eps=r.eps, weight_decay=r.weight_decay)))
+    build = lambda: TRAINED[p.kind](p.build(**smaller))
+    told = told_steps(S, p.stretch)
+    model = (lambda: NoisyClassifier(build(), told)) if p.kind == 'classifier' else (
+        lambda: Model(build(), from_eps, told, learned))
+    loss = label_nats if p.kind == 'classifier' else hybrid(
+        S, len(S), p.share) if learned else l_simple
+    return Recipe(
+        p.name, model, partial(pictures_for,
+                               p), (3, p.side, p.side), S, loss, r.steps, r.batch,
+        classes=p.classes, limit=1., sampler=p.sampler if p.kind == 'denoiser' else '',
+        sample_steps=p.evaluations, settings=dict(
+            lr=r.lr, warmup=r.warmup, clip=r.clip, halflife=half_life(r.ema),
+            decay=r.decay, adam=dict(betas=r.betas, eps=r.eps,
+                                     weight_decay=r.weight_decay)))
 
-SAMPLERS['ancestral-large'] = partial(ancestral, variance=fixed_large) # DDPM's for CIFAR-10
+# DDPM's for CIFAR-10
+SAMPLERS['ancestral-large'] = partial(ancestral, variance=fixed_large)
 for p in PRESETS.values():
-    if p.trains: register(paper_recipe(p))
+    if p.trains:
+        register(paper_recipe(p))

@@ -36,28 +36,49 @@ from ..train.fit import Training, fit, has_bf16
 from ..train.measure import frechet_distance, in_parts
 
 # %% ../../nbs/73_speed.ipynb #clocks
-def clocks(device: torch.device = torch.device('cpu')) -> Tensor: # [2] float64, seconds: of the processor, of the wall
+def clocks(device: torch.device = torch.device(
+    'cpu')) -> Tensor: # [2] float64, seconds: of the processor, of the wall
     "What two clocks show once the device has done all its work."
-    if device.type == 'cuda': torch.cuda.synchronize(device)
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
     return torch.tensor([time.process_time(), time.perf_counter()], dtype=torch.float64)
 
 def counts(device: torch.device) -> int:
     "Which of the two counts on a device: the processor's, or beside a GPU the wall's."
     return 0 if device.type == 'cpu' else 1
 
-def race(contenders: dict[str, Callable[[], object]], rounds: int = 7, warm: int = 1, now: Callable[[], Tensor] = clocks) -> Iterator[tuple[int, str, Tensor]]: # round (negative: to warm up), name, seconds [2]
+def race(
+    contenders: dict[str, Callable[[], object]], rounds: int = 7, warm: int = 1,
+    now: Callable[[], Tensor] = clocks
+) -> Iterator[tuple[int, str, Tensor]]: # round (negative: to warm up), name, seconds [2]
     "All take part in every round, there and back again in turn. Eq. 73.1."
-    if rounds < 1: raise Problem(f'A race of {rounds} rounds says nothing: ask for at least one.')
+    if rounds < 1:
+        raise Problem(f'A race of {rounds} rounds says nothing: ask for at least one.')
     for i in range(-warm, rounds):
         for name in [*contenders][::1 if i % 2 else -1]:
-            began = now(); contenders[name](); yield i, name, now() - began
+            began = now()
+            contenders[name]()
+            yield i, name, now() - began
 
-def standing(laps: list[tuple[int, str, Tensor]], first: str, clock: int = 0) -> list[dict]: # clock: 0 the processor's, 1 the wall's
+def standing(laps: list[tuple[int, str, Tensor]], first: str,
+             clock: int = 0) -> list[dict]: # clock: 0 the processor's, 1 the wall's
     "How many times as long as `first` each one takes: median, least and most of the rounds. Eq. 73.1."
-    took = {name: torch.stack([seconds for i, n, seconds in laps if n == name and i >= 0]) for name in dict.fromkeys(n for _, n, _ in laps)}
-    ratio = {name: (rows[:, clock]/took[first][:, clock]).sort().values for name, rows in took.items()}
-    return [dict(name=name, cpu_seconds=rows[:, 0].median().item(), wall_seconds=rows[:, 1].median().item(), ratio=ratio[name].median().item(),
-                 least=ratio[name][0].item(), most=ratio[name][-1].item()) for name, rows in took.items()]
+    took = {
+        name: torch.stack([seconds
+                           for i, n, seconds in laps
+                           if n == name and i >= 0])
+        for name in dict.fromkeys(n for _, n, _ in laps)
+    }
+    ratio = {
+        name: (rows[:, clock]/took[first][:, clock]).sort().values
+        for name, rows in took.items()
+    }
+    return [
+        dict(name=name, cpu_seconds=rows[:, 0].median().item(),
+             wall_seconds=rows[:, 1].median().item(), ratio=ratio[name].median().item(),
+             least=ratio[name][0].item(), most=ratio[name][-1].item())
+        for name, rows in took.items()
+    ]
 
 # %% ../../nbs/73_speed.ipynb #ledger
 class Entry(NamedTuple):
@@ -65,36 +86,60 @@ class Entry(NamedTuple):
     calls: int = 0
     seconds: float = 0.
     flops: int = 0 # a multiplication and an addition are two
-    bytes: int = 0 # read and written, each tensor once; to look at one in another way moves nothing
-    def __add__(self, other: 'Entry') -> 'Entry': return Entry(*map(sum, zip(self, other)))
+    # read and written, each tensor once; to look at one in another way moves nothing
+    bytes: int = 0
+
+    def __add__(self, other: 'Entry') -> 'Entry':
+        return Entry(*map(sum, zip(self, other)))
 
 def moved(func, given, made) -> int: # bytes
     "What an operation reads and writes at least: each tensor once, and nothing for a view."
-    given, made = ([v for v in tree_leaves(tree) if isinstance(v, Tensor)] for tree in (given, made))
+    given, made = ([v
+                    for v in tree_leaves(tree)
+                    if isinstance(v, Tensor)]
+                   for tree in (given, made))
     known = {v.untyped_storage()._cdata for v in given}
-    if made and not func._schema.is_mutable and all(v.untyped_storage()._cdata in known for v in made): return 0
-    return sum(min(v.numel()*v.element_size(), v.untyped_storage().nbytes()) for v in {id(v): v for v in (*given, *made)}.values())
+    if made and not func._schema.is_mutable and all(v.untyped_storage()._cdata in known
+                                                    for v in made):
+        return 0
+    return sum(
+        min(v.numel()*v.element_size(),
+            v.untyped_storage().nbytes())
+        for v in {id(v): v for v in (*given, *made)}.values())
 
 class Ledger(TorchDispatchMode):
     "Writes down every operation that runs inside `with Ledger() as ledger:`, way back and optimizer too. Eq. 73.3."
     def __init__(self):
-        super().__init__(); self.entries: dict[str, Entry] = defaultdict(Entry)
+        super().__init__()
+        self.entries: dict[str, Entry] = defaultdict(Entry)
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        device = next((v.device for v in tree_leaves((args, kwargs)) if isinstance(v, Tensor)), torch.device('cpu'))
-        began = clocks(device)[counts(device)]; out = func(*args, **(kwargs or {})); spent = clocks(device)[counts(device)] - began
+        device = next(
+            (v.device for v in tree_leaves((args, kwargs)) if isinstance(v, Tensor)),
+            torch.device('cpu'))
+        began = clocks(device)[counts(device)]
+        out = func(*args, **(kwargs or {}))
+        spent = clocks(device)[counts(device)] - began
         kind = func._overloadpacket
-        flops = flop_registry[kind](*args, **(kwargs or {}), out_val=out) if kind in flop_registry else 0
-        self.entries[kind.__name__] += Entry(1, spent.item(), flops, moved(func, (args, kwargs), out))
+        flops = flop_registry[kind](*args, **(kwargs or {}),
+                                    out_val=out) if kind in flop_registry else 0
+        self.entries[kind.__name__] += Entry(1, spent.item(), flops,
+                                             moved(func, (args, kwargs), out))
         return out
-    def total(self) -> Entry: return sum(self.entries.values(), Entry())
+
+    def total(self) -> Entry:
+        return sum(self.entries.values(), Entry())
 
 # %% ../../nbs/73_speed.ipynb #attainable
-def attainable(intensity: float, peak: float, bandwidth: float) -> float: # operations for each byte; operations and bytes a second -> operations a second
+def attainable(
+    intensity: float, peak: float, bandwidth: float
+) -> float: # operations for each byte; operations and bytes a second -> operations a second
     "The roof. Eq. 73.4."
     return min(peak, intensity*bandwidth)
 
 # %% ../../nbs/73_speed.ipynb #floor
-def floor_seconds(entries: dict[str, Entry], peak: float, bandwidth: float) -> float: # operations and bytes a second
+def floor_seconds(entries: dict[str, Entry], peak: float,
+                  bandwidth: float) -> float: # operations and bytes a second
     "What these operations take at least, one after the other. Eq. 73.3."
     return sum(max(e.flops/peak, e.bytes/bandwidth) for e in entries.values())
 
@@ -103,30 +148,51 @@ def used(e: Entry, peak: float, seconds: float | None = None) -> float: # in [0,
     return e.flops/peak/(e.seconds if seconds is None else seconds)
 
 # %% ../../nbs/73_speed.ipynb #peaks
-def best(once: Callable[[], object], device: torch.device, repeats: int = 5) -> float: # seconds
+def best(once: Callable[[], object], device: torch.device,
+         repeats: int = 5) -> float: # seconds
     "The shortest of a few times."
-    took = [seconds[counts(device)].item() for _, _, seconds in race({'': once}, repeats, now=partial(clocks, device))]
+    took = [
+        seconds[counts(device)].item()
+        for _, _, seconds in race({'': once}, repeats, now=partial(clocks, device))
+    ]
     return min(took[1:])
 
 @torch.no_grad()
-def peaks(dtype: torch.dtype, device: torch.device = torch.device('cpu')) -> tuple[float, float]: # operations a second, bytes a second
+def peaks(
+    dtype: torch.dtype, device: torch.device = torch.device('cpu')
+) -> tuple[float, float]: # operations a second, bytes a second
     "The most this device does: products and 3 x 3 convolutions of several sizes, and copies too large for its caches. Eq. 73.2."
-    make = partial(torch.randn, dtype=dtype, device=device); n, rate = 2048, []
-    a, b = make(n, n), make(n, n); rate.append(2*n**3/best(lambda: a@b, device))
+    make = partial(torch.randn, dtype=dtype, device=device)
+    n, rate = 2048, []
+    a, b = make(n, n), make(n, n)
+    rate.append(2*n**3/best(lambda: a @ b, device))
     for layout in (torch.contiguous_format, torch.channels_last):
         for c, side in ((128, 32), (256, 16), (256, 32), (512, 16)):
-            x, w = (v.to(memory_format=layout) for v in (make(16, c, side, side), make(c, c, 3, 3)))
-            rate.append(2*16*side**2*9*c**2/best(lambda: F.conv2d(x, w, padding=1), device))
-    much = make(2**26 if device.type == 'cpu' else 2**28); into = torch.empty_like(much)
-    return max(rate), 2*much.numel()*much.element_size()/best(lambda: into.copy_(much), device)
+            x, w = (v.to(memory_format=layout)
+                    for v in (make(16, c, side, side), make(c, c, 3, 3)))
+            rate.append(
+                2*16*side**2*9*c**2/best(lambda: F.conv2d(x, w, padding=1), device))
+    much = make(2**26 if device.type == 'cpu' else 2**28)
+    into = torch.empty_like(much)
+    return max(rate), 2*much.numel()*much.element_size()/best(lambda: into.copy_(much),
+                                                              device)
 
 # %% ../../nbs/73_speed.ipynb #networks
-CIFAR = dict(sample_size=32, in_channels=3, out_channels=3, block_out_channels=(128, 256, 256, 256), attention_head_dim=None, # DDPM's for CIFAR-10
-             down_block_types=('DownBlock2D', 'AttnDownBlock2D', 'DownBlock2D', 'DownBlock2D'), up_block_types=('UpBlock2D', 'UpBlock2D', 'AttnUpBlock2D', 'UpBlock2D'))
-SMALL = dict(sample_size=28, in_channels=1, out_channels=1, block_out_channels=(64, 128), attention_head_dim=None, # one like it of 4 million parameters
-             down_block_types=('DownBlock2D', 'AttnDownBlock2D'), up_block_types=('AttnUpBlock2D', 'UpBlock2D'))
-LIGHT = dict(sample_size=28, in_channels=1, out_channels=1, block_out_channels=(32, 64, 128), norm_num_groups=8, # as many parameters, a third of the operations
-             down_block_types=('DownBlock2D', 'DownBlock2D', 'AttnDownBlock2D'), up_block_types=('AttnUpBlock2D', 'UpBlock2D', 'UpBlock2D'))
+# DDPM's for CIFAR-10
+CIFAR = dict(
+    sample_size=32, in_channels=3, out_channels=3,
+    block_out_channels=(128, 256, 256, 256), attention_head_dim=None,
+    down_block_types=('DownBlock2D', 'AttnDownBlock2D', 'DownBlock2D', 'DownBlock2D'),
+    up_block_types=('UpBlock2D', 'UpBlock2D', 'AttnUpBlock2D', 'UpBlock2D'))
+# one like it of 4 million parameters
+SMALL = dict(sample_size=28, in_channels=1, out_channels=1, block_out_channels=(64, 128),
+             attention_head_dim=None, down_block_types=('DownBlock2D', 'AttnDownBlock2D'),
+             up_block_types=('AttnUpBlock2D', 'UpBlock2D'))
+# as many parameters, a third of the operations
+LIGHT = dict(sample_size=28, in_channels=1, out_channels=1,
+             block_out_channels=(32, 64, 128), norm_num_groups=8,
+             down_block_types=('DownBlock2D', 'DownBlock2D', 'AttnDownBlock2D'),
+             up_block_types=('AttnUpBlock2D', 'UpBlock2D', 'UpBlock2D'))
 
 # %% ../../nbs/73_speed.ipynb #worker
 class Worker(NamedTuple):
@@ -136,222 +202,391 @@ class Worker(NamedTuple):
 
 Pictures = Callable[[int], Tensor] # step -> [b c h w] in [-1, 1]
 
-def our_worker(net: nn.Module, pictures: Pictures, bf16: bool | None = None, steps: int = 10**9, parameterization=from_eps, loss=l_simple, **settings) -> Worker:
+def our_worker(net: nn.Module, pictures: Pictures, bf16: bool | None = None,
+               steps: int = 10**9, parameterization=from_eps, loss=l_simple,
+               **settings) -> Worker:
     "A network in the loop of notebook 22."
     training = Training(Model(net, parameterization))
-    run = fit(training, lambda i: (pictures(i),), Cosine(), loss, steps, bf16=bf16, **settings)
+    run = fit(training, lambda i: (pictures(i), ), Cosine(), loss, steps, bf16=bf16,
+              **settings)
     return Worker(lambda: next(run), training.average)
 
 # %% ../../nbs/73_speed.ipynb #in-bf16
 def in_bf16(denoiser: Denoiser) -> Denoiser:
     "The same denoiser, its products in bfloat16."
     def asked(x, t):
-        with torch.autocast(x.device.type, torch.bfloat16): return denoiser(x, t)
+        with torch.autocast(x.device.type, torch.bfloat16):
+            return denoiser(x, t)
+
     return asked
 
 # %% ../../nbs/73_speed.ipynb #peer
 def peer(module: str):
     "A module of another library."
-    try: return importlib.import_module(module)
-    except ImportError as e: raise Problem(f"{e.name or module} is not installed: pip install 'ddpm_lit[peers]', or leave --peers out.") from e
+    try:
+        return importlib.import_module(module)
+    except ImportError as e:
+        raise Problem(f"{e.name or module} is not installed: pip install "
+                      "'ddpm_lit[peers]', or leave --peers out.") from e
 
 class Answer(nn.Module):
     "A network of diffusers that answers a tensor, as ours do."
-    def __init__(self, net: nn.Module): super().__init__(); self.net = net
-    def forward(self, x: Tensor, t: Tensor) -> Tensor: return self.net(x, t).sample # [b c h w], [b] -> [b c h w]
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.net(x, t).sample # [b c h w], [b] -> [b c h w]
 
 diffusers_light = lambda: Answer(peer('diffusers').UNet2DModel(**LIGHT))
-ddpm_pytorch_light = lambda: peer('denoising_diffusion_pytorch').Unet(40, dim_mults=(1, 2, 4), channels=1) # as many parameters
+# as many parameters
+ddpm_pytorch_light = lambda: peer('denoising_diffusion_pytorch').Unet(
+    40, dim_mults=(1, 2, 4), channels=1)
 
 # %% ../../nbs/73_speed.ipynb #plain-worker
-def plain_worker(module: nn.Module, pictures: Pictures, loss: Callable[[Tensor], Tensor], opt, after: Callable[[], object], model: Model, bf16: bool) -> Worker:
+def plain_worker(module: nn.Module, pictures: Pictures, loss: Callable[[Tensor], Tensor],
+                 opt, after: Callable[[], object], model: Model, bf16: bool) -> Worker:
     "A network in the loop of its own library's guide: loss, gradient of length 1 at most, Adam, and what comes after."
-    count = iter(range(10**9)); device = next(module.parameters()).device
+    count = iter(range(10**9))
+    device = next(module.parameters()).device
+
     def once():
         x = pictures(next(count)).to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16): value = loss(x)
-        opt.zero_grad(); value.backward(); nn.utils.clip_grad_norm_(module.parameters(), 1.); opt.step(); after()
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            value = loss(x)
+        opt.zero_grad()
+        value.backward()
+        nn.utils.clip_grad_norm_(module.parameters(), 1.)
+        opt.step()
+        after()
+
     return Worker(once, model)
 
-def diffusers_worker(config: dict, pictures: Pictures, bf16: bool = False, steps: int = 10**9, average: bool = True, device=torch.device('cpu')) -> Worker:
+def diffusers_worker(config: dict, pictures: Pictures, bf16: bool = False,
+                     steps: int = 10**9, average: bool = True,
+                     device=torch.device('cpu')) -> Worker:
     "As in diffusers' guide to training without conditions; `average` is an option of its script."
     lib, tools = peer('diffusers'), peer('diffusers.training_utils')
     net, levels = lib.UNet2DModel(**config).to(device), lib.DDPMScheduler()
-    opt = torch.optim.AdamW(net.parameters(), lr=1e-4); ema = tools.EMAModel(net.parameters()) if average else None
-    rate = peer('diffusers.optimization').get_cosine_schedule_with_warmup(opt, min(500, steps//10), steps)
-    def loss(x):
-        eps, t = torch.randn_like(x), torch.randint(1000, (len(x),), device=device)
-        return F.mse_loss(net(levels.add_noise(x, eps, t), t).sample.float(), eps)
-    def after(): rate.step(); ema and ema.step(net.parameters())
-    return plain_worker(net, pictures, loss, opt, after, Model(Answer(net), from_eps, told_steps(linear())), bf16)
+    opt = torch.optim.AdamW(net.parameters(), lr=1e-4)
+    ema = tools.EMAModel(net.parameters()) if average else None
+    rate = peer('diffusers.optimization').get_cosine_schedule_with_warmup(
+        opt, min(500, steps // 10), steps)
 
-def ddpm_pytorch_worker(net: nn.Module, pictures: Pictures, bf16: bool = False, side: int = 28, device=torch.device('cpu')) -> Worker:
+    def loss(x):
+        eps, t = torch.randn_like(x), torch.randint(1000, (len(x), ), device=device)
+        return F.mse_loss(net(levels.add_noise(x, eps, t), t).sample.float(), eps)
+
+    def after():
+        rate.step()
+        ema and ema.step(net.parameters())
+
+    return plain_worker(net, pictures, loss, opt, after,
+                        Model(Answer(net), from_eps, told_steps(linear())), bf16)
+
+def ddpm_pytorch_worker(net: nn.Module, pictures: Pictures, bf16: bool = False,
+                        side: int = 28, device=torch.device('cpu')) -> Worker:
     "As in the README of denoising-diffusion-pytorch and its Trainer."
-    whole = peer('denoising_diffusion_pytorch').GaussianDiffusion(net, image_size=side).to(device)
+    whole = peer('denoising_diffusion_pytorch').GaussianDiffusion(
+        net, image_size=side).to(device)
     average = peer('ema_pytorch').EMA(whole, beta=.995, update_every=10)
-    told = Model(average.ema_model.model, from_v, told_steps(Betas(whole.betas.double().cpu())))
-    return plain_worker(whole, pictures, lambda x: whole((x + 1)/2), torch.optim.Adam(whole.parameters(), lr=8e-5, betas=(.9, .99)), average.update, told, bf16)
+    told = Model(average.ema_model.model, from_v,
+                 told_steps(Betas(whole.betas.double().cpu())))
+    return plain_worker(whole, pictures, lambda x: whole((x + 1)/2),
+                        torch.optim.Adam(whole.parameters(), lr=8e-5, betas=(.9, .99)),
+                        average.update, told, bf16)
 
 # %% ../../nbs/73_speed.ipynb #of-training
-Makers = dict[str, Callable[[], Callable[[], object]]] # name -> what makes what is timed; ours first
+# name -> what makes what is timed; ours first
+Makers = dict[str, Callable[[], Callable[[], object]]]
 
-def of_training(ours: Callable[[], nn.Module], config: dict, rival: Callable[[], nn.Module], batch: int, device: torch.device, peers: bool) -> Makers:
+def of_training(ours: Callable[[], nn.Module], config: dict, rival: Callable[[],
+                                                                             nn.Module],
+                batch: int, device: torch.device, peers: bool) -> Makers:
     "A step of training: ours and diffusers' with one and the same network, the other with its own."
-    shape = batch, config['in_channels'], *2*[config['sample_size']]; x = torch.rand(shape, device=device)*2 - 1
+    shape = batch, config['in_channels'], *2*[config['sample_size']]
+    x = torch.rand(shape, device=device)*2 - 1
     pictures, half = (lambda step: x), has_bf16(device)
     made: Makers = {'ours': lambda: our_worker(ours().to(device), pictures).once}
-    if half: made['ours, float32'] = lambda: our_worker(ours().to(device), pictures, False).once
+    if half:
+        made['ours, float32'] = lambda: our_worker(ours().to(device), pictures, False
+                                                   ).once
     for bf16, word in ((False, ''), *([(True, ', bfloat16')] if half else [])):
-        if not peers: break
-        made['diffusers' + word] = lambda bf16=bf16: diffusers_worker(config, pictures, bf16, device=device).once
-        made['denoising-diffusion-pytorch' + word] = lambda bf16=bf16: ddpm_pytorch_worker(rival(), pictures, bf16, shape[-1], device).once
+        if not peers:
+            break
+        made['diffusers' + word] = lambda bf16=bf16: diffusers_worker(
+            config, pictures, bf16, device=device).once
+        made['denoising-diffusion-pytorch' +
+             word] = lambda bf16=bf16: ddpm_pytorch_worker(rival(), pictures, bf16, shape[
+                 -1], device).once
     return made
 
 # %% ../../nbs/73_speed.ipynb #of-drawing
 def of_drawing(device: torch.device, peers: bool, batch: int = 64) -> Makers:
     "An evaluation as it is drawn with: the same small network, and those of the arms."
-    x, t = torch.randn(batch, 1, 28, 28, device=device), Level(torch.tensor(0., dtype=torch.float64)); step = told_steps(linear())(t).long()
+    x, t = torch.randn(batch, 1, 28, 28,
+                       device=device), Level(torch.tensor(0., dtype=torch.float64))
+    step = told_steps(linear())(t).long()
+
     def ours(net, half):
-        denoiser = clamp_x0(Model(net.to(device).eval(), from_eps).given()); denoiser = in_bf16(denoiser) if half else denoiser
+        denoiser = clamp_x0(Model(net.to(device).eval(), from_eps).given())
+        denoiser = in_bf16(denoiser) if half else denoiser
         return torch.no_grad()(lambda: denoiser(x, t))
+
     def diffusers(config=SMALL, bf16=False):
-        net, levels = Answer(peer('diffusers').UNet2DModel(**config)).to(device).eval(), peer('diffusers').DDPMScheduler(); told = step.to(device)
+        net, levels = Answer(peer('diffusers').UNet2DModel(
+            **config)).to(device).eval(), peer('diffusers').DDPMScheduler()
+        told = step.to(device)
+
         def once():
-            with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16): levels.step(net(x, told.expand(batch)), step, x)
+            with torch.no_grad(), torch.autocast(device.type, torch.bfloat16,
+                                                 enabled=bf16):
+                levels.step(net(x, told.expand(batch)), step, x)
+
         return once
+
     def ddpm_pytorch(bf16=False):
-        whole = peer('denoising_diffusion_pytorch').GaussianDiffusion(ddpm_pytorch_light(), image_size=28).to(device).eval()
+        whole = peer('denoising_diffusion_pytorch').GaussianDiffusion(
+            ddpm_pytorch_light(), image_size=28).to(device).eval()
+
         def once():
-            with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16): whole.model_predictions(x, step.to(device).expand(batch), clip_x_start=True)
+            with torch.no_grad(), torch.autocast(device.type, torch.bfloat16,
+                                                 enabled=bf16):
+                whole.model_predictions(x,
+                                        step.to(device).expand(batch), clip_x_start=True)
+
         return once
-    half = has_bf16(device); made: Makers = {'ours': lambda: ours(unet_diffusers(SMALL), half), 'ours, arm': lambda: ours(small_unet(1, 0), half)}
-    if half: made['ours, float32'] = lambda: ours(unet_diffusers(SMALL), False)
-    for name, make in {'diffusers': diffusers, 'diffusers, arm': partial(diffusers, LIGHT), 'denoising-diffusion-pytorch, arm': ddpm_pytorch}.items() if peers else ():
+
+    half = has_bf16(device)
+    made: Makers = {
+        'ours': lambda: ours(unet_diffusers(SMALL), half),
+        'ours, arm': lambda: ours(small_unet(1, 0), half)
+    }
+    if half:
+        made['ours, float32'] = lambda: ours(unet_diffusers(SMALL), False)
+    for name, make in {
+            'diffusers': diffusers, 'diffusers, arm': partial(diffusers, LIGHT),
+            'denoising-diffusion-pytorch, arm': ddpm_pytorch
+    }.items() if peers else ():
         made[name] = make
-        if half: made[name + ', bfloat16'] = partial(make, bf16=True)
+        if half:
+            made[name + ', bfloat16'] = partial(make, bf16=True)
     return made
 
 # %% ../../nbs/73_speed.ipynb #of-clip
 def of_clip(sizes: tuple, device: torch.device, peers: bool, n: int = 32) -> Makers:
     "A step of CLIP on pictures of 64 and texts of 32, embeddings of 128; sizes: layers, width and patch of the image tower."
-    layers, width, patch = sizes; x, ends, half = torch.randn(n, 3, 64, 64, device=device), 8 + torch.arange(n, device=device) % 8, has_bf16(device); place = torch.arange(32, device=device)
-    tokens = torch.where(place < ends[:, None], 1 + (place*ends[:, None]) % 2046, 0).scatter(1, ends[:, None], 2047)
+    layers, width, patch = sizes
+    x, ends, half = torch.randn(
+        n, 3, 64, 64,
+        device=device), 8 + torch.arange(n, device=device) % 8, has_bf16(device)
+    place = torch.arange(32, device=device)
+    tokens = torch.where(place < ends[:, None], 1 + (place*ends[:, None]) % 2046,
+                         0).scatter(1, ends[:, None], 2047)
+
     def stepped(model, pairs, loss):
         opt = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+
         def once():
-            with torch.autocast(device.type, torch.bfloat16, enabled=half): found = pairs()
-            value = loss(*(v.float() for v in found)); opt.zero_grad(); value.backward(); opt.step()
+            with torch.autocast(device.type, torch.bfloat16, enabled=half):
+                found = pairs()
+            value = loss(*(v.float() for v in found))
+            opt.zero_grad()
+            value.backward()
+            opt.step()
+
         return once
+
     def ours():
-        model = official_clip(128, 64, layers, width, patch, 128, 2, 3, 32, 2048).to(device)
-        if patch is None: model.image.to(memory_format=torch.channels_last)
-        return stepped(model, lambda: model.given(tokens)(x, None), lambda *pairs: contrastive(*pairs).mean())
+        model = official_clip(128, 64, layers, width, patch, 128, 2, 3, 32,
+                              2048).to(device)
+        if patch is None:
+            model.image.to(memory_format=torch.channels_last)
+        return stepped(model, lambda: model.given(tokens)(x, None),
+                       lambda *pairs: contrastive(*pairs).mean())
+
     def open_clip():
         m, loss = peer('open_clip.model'), peer('open_clip.loss').ClipLoss()
-        vision = m.CLIPVisionCfg(layers=layers, width=width, head_width=64, image_size=64, **({} if patch is None else dict(patch_size=patch)))
-        model = m.CLIP(128, vision, m.CLIPTextCfg(context_length=32, vocab_size=2048, width=128, heads=2, layers=3), quick_gelu=True).to(device)
+        vision = m.CLIPVisionCfg(layers=layers, width=width, head_width=64, image_size=64,
+                                 **({} if patch is None else dict(patch_size=patch)))
+        model = m.CLIP(
+            128, vision,
+            m.CLIPTextCfg(context_length=32, vocab_size=2048, width=128, heads=2,
+                          layers=3), quick_gelu=True).to(device)
         return stepped(model, lambda: model(x, tokens), loss)
+
     return {'ours': ours, **({'open_clip': open_clip} if peers else {})}
 
 def of_loss(n: int, device: torch.device, peers: bool) -> Makers:
     "CLIP's loss of n pairs of 512 numbers, there and back."
     a, b = (unit(torch.randn(n, 512, device=device)).requires_grad_() for _ in 'ab')
     made: Makers = {'ours': lambda: lambda: contrastive(a, b, 50.).mean().backward()}
-    if peers: made['open_clip'] = lambda: (lambda loss: lambda: loss(a, b, 50.).backward())(peer('open_clip.loss').ClipLoss())
+    if peers:
+        made['open_clip'] = lambda: (lambda loss: lambda: loss(a, b, 50.).backward())(
+            peer('open_clip.loss').ClipLoss())
     return made
 
 # %% ../../nbs/73_speed.ipynb #parts
-PARTS: dict[str, Callable[[torch.device, bool], Makers]] = { # name -> (device, beside peers?) -> contenders
-    'step': lambda device, peers: of_training(lambda: unet_diffusers(CIFAR), CIFAR, lambda: peer('denoising_diffusion_pytorch').Unet(128, dim_mults=(1, 2, 2, 2)), 16, device, peers),
-    'small': lambda device, peers: of_training(lambda: unet_diffusers(SMALL), SMALL, ddpm_pytorch_light, 32, device, peers),
-    'evaluation': of_drawing, 'clip-vit': partial(of_clip, (4, 256, 8)), 'clip-resnet': partial(of_clip, ((1, 1, 1, 1), 32, None)),
-    'loss-4096': partial(of_loss, 4096), 'loss-16384': partial(of_loss, 16384)}
+# name -> (device, beside peers?) -> contenders
+PARTS: dict[str, Callable[[torch.device, bool], Makers]] = {
+    'step': lambda device, peers: of_training(
+        lambda: unet_diffusers(CIFAR), CIFAR, lambda: peer('denoising_diffusion_pytorch').
+        Unet(128, dim_mults=(1, 2, 2, 2)), 16, device, peers),
+    'small': lambda device, peers: of_training(lambda: unet_diffusers(
+        SMALL), SMALL, ddpm_pytorch_light, 32, device, peers), 'evaluation': of_drawing,
+    'clip-vit': partial(of_clip, (4, 256, 8)), 'clip-resnet': partial(
+        of_clip, ((1, 1, 1, 1), 32, None)), 'loss-4096': partial(of_loss, 4096),
+    'loss-16384': partial(of_loss, 16384)
+}
 
 def find_part(name: str) -> Callable[[torch.device, bool], Makers]:
     "The part of that name."
-    if name not in PARTS: raise Problem(f'There is nothing called "{name}" to time: choose from {", ".join(PARTS)}, quality.')
+    if name not in PARTS:
+        raise Problem(f'There is nothing called "{name}" to time: choose from '
+                      f'{", ".join(PARTS)}, quality.')
     return PARTS[name]
 
 # %% ../../nbs/73_speed.ipynb #memory
 def held(part: str, name: str, peers: bool, device: str) -> float: # MiB
     "What one run holds at its highest, beyond what was there before."
-    d = torch.device(device); once = find_part(part)(d, peers)[name]()
-    if d.type == 'cuda': torch.cuda.reset_peak_memory_stats(d); before = torch.cuda.memory_allocated(d); once(); return (torch.cuda.max_memory_allocated(d) - before)/2**20
-    most = lambda: next(int(line.split()[1]) for line in open('/proc/self/status') if line.startswith('VmHWM'))/2**10
-    before = most(); once(); return most() - before
+    d = torch.device(device)
+    once = find_part(part)(d, peers)[name]()
+    if d.type == 'cuda':
+        torch.cuda.reset_peak_memory_stats(d)
+        before = torch.cuda.memory_allocated(d)
+        once()
+        return (torch.cuda.max_memory_allocated(d) - before)/2**20
+    most = lambda: next(
+        int(line.split()[1])
+        for line in open('/proc/self/status')
+        if line.startswith('VmHWM'))/2**10
+    before = most()
+    once()
+    return most() - before
 
-def peak_memory(part: str, name: str, peers: bool = True, device: torch.device = torch.device('cpu')) -> float | None: # MiB; None: this system does not tell
+def peak_memory(
+    part: str, name: str, peers: bool = True, device: torch.device = torch.device('cpu')
+) -> float | None: # MiB; None: this system does not tell
     "The same in a process of its own, since a process forgets nothing."
     code = f'import torch; torch.set_num_threads(1); from ddpm_lit.scale.speed import held; print(held({part!r}, {name!r}, {peers}, {str(device)!r}))'
     run = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     return None if run.returncode else float(run.stdout.split()[-1])
 
 # %% ../../nbs/73_speed.ipynb #bench
-def bench(parts: list[str], peers: bool = False, rounds: int = 7, device: torch.device = torch.device('cpu')) -> Iterator[tuple[int, int, list[dict]]]: # laps done, of how many, the rows of parts that are done
+def bench(
+    parts: list[str], peers: bool = False, rounds: int = 7,
+    device: torch.device = torch.device('cpu')
+) -> Iterator[tuple[
+        int, int, list[dict]]]: # laps done, of how many, the rows of parts that are done
     "Time these parts, one after the other, each with all its contenders in turns."
-    all_makers, done, rows = {part: find_part(part)(device, peers) for part in parts}, 0, []
+    all_makers, done, rows = {part: find_part(part)(device, peers)
+                              for part in parts}, 0, []
     total = sum((rounds + 1)*len(makers) for makers in all_makers.values())
     for part, makers in all_makers.items():
-        torch.manual_seed(0); laps = []
-        for lap in race({name: make() for name, make in makers.items()}, rounds, now=partial(clocks, device)): laps.append(lap); done += 1; yield done, total, rows
-        for row in standing(laps, 'ours', counts(device)): rows.append(dict(part=part) | row | dict(mib=peak_memory(part, row['name'], peers, device)))
+        torch.manual_seed(0)
+        laps = []
+        for lap in race({name: make() for name, make in makers.items()}, rounds,
+                        now=partial(clocks, device)):
+            laps.append(lap)
+            done += 1
+            yield done, total, rows
+        for row in standing(laps, 'ours', counts(device)):
+            rows.append(
+                dict(part=part) | row
+                | dict(mib=peak_memory(part, row['name'], peers, device)))
     yield total, total, rows
 
 # %% ../../nbs/73_speed.ipynb #train-for
-def rehearse(start: Callable[[int], Worker], device: torch.device, laps: int = 12) -> float: # seconds
+def rehearse(start: Callable[[int], Worker], device: torch.device,
+             laps: int = 12) -> float: # seconds
     "What a step costs: the median of a few, without the first ones."
     worker, took = start(laps), []
-    for _ in range(laps): began = clocks(device); worker.once(); took.append((clocks(device) - began)[counts(device)].item())
+    for _ in range(laps):
+        began = clocks(device)
+        worker.once()
+        took.append((clocks(device) - began)[counts(device)].item())
     return statistics.median(took[3:])
 
-def train_for(start: Callable[[int], Worker], seconds: float, device: torch.device = torch.device('cpu')) -> Iterator[tuple[int, int, Worker, float]]: # steps taken, of how many, who, seconds spent
+def train_for(
+    start: Callable[[int],
+                    Worker], seconds: float, device: torch.device = torch.device('cpu')
+) -> Iterator[tuple[int, int, Worker,
+                    float]]: # steps taken, of how many, who, seconds spent
     "As many steps as fit into so many seconds, told beforehand, because a rate that falls wants to know its end. Eq. 73.6."
     steps = max(1, round(seconds/rehearse(start, device)))
     worker, began = start(steps), clocks(device)
-    for i in range(steps): worker.once(); yield i + 1, steps, worker, (clocks(device) - began)[counts(device)].item()
+    for i in range(steps):
+        worker.once()
+        yield i + 1, steps, worker, (clocks(device) - began)[counts(device)].item()
 
 # %% ../../nbs/73_speed.ipynb #draw
 @torch.no_grad()
-def draw_pictures(model: Model, n: int, evaluations: int, shape: tuple[int, ...], seed: int = 0, at_once: int = 250) -> Tensor: # [n c h w]
+def draw_pictures(model: Model, n: int, evaluations: int, shape: tuple[int, ...],
+                  seed: int = 0, at_once: int = 250) -> Tensor: # [n c h w]
     "The same noise and the same sampler for whoever has learned to denoise."
-    noise = torch.randn(n, *shape, generator=torch.Generator().manual_seed(seed)); device = next(model.parameters(), noise).device # the same noise on every device
+    # the same noise on every device
+    noise = torch.randn(n, *shape, generator=torch.Generator().manual_seed(seed))
+    device = next(model.parameters(), noise).device
     denoiser = in_bf16(clamp_x0(model.eval().given()))
-    return torch.cat([last(dpmpp_2m(denoiser, karras(evaluations, .01), part.to(device))).cpu() for part in noise.split(at_once)])
+    return torch.cat([
+        last(dpmpp_2m(denoiser, karras(evaluations, .01), part.to(device))).cpu()
+        for part in noise.split(at_once)
+    ])
 
 # %% ../../nbs/73_speed.ipynb #arms
 Start = Callable[[Images, int, int], Worker] # pictures, steps in all, seed
 
 def by_fit(build: Callable[[], nn.Module], batch: int, lr: float) -> Start:
     "With the recipe of this book."
-    return lambda images, steps, seed: our_worker(build().to(images.pixels.device), rows(images, batch, seed), steps=steps, parameterization=from_v, loss=weighted(min_snr()), lr=lr, seed=seed)
+    return lambda images, steps, seed: our_worker(
+        build().to(images.pixels.device), rows(images, batch, seed), steps=steps,
+        parameterization=from_v, loss=weighted(min_snr()), lr=lr, seed=seed)
 
 def rows(images: Images, batch: int, seed: int) -> Pictures:
     "Pictures without their labels."
-    source = Batches(images, batch, seed); return lambda step: source(step)[0]
+    source = Batches(images, batch, seed)
+    return lambda step: source(step)[0]
 
 ARMS: dict[str, Start] = { # name -> how it begins
-    'ours': by_fit(lambda: small_unet(1, 0), 32, 3e-3),
-    'diffusers, our recipe': by_fit(diffusers_light, 16, 1e-3),
-    'denoising-diffusion-pytorch, our recipe': by_fit(ddpm_pytorch_light, 16, 1e-3),
-    'diffusers, its guide': lambda images, steps, seed: diffusers_worker(LIGHT, rows(images, 16, seed), steps=steps, average=False, device=images.pixels.device),
-    'denoising-diffusion-pytorch, its README': lambda images, steps, seed: ddpm_pytorch_worker(ddpm_pytorch_light(), rows(images, 32, seed), device=images.pixels.device)}
+    'ours': by_fit(lambda: small_unet(1, 0), 32, 3e-3), 'diffusers, our recipe': by_fit(
+        diffusers_light, 16, 1e-3), 'denoising-diffusion-pytorch, our recipe': by_fit(
+            ddpm_pytorch_light, 16,
+            1e-3), 'diffusers, its guide': lambda images, steps, seed: diffusers_worker(
+                LIGHT, rows(images, 16, seed), steps=steps, average=False, device=images.
+                pixels.device), 'denoising-diffusion-pytorch, its README': lambda images,
+    steps, seed: ddpm_pytorch_worker(ddpm_pytorch_light(), rows(images, 32, seed),
+                                     device=images.pixels.device)
+}
 
 # %% ../../nbs/73_speed.ipynb #quality
-def quality(name: str, images: Images, real: Tensor, features: Callable[[Tensor], Tensor], seconds: float = 360., seed: int = 0, n: int = 500, evaluations: tuple[int, ...] = (5, 10, 20), keep: int = 10) -> Iterator[tuple[int, int, dict | None]]: # per cent done, of 100, the row at the end
+def quality(
+    name: str, images: Images, real: Tensor, features: Callable[[Tensor], Tensor],
+    seconds: float = 360., seed: int = 0, n: int = 500,
+    evaluations: tuple[int, ...] = (5, 10, 20), keep: int = 10
+) -> Iterator[tuple[int, int, dict | None]]: # per cent done, of 100, the row at the end
     "Train one arm for equal seconds, draw, and weigh: Frechet distance between features of drawn and of real pictures [m d], by evaluations."
-    if name not in ARMS: raise Problem(f'There is no arm "{name}": choose one of {", ".join(ARMS)}.')
+    if name not in ARMS:
+        raise Problem(f'There is no arm "{name}": choose one of {", ".join(ARMS)}.')
     torch.manual_seed(seed)
-    for i, steps, worker, spent in train_for(lambda steps: ARMS[name](images, steps, seed), seconds, images.pixels.device): yield round(80*i/steps), 100, None
-    row = dict(arm=name, seed=seed, parameters=sum(p.numel() for p in worker.model.parameters()), steps=steps, seconds=round(spent, 1), n=n, frechet={})
+    for i, steps, worker, spent in train_for(
+            lambda steps: ARMS[name](images, steps, seed), seconds, images.pixels.device):
+        yield round(80*i/steps), 100, None
+    row = dict(arm=name, seed=seed,
+               parameters=sum(p.numel() for p in worker.model.parameters()), steps=steps,
+               seconds=round(spent, 1), n=n, frechet={})
     for k in evaluations:
         x = draw_pictures(worker.model, n, k, images.pixels.shape[1:], seed)
-        row['frechet'][str(k)] = round(frechet_distance(in_parts(features, x), real), 3); yield 80 + 20*(evaluations.index(k) + 1)//len(evaluations), 100, None
+        row['frechet'][str(k)] = round(frechet_distance(in_parts(features, x), real), 3)
+        yield 80 + 20*(evaluations.index(k) + 1) // len(evaluations), 100, None
     row['pictures'] = to_bytes(x[:keep]).flatten().tolist()
     yield 100, 100, row
 
 # %% ../../nbs/73_speed.ipynb #equal
-def equal_quality(ours: dict[int, float], theirs: dict[int, float], ratio: float, slack: float = 1.1) -> float | None: # distance by number of evaluations; ratio: their seconds an evaluation beside ours; None: ours is never as good
+def equal_quality(
+    ours: dict[int, float], theirs: dict[int, float], ratio: float, slack: float = 1.1
+) -> float | None: # distance by number of evaluations; ratio: their seconds an evaluation beside ours; None: ours is never as good
     "How many times as long a peer takes for a picture of the quality that it has. Eq. 73.7."
-    k, goal = next((k, d) for k, d in sorted(theirs.items()) if d <= slack*min(theirs.values()))
+    k, goal = next(
+        (k, d) for k, d in sorted(theirs.items()) if d <= slack*min(theirs.values()))
     enough = [k for k, d in sorted(ours.items()) if d <= goal]
     return k*ratio/enough[0] if enough else None

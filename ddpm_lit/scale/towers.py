@@ -35,83 +35,185 @@ class Names(Layout):
     def names(self, key: str) -> list[str]:
         "Theirs, for one of ours."
         for ours, theirs in self.rules.items():
-            if m := re.fullmatch(ours, key): return [name.format(*m.groups()) for name in theirs.split()]
-        raise Problem(f'The layout {self.name} has no name for our "{key}": only the published towers are in it.')
+            if m := re.fullmatch(ours, key):
+                return [name.format(*m.groups()) for name in theirs.split()]
+        raise Problem(f'The layout {self.name} has no name for our "{key}": only the '
+                      'published towers are in it.')
 
     def export(self, net: nn.Module, key: str, w: Tensor) -> dict[str, Tensor]:
         "Our tensor as the official file holds it, by official name."
         names = self.names(key)
         parts = [w] if len(names) == 1 else w.chunk(len(names))
-        return {name.removesuffix('.T'): part.T if name.endswith('.T') else part for name, part in zip(names, parts) if not name.endswith('-')}
+        return {
+            name.removesuffix('.T'): part.T if name.endswith('.T') else part
+            for name, part in zip(names, parts)
+            if not name.endswith('-')
+        }
 
     def read(self, net: nn.Module | None, key: str, state: dict[str, Tensor]) -> Tensor:
         "The way back."
-        names = self.names(key); first = state[names[0].removesuffix('.T')]
-        parts = [torch.zeros_like(first) if name.endswith('-') else state[name.removesuffix('.T')].T if name.endswith('.T') else state[name] for name in names]
+        names = self.names(key)
+        first = state[names[0].removesuffix('.T')]
+        parts = [
+            torch.zeros_like(first) if name.endswith('-') else
+            state[name.removesuffix('.T')].T if name.endswith('.T') else state[name]
+            for name in names
+        ]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 def within(ours: str, theirs: str, rules: dict[str, str]) -> dict[str, str]:
     "The rules of a part, for its place in the whole."
-    return {f'{ours}.{k}': ' '.join(f'{theirs}.{name}' for name in v.split()) for k, v in rules.items()}
+    return {
+        f'{ours}.{k}': ' '.join(f'{theirs}.{name}'
+                                for name in v.split())
+        for k, v in rules.items()
+    }
 
 # %% ../../nbs/75_towers.ipynb #openai
 NTH = '([0-9]+)'
-BLOCK = {'norm([12]).(.+)': 'ln_{1}.{2}', 'attn.qkv.(.+)': 'attn.in_proj_{1}', 'attn.out.(.+)': 'attn.out_proj.{1}', 'inner.(.+)': 'mlp.c_fc.{1}', 'outer.(.+)': 'mlp.c_proj.{1}'} # {0} is the block's number
-TEXT = {'text.places': 'positional_embedding', 'text.pieces.(.+)': 'token_embedding.{}', 'text.norm.(.+)': 'ln_final.{}', 'text.out': 'text_projection'}
-VISION = {'first': 'class_embedding', 'places': 'positional_embedding', 'patches.(.+)': 'conv1.{}', 'before.(.+)': 'ln_pre.{}', 'after.(.+)': 'ln_post.{}', 'out': 'proj'}
-RESNET = ({f'{ours}.{n}.(.+)': f'{theirs}{n + 1}.{{}}' for n in range(3) for ours, theirs in (('convs', 'conv'), ('norms', 'bn'))}
-          | {f'groups.{n}.{NTH}.{ours}(.+)': f'layer{n + 1}.{{}}.{theirs}{{}}' for n in range(4) for ours, theirs in (('conv', 'conv'), ('norm', 'bn'), ('skip', 'downsample'))}
-          | {'pool.place': 'attnpool.positional_embedding', 'pool.qkv.(.+)': 'attnpool.q_proj.{0} attnpool.k_proj.{0} attnpool.v_proj.{0}', 'pool.out.(.+)': 'attnpool.c_proj.{}'})
-OPENAI = Names('openai', rules={'log_scale': 'logit_scale', **TEXT, **within('image', 'visual', VISION | RESNET),
-    **within(f'text.transformer.blocks.{NTH}', 'transformer.resblocks.{0}', BLOCK), **within(f'image.transformer.blocks.{NTH}', 'visual.transformer.resblocks.{0}', BLOCK)})
+# {0} is the block's number
+BLOCK = {
+    'norm([12]).(.+)': 'ln_{1}.{2}', 'attn.qkv.(.+)': 'attn.in_proj_{1}',
+    'attn.out.(.+)': 'attn.out_proj.{1}', 'inner.(.+)': 'mlp.c_fc.{1}',
+    'outer.(.+)': 'mlp.c_proj.{1}'
+}
+TEXT = {
+    'text.places': 'positional_embedding', 'text.pieces.(.+)': 'token_embedding.{}',
+    'text.norm.(.+)': 'ln_final.{}', 'text.out': 'text_projection'
+}
+VISION = {
+    'first': 'class_embedding', 'places': 'positional_embedding',
+    'patches.(.+)': 'conv1.{}', 'before.(.+)': 'ln_pre.{}', 'after.(.+)': 'ln_post.{}',
+    'out': 'proj'
+}
+RESNET = (
+    {
+        f'{ours}.{n}.(.+)': f'{theirs}{n + 1}.{{}}'
+        for n in range(3)
+        for ours, theirs in (('convs', 'conv'), ('norms', 'bn'))
+    }
+    | {
+        f'groups.{n}.{NTH}.{ours}(.+)': f'layer{n + 1}.{{}}.{theirs}{{}}'
+        for n in range(4)
+        for ours, theirs in (('conv', 'conv'), ('norm', 'bn'), ('skip', 'downsample'))
+    }
+    | {
+        'pool.place': 'attnpool.positional_embedding',
+        'pool.qkv.(.+)': 'attnpool.q_proj.{0} attnpool.k_proj.{0} attnpool.v_proj.{0}',
+        'pool.out.(.+)': 'attnpool.c_proj.{}'
+    })
+OPENAI = Names(
+    'openai', rules={
+        'log_scale': 'logit_scale', **TEXT,
+        **within('image', 'visual', VISION | RESNET), **within(
+            f'text.transformer.blocks.{NTH}', 'transformer.resblocks.{0}', BLOCK), **within(
+            f'image.transformer.blocks.{NTH}', 'visual.transformer.resblocks.{0}', BLOCK)
+    })
 
 # %% ../../nbs/75_towers.ipynb #transformers
-TRANSFORMERS_BLOCK = {'norm([12]).(.+)': 'layer_norm{1}.{2}', 'attn.qkv.(.+)': 'self_attn.q_proj.{1} self_attn.k_proj.{1} self_attn.v_proj.{1}', 'attn.out.(.+)': 'self_attn.out_proj.{1}',
-                      'inner.(.+)': 'mlp.fc1.{1}', 'outer.(.+)': 'mlp.fc2.{1}'}
-TRANSFORMERS = Names('transformers', rules={'log_scale': 'logit_scale', 'text.out': 'text_projection.weight.T', 'image.out': 'visual_projection.weight.T',
-    **within('text', 'text_model', {'places': 'embeddings.position_embedding.weight', 'pieces.weight': 'embeddings.token_embedding.weight', 'norm.(.+)': 'final_layer_norm.{}'}),
-    **within('image', 'vision_model', {'first': 'embeddings.class_embedding', 'places': 'embeddings.position_embedding.weight', 'patches.weight': 'embeddings.patch_embedding.weight',
-                                       'before.(.+)': 'pre_layrnorm.{}', 'after.(.+)': 'post_layernorm.{}'}), # their spelling
-    **within(f'text.transformer.blocks.{NTH}', 'text_model.encoder.layers.{0}', TRANSFORMERS_BLOCK), **within(f'image.transformer.blocks.{NTH}', 'vision_model.encoder.layers.{0}', TRANSFORMERS_BLOCK)})
+TRANSFORMERS_BLOCK = {
+    'norm([12]).(.+)': 'layer_norm{1}.{2}',
+    'attn.qkv.(.+)': 'self_attn.q_proj.{1} self_attn.k_proj.{1} self_attn.v_proj.{1}',
+    'attn.out.(.+)': 'self_attn.out_proj.{1}', 'inner.(.+)': 'mlp.fc1.{1}',
+    'outer.(.+)': 'mlp.fc2.{1}'
+}
+TRANSFORMERS = Names(
+    'transformers',
+    rules={
+        'log_scale': 'logit_scale',
+        'text.out': 'text_projection.weight.T',
+        'image.out': 'visual_projection.weight.T',
+        **within(
+            'text', 'text_model', {
+                'places': 'embeddings.position_embedding.weight',
+                'pieces.weight': 'embeddings.token_embedding.weight',
+                'norm.(.+)': 'final_layer_norm.{}'
+            }),
+        **within(
+            'image', 'vision_model', {
+                'first': 'embeddings.class_embedding',
+                'places': 'embeddings.position_embedding.weight',
+                'patches.weight': 'embeddings.patch_embedding.weight',
+                'before.(.+)': 'pre_layrnorm.{}', 'after.(.+)': 'post_layernorm.{}'
+            }), # their spelling
+        **within(f'text.transformer.blocks.{NTH}', 'text_model.encoder.layers.{0}', TRANSFORMERS_BLOCK),
+        **within(f'image.transformer.blocks.{NTH}', 'vision_model.encoder.layers.{0}', TRANSFORMERS_BLOCK)
+    })
 
 # %% ../../nbs/75_towers.ipynb #sizes
 def sizes(state: dict[str, Tensor], layout: Names) -> dict:
     "The sizes of a CLIP, named as `official_clip` does, read off the shapes of its tensors. Eq. 75.2."
-    def there(key): return layout.names(key)[0].removesuffix('.T') in state
+    def there(key):
+        return layout.names(key)[0].removesuffix('.T') in state
+
     def shape(key):
-        if not there(key): raise Problem(f'This state is no whole CLIP in the layout {layout.name}: it lacks "{layout.names(key)[0].removesuffix(".T")}".')
+        if not there(key):
+            raise Problem(f'This state is no whole CLIP in the layout {layout.name}: it '
+                          f'lacks "{layout.names(key)[0].removesuffix(".T")}".')
         return layout.read(None, key, state).shape
-    def count(key): return next(n for n in itertools.count() if not there(key.format(n)))
+
+    def count(key):
+        return next(n for n in itertools.count() if not there(key.format(n)))
+
     length, wide = shape('text.places')
-    text = dict(out=shape('text.out')[1], text_width=wide, text_heads=wide//64, text_layers=count('text.transformer.blocks.{}.norm1.weight'), length=length, size=shape('text.pieces.weight')[0])
+    text = dict(out=shape('text.out')[1], text_width=wide, text_heads=wide // 64,
+                text_layers=count('text.transformer.blocks.{}.norm1.weight'),
+                length=length, size=shape('text.pieces.weight')[0])
     if there('image.first'):
         width, _, patch, _ = shape('image.patches.weight')
-        return text | dict(width=width, patch=patch, side=patch*math.isqrt(shape('image.places')[0] - 1), layers=count('image.transformer.blocks.{}.norm1.weight'))
-    return text | dict(width=shape('image.convs.2.weight')[0], patch=None, side=2**5*math.isqrt(shape('image.pool.place')[0] - 1),
-                       layers=tuple(count(f'image.groups.{n}.{{}}.conv1.weight') for n in range(4)))
+        return text | dict(width=width, patch=patch,
+                           side=patch*math.isqrt(shape('image.places')[0] - 1),
+                           layers=count('image.transformer.blocks.{}.norm1.weight'))
+    return text | dict(
+        width=shape('image.convs.2.weight')[0], patch=None,
+        side=2**5*math.isqrt(shape('image.pool.place')[0] - 1), layers=tuple(
+            count(f'image.groups.{n}.{{}}.conv1.weight') for n in range(4)))
 
 # %% ../../nbs/75_towers.ipynb #load
-CARRIED = ('input_resolution', 'context_length', 'vocab_size', 'text_model.embeddings.position_ids', 'vision_model.embeddings.position_ids') # counts that some files carry along
+# counts that some files carry along
+CARRIED = ('input_resolution', 'context_length', 'vocab_size',
+           'text_model.embeddings.position_ids', 'vision_model.embeddings.position_ids')
 
 def clip_layout(state: dict[str, Tensor]) -> Names:
     "The dialect, told from the keys."
     for layout in (OPENAI, TRANSFORMERS):
-        if layout.names('text.places')[0] in state: return layout
-    raise Problem('This state is no CLIP in a layout known here: it has neither "positional_embedding" nor "text_model.embeddings.position_embedding.weight".')
+        if layout.names('text.places')[0] in state:
+            return layout
+    raise Problem('This state is no CLIP in a layout known here: it has neither '
+                  '"positional_embedding" nor '
+                  '"text_model.embeddings.position_embedding.weight".')
 
-def clip_from_official(state: dict[str, Tensor], origin: str = 'This state',
-                       text_heads: int | None = None, image_heads: int | None = None, act: Callable[[Tensor], Tensor] = quick_gelu, # what no shape says; None: 64 wide
-                       ) -> CLIP:
+def clip_from_official(
+        state: dict[str, Tensor],
+        origin: str = 'This state',
+        text_heads: int | None = None,
+        image_heads: int | None = None,
+        act: Callable[[Tensor], Tensor] = quick_gelu, # what no shape says; None: 64 wide
+) -> CLIP:
     "The CLIP of an official state, in float32 and ready to be asked; pictures come to it through `as_official`. Eq. 75.2."
-    layout, state = clip_layout(state), {k: v for k, v in state.items() if k not in CARRIED}
-    found = sizes(state, layout); wide = dict(text=found['text_width'], image=found['width']*(1 if found['patch'] else 32))
-    heads = {who: n or wide[who]//64 for who, n in (('text', text_heads), ('image', image_heads))}
+    layout, state = clip_layout(state), {
+        k: v for k, v in state.items() if k not in CARRIED
+    }
+    found = sizes(state, layout)
+    wide = dict(text=found['text_width'],
+                image=found['width']*(1 if found['patch'] else 32))
+    heads = {
+        who: n or wide[who] // 64
+        for who, n in (('text', text_heads), ('image', image_heads))
+    }
     for who, n in heads.items():
-        if not n or wide[who] % n: raise Problem(f'{origin} has {wide[who]} channels of {who}, which do not split into {n} heads: say how many there are, as {who}_heads.')
+        if not n or wide[who] % n:
+            raise Problem(f'{origin} has {wide[who]} channels of {who}, which do not '
+                          f'split into {n} heads: say how many there are, as '
+                          f'{who}_heads.')
     with torch.device('meta'): # no random numbers where each is replaced at once
-        picture = (partial(ResNetTower, found['side']) if found['patch'] is None else partial(VisionTower, found['side'], found['patch'], act=act))
-        text = TextTower(found['size'], found['length'], found['text_width'], found['text_layers'], heads['text'], found['out'], act=act)
-        clip = CLIP(picture(width=found['width'], layers=found['layers'], heads=heads['image'], out=found['out']), text)
+        picture = (partial(ResNetTower, found['side']) if found['patch'] is None else
+                   partial(VisionTower, found['side'], found['patch'], act=act))
+        text = TextTower(found['size'], found['length'], found['text_width'],
+                         found['text_layers'], heads['text'], found['out'], act=act)
+        clip = CLIP(
+            picture(width=found['width'], layers=found['layers'], heads=heads['image'],
+                    out=found['out']), text)
     return load_official(clip.to_empty(device='cpu').eval(), state, layout, origin)
 
 def load_clip(path, **told) -> CLIP: # told: as for `clip_from_official`
@@ -123,11 +225,17 @@ def load_clip(path, **told) -> CLIP: # told: as for `clip_from_official`
 def run_clip(f: Fixture, dtype: torch.dtype) -> dict[str, Tensor]:
     "Features, scores and loss of a published CLIP. Eq. 53.1, 53.3."
     text, image = (f.config.get(k, {}) for k in ('text_config', 'vision_config'))
-    told = dict(text_heads=f.config.get('transformer_heads') or text['num_attention_heads'], image_heads=image.get('num_attention_heads'))
-    clip = clip_from_official(f.weights, f.name, **told, act=gelu if image.get('hidden_act') == 'gelu' else quick_gelu).to(dtype)
+    told = dict(
+        text_heads=f.config.get('transformer_heads') or text['num_attention_heads'],
+        image_heads=image.get('num_attention_heads'))
+    clip = clip_from_official(
+        f.weights, f.name, **told,
+        act=gelu if image.get('hidden_act') == 'gelu' else quick_gelu).to(dtype)
     image, text = clip.image(f.inputs['image'].to(dtype)), clip.text(f.inputs['text'])
-    scores = clip.scale*unit(image)@unit(text).T
-    return dict(image_features=image, text_features=text, logits_per_image=scores, logits_per_text=scores.T, loss=contrastive(unit(image), unit(text), clip.scale).mean())
+    scores = clip.scale*unit(image) @ unit(text).T
+    return dict(image_features=image, text_features=text, logits_per_image=scores,
+                logits_per_text=scores.T, loss=contrastive(unit(image), unit(text),
+                                                           clip.scale).mean())
 
 KINDS.append(Kind(r'openai CLIP class\b|transformers CLIPModel\b', run_clip))
 
@@ -135,36 +243,64 @@ KINDS.append(Kind(r'openai CLIP class\b|transformers CLIPModel\b', run_clip))
 def run_tokens(f: Fixture, dtype: torch.dtype) -> dict[str, Tensor]:
     "Ids, masks, lengths and refusals of CLIP's and GLIDE's tokenizers."
     clip, glide, texts = clip_tokenizer(), glide_tokenizer(), f.config['texts']
-    n, m = (torch.tensor([len(t.encode(s)) for s in texts[k]]) for t, k in ((clip, 'clip'), (glide, 'glide')))
+    n, m = (torch.tensor([len(t.encode(s))
+                          for s in texts[k]])
+            for t, k in ((clip, 'clip'), (glide, 'glide')))
     rows, plain = clip(texts['clip'], 'truncate'), glide(texts['glide'], 'truncate')
-    return ({'clip.ids_truncated': rows, 'clip.too_long_raises': n > clip.room, 'glide_clip.ids': rows, 'glide_clip.len': n.clamp(max=clip.room) + 2}
-            | {'glide.ids': plain, 'glide.mask': glide.mask(plain), 'glide.n_tokens_before_padding': m})
+    return ({
+        'clip.ids_truncated': rows, 'clip.too_long_raises': n > clip.room,
+        'glide_clip.ids': rows, 'glide_clip.len': n.clamp(max=clip.room) + 2
+    }
+            | {
+                'glide.ids': plain, 'glide.mask': glide.mask(plain),
+                'glide.n_tokens_before_padding': m
+            })
 
 KINDS.append(Kind(r'\btokenizer\b', run_tokens))
 
 # %% ../../nbs/75_towers.ipynb #noised
-GLIDE_MEAN, GLIDE_STD = (122.77093945, 116.74601272, 104.09373519), (68.50053285, 66.63215831, 70.32316309) # of a byte, kept by them in float32
+# of a byte, kept by them in float32
+GLIDE_MEAN, GLIDE_STD = (122.77093945, 116.74601272,
+                         104.09373519), (68.50053285, 66.63215831, 70.32316309)
 
-def as_glide(x: Tensor) -> Tensor: # [b 3 h w] in [-1, 1] -> the same, in the units of GLIDE's noised CLIP
+def as_glide(
+    x: Tensor
+) -> Tensor: # [b 3 h w] in [-1, 1] -> the same, in the units of GLIDE's noised CLIP
     "(byte - mean)/deviation of each colour, with constants rounded to float32. Eq. 53.17."
-    mean, std = (torch.tensor(v, dtype=torch.float32, device=x.device).to(x.dtype).reshape(3, 1, 1) for v in (GLIDE_MEAN, GLIDE_STD))
+    mean, std = (torch.tensor(v, dtype=torch.float32,
+                              device=x.device).to(x.dtype).reshape(3, 1, 1)
+                 for v in (GLIDE_MEAN, GLIDE_STD))
     return ((x + 1)*127.5 - mean)/std
 
 class TimedCLIP(nn.Module):
     "GLIDE's noised CLIP: the class token of its picture is looked up by the timestep. Eq. 75.3 (GLIDE section 4.4)."
-    def __init__(self, image: VisionTower, text: TextTower, timesteps: int, clip_scale: float, clock: Callable[[Level], Tensor]): # clock: a level's timestep, from 0
+    def __init__(self, image: VisionTower, text: TextTower, timesteps: int,
+                 clip_scale: float,
+                 clock: Callable[[Level], Tensor]): # clock: a level's timestep, from 0
         super().__init__()
         image.register_parameter('first', None)
-        self.image, self.text, self.at, self.clip_scale, self.clock = image, text, nn.Embedding(timesteps, image.places.shape[1]), clip_scale, clock
+        self.image, self.text, self.at, self.clip_scale, self.clock = image, text, nn.Embedding(
+            timesteps, image.places.shape[1]), clip_scale, clock
+
     def embed_image(self, x: Tensor, t: Level) -> Tensor: # [b 3 h w] -> [b d]
-        return self.image(as_glide(x), self.at(self.clock(t).to(x.device).long().reshape(-1).expand(len(x))))
-    def embed_text(self, tokens: Tensor, lens: Tensor | None = None) -> Tensor: # [b l], [b] the number of tokens before the padding, by default up to the largest -> [b d]
-        if lens is None: return self.text(tokens)
-        h = self.text.transformer(self.text.pieces(tokens) + self.text.places[:tokens.shape[1]])
-        return self.text.norm(h[torch.arange(len(h), device=h.device), lens - 1])@self.text.out
+        return self.image(
+            as_glide(x),
+            self.at(self.clock(t).to(x.device).long().reshape(-1).expand(len(x))))
+
+    def embed_text(
+        self, tokens: Tensor, lens: Tensor | None = None
+    ) -> Tensor: # [b l], [b] the number of tokens before the padding, by default up to the largest -> [b d]
+        if lens is None:
+            return self.text(tokens)
+        h = self.text.transformer(
+            self.text.pieces(tokens) + self.text.places[:tokens.shape[1]])
+        return self.text.norm(h[torch.arange(len(h), device=h.device),
+                                lens - 1]) @ self.text.out
+
     def given(self, tokens: Tensor, lens: Tensor | None = None) -> LogMatch:
         "How well x_t matches these texts, up to what does not depend on x_t: the scaled cosine, for `guide`. Eq. 75.3."
-        with torch.no_grad(): z_text = unit(self.embed_text(tokens, lens))
+        with torch.no_grad():
+            z_text = unit(self.embed_text(tokens, lens))
         return lambda x, t: self.clip_scale*(unit(self.embed_image(x, t))*z_text).sum(1)
 
 def nearest_step(S: Betas) -> Callable[[Level], Tensor]:
@@ -172,36 +308,77 @@ def nearest_step(S: Betas) -> Callable[[Level], Tensor]:
     return lambda t: (S.time(t)*len(S) - 1).round().long()
 
 # %% ../../nbs/75_towers.ipynb #glide
-GLIDE_BLOCK = {'norm1.weight': 'f_attn.ln.g', 'norm1.bias': 'f_attn.ln.b', 'attn.qkv.weight': 'f_attn.f_q.w f_attn.f_k.w f_attn.f_v.w', 'attn.qkv.bias': 'f_attn.f_q.b f_attn.f_k.b- f_attn.f_v.b',
-               'attn.out.weight': 'f_attn.f_c.w', 'attn.out.bias': 'f_attn.f_c.b', 'norm2.weight': 'f_mlp.ln.g', 'norm2.bias': 'f_mlp.ln.b',
-               'inner.weight': 'f_mlp.f_1.w', 'inner.bias': 'f_mlp.f_1.b', 'outer.weight': 'f_mlp.f_2.w', 'outer.bias': 'f_mlp.f_2.b'}
-GLIDE = Names('glide', rules={'at.weight': 'image_encoder.blocks.input.w_t',
-    **within('image', 'image_encoder.blocks', {'places': 'input.w_pos', 'patches.weight': 'input.patch_proj', 'before.weight': 'input.ln.g', 'before.bias': 'input.ln.b',
-                                               'after.weight': 'output.ln.g', 'after.bias': 'output.ln.b', 'out': 'output.f.w.T'}),
-    **within('text', 'text_encoder.blocks', {'pieces.weight': 'input.w_voc', 'places': 'input.w_pos', 'norm.weight': 'output.ln.g', 'norm.bias': 'output.ln.b', 'out': 'output.f.w.T'}),
-    **{k: v for who in ('image', 'text') for k, v in within(f'{who}.transformer.blocks.{NTH}', who + '_encoder.blocks.block_{}', GLIDE_BLOCK).items()}})
+GLIDE_BLOCK = {
+    'norm1.weight': 'f_attn.ln.g', 'norm1.bias': 'f_attn.ln.b',
+    'attn.qkv.weight': 'f_attn.f_q.w f_attn.f_k.w f_attn.f_v.w',
+    'attn.qkv.bias': 'f_attn.f_q.b f_attn.f_k.b- f_attn.f_v.b',
+    'attn.out.weight': 'f_attn.f_c.w', 'attn.out.bias': 'f_attn.f_c.b',
+    'norm2.weight': 'f_mlp.ln.g', 'norm2.bias': 'f_mlp.ln.b',
+    'inner.weight': 'f_mlp.f_1.w', 'inner.bias': 'f_mlp.f_1.b',
+    'outer.weight': 'f_mlp.f_2.w', 'outer.bias': 'f_mlp.f_2.b'
+}
+GLIDE = Names(
+    'glide', rules={
+        'at.weight': 'image_encoder.blocks.input.w_t', **within(
+            'image', 'image_encoder.blocks', {
+                'places': 'input.w_pos', 'patches.weight': 'input.patch_proj',
+                'before.weight': 'input.ln.g', 'before.bias': 'input.ln.b',
+                'after.weight': 'output.ln.g', 'after.bias': 'output.ln.b',
+                'out': 'output.f.w.T'
+            }), **within(
+            'text', 'text_encoder.blocks', {
+                'pieces.weight': 'input.w_voc', 'places': 'input.w_pos',
+                'norm.weight': 'output.ln.g', 'norm.bias': 'output.ln.b',
+                'out': 'output.f.w.T'
+            }), **{
+            k: v for who in ('image', 'text') for k, v in within(
+                f'{who}.transformer.blocks.{NTH}', who + '_encoder.blocks.block_{}', GLIDE_BLOCK).items(
+            )
+        }
+    })
 
 # %% ../../nbs/75_towers.ipynb #glide-clip
-GLIDE_CLIP = dict(image_size=64, patch_size=4, n_vocab=65536, max_text_len=77, n_embd=512, n_head_state_text=64, n_head_text=8, n_xf_blocks_text=12,
-                  n_head_state_image=64, n_head_image=12, n_xf_blocks_image=12, n_timesteps=1000, logit_scale=100.) # as published
+GLIDE_CLIP = dict(image_size=64, patch_size=4, n_vocab=65536, max_text_len=77, n_embd=512,
+                  n_head_state_text=64, n_head_text=8, n_xf_blocks_text=12,
+                  n_head_state_image=64, n_head_image=12, n_xf_blocks_image=12,
+                  n_timesteps=1000, logit_scale=100.) # as published
 
-def glide_clip(image: dict[str, Tensor], text: dict[str, Tensor], # the states of GLIDE's two files
-               config: dict | None = None,                        # official options that differ from the published
-               clock: Callable[[Level], Tensor] | None = None,    # by default the nearest step of the cosine schedule
-               ) -> TimedCLIP:
+def glide_clip(
+        image: dict[str, Tensor],
+        text: dict[str, Tensor], # the states of GLIDE's two files
+        config: dict | None = None, # official options that differ from the published
+        clock: Callable[[Level], Tensor]
+    | None = None, # by default the nearest step of the cosine schedule
+) -> TimedCLIP:
     "GLIDE's noised CLIP of two official states, in float32 and ready to guide. Eq. 75.3."
     c = options(config or {}, GLIDE_CLIP, 'beta_schedule')
-    tower = VisionTower(c['image_size'], c['patch_size'], c['n_head_state_image']*c['n_head_image'], c['n_xf_blocks_image'], c['n_head_image'], c['n_embd'], act=gelu)
-    words = TextTower(c['n_vocab'], c['max_text_len'], c['n_head_state_text']*c['n_head_text'], c['n_xf_blocks_text'], c['n_head_text'], c['n_embd'], act=gelu)
-    clip = TimedCLIP(tower, words, c['n_timesteps'], c['logit_scale'], clock or nearest_step(cosine(c['n_timesteps']))).eval()
-    return load_official(clip, {f'{who}_encoder.{k}': v for who, state in (('image', image), ('text', text)) for k, v in state.items()}, GLIDE)
+    tower = VisionTower(c['image_size'], c['patch_size'],
+                        c['n_head_state_image']*c['n_head_image'], c['n_xf_blocks_image'],
+                        c['n_head_image'], c['n_embd'], act=gelu)
+    words = TextTower(c['n_vocab'], c['max_text_len'],
+                      c['n_head_state_text']*c['n_head_text'], c['n_xf_blocks_text'],
+                      c['n_head_text'], c['n_embd'], act=gelu)
+    clip = TimedCLIP(tower, words, c['n_timesteps'], c['logit_scale'], clock
+                     or nearest_step(cosine(c['n_timesteps']))).eval()
+    return load_official(
+        clip, {
+            f'{who}_encoder.{k}': v
+            for who, state in (('image', image), ('text', text))
+            for k, v in state.items()
+        }, GLIDE)
 
 def run_glide_clip(f: Fixture, dtype: torch.dtype) -> dict[str, Tensor]:
     "Features of GLIDE's noised CLIP, and the gradient of their match by x_t. Eq. 75.3."
-    image, text = ({k.removeprefix(who): v for k, v in f.weights.items() if k.startswith(who)} for who in ('image_encoder.', 'text_encoder.'))
-    clip = glide_clip(image, text, f.config, lambda t: t.log_snr).to(dtype) # the fixture counts in its own timesteps
-    x, t, words = f.inputs['x'].to(dtype), Level(f.inputs['t'].double()), (f.inputs['tokens'], f.inputs['lens'])
-    with torch.no_grad(): image, text = clip.embed_image(x, t), clip.embed_text(*words)
-    return dict(raw_image=image, raw_text=text, z_i=unit(image), z_t=unit(text), grad=gradient(clip.given(*words), x, t))
+    image, text = ({
+        k.removeprefix(who): v for k, v in f.weights.items() if k.startswith(who)
+    } for who in ('image_encoder.', 'text_encoder.'))
+    # the fixture counts in its own timesteps
+    clip = glide_clip(image, text, f.config, lambda t: t.log_snr).to(dtype)
+    x, t, words = f.inputs['x'].to(dtype), Level(
+        f.inputs['t'].double()), (f.inputs['tokens'], f.inputs['lens'])
+    with torch.no_grad():
+        image, text = clip.embed_image(x, t), clip.embed_text(*words)
+    return dict(raw_image=image, raw_text=text, z_i=unit(image), z_t=unit(text),
+                grad=gradient(clip.given(*words), x, t))
 
 KINDS.append(Kind(r'glide-text2im noised CLIP \(', run_glide_clip))

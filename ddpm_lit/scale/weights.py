@@ -29,31 +29,64 @@ from ..train.fit import read_tensors
 @dataclass(frozen=True)
 class Fixture:
     "Weights, inputs and the outputs that the official code computed from them."
-    name: str; origin: str; config: dict
-    weights: dict[str, Tensor]; inputs: dict[str, Tensor]; outputs: dict[str, Tensor]
+    name: str
+    origin: str
+    config: dict
+    weights: dict[str, Tensor]
+    inputs: dict[str, Tensor]
+    outputs: dict[str, Tensor]
 
 def read_fixture(path) -> Fixture:
     "Read a fixture, with what its metadata say of it."
     tensors = read_tensors(path)
-    with safe_open(path, 'pt') as f: meta = f.metadata() or {}
-    part = lambda head: {k.removeprefix(head): v for k, v in tensors.items() if k.startswith(head)}
-    try: origin, config = meta['origin'], json.loads(meta.get('config', '{}')) | {k: json.loads(meta[k]) for k in ('texts',) if k in meta}
-    except (KeyError, ValueError): raise Problem(f'{path} does not say what it is: its metadata need an "origin", and a "config" in JSON.') from None
-    return Fixture(Path(path).name, origin, config, part('weights.'), part('in.'), part('out.'))
+    with safe_open(path, 'pt') as f:
+        meta = f.metadata() or {}
+    part = lambda head: {
+        k.removeprefix(head): v for k, v in tensors.items() if k.startswith(head)
+    }
+    try:
+        origin, config = meta['origin'], json.loads(meta.get(
+            'config', '{}')) | {k: json.loads(meta[k]) for k in ('texts', ) if k in meta}
+    except (KeyError, ValueError):
+        raise Problem(f'{path} does not say what it is: its metadata need an "origin", '
+                      'and a "config" in JSON.') from None
+    return Fixture(
+        Path(path).name, origin, config, part('weights.'), part('in.'), part('out.'))
 
 # %% ../../nbs/71_weights.ipynb #keys
-LAYERS = 'time.inner time.outer label first norm last norm1 conv1 emb norm2 conv2 skip'.split()
+LAYERS = 'time.inner time.outer label first norm last norm1 conv1 emb norm2 conv2 skip'.split(
+)
 NAMES = dict(
-    openai=dict(zip(LAYERS, 'time_embed.0 time_embed.2 label_emb input_blocks.0.0 out.0 out.2 in_layers.0 in_layers.2 emb_layers.1 out_layers.0 out_layers.3 skip_connection'.split()))
-           | {'attn.norm': 'norm', 'attn.qkv': 'qkv', 'attn.kv': 'encoder_kv', 'attn.out': 'proj_out', 'down.conv': 'op', 'up.conv': 'conv'},
-    diffusers=dict(zip(LAYERS, 'time_embedding.linear_1 time_embedding.linear_2 class_embedding conv_in conv_norm_out conv_out norm1 conv1 time_emb_proj norm2 conv2 conv_shortcut'.split()))
-           | {'attn.norm': 'group_norm', 'attn.qkv': 'to_q to_k to_v', 'attn.kv': 'add_k_proj add_v_proj', 'attn.out': 'to_out.0', 'down.conv': 'conv', 'up.conv': 'conv'})
-OURS = re.compile(r'(?:(down|middle|up)\.(\d+)\.(res|attn|resample)\.)?(.+)\.(weight|bias)')
+    openai=dict(
+        zip(
+            LAYERS,
+            'time_embed.0 time_embed.2 label_emb input_blocks.0.0 out.0 out.2 '
+            'in_layers.0 in_layers.2 emb_layers.1 out_layers.0 out_layers.3 '
+            'skip_connection'
+            .split()))
+    | {
+        'attn.norm': 'norm', 'attn.qkv': 'qkv', 'attn.kv': 'encoder_kv',
+        'attn.out': 'proj_out', 'down.conv': 'op', 'up.conv': 'conv'
+    }, diffusers=dict(
+        zip(
+            LAYERS,
+            'time_embedding.linear_1 time_embedding.linear_2 class_embedding conv_in '
+            'conv_norm_out conv_out norm1 conv1 time_emb_proj norm2 conv2 conv_shortcut'
+            .split()))
+    | {
+        'attn.norm': 'group_norm', 'attn.qkv': 'to_q to_k to_v',
+        'attn.kv': 'add_k_proj add_v_proj', 'attn.out': 'to_out.0', 'down.conv': 'conv',
+        'up.conv': 'conv'
+    })
+OURS = re.compile(
+    r'(?:(down|middle|up)\.(\d+)\.(res|attn|resample)\.)?(.+)\.(weight|bias)')
 
 def place_openai(net: UNet, side: str, n: int, part: str) -> str:
     "Where OpenAI's lists keep a part of step n: the number of the step, then of the part."
-    if side == 'middle': return f'middle_block.{2*n + (part == "attn")}'
-    if side == 'down': return f'input_blocks.{n + 1}.{int(part == "attn")}'
+    if side == 'middle':
+        return f'middle_block.{2*n + (part == "attn")}'
+    if side == 'down':
+        return f'input_blocks.{n + 1}.{int(part == "attn")}'
     return f'output_blocks.{n}.{dict(res=0, attn=1, resample=1 + (net.up[n].attn is not None))[part]}'
 
 def place_diffusers(net: UNet, side: str, n: int, part: str) -> str:
@@ -65,8 +98,10 @@ def place_diffusers(net: UNet, side: str, n: int, part: str) -> str:
 def official_keys(net: UNet, key: str, layout: str) -> list[str]:
     "Where an official file keeps our tensor `key`; diffusers keeps queries, keys and values apart."
     side, n, part, leaf, end = OURS.fullmatch(key).groups()
-    if side is None: return [f'{NAMES[layout][leaf]}.{end}']
-    place = dict(openai=place_openai, diffusers=place_diffusers)[layout](net, side, int(n), part)
+    if side is None:
+        return [f'{NAMES[layout][leaf]}.{end}']
+    place = dict(openai=place_openai, diffusers=place_diffusers)[layout](net, side,
+                                                                         int(n), part)
     leaf = f'attn.{leaf}' if part == 'attn' else f'{side}.conv' if leaf == 'conv' else leaf
     return [f'{place}.{name}.{end}' for name in NAMES[layout][leaf].split()]
 
@@ -81,16 +116,20 @@ class Layout:
         "Our tensor as the official file holds it, by official name."
         names = official_keys(net, key, self.name)
         if self.name == 'openai' and (attn := projection(net, key)):
-            if self.legacy and (p := parts(key)): w = w.unflatten(0, (p, attn.heads, -1)).transpose(0, 1).flatten(0, 2)
-            if w.ndim == 2: w = w[..., None]
+            if self.legacy and (p := parts(key)):
+                w = w.unflatten(0, (p, attn.heads, -1)).transpose(0, 1).flatten(0, 2)
+            if w.ndim == 2:
+                w = w[..., None]
         return dict(zip(names, w.chunk(len(names))))
 
     def read(self, net: UNet, key: str, state: dict[str, Tensor]) -> Tensor:
         "The way back."
         w = torch.cat([state[k] for k in official_keys(net, key, self.name)])
         if self.name == 'openai' and (attn := projection(net, key)):
-            if w.ndim == 3: w = w[..., 0]
-            if self.legacy and (p := parts(key)): w = w.unflatten(0, (attn.heads, p, -1)).transpose(0, 1).flatten(0, 2)
+            if w.ndim == 3:
+                w = w[..., 0]
+            if self.legacy and (p := parts(key)):
+                w = w.unflatten(0, (attn.heads, p, -1)).transpose(0, 1).flatten(0, 2)
         return w
 
 def parts(key: str) -> int:
@@ -100,22 +139,33 @@ def parts(key: str) -> int:
 def projection(net: UNet, key: str) -> nn.Module | None:
     "The attention whose linear layer this tensor belongs to."
     place, dot, leaf = key.partition('.attn.')
-    return net.get_submodule(place + '.attn') if dot and not leaf.startswith('norm') else None
+    return net.get_submodule(place +
+                             '.attn') if dot and not leaf.startswith('norm') else None
 
 # %% ../../nbs/71_weights.ipynb #official
 def to_official(net: UNet, layout: Layout | None = None) -> dict[str, Tensor]:
     "The state of a network in an official dialect, by default the one it was read from."
     layout = layout or net.layout
-    return {k: v for key, w in net.state_dict().items() for k, v in layout.export(net, key, w).items()}
+    return {
+        k: v
+        for key, w in net.state_dict().items()
+        for k, v in layout.export(net, key, w).items()
+    }
 
-def load_official(net: UNet, state: dict[str, Tensor], layout: Layout, origin: str = 'This state') -> UNet:
+def load_official(net: UNet, state: dict[str, Tensor], layout: Layout,
+                  origin: str = 'This state') -> UNet:
     "Fill a network from an official state; a key that is missing, unknown or mis-shaped is a `Problem` that names it."
     theirs = to_official(net, layout)
     for k in sorted(theirs.keys() ^ state.keys()):
-        raise Problem(f'{origin} belongs to another network: it {"lacks" if k in theirs else "should not have"} "{k}".')
+        raise Problem(f'{origin} belongs to another network: it '
+                      f'{"lacks" if k in theirs else "should not have"} "{k}".')
     for k, v in theirs.items():
-        if v.shape != state[k].shape: raise Problem(f'{origin} belongs to another network: "{k}" is {[*state[k].shape]} and should be {[*v.shape]}.')
-        if not state[k].is_meta and not state[k].double().isfinite().all(): raise Problem(f'{origin} is damaged: "{k}" holds numbers that are not finite; fetch it again.')
+        if v.shape != state[k].shape:
+            raise Problem(f'{origin} belongs to another network: "{k}" is '
+                          f'{[*state[k].shape]} and should be {[*v.shape]}.')
+        if not state[k].is_meta and not state[k].double().isfinite().all():
+            raise Problem(f'{origin} is damaged: "{k}" holds numbers that are not '
+                          'finite; fetch it again.')
     net.load_state_dict({key: layout.read(net, key, state) for key in net.state_dict()})
     net.layout = layout
     return net
@@ -124,74 +174,124 @@ def layout_of(keys) -> str: # 'openai' or 'diffusers'
     "The dialect, told from the keys."
     rooms = {k.split('.')[0] for k in keys}
     for name, room in (('openai', 'input_blocks'), ('diffusers', 'down_blocks')):
-        if room in rooms: return name
-    raise Problem('These keys are in no dialect known here: the keys of a U-Net begin with input_blocks or down_blocks.')
+        if room in rooms:
+            return name
+    raise Problem('These keys are in no dialect known here: the keys of a U-Net begin '
+                  'with input_blocks or down_blocks.')
 
 # %% ../../nbs/71_weights.ipynb #options
 def options(config: dict, known: dict, ignored: str) -> dict:
     "Official options, completed by their defaults; one that is not known here is a `Problem`."
     for k, v in config.items():
-        if not (k in known or k in ignored.split() or k.startswith('_') or v is None): raise Problem(f'The option {k}={v!r} is not known here.')
+        if not (k in known or k in ignored.split() or k.startswith('_') or v is None):
+            raise Problem(f'The option {k}={v!r} is not known here.')
     return known | {k: v for k, v in config.items() if k in known}
 
 def only(c: dict, **wanted):
     "A `Problem` unless each of these options has one of the values built here."
     for k, values in wanted.items():
-        if c[k] not in values: raise Problem(f'The option {k}={c[k]!r} is not built here: {" or ".join(map(repr, values))} would be.')
+        if c[k] not in values:
+            raise Problem(f'The option {k}={c[k]!r} is not built here: '
+                          f'{" or ".join(map(repr, values))} would be.')
 
 # %% ../../nbs/71_weights.ipynb #build-openai
-OPENAI = dict(in_channels=3, model_channels=0, out_channels=3, num_res_blocks=2, attention_resolutions=(), dropout=0, channel_mult=(1, 2, 4, 8),
-              conv_resample=True, dims=2, num_classes=None, num_heads=1, num_head_channels=-1, num_heads_upsample=-1,
-              use_scale_shift_norm=False, resblock_updown=False, use_new_attention_order=False)
+OPENAI = dict(in_channels=3, model_channels=0, out_channels=3, num_res_blocks=2,
+              attention_resolutions=(), dropout=0, channel_mult=(1, 2, 4, 8),
+              conv_resample=True, dims=2, num_classes=None, num_heads=1,
+              num_head_channels=-1, num_heads_upsample=-1, use_scale_shift_norm=False,
+              resblock_updown=False, use_new_attention_order=False)
 
-def unet_openai(config: dict, pictures: int = 1, tokens: int = 0) -> UNet: # pictures: 2 if a second one is put behind x
+def unet_openai(config: dict, pictures: int = 1,
+                tokens: int = 0) -> UNet: # pictures: 2 if a second one is put behind x
     "The `UNet` that an official configuration of improved-diffusion or guided-diffusion describes."
     c = options(config, OPENAI, 'image_size small_size use_checkpoint use_fp16')
     only(c, dims=[2])
     block = partial(ResBlock, scale_shift=c['use_scale_shift_norm'], dropout=c['dropout'])
     wide, levels = c['num_head_channels'], range(len(c['channel_mult']))
-    size = inside(block) if c['resblock_updown'] else dict(down=Downsample, up=Upsample) if c['conv_resample'] else dict(
-        down=lambda *_: Resample(halve), up=lambda *_: Resample(double))
-    net = UNet(pictures*c['in_channels'], c['out_channels'], c['model_channels'], c['channel_mult'], c['num_res_blocks'],
-               [i for i in levels if 2**i in c['attention_resolutions']], classes=c['num_classes'] or 0, block=block,
-               attn=partial(Attention, heads=c['num_heads'], head_width=None if wide == -1 else wide, tokens=tokens), **size)
+    size = inside(block) if c['resblock_updown'] else dict(
+        down=Downsample, up=Upsample) if c['conv_resample'] else dict(
+            down=lambda *_: Resample(halve), up=lambda *_: Resample(double))
+    net = UNet(
+        pictures*c['in_channels'], c['out_channels'], c['model_channels'],
+        c['channel_mult'], c['num_res_blocks'],
+        [i for i in levels if 2**i in c['attention_resolutions']],
+        classes=c['num_classes'] or 0, block=block, attn=partial(
+            Attention, heads=c['num_heads'], head_width=None if wide == -1 else wide,
+            tokens=tokens), **size)
     if wide == -1 and c['num_heads_upsample'] != -1:
         for step in net.up:
-            if step.attn is not None: step.attn.heads = c['num_heads_upsample']
+            if step.attn is not None:
+                step.attn.heads = c['num_heads_upsample']
     net.layout = Layout('openai', legacy=not c['use_new_attention_order'])
     return net
 
 # %% ../../nbs/71_weights.ipynb #build-diffusers
-DIFFUSERS = dict(in_channels=3, out_channels=3, center_input_sample=False, time_embedding_type='positional', freq_shift=0, flip_sin_to_cos=True,
-                 down_block_types=('DownBlock2D',) + ('AttnDownBlock2D',)*3, up_block_types=('AttnUpBlock2D',)*3 + ('UpBlock2D',),
-                 block_out_channels=(224, 448, 672, 896), layers_per_block=2, mid_block_scale_factor=1, downsample_padding=1, downsample_type='conv',
-                 upsample_type='conv', dropout=0., act_fn='silu', attention_head_dim=8, norm_num_groups=32, attn_norm_num_groups=None, time_embedding_dim=None, mid_block_type='UNetMidBlock2D', norm_eps=1e-5,
-                 resnet_time_scale_shift='default', class_embed_type=None, num_class_embeds=None, add_attention=True)
+DIFFUSERS = dict(in_channels=3, out_channels=3, center_input_sample=False,
+                 time_embedding_type='positional', freq_shift=0, flip_sin_to_cos=True,
+                 down_block_types=('DownBlock2D', ) + ('AttnDownBlock2D', )*3,
+                 up_block_types=('AttnUpBlock2D', )*3 + ('UpBlock2D', ),
+                 block_out_channels=(224, 448, 672, 896), layers_per_block=2,
+                 mid_block_scale_factor=1, downsample_padding=1, downsample_type='conv',
+                 upsample_type='conv', dropout=0., act_fn='silu', attention_head_dim=8,
+                 norm_num_groups=32, attn_norm_num_groups=None, time_embedding_dim=None,
+                 mid_block_type='UNetMidBlock2D', norm_eps=1e-5,
+                 resnet_time_scale_shift='default', class_embed_type=None,
+                 num_class_embeds=None, add_attention=True)
 
 def unet_diffusers(config: dict) -> UNet:
     "The `UNet` that a configuration of diffusers' UNet2DModel describes."
     c = options(config, DIFFUSERS, 'sample_size num_train_timesteps')
-    only(c, center_input_sample=[False], time_embedding_type=['positional'], mid_block_scale_factor=[1], act_fn=['silu', 'swish'], class_embed_type=[None], freq_shift=[0, 1],
-         downsample_type=['conv', 'resnet'], upsample_type=['conv', 'resnet'], mid_block_type=['UNetMidBlock2D'], time_embedding_dim=[None, 4*c['block_out_channels'][0]])
-    for k in ('in_channels', 'out_channels', 'layers_per_block', 'norm_num_groups', 'attn_norm_num_groups', 'attention_head_dim', 'num_class_embeds'):
-        if not (type(c[k]) is int and c[k] > 0 or c[k] is None and DIFFUSERS[k] is None or c[k] is None and k == 'attention_head_dim'): raise Problem(f'The option {k}={c[k]!r} is no number of them.')
+    only(c, center_input_sample=[False], time_embedding_type=['positional'],
+         mid_block_scale_factor=[1], act_fn=['silu', 'swish'], class_embed_type=[None],
+         freq_shift=[0, 1], downsample_type=['conv', 'resnet'],
+         upsample_type=['conv', 'resnet'], mid_block_type=['UNetMidBlock2D'],
+         time_embedding_dim=[None, 4*c['block_out_channels'][0]])
+    for k in ('in_channels', 'out_channels', 'layers_per_block', 'norm_num_groups',
+              'attn_norm_num_groups', 'attention_head_dim', 'num_class_embeds'):
+        if not (type(c[k]) is int and c[k] > 0 or c[k] is None and DIFFUSERS[k] is None
+                or c[k] is None and k == 'attention_head_dim'):
+            raise Problem(f'The option {k}={c[k]!r} is no number of them.')
     for k in ('norm_eps', 'dropout'):
-        if not (isinstance(c[k], (int, float)) and 0 <= c[k] < 1): raise Problem(f'The option {k}={c[k]!r} is no small number.')
+        if not (isinstance(c[k], (int, float)) and 0 <= c[k] < 1):
+            raise Problem(f'The option {k}={c[k]!r} is no small number.')
     kinds, wide = c['down_block_types'], c['block_out_channels']
     has_attention = [k.startswith('Attn') for k in kinds]
-    if [k.startswith('Attn') for k in c['up_block_types']][::-1] != has_attention: raise Problem('Attention on the way up must be at the levels of the way down.')
+    if [k.startswith('Attn') for k in c['up_block_types']][::-1] != has_attention:
+        raise Problem('Attention on the way up must be at the levels of the way down.')
     norm = partial(nn.GroupNorm, c['norm_num_groups'], eps=c['norm_eps'])
-    block = partial(ResBlock, norm=norm, dropout=c['dropout'], scale_shift=c['resnet_time_scale_shift'] == 'scale_shift')
-    def resizer(kinds, attention_type): # of all levels but the last, which does not change the size
-        inside_block = {k.startswith('Resnet') or k.startswith('Attn') and attention_type == 'resnet' for k in kinds[:-1]}
-        if len(inside_block) > 1: raise Problem('Levels that change the size in different ways are not built here: choose one way for all.')
-        return inside(block) if inside_block == {True} else dict(down=partial(Downsample, corner=c['downsample_padding'] == 0), up=Upsample)
-    size = dict(down=resizer(kinds, c['downsample_type'])['down'], up=resizer(c['up_block_types'], c['upsample_type'])['up'])
-    net = UNet(c['in_channels'], c['out_channels'], wide[0], [Fraction(w, wide[0]) for w in wide], c['layers_per_block'], [i for i, a in enumerate(has_attention) if a],
-               c['add_attention'], c['num_class_embeds'] or 0, partial(TimeEmbedding, sin_first=not c['flip_sin_to_cos'], slowest=c['freq_shift'] == 1),
-               block, partial(Attention, head_width=c['attention_head_dim'], norm=norm), norm=norm, **size)
-    groups = c['attn_norm_num_groups'] or (c['norm_num_groups'] if c['resnet_time_scale_shift'] == 'default' else None)
-    if c['add_attention']: net.middle[0].attn.norm = nn.GroupNorm(groups, wide[-1], c['norm_eps']) if groups else nn.Identity() # theirs has none with scale and shift
+    block = partial(ResBlock, norm=norm, dropout=c['dropout'],
+                    scale_shift=c['resnet_time_scale_shift'] == 'scale_shift')
+
+    def resizer(
+            kinds,
+            attention_type): # of all levels but the last, which does not change the size
+        inside_block = {
+            k.startswith('Resnet') or k.startswith('Attn') and attention_type == 'resnet'
+            for k in kinds[:-1]
+        }
+        if len(inside_block) > 1:
+            raise Problem('Levels that change the size in different ways are not built '
+                          'here: choose one way for all.')
+        return inside(block) if inside_block == {True} else dict(
+            down=partial(Downsample, corner=c['downsample_padding'] == 0), up=Upsample)
+
+    size = dict(down=resizer(kinds, c['downsample_type'])['down'],
+                up=resizer(c['up_block_types'], c['upsample_type'])['up'])
+    net = UNet(
+        c['in_channels'], c['out_channels'], wide[0],
+        [Fraction(w, wide[0]) for w in wide], c['layers_per_block'],
+        [i for i, a in enumerate(has_attention) if a], c['add_attention'],
+        c['num_class_embeds'] or 0,
+        partial(TimeEmbedding, sin_first=not c['flip_sin_to_cos'],
+                slowest=c['freq_shift'] == 1), block,
+        partial(Attention, head_width=c['attention_head_dim'],
+                norm=norm), norm=norm, **size)
+    groups = c['attn_norm_num_groups'] or (
+        c['norm_num_groups'] if c['resnet_time_scale_shift'] == 'default' else None)
+    # theirs has none with scale and shift
+    if c['add_attention']:
+        net.middle[0].attn.norm = nn.GroupNorm(
+            groups, wide[-1], c['norm_eps']) if groups else nn.Identity()
     net.layout = Layout('diffusers')
     return net
 
@@ -210,82 +310,121 @@ class Kind(NamedTuple):
 
 def filled(net: UNet, f: Fixture, dtype: torch.dtype) -> UNet:
     "The network with the fixture's weights, in `dtype`, ready to be asked."
-    return load_official(net.to(dtype).eval(), {k: w.to(dtype) for k, w in f.weights.items()}, net.layout, f.name)
+    return load_official(
+        net.to(dtype).eval(), {k: w.to(dtype) for k, w in f.weights.items()}, net.layout,
+        f.name)
 
 @torch.no_grad()
 def run_openai(f: Fixture, dtype: torch.dtype) -> dict[str, Tensor]:
     "Outputs of improved-diffusion's and guided-diffusion's networks, in the right order of rows and, where stored, in the wrong one."
     x, t, label, low_res = (f.inputs.get(k) for k in ('x', 't', 'y', 'low_res'))
+
     def pred(config):
         net = filled(unet_openai(config, 1 if low_res is None else 2), f, dtype)
-        return net(x.to(dtype), t, label) if low_res is None else SuperRes(net)(x.to(dtype), t, low_res.to(dtype), label)
+        return net(x.to(dtype), t, label) if low_res is None else SuperRes(net)(
+            x.to(dtype), t, low_res.to(dtype), label)
+
     outputs, name = {'pred': pred(f.config)}, 'pred_if_other_attention_order'
-    if name in f.outputs: outputs[name] = pred(f.config | dict(use_new_attention_order=not f.config.get('use_new_attention_order', False)))
+    if name in f.outputs:
+        outputs[name] = pred(f.config | dict(
+            use_new_attention_order=not f.config.get('use_new_attention_order', False)))
     return outputs
 
 @torch.no_grad()
 def run_diffusers(f: Fixture, dtype: torch.dtype) -> dict[str, Tensor]:
     "Outputs of diffusers' networks."
     x = torch.cat([f.inputs[k].to(dtype) for k in ('x', 'upscaled') if k in f.inputs], 1)
-    y = filled(unet_diffusers(f.config), f, dtype)(x, f.inputs['t'], f.inputs.get('class_labels'))
+    y = filled(unet_diffusers(f.config), f, dtype)(x, f.inputs['t'],
+                                                   f.inputs.get('class_labels'))
     return dict(y=y, pred=y)
 
-KINDS = [Kind(r'(guided|improved)-diffusion (UNet|SuperRes)Model\b', run_openai), Kind(r'diffusers UNet2DModel\b', run_diffusers)]
+KINDS = [
+    Kind(r'(guided|improved)-diffusion (UNet|SuperRes)Model\b', run_openai),
+    Kind(r'diffusers UNet2DModel\b', run_diffusers)
+]
 
 # %% ../../nbs/71_weights.ipynb #parity
 def relative_error(a: Tensor, b: Tensor) -> float:
     "The largest difference, against the largest of b. Eq. 71.2."
-    if a.shape != b.shape: raise Problem(f'Our output is {[*a.shape]}, theirs {[*b.shape]}.')
+    if a.shape != b.shape:
+        raise Problem(f'Our output is {[*a.shape]}, theirs {[*b.shape]}.')
     return ((a.double() - b.double()).abs().max()/b.double().abs().max()).item()
 
-def parity(path) -> list[dict]: # one row for each output: file, output, error64, error32, tolerance (of error64), tolerance32, ok (None if skipped), skipped
+def parity(
+    path
+) -> list[
+        dict]: # one row for each output: file, output, error64, error32, tolerance (of error64), tolerance32, ok (None if skipped), skipped
     "Our outputs against those in a fixture, in float64 and in float32. Eq. 71.2."
     f, rows = read_fixture(path), []
-    kind = next((k for k in KINDS if re.search(k.origin, f.origin)), Kind('', lambda f, dtype: {}))
+    kind = next((k for k in KINDS if re.search(k.origin, f.origin)),
+                Kind('', lambda f, dtype: {}))
     ours = [kind.run(f, dtype) for dtype in (torch.float64, torch.float32)]
     for name, theirs in f.outputs.items():
-        if name.endswith('_f32') and name.removesuffix('_f32') in f.outputs: continue
-        errors = [(kind.error or relative_error)(o[name], theirs) if name in o else None for o in ours]
-        ok = None if None in errors else all(e <= most for e, most in zip(errors, kind.tolerance))
-        rows.append(dict(file=f.name, output=name, error64=errors[0], error32=errors[1], tolerance=kind.tolerance[0], tolerance32=kind.tolerance[1], ok=ok, skipped=ok is None))
+        if name.endswith('_f32') and name.removesuffix('_f32') in f.outputs:
+            continue
+        errors = [(kind.error or relative_error)(o[name], theirs) if name in o else None
+                  for o in ours]
+        ok = None if None in errors else all(e <= most
+                                             for e, most in zip(errors, kind.tolerance))
+        rows.append(
+            dict(file=f.name, output=name, error64=errors[0], error32=errors[1],
+                 tolerance=kind.tolerance[0], tolerance32=kind.tolerance[1], ok=ok,
+                 skipped=ok is None))
     return rows
 
 # %% ../../nbs/71_weights.ipynb #classifier
-POOL = {'pool.place': 'out.2.positional_embedding', 'pool.qkv': 'out.2.qkv_proj', 'pool.out': 'out.2.c_proj'}
+POOL = {
+    'pool.place': 'out.2.positional_embedding', 'pool.qkv': 'out.2.qkv_proj',
+    'pool.out': 'out.2.c_proj'
+}
 
 @dataclass(frozen=True)
 class ClassifierLayout(Layout):
     "The layout of guided-diffusion's classifier: an encoder's, and its pool."
     def export(self, net: Encoder, key: str, w: Tensor) -> dict[str, Tensor]:
         "Our tensor as the official file holds it, by official name."
-        if not key.startswith('pool.'): return super().export(net, key, w)
-        if key == 'pool.place': return {POOL[key]: w.T}
+        if not key.startswith('pool.'):
+            return super().export(net, key, w)
+        if key == 'pool.place':
+            return {POOL[key]: w.T}
         name, end = key.rsplit('.', 1)
         return {f'{POOL[name]}.{end}': w[..., None] if end == 'weight' else w}
+
     def read(self, net: Encoder, key: str, state: dict[str, Tensor]) -> Tensor:
         "The way back."
-        if not key.startswith('pool.'): return super().read(net, key, state)
-        if key == 'pool.place': return state[POOL[key]].T
-        name, end = key.rsplit('.', 1); w = state[f'{POOL[name]}.{end}']
+        if not key.startswith('pool.'):
+            return super().read(net, key, state)
+        if key == 'pool.place':
+            return state[POOL[key]].T
+        name, end = key.rsplit('.', 1)
+        w = state[f'{POOL[name]}.{end}']
         return w[..., 0] if end == 'weight' else w
 
 def classifier_openai(config: dict) -> Encoder:
     "The `Encoder` that an official configuration of guided-diffusion's EncoderUNetModel describes."
-    c = options(config, OPENAI | dict(image_size=64, pool='adaptive'), 'use_checkpoint use_fp16')
+    c = options(config, OPENAI | dict(image_size=64, pool='adaptive'),
+                'use_checkpoint use_fp16')
     only(c, dims=[2], pool=['attention'], resblock_updown=[True], num_classes=[None])
-    wide, block = c['num_head_channels'], partial(ResBlock, scale_shift=c['use_scale_shift_norm'], dropout=c['dropout'])
-    levels, heads = range(len(c['channel_mult'])), int(c['channel_mult'][-1]*c['model_channels'])//wide
-    net = Encoder(c['in_channels'], c['out_channels'], c['image_size'], c['model_channels'], c['channel_mult'], c['num_res_blocks'],
-                  [i for i in levels if 2**i in c['attention_resolutions']], heads, block=block, attn=partial(Attention, head_width=wide))
+    wide, block = c['num_head_channels'], partial(
+        ResBlock, scale_shift=c['use_scale_shift_norm'], dropout=c['dropout'])
+    levels, heads = range(len(
+        c['channel_mult'])), int(c['channel_mult'][-1]*c['model_channels']) // wide
+    net = Encoder(c['in_channels'], c['out_channels'], c['image_size'],
+                  c['model_channels'], c['channel_mult'], c['num_res_blocks'],
+                  [i for i in levels if 2**i in c['attention_resolutions']], heads,
+                  block=block, attn=partial(Attention, head_width=wide))
     net.layout = ClassifierLayout('openai', legacy=not c['use_new_attention_order'])
     return net
 
 def run_classifier(f: Fixture, dtype: torch.dtype) -> dict[str, Tensor]:
     "Logits, log p(y | x_t) and its gradient."
     net = filled(classifier_openai(f.config), f, dtype)
-    classify = NoisyClassifier(net, clock=lambda t: t.log_snr) # the fixture counts in its own timesteps
+    # the fixture counts in its own timesteps
+    classify = NoisyClassifier(net, clock=lambda t: t.log_snr)
     x, t, y = f.inputs['x'].to(dtype), f.inputs['t'], f.inputs['y']
-    with torch.no_grad(): logits, log_prob = net(x, t), classify.given(y)(x, Level(t.double()))
-    return dict(logits=logits, log_prob=log_prob, grad=gradient(classify.given(y), x, Level(t.double())))
+    with torch.no_grad():
+        logits, log_prob = net(x, t), classify.given(y)(x, Level(t.double()))
+    return dict(logits=logits, log_prob=log_prob,
+                grad=gradient(classify.given(y), x, Level(t.double())))
 
 KINDS.append(Kind(r'guided-diffusion EncoderUNetModel\b', run_classifier, (1e-10, 2e-5)))

@@ -36,12 +36,20 @@ from ..train.fit import Recipe, load_weights, register
 # %% ../../nbs/63_dalle2.ipynb #seen
 class Seen(nn.Module):
     "What an image embedding tells: a vector for every block, and four words. Eq. 63.1 (unCLIP section 2.1)."
-    def __init__(self, dim: int, out: int, width: int, words: int = 4): # of an embedding, of the vector, of a word; how many
+    def __init__(self, dim: int, out: int, width: int,
+                 words: int = 4): # of an embedding, of the vector, of a word; how many
         super().__init__()
         self.dim, self.shape = dim, (words, width)
         self.whole, self.words = nn.Linear(dim, out), nn.Linear(dim, words*width)
-    def forward(self, z_image: Tensor | None) -> tuple[Tensor, Tensor]: # [b d] of length 1, or rows of zeros where nothing is seen; None: nothing is -> [b out], [b words width]
-        z = self.whole.weight.new_zeros(1, self.dim) if z_image is None else self.dim**.5*z_image.to(self.whole.weight)
+
+    def forward(
+        self, z_image: Tensor | None
+    ) -> tuple[
+            Tensor,
+            Tensor]: # [b d] of length 1, or rows of zeros where nothing is seen; None: nothing is -> [b out], [b words width]
+        z = self.whole.weight.new_zeros(
+            1,
+            self.dim) if z_image is None else self.dim**.5*z_image.to(self.whole.weight)
         return self.whole(z), self.words(z).unflatten(1, self.shape)
 
 # %% ../../nbs/63_dalle2.ipynb #decoder
@@ -50,12 +58,22 @@ class Decoder(Glide):
     def __init__(self, glide: Glide, seen: Seen):
         super().__init__(glide.net, glide.text, glide.parameterization, glide.clock)
         self.seen = seen
-    def told(self, z_image: Tensor | None = None, tokens: Tensor | None = None) -> tuple[Tensor, Tensor]: # [b d], [b l]; None where nothing is seen or said
+
+    def told(
+        self, z_image: Tensor | None = None, tokens: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]: # [b d], [b l]; None where nothing is seen or said
         "Both are read once for a whole run. Eq. 63.1."
-        if z_image is not None and z_image.shape[1:] != (self.seen.dim,): raise Problem(f'This decoder is told embeddings of {self.seen.dim} numbers, [n {self.seen.dim}], not {[*z_image.shape]}: embed pictures by the CLIP that it was trained with.')
-        (seen, four), (said, words) = self.seen(z_image), self.text(tokens); n = max(len(four), len(words))
-        if {len(four), len(words)} - {1, n}: raise Problem(f'{len(four)} embeddings and {len(words)} captions do not fit: give as many of both, or one of either.')
-        return seen + said, torch.cat([four.expand(n, -1, -1), words.expand(n, -1, -1)], 1)
+        if z_image is not None and z_image.shape[1:] != (self.seen.dim, ):
+            raise Problem(f'This decoder is told embeddings of {self.seen.dim} numbers, '
+                          f'[n {self.seen.dim}], not {[*z_image.shape]}: embed pictures '
+                          'by the CLIP that it was trained with.')
+        (seen, four), (said, words) = self.seen(z_image), self.text(tokens)
+        n = max(len(four), len(words))
+        if {len(four), len(words)} - {1, n}:
+            raise Problem(f'{len(four)} embeddings and {len(words)} captions do not fit: '
+                          'give as many of both, or one of either.')
+        return seen + said, torch.cat(
+            [four.expand(n, -1, -1), words.expand(n, -1, -1)], 1)
 
 # %% ../../nbs/63_dalle2.ipynb #small-decoder
 def small_decoder(base: int) -> Decoder:
@@ -68,68 +86,108 @@ def small_decoder(base: int) -> Decoder:
 def from_glide(name: str, model: Decoder) -> Decoder: # name: of trained weights
     "Begin with what GLIDE has learned from sentences; what an embedding says starts at nothing. Eq. 63.2."
     glide = load_weights(name)[0]
-    model.net.load_state_dict(glide.net.state_dict()); model.text.load_state_dict(glide.text.state_dict())
-    for v in model.seen.parameters(): nn.init.zeros_(v)
+    model.net.load_state_dict(glide.net.state_dict())
+    model.text.load_state_dict(glide.text.state_dict())
+    for v in model.seen.parameters():
+        nn.init.zeros_(v)
     nn.init.normal_(model.seen.words.bias, std=.02) # alike, they would stay alike
     return model
 
 # %% ../../nbs/63_dalle2.ipynb #recipes
-def scenes_seen(size: int, seed: int = 0, one: int = 20_000, two: int = 60_000) -> Captioned:
+def scenes_seen(size: int, seed: int = 0, one: int = 20_000,
+                two: int = 60_000) -> Captioned:
     "The scenes that GLIDE learns from, at any size."
-    return join(shapes('train', one, size, seed, objects=1), shapes('train', two, size, seed + 1, objects=2))
+    return join(shapes('train', one, size, seed, objects=1),
+                shapes('train', two, size, seed + 1, objects=2))
 
-def seen_and_told(pictures: Callable[[int, int], Captioned], drop_seen: float = .1, drop_told: float = .5) -> Callable: # (size, seed) -> pictures
+def seen_and_told(pictures: Callable[[int, int], Captioned], drop_seen: float = .1,
+                  drop_told: float = .5) -> Callable: # (size, seed) -> pictures
     "The `batches` of a decoder: pictures of 16 pixels, what CLIP sees in them at 32, and their captions; shares of both are dropped. Eq. 63.3."
     def start(batch, seed, device):
-        data, z = pictures(16, seed).to(device), Reader(load_weights('clip')[0]).pictures(pictures(32, seed).pixels).to(device)
-        source = CaptionBatches(data, partial(caption_tokenizer(), too_long='truncate'), batch, seed, drop_told)
+        data, z = pictures(16, seed).to(device), Reader(load_weights('clip')[0]).pictures(
+            pictures(32, seed).pixels).to(device)
+        source = CaptionBatches(data, partial(caption_tokenizer(), too_long='truncate'),
+                                batch, seed, drop_told)
+
         def step(i: int):
-            rows, texts, rng = source.words(i); rows, seen = torch.from_numpy(rows).to(device), torch.from_numpy(rng.random(batch) >= drop_seen).to(device)
-            return to_unit(data.pixels[rows]), z[rows]*seen[:, None], source.tokens(texts).to(device)
+            rows, texts, rng = source.words(i)
+            rows, seen = torch.from_numpy(rows).to(device), torch.from_numpy(
+                rng.random(batch) >= drop_seen).to(device)
+            return to_unit(
+                data.pixels[rows]), z[rows]*seen[:, None], source.tokens(texts).to(device)
+
         return step
+
     return start
 
-register(Recipe('dalle2-shapes', partial(small_decoder, 48), seen_and_told(scenes_seen), steps=4000, start=partial(from_glide, 'glide-shapes'), settings=dict(lr=1e-3), data=('vocab',), **GLIDE))
-register(Recipe('dalle2-emoji', partial(small_decoder, 64), seen_and_told(lambda size, seed: all_but_held(size)), steps=4000, start=partial(from_glide, 'glide-emoji'), settings=dict(lr=1e-3), data=('emoji', 'vocab'), **GLIDE));
+register(
+    Recipe('dalle2-shapes', partial(small_decoder, 48), seen_and_told(scenes_seen),
+           steps=4000, start=partial(from_glide, 'glide-shapes'), settings=dict(lr=1e-3),
+           data=('vocab', ), **GLIDE))
+register(
+    Recipe('dalle2-emoji', partial(small_decoder, 64),
+           seen_and_told(lambda size, seed: all_but_held(size)), steps=4000,
+           start=partial(from_glide, 'glide-emoji'), settings=dict(lr=1e-3),
+           data=('emoji', 'vocab'), **GLIDE));
 
 # %% ../../nbs/63_dalle2.ipynb #blurred
-def blurred(low: Tensor, spread: Tensor) -> Tensor: # [b c h w], [b] standard deviation in pixels -> [b c h w]
+def blurred(
+        low: Tensor, spread: Tensor
+) -> Tensor: # [b c h w], [b] standard deviation in pixels -> [b c h w]
     "Each picture with its own Gaussian of three pixels by three. Eq. 63.6 (unCLIP section 2.1)."
     side = torch.exp(-.5/spread.clamp(min=.1)**2).reshape(-1, 1, 1, 1)
     for axis in (2, 3):
-        p = F.pad(low, (0, 0, 1, 1) if axis == 2 else (1, 1, 0, 0), mode='replicate'); n = low.shape[axis]
+        p = F.pad(low, (0, 0, 1, 1) if axis == 2 else (1, 1, 0, 0), mode='replicate')
+        n = low.shape[axis]
         low = (low + side*(p.narrow(axis, 0, n) + p.narrow(axis, 2, n)))/(1 + 2*side)
     return low
 
 # %% ../../nbs/63_dalle2.ipynb #up
 def small_upsampler(detail: float, base: int = 48) -> Enlarger:
     "An enlarger of convolutions alone, that reads no sentence. Eq. 63.5."
-    net = small_unet(6, 0, base, (1, 2), attention=(), middle=False, learn_variance=True, channels_out=3)
+    net = small_unet(6, 0, base, (1, 2), attention=(), middle=False, learn_variance=True,
+                     channels_out=3)
     return Enlarger(Enlarged(net, base), None, detail)
 
 def softened(low: Tensor, most: float = .6, share: float = .1) -> Tensor: # [b c h w]
     "A share of small pictures blurred, each by up to `most`. Eq. 63.6."
-    return blurred(low, (most*torch.rand(len(low))*(torch.rand(len(low)) < share)).to(low))
+    return blurred(low,
+                   (most*torch.rand(len(low))*(torch.rand(len(low)) < share)).to(low))
 
-def cropped(batches: Callable, whole: float = .75) -> Callable: # whole: a share of the steps
+def cropped(batches: Callable,
+            whole: float = .75) -> Callable: # whole: a share of the steps
     "The `batches` of an enlarger, in a share of the steps a quarter of each picture, at a place by chance. Eq. 63.5 (unCLIP section 2.1)."
     def start(batch, seed, device):
         pairs = batches(batch, seed, device)
+
         def at(step):
-            x0, tokens, low, u = pairs(step); h = low.shape[-1]//2; y, x = torch.randint(h + 1, (2,)).tolist()
-            if torch.rand(()) < whole: return x0, tokens, low, u
-            return x0[:, :, 2*y:2*(y + h), 2*x:2*(x + h)], tokens, low[:, :, y:y + h, x:x + h], u
+            x0, tokens, low, u = pairs(step)
+            h = low.shape[-1] // 2
+            y, x = torch.randint(h + 1, (2, )).tolist()
+            if torch.rand(()) < whole:
+                return x0, tokens, low, u
+            return x0[:, :, 2*y:2*(y + h), 2*x:2*(x + h)], tokens, low[:, :, y:y + h,
+                                                                       x:x + h], u
+
         return at
+
     return start
 
-def upsampler_recipe(size: int, detail: float, steps: int, n: int, **more) -> Recipe: # n: scenes of one thing, and as many of two
+def upsampler_recipe(size: int, detail: float, steps: int, n: int,
+                     **more) -> Recipe: # n: scenes of one thing, and as many of two
     "From half of `size` to `size`, small pictures blurred and noised. Eq. 63.5, 63.6."
     clock = Finer(Cosine(), detail)
-    return Recipe(f'dalle2-up-{size}', partial(small_upsampler, detail), cropped(low_and_high(partial(two_worlds, size=size, n=n), spoiled=softened)), shape=(3, size, size), schedule=clock,
-                  loss=hybrid(clock, 1000, weight=min_snr(5/detail**2)), steps=steps, batch=64, limit=1., sampler='', data=('emoji', 'vocab'), **more)
+    return Recipe(
+        f'dalle2-up-{size}', partial(small_upsampler, detail),
+        cropped(low_and_high(partial(two_worlds, size=size, n=n),
+                             spoiled=softened)), shape=(3, size, size), schedule=clock,
+        loss=hybrid(clock, 1000, weight=min_snr(5/detail**2)), steps=steps, batch=64,
+        limit=1., sampler='', data=('emoji', 'vocab'), **more)
 
 register(upsampler_recipe(32, .12, 8000, 8000))
-register(upsampler_recipe(64, .09, 1500, 4000, settings=dict(lr=1e-3), start=partial(from_smaller, 'dalle2-up-32')));
+register(
+    upsampler_recipe(64, .09, 1500, 4000, settings=dict(lr=1e-3),
+                     start=partial(from_smaller, 'dalle2-up-32')));
 
 # %% ../../nbs/63_dalle2.ipynb #request
 ENLARGERS, PRIORS = ('dalle2-up-32', 'dalle2-up-64'), ('diffusion', 'ar')
@@ -137,109 +195,222 @@ ENLARGERS, PRIORS = ('dalle2-up-32', 'dalle2-up-64'), ('diffusion', 'ar')
 @dataclass(frozen=True, eq=False)
 class UnclipRequest(Request):
     "What DALL-E 2 is asked. Eq. 63.7."
-    prior: str = 'diffusion'   # or 'ar', the autoregressive one
+    prior: str = 'diffusion' # or 'ar', the autoregressive one
+
     def __post_init__(self):
         super().__post_init__()
-        if self.prior not in PRIORS: raise Problem(f'There is no prior "{self.prior}": choose {" or ".join(PRIORS)}.')
-        if self.guidance != 'cfg' or self.init is not None: raise Problem('DALL-E 2 paints from nothing, guided by itself: for CLIP\'s guidance, or a picture to begin with, ask GLIDE.')
+        if self.prior not in PRIORS:
+            raise Problem(
+                f'There is no prior "{self.prior}": choose {" or ".join(PRIORS)}.')
+        if self.guidance != 'cfg' or self.init is not None:
+            raise Problem('DALL-E 2 paints from nothing, guided by itself: for CLIP\'s '
+                          'guidance, or a picture to begin with, ask GLIDE.')
 
 # %% ../../nbs/63_dalle2.ipynb #imagined
-def imagined(request: Request, tokens: Tensor, at: Sequence[int]) -> Tensor: # [n l], which of the pictures -> [n d]
+def imagined(request: Request, tokens: Tensor,
+             at: Sequence[int]) -> Tensor: # [n l], which of the pictures -> [n d]
     "An image embedding for each caption, from noise of its own. Eq. 62.6, 62.7, 62.12."
     prior = getattr(request, 'prior', PRIORS[0]) # a plain `Request` leaves the choice
-    heard, noise = hear(weights_on('clip', request.device), tokens), own_noise(request.seed + 2**40, at) # not the noise of the pictures
-    if prior == 'ar': return weights_on('prior-ar', request.device).sample(*heard, chance=lambda v: torch.special.ndtr(noise(v)).clamp(max=1 - 2**-24))
-    return imagine(weights_on('prior', request.device), heard, noise=lambda v: noise(v.unflatten(0, (len(tokens), -1))).flatten(0, 1))
+    # not the noise of the pictures
+    heard, noise = hear(weights_on('clip', request.device),
+                        tokens), own_noise(request.seed + 2**40, at)
+    if prior == 'ar':
+        return weights_on('prior-ar', request.device).sample(
+            *heard, chance=lambda v: torch.special.ndtr(noise(v)).clamp(max=1 - 2**-24))
+    return imagine(weights_on('prior', request.device), heard,
+                   noise=lambda v: noise(v.unflatten(0, (len(tokens), -1))).flatten(0, 1))
 
-def decoded(request: Request, tokens: Tensor, at: Sequence[int],
-            z_image: Tensor | None = None, # [n d] of all pictures; None: what the prior imagines
-            said: bool = True) -> Denoiser: # does the decoder hear the caption?
+def decoded(
+    request: Request,
+    tokens: Tensor,
+    at: Sequence[int],
+    z_image: Tensor | None = None, # [n d] of all pictures; None: what the prior imagines
+    said: bool = True
+) -> Denoiser: # does the decoder hear the caption?
     "The decoder that is told embeddings and captions, guided away from neither. Eq. 63.4."
-    if z_image is not None and len(z_image) != len(request.captions): raise Problem(f'{len(z_image)} embeddings and {len(request.captions)} captions: give one for each picture.')
+    if z_image is not None and len(z_image) != len(request.captions):
+        raise Problem(f'{len(z_image)} embeddings and {len(request.captions)} captions: '
+                      'give one for each picture.')
     decoder = weights_on(f'dalle2-{request.data}', request.device)
-    z = imagined(request, tokens, at) if z_image is None else z_image[list(at)].to(request.device)
-    return cfg_paired(decoder, (z, tokens if said else None), w=request.w, instead_of=(None, None))
+    z = imagined(request, tokens, at) if z_image is None else z_image[list(at)].to(
+        request.device)
+    return cfg_paired(decoder, (z, tokens if said else None), w=request.w,
+                      instead_of=(None, None))
 
-def paint_dalle2(request: Request, progress: Callable[[int, int], None] = lambda done, of: None, **given) -> dict[int, Tensor]: # given: as `decoded`
+def paint_dalle2(request: Request, progress: Callable[[int, int],
+                                                      None] = lambda done, of: None,
+                 **given) -> dict[int, Tensor]: # given: as `decoded`
     "A caption, an embedding, a picture of 16 pixels, of 32, of 64. Eq. 63.7."
     return in_stages(request, partial(decoded, **given), ENLARGERS, progress, held=True)
 
 # %% ../../nbs/63_dalle2.ipynb #drawn-chain
 @torch.no_grad()
-def chain_of(request: UnclipRequest) -> list[tuple[str, int, str]]: # what `show.chain` draws
+def chain_of(
+        request: UnclipRequest) -> list[tuple[str, int, str]]: # what `show.chain` draws
     "The networks in the order of a run: name, parameters, and the shape of what comes out."
-    own, prior = lambda m: m, ('prior', lambda m: m.net) if request.prior == 'diffusion' else ('prior-ar', lambda m: m.norm)
-    nets = {'CLIP, text': ('clip', lambda m: m.text.norm), 'prior': prior, 'decoder': (f'dalle2-{request.data}', own), 'to 32': (ENLARGERS[0], own), 'to 64': (ENLARGERS[1], own)}
+    own, prior = lambda m: m, (
+        'prior', lambda m: m.net) if request.prior == 'diffusion' else ('prior-ar',
+                                                                        lambda m: m.norm)
+    nets = {
+        'CLIP, text': ('clip', lambda m: m.text.norm), 'prior': prior,
+        'decoder': (f'dalle2-{request.data}', own), 'to 32': (ENLARGERS[0], own),
+        'to 64': (ENLARGERS[1], own)
+    }
     seen, hooks = {}, []
     for name, (weights, part) in nets.items():
-        model = weights_on(weights, request.device); count = sum(p.numel() for p in (model.text if weights == 'clip' else model).parameters())
-        note = lambda m, i, y, name=name, count=count: seen.update({name: (count, tuple((y.x0 if isinstance(y, Prediction) else y).shape[1:]))})
+        model = weights_on(weights, request.device)
+        count = sum(p.numel()
+                    for p in (model.text if weights == 'clip' else model).parameters())
+        note = lambda m, i, y, name=name, count=count: seen.update(
+            {name: (count, tuple((y.x0 if isinstance(y, Prediction) else y).shape[1:]))})
         hooks.append(part(model).register_forward_hook(note))
-    try: paint_dalle2(request)
-    finally: [hook.remove() for hook in hooks]
-    return [(name, count, ' x '.join(map(str, shape))) for name, (count, shape) in seen.items()]
+    try:
+        paint_dalle2(request)
+    finally:
+        [hook.remove() for hook in hooks]
+    return [(name, count, ' x '.join(map(str, shape)))
+            for name, (count, shape) in seen.items()]
 
 # %% ../../nbs/63_dalle2.ipynb #stages
-def fed(data: str, at32: Captioned, at16: Tensor, seed: int = 0) -> dict[str, Tensor]: # pictures of 32 pixels and their captions, the same at 16 [n 3 16 16] in [-1, 1] -> [n 3 64 64] each
+def fed(
+    data: str, at32: Captioned, at16: Tensor, seed: int = 0
+) -> dict[
+        str,
+        Tensor]: # pictures of 32 pixels and their captions, the same at 16 [n 3 16 16] in [-1, 1] -> [n 3 64 64] each
     "The chain, and each of its stages fed the truth. Eq. 63.7."
-    said = tuple(at32.caption(i) for i in range(len(at32))); request = UnclipRequest(said, data, seed)
-    z, noise = Reader(load_weights('clip')[0]).pictures(at32.pixels), own_noise(seed, range(len(said)))
-    return {'GLIDE': paint_glide(request)[64], 'whole': paint_dalle2(request)[64], 'autoregressive prior': paint_dalle2(replace(request, prior='ar'))[64],
-            'true z_i': paint_dalle2(request, z_image=z)[64], 'true z_i, caption unheard': paint_dalle2(request, z_image=z, said=False)[64],
-            'true 16 pixels': second_stages(request, None, at16, lambda denoiser: denoiser, noise, ENLARGERS, held=True)[64]}
+    said = tuple(at32.caption(i) for i in range(len(at32)))
+    request = UnclipRequest(said, data, seed)
+    z, noise = Reader(load_weights('clip')[0]).pictures(at32.pixels), own_noise(
+        seed, range(len(said)))
+    return {
+        'GLIDE': paint_glide(request)[64],
+        'whole': paint_dalle2(request)[64], 'autoregressive prior': paint_dalle2(
+            replace(request, prior='ar'))[64], 'true z_i': paint_dalle2(
+                request, z_image=z)[64], 'true z_i, caption unheard': paint_dalle2(
+                    request, z_image=z, said=False)[64], 'true 16 pixels': second_stages(
+                        request, None, at16, lambda denoiser: denoiser, noise, ENLARGERS,
+                        held=True)[64]
+    }
 
-def pictures_of(part: str, n: int, seed: int) -> tuple[Captioned, Tensor]: # 'seen' or 'kept back' after '1 ' or '2 ' (things), or a part of `asked_emoji`
+def pictures_of(
+    part: str, n: int, seed: int
+) -> tuple[
+        Captioned,
+        Tensor]: # 'seen' or 'kept back' after '1 ' or '2 ' (things), or a part of `asked_emoji`
     "Real pictures of a part at 32 pixels with their captions, and at 16."
-    if part[0] in '12': both = [shapes('train' if part.endswith('seen') else 'test', n, size, 1000 + seed, int(part[0])) for size in (32, 16)]
+    if part[0] in '12':
+        both = [
+            shapes('train' if part.endswith('seen') else 'test', n, size, 1000 + seed,
+                   int(part[0])) for size in (32, 16)
+        ]
     else:
-        rows = asked_emoji(part, n, seed); split = 'test' if part == 'new names' else 'train'
-        place = {r: i for i, r in enumerate(emoji(split, 16).rows)}; both = [emoji(split, size)[[place[r] for r in rows]] for size in (32, 16)]
+        rows = asked_emoji(part, n, seed)
+        split = 'test' if part == 'new names' else 'train'
+        place = {r: i for i, r in enumerate(emoji(split, 16).rows)}
+        both = [emoji(split, size)[[place[r] for r in rows]] for size in (32, 16)]
     return both[0], to_unit(both[1].pixels)
 
 # %% ../../nbs/63_dalle2.ipynb #judge
-PARTS = ('1 seen', '1 kept back', '2 seen', '2 kept back', 'trained on', 'new styles') # '1', '2': things in a scene
+# '1', '2': things in a scene
+PARTS = ('1 seen', '1 kept back', '2 seen', '2 kept back', 'trained on', 'new styles')
 
-def judge_stages(n: int, seed: int, parts: Sequence[str] = PARTS) -> Iterator[list[dict]]: # a row for each part
+def judge_stages(
+        n: int, seed: int,
+        parts: Sequence[str] = PARTS) -> Iterator[list[dict]]: # a row for each part
     "The chain and its stages fed the truth, part by part. Eq. 63.7."
     for part in parts:
-        at32, at16 = pictures_of(part, n, seed); scene, title = part[0] in '12', part.replace('1 ', 'shapes, 1 thing, ').replace('2 ', 'shapes, 2 things, ')
+        at32, at16 = pictures_of(part, n, seed)
+        scene, title = part[0] in '12', part.replace('1 ', 'shapes, 1 thing, ').replace(
+            '2 ', 'shapes, 2 things, ')
+
         def weighed(x):
-            if scene: return weigh_scenes(x, [r.say() for r in at32.rows], seed=seed)
+            if scene:
+                return weigh_scenes(x, [r.say() for r in at32.rows], seed=seed)
             return weigh_emoji(x, at32.rows, trained=all_but_held(32), seed=seed)['rows']
-        found = {k: weighed(x) for k, x in fed('shapes' if scene else 'emoji', at32, at16, seed).items()}
-        pick, who = {k: next(r for r in rows if (r['task'] == 'all' if scene else r['measure'] == 'R@1')) for k, rows in found.items()}, 'painted' if scene else 'witness'
-        if scene: real = pick['whole']['real']
-        else: real = next(r['witness'] for r in found['whole'] if r['task'].startswith('real drawings: name') and r['measure'] == 'R@1')
+
+        found = {
+            k: weighed(x)
+            for k, x in fed('shapes' if scene else 'emoji', at32, at16, seed).items()
+        }
+        pick, who = {
+            k: next(r
+                    for r in rows
+                    if (r['task'] == 'all' if scene else r['measure'] == 'R@1'))
+            for k, rows in found.items()
+        }, 'painted' if scene else 'witness'
+        if scene:
+            real = pick['whole']['real']
+        else:
+            real = next(
+                r['witness']
+                for r in found['whole']
+                if r['task'].startswith('real drawings: name') and r['measure'] == 'R@1')
         shares = {k + e: r[who + e] for k, r in pick.items() for e in ('', '_error')}
-        yield [dict(task=f'stages, {title if scene else "emoji, " + part}', measure='share' if scene else 'R@1', n=len(at32), **shares, **{'real ones': real})]
+        yield [
+            dict(task=f'stages, {title if scene else "emoji, " + part}',
+                 measure='share' if scene else 'R@1', n=len(at32), **shares,
+                 **{'real ones': real})
+        ]
 
 def judge_priors(n: int, seed: int) -> list[dict]:
     "How near what is imagined of captions never trained comes to the embedding of their picture: mean cosines. Eq. 62.5."
     reader, (known, z_known), rows = Reader(load_weights('clip')[0]), embedded(), []
-    z_said, kind = reader.texts([known.caption(i) for i in range(len(known))]), torch.tensor([hasattr(r, 'style') for r in known.rows])
-    for title, part, world in (('emoji, new names', 'new names', 'emoji'), ('shapes, 2 things, kept back', '2 kept back', 'shapes')):
-        at32 = pictures_of(part, n, seed)[0]; said, z = [at32.caption(i) for i in range(len(at32))], reader.pictures(at32.pixels)
-        request, tokens, z_text = UnclipRequest(tuple(said), world, seed), caption_tokenizer()(said, too_long='truncate'), reader.texts(said)
-        ways = {'diffusion': imagined(request, tokens, range(len(z))), 'autoregressive': imagined(replace(request, prior='ar'), tokens, range(len(z))),
-                'mean of its world': unit(z_known[kind == (world == 'emoji')].mean(0)).expand_as(z), 'nearest caption': z_known[(z_text@z_said.T).argmax(1)],
-                'z_t': z_text, 'another picture': unlike_same(at32, reader, seed)}
+    z_said, kind = reader.texts([known.caption(i)
+                                 for i in range(len(known))]), torch.tensor(
+                                     [hasattr(r, 'style') for r in known.rows])
+    for title, part, world in (('emoji, new names', 'new names', 'emoji'),
+                               ('shapes, 2 things, kept back', '2 kept back', 'shapes')):
+        at32 = pictures_of(part, n, seed)[0]
+        said, z = [at32.caption(i)
+                   for i in range(len(at32))], reader.pictures(at32.pixels)
+        request, tokens, z_text = UnclipRequest(
+            tuple(said), world,
+            seed), caption_tokenizer()(said, too_long='truncate'), reader.texts(said)
+        ways = {
+            'diffusion': imagined(request, tokens, range(
+                len(z))), 'autoregressive': imagined(replace(request, prior='ar'), tokens,
+                                                     range(len(z))),
+            'mean of its world': unit(
+                z_known[kind == (world == 'emoji')].mean(0)).expand_as(z),
+            'nearest caption': z_known[(z_text @ z_said.T).argmax(1)], 'z_t': z_text,
+            'another picture': unlike_same(at32, reader, seed)
+        }
         cosine = {k: (v*z).sum(1) for k, v in ways.items()}
-        means = {k + e: float(f(v)) for k, v in cosine.items() for e, f in (('', torch.mean), ('_error', lambda v: v.std()/len(v)**.5))}
+        means = {
+            k + e: float(f(v))
+            for k, v in cosine.items()
+            for e, f in (('', torch.mean), ('_error', lambda v: v.std()/len(v)**.5))
+        }
         rows.append(dict(task=f'prior, {title}', measure='cosine', n=len(z), **means))
     return rows
 
 # %% ../../nbs/63_dalle2.ipynb #judge-whole
 def unlike_same(data: Captioned, reader: Reader, seed: int) -> Tensor: # [n d]
     "The embedding of another picture of the same: a scene drawn anew, an emoji in another style."
-    if not hasattr(data.rows[0], 'style'): return reader.pictures(to_bytes(render(data.rows, 32, poses(data.rows, np.random.default_rng(seed)))))
-    every = emoji('all', 32); own = [[j for j, r in enumerate(every.rows) if r.char == row.char and r.style != row.style] for row in data.rows]
-    if not all(own): raise Problem('A drawing of these has no other style to be compared with: ask for names that have one.')
+    if not hasattr(data.rows[0], 'style'):
+        return reader.pictures(
+            to_bytes(render(data.rows, 32, poses(data.rows,
+                                                 np.random.default_rng(seed)))))
+    every = emoji('all', 32)
+    own = [[
+        j for j, r in enumerate(every.rows) if r.char == row.char and r.style != row.style
+    ] for row in data.rows]
+    if not all(own):
+        raise Problem('A drawing of these has no other style to be compared with: ask '
+                      'for names that have one.')
     return reader.pictures(every.pixels[[o[0] for o in own]])
 
-def judge_dalle2(n: int = 200, seed: int = 0) -> Iterator[tuple[int, list[dict]]]: # per cent done, rows
+def judge_dalle2(
+        n: int = 200,
+        seed: int = 0) -> Iterator[tuple[int, list[dict]]]: # per cent done, rows
     "DALL-E 2 by its pictures, by its stages and by its priors. Eq. 56.5, 56.10, 63.7."
-    for at, rows in judging(paint_dalle2)(n, seed): yield at*35//100, rows
-    for k, rows in enumerate(judge_stages(n, seed), 1): yield 35 + 10*k, rows
+    for at, rows in judging(paint_dalle2)(n, seed):
+        yield at*35 // 100, rows
+    for k, rows in enumerate(judge_stages(n, seed), 1):
+        yield 35 + 10*k, rows
     yield 100, judge_priors(n, seed)
 
-SYSTEMS['dalle2'] = System('dalle2', paint_dalle2, judge_dalle2, ('clip', 'prior', 'prior-ar', 'dalle2-emoji', 'dalle2-shapes', *ENLARGERS, 'witness'), UnclipRequest);
+SYSTEMS['dalle2'] = System(
+    'dalle2', paint_dalle2, judge_dalle2,
+    ('clip', 'prior', 'prior-ar', 'dalle2-emoji', 'dalle2-shapes', *ENLARGERS, 'witness'),
+    UnclipRequest);

@@ -31,24 +31,48 @@ from ..train.fit import ALIASES, Recipe, find_recipe, load_weights, register
 # %% ../../nbs/60_glide.ipynb #encoder
 class TextEncoder(nn.Module):
     "What a sentence says: as one vector, and as a row of them. Eq. 60.1, 60.2 (GLIDE section 4.1)."
-    def __init__(self, size: int, length: int, width: int, layers: int, heads: int, # of the vocabulary, of a row, of the transformer
-                 out: int,          # width of the one vector
-                 pad: int,          # the id that fills a row up
-                 empty: Tensor | None = None): # [l] the tokens of a sentence that says nothing; None: nothing but padding
+    def __init__(
+        self,
+        size: int,
+        length: int,
+        width: int,
+        layers: int,
+        heads: int, # of the vocabulary, of a row, of the transformer
+        out: int, # width of the one vector
+        pad: int, # the id that fills a row up
+        empty: Tensor | None = None
+    ): # [l] the tokens of a sentence that says nothing; None: nothing but padding
         super().__init__()
-        self.pad, self.places, self.padding = pad, nn.Parameter(.01*torch.randn(length, width)), nn.Parameter(.01*torch.randn(length, width))
-        self.pieces, self.transformer = nn.Embedding(size, width), Transformer(width, layers, heads, act=gelu)
+        self.pad, self.places, self.padding = pad, nn.Parameter(
+            .01*torch.randn(length, width)), nn.Parameter(.01*torch.randn(length, width))
+        self.pieces, self.transformer = nn.Embedding(size, width), Transformer(
+            width, layers, heads, act=gelu)
         self.norm, self.whole = nn.LayerNorm(width), nn.Linear(width, out)
-        self.register_buffer('empty', torch.full((1, length), pad) if empty is None else empty[None, :length].clone(), persistent=False)
+        self.register_buffer(
+            'empty',
+            torch.full(
+                (1, length), pad) if empty is None else empty[None, :length].clone(),
+            persistent=False)
         nn.init.normal_(self.pieces.weight, std=.02)
-    def forward(self, tokens: Tensor | None,       # [b l] whole numbers, places beyond `length` are not read; None: nothing is said
-                mask: Tensor | None = None,        # [b l] True where there is text; None: wherever there is no padding
-                ) -> tuple[Tensor, Tensor]:        # [b out], [b l width]
+
+    def forward(
+        self,
+        tokens: Tensor |
+        None, # [b l] whole numbers, places beyond `length` are not read; None: nothing is said
+        mask: Tensor |
+        None = None, # [b l] True where there is text; None: wherever there is no padding
+    ) -> tuple[Tensor, Tensor]: # [b out], [b l width]
         tokens = self.empty if tokens is None else tokens[:, :len(self.places)]
-        if tokens.shape[1] != len(self.places): raise Problem(f'This encoder reads rows of {len(self.places)} tokens, not {[*tokens.shape]}: pad them.')
+        if tokens.shape[1] != len(self.places):
+            raise Problem(f'This encoder reads rows of {len(self.places)} tokens, not '
+                          f'{[*tokens.shape]}: pad them.')
         tokens = tokens.to(self.places.device)
-        mask = tokens != self.pad if mask is None else mask[:, :len(self.places)].to(tokens.device)
-        h = torch.where(mask[..., None], self.pieces(tokens) + self.places, self.padding.expand(len(tokens), -1, -1)) # [b l d]
+        mask = tokens != self.pad if mask is None else mask[:, :len(self.places)].to(
+            tokens.device)
+        # [b l d]
+        h = torch.where(mask[..., None],
+                        self.pieces(tokens) + self.places,
+                        self.padding.expand(len(tokens), -1, -1))
         h = self.norm(self.transformer(h))
         return self.whole(h[:, -1]), h
 
@@ -58,68 +82,114 @@ class Told(nn.Module):
     def __init__(self, net: nn.Module):
         super().__init__()
         self.net = net
-    def forward(self, x: Tensor, t: Tensor, whole: Tensor, words: Tensor) -> Tensor: # [b c h w], [b], [b d], [b l width] -> [b c' h w]
+
+    def forward(
+            self, x: Tensor, t: Tensor, whole: Tensor,
+            words: Tensor) -> Tensor: # [b c h w], [b], [b d], [b l width] -> [b c' h w]
         return self.net(x, t, emb=whole, tokens=words)
 
 class Glide(Model):
     "A denoiser that is told a sentence, and with each guess says how sure it is. Eq. 60.3, 60.4 (GLIDE section 4.1)."
-    def __init__(self, net: nn.Module, text: TextEncoder, parameterization: Parameterization = from_v, clock: Callable[[Level], Tensor] = level_clock):
+    def __init__(self, net: nn.Module, text: TextEncoder,
+                 parameterization: Parameterization = from_v,
+                 clock: Callable[[Level], Tensor] = level_clock):
         super().__init__(net, parameterization, clock, learned_variance=True)
         self.text = text
-    def told(self, tokens: Tensor | None = None, *more) -> tuple: # [b l], or None where nothing is said; more: what stands before the sentence in the network's arguments
+
+    def told(
+        self, tokens: Tensor | None = None, *more
+    ) -> tuple: # [b l], or None where nothing is said; more: what stands before the sentence in the network's arguments
         "The sentence is read once for a whole run. Eq. 60.1."
         return (*more, *self.text(tokens))
 
 # %% ../../nbs/60_glide.ipynb #sketched
 class Sketched(nn.Module):
     "A network that also reads what the one vector of the sentence draws. Eq. 60.4."
-    def __init__(self, net: nn.Module, emb: int, side: int = 16, channels: int = 3): # emb: width of that vector
+    def __init__(self, net: nn.Module, emb: int, side: int = 16,
+                 channels: int = 3): # emb: width of that vector
         super().__init__()
-        self.net, self.draw, self.shape = net, nn.Linear(emb, channels*side**2), (channels, side, side)
-    def forward(self, x: Tensor, t: Tensor, *told) -> Tensor: # x [b c h w], t [b], ..., whole [b emb], words
-        sketch = F.interpolate(self.draw(told[-2]).unflatten(1, self.shape), x.shape[2:], mode='bilinear')
+        self.net, self.draw, self.shape = net, nn.Linear(
+            emb, channels*side**2), (channels, side, side)
+
+    def forward(self, x: Tensor, t: Tensor,
+                *told) -> Tensor: # x [b c h w], t [b], ..., whole [b emb], words
+        sketch = F.interpolate(
+            self.draw(told[-2]).unflatten(1, self.shape), x.shape[2:], mode='bilinear')
         return self.net(torch.cat([x, sketch.to(x)], 1), t, *told)
 
 # %% ../../nbs/60_glide.ipynb #makers
-def official_glide(base: int = 192, mults=(1, 2, 3, 4), depth: int = 3, attention=(1, 2, 3), heads: int | None = None, head_width: int | None = 64, dropout: float = .1,
-                   size: int = 50_257, length: int = 128, width: int = 512, layers: int = 16, text_heads: int = 8,
-                   channels_in: int = 3, wrap: Callable[[nn.Module], nn.Module] = lambda net: net, clock: Callable[[Level], Tensor] = level_clock) -> Glide:
+def official_glide(base: int = 192, mults=(1, 2, 3, 4), depth: int = 3, attention=(1, 2,
+                                                                                   3),
+                   heads: int | None = None, head_width: int | None = 64,
+                   dropout: float = .1, size: int = 50_257, length: int = 128,
+                   width: int = 512, layers: int = 16, text_heads: int = 8,
+                   channels_in: int = 3, wrap: Callable[[nn.Module],
+                                                        nn.Module] = lambda net: net,
+                   clock: Callable[[Level], Tensor] = level_clock) -> Glide:
     "GLIDE with the published options, by default the base model of 64 x 64. Eq. 60.3."
     attn = partial(Attention, heads=heads or 1, head_width=head_width, tokens=width)
-    net = adm_unet(base, mults, depth, attention, channels_in, 6, dropout=dropout, attn=attn)
-    return Glide(wrap(Told(net)), TextEncoder(size, length, width, layers, text_heads, 4*base, pad=size - 1), from_eps, clock)
+    net = adm_unet(base, mults, depth, attention, channels_in, 6, dropout=dropout,
+                   attn=attn)
+    return Glide(
+        wrap(Told(net)),
+        TextEncoder(size, length, width, layers, text_heads, 4*base, pad=size - 1),
+        from_eps, clock)
 
 def small_text(out: int, width: int = 128, layers: int = 3) -> TextEncoder:
     "An encoder of our captions. Eq. 60.1."
     words = caption_tokenizer()
     return TextEncoder(words.size, 24, width, layers, 4, out, words.pad, words('')[0])
 
-def small_glide(base: int, wrap: Callable[[nn.Module], nn.Module] = lambda net: net, more: int = 0, # more: channels to read beyond x
-                mults=(1, 2), depth: int = 1, attention=(0, 1), width: int = 128, layers: int = 3, unshuffle: int = 2) -> Glide:
+def small_glide(
+        base: int,
+        wrap: Callable[[nn.Module], nn.Module] = lambda net: net,
+        more: int = 0, # more: channels to read beyond x
+        mults=(1, 2),
+        depth: int = 1,
+        attention=(0, 1),
+        width: int = 128,
+        layers: int = 3,
+        unshuffle: int = 2) -> Glide:
     "GLIDE for small pictures and our captions. Eq. 60.3."
-    net = small_unet(6 + more, 0, base, mults, depth, attention, unshuffle, learn_variance=True, channels_out=3, tokens=width)
+    net = small_unet(6 + more, 0, base, mults, depth, attention, unshuffle,
+                     learn_variance=True, channels_out=3, tokens=width)
     return Glide(Sketched(wrap(Told(net)), 4*base), small_text(4*base, width, layers))
 
 # %% ../../nbs/60_glide.ipynb #ladder
 @torch.no_grad()
-def ladder(model: Glide, side: int, *told, channels: int = 3) -> list[tuple[str, int, int, bool]]: # what `show.ladder` draws
+def ladder(
+        model: Glide, side: int, *told, channels: int = 3
+) -> list[tuple[str, int, int, bool]]: # what `show.ladder` draws
     "The steps of its U-Net in the order of a run: name, side, channels, and whether it reads words."
     net, seen, name = next(m for m in model.modules() if isinstance(m, UNet)), [], {}
     for part in ('first', 'down', 'middle', 'up', 'last'):
-        m = getattr(net, part); name |= {n: f'{part} {i}' for i, n in enumerate(m, 1)} if isinstance(m, nn.ModuleList) else {m: part}
-    hooks = [m.register_forward_hook(lambda m, i, y: seen.append((name[m], y.shape[-1], y.shape[1], getattr(getattr(m, 'attn', None), 'kv', None) is not None))) for m in name]
-    model.given(None, *told)(torch.zeros(1, channels, side, side, device=next(model.parameters()).device), Level(0.))
-    for hook in hooks: hook.remove()
+        m = getattr(net, part)
+        name |= {n: f'{part} {i}' for i, n in enumerate(m, 1)} if isinstance(
+            m, nn.ModuleList) else {m: part}
+    hooks = [
+        m.register_forward_hook(lambda m, i, y: seen.append((name[m], y.shape[
+            -1], y.shape[1], getattr(getattr(m, 'attn', None), 'kv', None) is not None)))
+        for m in name
+    ]
+    model.given(None, *told)(torch.zeros(1, channels, side,
+                                         side, device=next(model.parameters()).device),
+                             Level(0.))
+    for hook in hooks:
+        hook.remove()
     return seen
 
 # %% ../../nbs/60_glide.ipynb #start
 @torch.no_grad()
 def from_clip(model: nn.Module) -> nn.Module: # a Glide or a Sketcher
     "Begin to read as the shipped CLIP does: its words, places and blocks; padding begins as its end of a text. Eq. 60.6."
-    clip, text = load_weights('clip')[0].text, model.text; l = len(text.places)
-    text.pieces.weight.copy_(clip.pieces.weight); text.places.copy_(clip.places[:l])
-    text.padding.copy_(clip.pieces.weight[-1] + clip.places[:l]) # the largest id ends a text
-    text.transformer.load_state_dict(clip.transformer.state_dict()); text.norm.load_state_dict(clip.norm.state_dict())
+    clip, text = load_weights('clip')[0].text, model.text
+    l = len(text.places)
+    text.pieces.weight.copy_(clip.pieces.weight)
+    text.places.copy_(clip.places[:l])
+    # the largest id ends a text
+    text.padding.copy_(clip.pieces.weight[-1] + clip.places[:l])
+    text.transformer.load_state_dict(clip.transformer.state_dict())
+    text.norm.load_state_dict(clip.norm.state_dict())
     return model
 
 # %% ../../nbs/60_glide.ipynb #recipes
@@ -127,13 +197,17 @@ def fair(log_snr: Tensor) -> Tensor:
     "About one over the error that is usual at a level: the root of min-SNR. Eq. 60.7."
     return min_snr()(log_snr).sqrt()
 
-def told_pictures(pictures: Callable[[int], Captioned], drop: float = .15) -> Callable: # seed -> pictures
+def told_pictures(pictures: Callable[[int], Captioned],
+                  drop: float = .15) -> Callable: # seed -> pictures
     "The `batches` of a recipe: pictures and their captions, a share of which are dropped. Eq. 60.5."
-    return lambda batch, seed, device: CaptionBatches(pictures(seed).to(device), partial(caption_tokenizer(), too_long='truncate'), batch, seed, drop)
+    return lambda batch, seed, device: CaptionBatches(
+        pictures(seed).to(device), partial(caption_tokenizer(), too_long='truncate'),
+        batch, seed, drop)
 
 def scenes_16(seed: int = 0, one: int = 20_000, two: int = 60_000) -> Captioned:
     "Scenes 16 pixels wide, more of two things, since they hold more to learn."
-    return join(shapes('train', one, 16, seed, objects=1), shapes('train', two, 16, seed + 1, objects=2))
+    return join(shapes('train', one, 16, seed, objects=1),
+                shapes('train', two, 16, seed + 1, objects=2))
 
 def all_but_held(size: int) -> Captioned:
     "The emoji to learn from, without the drawings that are kept back to ask for a thing in a style never seen together."
@@ -145,14 +219,18 @@ class Sketcher(nn.Module):
     "What a sentence looks like before anything is seen: a sketch. Eq. 60.4, 60.8."
     def __init__(self, text: TextEncoder, side: int = 16, channels: int = 3):
         super().__init__()
-        self.text, self.draw, self.shape = text, nn.Linear(text.whole.out_features, channels*side**2), (channels, side, side)
+        self.text, self.draw, self.shape = text, nn.Linear(
+            text.whole.out_features, channels*side**2), (channels, side, side)
+
     def forward(self, tokens: Tensor) -> Tensor: # [b l] -> [b c h w]
         return self.draw(self.text(tokens)[0]).unflatten(1, self.shape)
+
     def given(self, tokens: Tensor) -> Callable[[], Tensor]:
         "The sketch of these sentences, as `fit` asks for it."
         return partial(self, tokens)
 
-def sketch_loss(sketch: Callable[[], Tensor], x0: Tensor, t: Level, eps: Tensor) -> Tensor: # [b]
+def sketch_loss(sketch: Callable[[], Tensor], x0: Tensor, t: Level,
+                eps: Tensor) -> Tensor: # [b]
     "The squared error of a sketch: no noise takes part. Eq. 60.8."
     return (x0 - sketch()).square().flatten(1).mean(1)
 
@@ -161,18 +239,21 @@ def sketch_loss(sketch: Callable[[], Tensor], x0: Tensor, t: Level, eps: Tensor)
 class Grounded(Scene):
     "A scene whose captions may leave out sizes and place, never the ground. Eq. 60.9."
     def say(self, rng=None) -> str:
-        return sentence(self) if rng is None else sentence(replace(forget(self, rng), ground=self.ground), rng)
+        return sentence(self) if rng is None else sentence(
+            replace(forget(self, rng), ground=self.ground), rng)
 
 def grounded_16(seed: int = 0, one: int = 20_000, two: int = 60_000) -> Captioned:
     "Scenes to learn from, never silent about their ground."
     data = scenes_16(seed, one, two)
-    return replace(data, rows=tuple(Grounded(s.things, s.where, s.ground) for s in data.rows))
+    return replace(data,
+                   rows=tuple(Grounded(s.things, s.where, s.ground) for s in data.rows))
 
 @dataclass(frozen=True)
 class Styled(Emoji):
     "A drawing whose captions all tell its style. Eq. 60.9."
     def say(self, rng=None) -> str:
-        while STYLES[self.style] not in (said := super().say(rng)): pass
+        while STYLES[self.style] not in (said := super().say(rng)):
+            pass
         return said
 
 def styled_16(seed: int = 0) -> Captioned:
@@ -185,29 +266,51 @@ def styled_16(seed: int = 0) -> Captioned:
 def from_sketcher(name: str, model: Glide) -> Glide: # name: of trained weights
     "Begin to read, and to sketch, as a trained sketcher does."
     sketcher = load_weights(name)[0]
-    model.text.load_state_dict(sketcher.text.state_dict()); model.net.draw.load_state_dict(sketcher.draw.state_dict())
+    model.text.load_state_dict(sketcher.text.state_dict())
+    model.net.draw.load_state_dict(sketcher.draw.state_dict())
     return model
 
 # %% ../../nbs/60_glide.ipynb #registered
-GLIDE = dict(shape=(3, 16, 16), loss=hybrid(Cosine(), 1000, weight=fair), batch=64, limit=1., sampler='dpmpp_2m', sample_steps=20)
-register(Recipe('sketch-shapes', lambda: Sketcher(small_text(192)), told_pictures(grounded_16, 0.), shape=(3, 16, 16), loss=sketch_loss, steps=8000, settings=dict(lr=3e-3), data=('vocab',), sampler=''))
-register(Recipe('sketch-emoji', lambda: Sketcher(small_text(256)), told_pictures(styled_16, 0.), shape=(3, 16, 16), loss=sketch_loss, steps=8000, settings=dict(lr=3e-3), start=from_clip, data=('emoji', 'vocab'), sampler=''))
-register(Recipe('glide-shapes', partial(small_glide, 48), told_pictures(scenes_16), steps=14_000, start=partial(from_sketcher, 'sketch-shapes'), data=('vocab',), **GLIDE))
-register(Recipe('glide-emoji', partial(small_glide, 64), told_pictures(lambda seed: all_but_held(16)), steps=14_000, start=partial(from_sketcher, 'sketch-emoji'), data=('emoji', 'vocab'), **GLIDE))
-register(Recipe('noised-clip-emoji', small_noised_clip, told_pictures(lambda seed: all_but_held(16), 0.), shape=(3, 16, 16), loss=noised_clip_loss, steps=5000, batch=256, settings=dict(lr=1e-3), data=('emoji', 'vocab'), sampler=''));
+GLIDE = dict(shape=(3, 16, 16), loss=hybrid(Cosine(), 1000, weight=fair), batch=64,
+             limit=1., sampler='dpmpp_2m', sample_steps=20)
+register(
+    Recipe('sketch-shapes', lambda: Sketcher(small_text(192)),
+           told_pictures(grounded_16, 0.), shape=(3, 16, 16), loss=sketch_loss,
+           steps=8000, settings=dict(lr=3e-3), data=('vocab', ), sampler=''))
+register(
+    Recipe('sketch-emoji', lambda: Sketcher(small_text(256)), told_pictures(
+        styled_16, 0.), shape=(3, 16, 16), loss=sketch_loss, steps=8000,
+           settings=dict(lr=3e-3), start=from_clip, data=('emoji', 'vocab'), sampler=''))
+register(
+    Recipe('glide-shapes', partial(small_glide, 48), told_pictures(scenes_16),
+           steps=14_000, start=partial(from_sketcher,
+                                       'sketch-shapes'), data=('vocab', ), **GLIDE))
+register(
+    Recipe('glide-emoji', partial(small_glide, 64),
+           told_pictures(lambda seed: all_but_held(16)), steps=14_000, start=partial(
+               from_sketcher, 'sketch-emoji'), data=('emoji', 'vocab'), **GLIDE))
+register(
+    Recipe('noised-clip-emoji', small_noised_clip,
+           told_pictures(lambda seed: all_but_held(16),
+                         0.), shape=(3, 16, 16), loss=noised_clip_loss, steps=5000,
+           batch=256, settings=dict(lr=1e-3), data=('emoji', 'vocab'), sampler=''))
 ALIASES['glide'] = 'glide-emoji'
 
 # %% ../../nbs/60_glide.ipynb #asked
 def asked_scenes(objects: int, split: str, n: int, seed: int) -> list[str]:
     "Plain captions of n scenes of a part."
-    every = scenes(split, objects); at = torch.randint(len(every), (n,), generator=torch.Generator().manual_seed(seed))
+    every = scenes(split, objects)
+    at = torch.randint(len(every), (n, ), generator=torch.Generator().manual_seed(seed))
     return [every[i].say() for i in at.tolist()]
 
 def asked_emoji(part: str, n: int, seed: int) -> list[Emoji]:
     "n drawings of a part: trained on, kept back in a style, or of a name kept back."
     rows = emoji('test' if part == 'new names' else 'train', 16).rows
     rows = [r for r in rows if part == 'new names' or r.held == (part == 'new styles')]
-    return [rows[i] for i in torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:n].tolist()]
+    return [
+        rows[i] for i in torch.randperm(len(
+            rows), generator=torch.Generator().manual_seed(seed))[:n].tolist()
+    ]
 
 # %% ../../nbs/60_glide.ipynb #inpaint
 class Inpaint(nn.Module):
@@ -215,16 +318,27 @@ class Inpaint(nn.Module):
     def __init__(self, net: nn.Module, channels: int = 3): # of a picture
         super().__init__()
         self.net, self.channels = net, channels
-    def forward(self, x: Tensor, t: Tensor, known: Tensor | None, mask: Tensor | None, *told) -> Tensor: # known [b c h w], mask [b 1 h w] 1 where known; None: nothing is known
-        if known is None: known, mask = (x.new_zeros(len(x), c, *x.shape[2:]) for c in (self.channels, 1))
+
+    def forward(
+        self, x: Tensor, t: Tensor, known: Tensor | None, mask: Tensor | None, *told
+    ) -> Tensor: # known [b c h w], mask [b 1 h w] 1 where known; None: nothing is known
+        if known is None:
+            known, mask = (x.new_zeros(len(x), c, *x.shape[2:])
+                           for c in (self.channels, 1))
         known, mask = known.to(x), mask.to(x)
         return self.net(torch.cat([x, known*mask, mask], 1), t, *told)
 
-def holes(n: int, side: int, all_gone: float = .2) -> Tensor: # [n 1 side side], 1 where the picture stays
+def holes(n: int, side: int,
+          all_gone: float = .2) -> Tensor: # [n 1 side side], 1 where the picture stays
     "Rectangles by chance are erased, and in a share of pictures everything. Eq. 60.12."
-    lo, hi = (torch.rand(2, n, 2)*side).sort(0).values.unbind(); lo, hi = lo.floor(), hi.ceil() # [n 2] each
-    gone = torch.rand(n, 1) < all_gone; lo, hi = lo.masked_fill(gone, 0), hi.masked_fill(gone, side)
-    at = torch.arange(side); down, across = (((at >= lo[:, i:i + 1]) & (at < hi[:, i:i + 1])) for i in (0, 1)) # [n side] each
+    # [n 2] each
+    lo, hi = (torch.rand(2, n, 2)*side).sort(0).values.unbind()
+    lo, hi = lo.floor(), hi.ceil()
+    gone = torch.rand(n, 1) < all_gone
+    lo, hi = lo.masked_fill(gone, 0), hi.masked_fill(gone, side)
+    # [n side] each
+    at = torch.arange(side)
+    down, across = (((at >= lo[:, i:i + 1]) & (at < hi[:, i:i + 1])) for i in (0, 1))
     return 1 - (down[:, :, None] & across[:, None]).float()[:, None]
 
 @torch.no_grad()
@@ -232,7 +346,9 @@ def widened(wide: Glide, narrow: Glide) -> Glide:
     "The weights of `narrow`, and zeros for what more the first convolution of `wide` reads. Eq. 60.13."
     bare = lambda key: key.replace('net.', '') # without the wrappers
     known = {bare(k): w for k, w in narrow.state_dict().items()}
-    for k, v in wide.state_dict().items(): w = known[bare(k)]; v.zero_()[tuple(map(slice, w.shape))] = w
+    for k, v in wide.state_dict().items():
+        w = known[bare(k)]
+        v.zero_()[tuple(map(slice, w.shape))] = w
     return wide
 
 # %% ../../nbs/60_glide.ipynb #inpaint-recipes
@@ -240,17 +356,23 @@ def with_holes(batches: Callable) -> Callable:
     "The `batches` of a recipe, with a hole in each picture: step -> (x0, tokens, known, mask). Eq. 60.12."
     def start(batch, seed, device):
         told = batches(batch, seed, device)
+
         def at(step):
             x0, tokens = told(step)
             return x0, tokens, x0, holes(len(x0), x0.shape[-1]).to(x0)
+
         return at
+
     return start
 
 def inpainting(name: str, base: int, **settings) -> Recipe:
     "The fine-tuning of shipped weights to fill holes. Eq. 60.12-60.14."
     painter = find_recipe(name)
-    return replace(painter, name=f'{name}-inpaint', build=partial(small_glide, base, Inpaint, 4), batches=with_holes(painter.batches),
-                   start=lambda model: widened(model, load_weights(name)[0]), settings=dict(lr=5e-4), **settings)
+    return replace(painter, name=f'{name}-inpaint', build=partial(
+        small_glide, base, Inpaint, 4), batches=with_holes(painter.batches),
+                   start=lambda model: widened(model,
+                                               load_weights(name)[0]),
+                   settings=dict(lr=5e-4), **settings)
 
 register(inpainting('glide-shapes', 48, steps=2000))
 register(inpainting('glide-emoji', 64, steps=2000));
@@ -259,8 +381,13 @@ register(inpainting('glide-emoji', 64, steps=2000));
 @cache
 def heard(data: str) -> frozenset[str]: # 'emoji' or 'shapes'
     "All words in the captions of a world."
-    return LEXICON if data == 'shapes' else frozenset(w for r in all_but_held(16).rows for w in split_words(' '.join((told_of(r), 'a emoji of style'))))
+    return LEXICON if data == 'shapes' else frozenset(
+        w for r in all_but_held(16).rows
+        for w in split_words(' '.join((told_of(r), 'a emoji of style'))))
 
 def unheard(captions: Sequence[str], data: str) -> list[str]:
     "The words of some captions that no training caption of that world holds: they mean nothing that was taught."
-    return [w for w in dict.fromkeys(w for c in captions for w in split_words(c)) if w not in heard(data)]
+    return [
+        w for w in dict.fromkeys(w for c in captions for w in split_words(c))
+        if w not in heard(data)
+    ]

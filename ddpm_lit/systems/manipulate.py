@@ -33,98 +33,167 @@ from .upsample import SYSTEMS, enlarge, hold, lower, own_noise, weights_on
 # %% ../../nbs/64_manipulate.ipynb #latent
 class Latent(NamedTuple):
     "A picture in two parts: what CLIP sees in it, and the noise from which the decoder that is told so makes it. Eq. 64.1 (unCLIP section 3)."
-    z: Tensor   # [b d], of length 1
+    z: Tensor # [b d], of length 1
     x_T: Tensor # [b c h w]
 
 @torch.no_grad()
-def invert(denoiser: Denoiser, levels: Grid, x: Tensor, noise=torch.randn_like, sampler: Sampler = dpmpp_2m) -> Tensor: # x [b ...] -> x_T [b ...]
+def invert(denoiser: Denoiser, levels: Grid, x: Tensor, noise=torch.randn_like,
+           sampler: Sampler = dpmpp_2m) -> Tensor: # x [b ...] -> x_T [b ...]
     "Up the flow, from a picture with noise of the cleanest level on it: its grain. Eq. 64.1, 64.2."
     up = levels.flip()
     return last(sampler(denoiser, up, q_sample(x, next(iter(up)), noise(x))))
 
-def redraw(denoiser: Denoiser, levels: Grid, x_T: Tensor, eta: float = 0., noise=torch.randn_like) -> Tensor: # x_T [b ...] -> [b ...]
+def redraw(denoiser: Denoiser, levels: Grid, x_T: Tensor, eta: float = 0.,
+           noise=torch.randn_like) -> Tensor: # x_T [b ...] -> [b ...]
     "Down again; with eta, a share of the noise is renewed on the way. Eq. 64.1, 64.4."
-    return last(dpmpp_2m(denoiser, levels, x_T) if eta == 0 else ddim(denoiser, levels, x_T, eta, noise))
+    return last(
+        dpmpp_2m(denoiser, levels, x_T) if eta ==
+        0 else ddim(denoiser, levels, x_T, eta, noise))
 
 # %% ../../nbs/64_manipulate.ipynb #studio
 class Strip(NamedTuple):
     "A row of pictures for each picture that was given, and what each column is."
     pictures: dict[int, Tensor] # [b*k 3 h h] by h: 16, 32, 64
-    labels: tuple[str, ...]     # [k]
+    labels: tuple[str, ...] # [k]
 
 @dataclass
 class Studio:
     "What pictures are taken apart and drawn with. Eq. 64.1."
-    data: str = 'emoji'      # or 'shapes': the world of the decoder
+    data: str = 'emoji' # or 'shapes': the world of the decoder
     seed: int = 0
-    steps: tuple[int, int, int] = (20, 10, 10) # of the decoder, each way, and of the enlargers
-    w: float = 0.            # weight of guidance (41.3), on both ways
+    # of the decoder, each way, and of the enlargers
+    steps: tuple[int, int, int] = (20, 10, 10)
+    w: float = 0. # weight of guidance (41.3), on both ways
     device: str | torch.device = 'cpu'
     progress: Callable[[int, int], None] = lambda done, of: None # evaluations
     done: int = 0
+
     def __post_init__(self):
-        if self.data not in ('emoji', 'shapes'): raise Problem(f'There is no world "{self.data}": choose emoji or shapes.')
-        if not (isinstance(self.steps, (tuple, list)) and len(self.steps) == 3 and all(isinstance(s, int) and s > 0 for s in self.steps) and self.steps[0] > 1): raise Problem(f'The steps are {self.steps}: give three whole numbers, the first 2 or more.')
-        if not (isinstance(self.seed, int) and 0 <= self.seed < 2**40): raise Problem(f'The seed is {self.seed}: choose a whole number from 0 up to 2**40.')
-        if not (isinstance(self.w, (int, float)) and math.isfinite(self.w)): raise Problem(f'The weight w is {self.w}: choose a number, 0 if in doubt.')
+        if self.data not in ('emoji', 'shapes'):
+            raise Problem(f'There is no world "{self.data}": choose emoji or shapes.')
+        if not (isinstance(self.steps, (tuple, list)) and len(self.steps) == 3
+                and all(isinstance(s, int) and s > 0
+                        for s in self.steps) and self.steps[0] > 1):
+            raise Problem(f'The steps are {self.steps}: give three whole numbers, the '
+                          'first 2 or more.')
+        if not (isinstance(self.seed, int) and 0 <= self.seed < 2**40):
+            raise Problem(
+                f'The seed is {self.seed}: choose a whole number from 0 up to 2**40.')
+        if not (isinstance(self.w, (int, float)) and math.isfinite(self.w)):
+            raise Problem(f'The weight w is {self.w}: choose a number, 0 if in doubt.')
         self.levels = karras(self.steps[0], lo=.05)
+
     def counted(self, denoiser: Denoiser) -> Denoiser:
         "The same, heard by `progress`."
-        def asked(x, t): self.done += 1; self.progress(self.done, 2*self.steps[0] - 1 + sum(self.steps[1:])); return denoiser(x, t)
+        def asked(x, t):
+            self.done += 1
+            self.progress(self.done, 2*self.steps[0] - 1 + sum(self.steps[1:]))
+            return denoiser(x, t)
+
         return asked
+
     def decoder(self, z: Tensor) -> Denoiser: # [b d]
         "Told what is seen, and no sentence."
         model = weights_on(f'dalle2-{self.data}', self.device)
-        return clamp_x0(self.counted(cfg_paired(model, (z, None), w=self.w, instead_of=(None, None)) if self.w else model.given(z, None)))
+        return clamp_x0(
+            self.counted(
+                cfg_paired(model, (z, None), w=self.w, instead_of=(
+                    None, None)) if self.w else model.given(z, None)))
+
     def taken_apart(self, x: Tensor) -> Latent: # [b 3 64 64]
         "What is seen at 32 pixels, and the noise behind it at 16; all pictures get the same grain."
-        z = Reader(weights_on('clip', self.device)).pictures(to_bytes(lower(x))).to(self.device)
-        return Latent(z, invert(self.decoder(z), self.levels, lower(lower(x)), own_noise(self.seed, [500_000]*len(x))))
-    def drawn(self, latent: Latent, at: Sequence[int], eta: float = 0.) -> dict[int, Tensor]: # at: numbers; rows with the same one share their noise
+        z = Reader(weights_on('clip',
+                              self.device)).pictures(to_bytes(lower(x))).to(self.device)
+        return Latent(
+            z,
+            invert(self.decoder(z), self.levels, lower(lower(x)),
+                   own_noise(self.seed, [500_000]*len(x))))
+
+    def drawn(
+        self, latent: Latent, at: Sequence[int], eta: float = 0.
+    ) -> dict[int, Tensor]: # at: numbers; rows with the same one share their noise
         "At 16 pixels, and enlarged."
-        noise = own_noise(self.seed, at); found = {16: redraw(self.decoder(latent.z), self.levels, latent.x_T, eta, noise)}
+        noise = own_noise(self.seed, at)
+        found = {16: redraw(self.decoder(latent.z), self.levels, latent.x_T, eta, noise)}
         for size, steps in zip((32, 64), self.steps[1:]):
-            held = hold(small := found[size//2]); found[size] = enlarge(weights_on(f'dalle2-up-{size}', self.device), small, steps=steps, edit=lambda denoiser: held(self.counted(denoiser)), noise=noise)
+            held = hold(small := found[size // 2])
+            found[size] = enlarge(weights_on(f'dalle2-up-{size}',
+                                             self.device), small, steps=steps,
+                                  edit=lambda denoiser: held(self.counted(denoiser)),
+                                  noise=noise)
         return {size: x.cpu() for size, x in found.items()}
 
 # %% ../../nbs/64_manipulate.ipynb #vary
-def pictures_64(x: Tensor, device) -> Tensor: # [3 64 64] or [b 3 64 64] in [-1, 1] -> [b 3 64 64]
+def pictures_64(x: Tensor,
+                device) -> Tensor: # [3 64 64] or [b 3 64 64] in [-1, 1] -> [b 3 64 64]
     "Pictures that can be taken apart, or a `Problem`."
-    if x.ndim == 4 and not len(x): raise Problem('There is no picture to take apart: give at least one.')
-    if x.ndim not in (3, 4) or x.shape[-3:] != (3, 64, 64): raise Problem(f'A picture to take apart is [3 64 64], or several [b 3 64 64], not {[*x.shape]}: make it so.')
+    if x.ndim == 4 and not len(x):
+        raise Problem('There is no picture to take apart: give at least one.')
+    if x.ndim not in (3, 4) or x.shape[-3:] != (3, 64, 64):
+        raise Problem('A picture to take apart is [3 64 64], or several [b 3 64 64], '
+                      f'not {[*x.shape]}: make it so.')
     x = x[None] if x.ndim == 3 else x
-    if not x.is_floating_point() or not (x.abs() <= 1).all(): raise Problem('The picture does not hold numbers in [-1, 1]: turn bytes into numbers with to_unit.')
+    if not x.is_floating_point() or not (x.abs() <= 1).all():
+        raise Problem('The picture does not hold numbers in [-1, 1]: turn bytes into '
+                      'numbers with to_unit.')
     return x.float().to(device)
 
 def columns(n: int, b: int, least: int = 1) -> int: # for each of b pictures
     "As many as a strip may have, or a `Problem`."
-    if n < least or n*b > 64: raise Problem(f'Strips of {n} pictures for {b} are not drawn: ask for at least {least} in a strip, and 1 to 64 in all.')
+    if n < least or n*b > 64:
+        raise Problem(f'Strips of {n} pictures for {b} are not drawn: ask for at least '
+                      f'{least} in a strip, and 1 to 64 in all.')
     return n
 
 @torch.no_grad()
-def vary(x: Tensor, n: int = 6, eta: float = 1., **how) -> Strip: # x [3 64 64], or several; how: as `Studio`
+def vary(x: Tensor, n: int = 6, eta: float = 1.,
+         **how) -> Strip: # x [3 64 64], or several; how: as `Studio`
     "Other pictures with the same embedding. Eq. 64.1, 64.4 (unCLIP section 3.1)."
-    if not 0 <= eta <= 1: raise Problem(f'eta is {eta}: choose it from 0 (the picture itself) to 1 (all noise is new).')
-    studio = Studio(**how); x = pictures_64(x, studio.device); k = columns(n, len(x))
+    if not 0 <= eta <= 1:
+        raise Problem(f'eta is {eta}: choose it from 0 (the picture itself) to 1 (all '
+                      'noise is new).')
+    studio = Studio(**how)
+    x = pictures_64(x, studio.device)
+    k = columns(n, len(x))
     many = Latent(*(v.repeat_interleave(k, 0) for v in studio.taken_apart(x)))
-    return Strip(studio.drawn(many, [*range(n)]*len(x), eta), tuple(f'eta {eta:g}, {i}' for i in range(1, n + 1)))
+    return Strip(studio.drawn(many, [*range(n)]*len(x), eta),
+                 tuple(f'eta {eta:g}, {i}' for i in range(1, n + 1)))
 
 # %% ../../nbs/64_manipulate.ipynb #judge-variations
 @torch.no_grad()
 def judge_variations(n: int = 200, seed: int = 0) -> list[dict]: # rows for `table`
     "Variations, all noise new: do they show what their source does? Drawings by the judges of 56, scenes by the parser. Eq. 56.5, 56.10, 64.4."
     def varied(pixels: Tensor, data: str) -> Tensor: # each from noise of its own
-        studio, parts = Studio(data, seed), [range(i, min(i + 64, len(pixels))) for i in range(0, len(pixels), 64)]
-        return torch.cat([studio.drawn(studio.taken_apart(to_unit(pixels[list(at)])), at, 1.)[64] for at in parts])
-    rows, every = asked_emoji('trained on', n, seed), emoji('train', 64); place = {r: i for i, r in enumerate(every.rows)}
-    found = {'emoji, trained on': weigh_emoji(varied(every.pixels[[place[r] for r in rows]], 'emoji'), rows, trained=all_but_held(32), seed=seed)['rows']}
-    for k, title in ((1, 'shapes, 1 thing, seen'), (2, 'shapes, 2 things, seen')):
-        data = shapes('train', n, 64, 2000 + seed, k); found[title] = weigh_scenes(varied(data.pixels, 'shapes'), [r.say() for r in data.rows], seed=seed)
-    return [r | dict(task=f'variations, {title}: {r["task"]}') for title, rows in found.items() for r in rows]
+        studio, parts = Studio(data, seed), [
+            range(i, min(i + 64, len(pixels))) for i in range(0, len(pixels), 64)
+        ]
+        return torch.cat([
+            studio.drawn(studio.taken_apart(to_unit(pixels[list(at)])), at, 1.)[64]
+            for at in parts
+        ])
 
-def judge_all(n: int = 200, seed: int = 0) -> Iterator[tuple[int, list[dict]]]: # per cent done, rows
+    rows, every = asked_emoji('trained on', n, seed), emoji('train', 64)
+    place = {r: i for i, r in enumerate(every.rows)}
+    found = {
+        'emoji, trained on': weigh_emoji(
+            varied(every.pixels[[place[r] for r in rows]], 'emoji'), rows,
+            trained=all_but_held(32), seed=seed)['rows']
+    }
+    for k, title in ((1, 'shapes, 1 thing, seen'), (2, 'shapes, 2 things, seen')):
+        data = shapes('train', n, 64, 2000 + seed, k)
+        found[title] = weigh_scenes(varied(data.pixels, 'shapes'),
+                                    [r.say() for r in data.rows], seed=seed)
+    return [
+        r | dict(task=f'variations, {title}: {r["task"]}')
+        for title, rows in found.items()
+        for r in rows
+    ]
+
+def judge_all(n: int = 200,
+              seed: int = 0) -> Iterator[tuple[int, list[dict]]]: # per cent done, rows
     "DALL-E 2 as 63 weighs it, and its variations."
-    for at, rows in judge_dalle2(n, seed): yield at*9//10, rows
+    for at, rows in judge_dalle2(n, seed):
+        yield at*9 // 10, rows
     yield 100, judge_variations(n, seed)
 
 SYSTEMS['dalle2'] = replace(SYSTEMS['dalle2'], judge=judge_all);
@@ -133,35 +202,59 @@ SYSTEMS['dalle2'] = replace(SYSTEMS['dalle2'], judge=judge_all);
 def fan(a: Tensor, b: Tensor, w: Tensor) -> Tensor: # [m ...] both, [k] -> [m*k ...]
     "Every pair at every share, pair by pair. Eq. 64.5."
     a, b = (v.repeat_interleave(len(w), 0) for v in (a, b))
-    return slerp(a, b, w.repeat(len(a)//len(w)).reshape(-1, *[1]*(a.ndim - 1))) # which brings w to where a is
+    # which brings w to where a is
+    return slerp(a, b, w.repeat(len(a) // len(w)).reshape(-1, *[1]*(a.ndim - 1)))
 
 @torch.no_grad()
-def blend(a: Tensor, b: Tensor, n: int = 5, fixed: bool = False, **how) -> Strip: # [3 64 64], or several pairs; fixed: one noise, drawn by chance; how: as `Studio`
+def blend(
+    a: Tensor, b: Tensor, n: int = 5, fixed: bool = False, **how
+) -> Strip: # [3 64 64], or several pairs; fixed: one noise, drawn by chance; how: as `Studio`
     "From one picture to another. Eq. 64.5 (unCLIP section 3.2)."
-    studio = Studio(**how); a, b = (pictures_64(v, studio.device) for v in (a, b)); m = len(a); w = torch.linspace(0, 1, columns(n, m, 2), dtype=torch.float64)
-    if m != len(b): raise Problem(f'{m} pictures cannot be blended with {len(b)}: give as many of both.')
+    studio = Studio(**how)
+    a, b = (pictures_64(v, studio.device) for v in (a, b))
+    m = len(a)
+    w = torch.linspace(0, 1, columns(n, m, 2), dtype=torch.float64)
+    if m != len(b):
+        raise Problem(
+            f'{m} pictures cannot be blended with {len(b)}: give as many of both.')
     latent = studio.taken_apart(torch.cat([a, b]))
-    x_T = own_noise(studio.seed, [600_000]*(m*n))(torch.empty(m*n, 3, 16, 16, device=studio.device)) if fixed else fan(latent.x_T[:m], latent.x_T[m:], w)
-    return Strip(studio.drawn(Latent(fan(latent.z[:m], latent.z[m:], w), x_T), [0]*(m*n)), tuple(f'{v:.2f}' for v in w))
+    x_T = own_noise(studio.seed, [600_000]*(m*n))(torch.empty(
+        m*n, 3, 16, 16, device=studio.device)) if fixed else fan(
+            latent.x_T[:m], latent.x_T[m:], w)
+    return Strip(studio.drawn(Latent(fan(latent.z[:m], latent.z[m:], w), x_T), [0]*(m*n)),
+                 tuple(f'{v:.2f}' for v in w))
 
 # %% ../../nbs/64_manipulate.ipynb #edit
-def difference(z_text: Tensor, z_before: Tensor) -> Tensor: # [b d] both, of length 1 -> [b d], of length 1
+def difference(
+        z_text: Tensor,
+        z_before: Tensor) -> Tensor: # [b d] both, of length 1 -> [b d], of length 1
     "Where the change points that two captions describe. Eq. 64.6 (unCLIP section 3.3)."
     d = z_text - z_before
-    if (d.norm(dim=-1) < 1e-5).any(): raise Problem('Both captions say the same to CLIP: say what is there, and what shall be.')
+    if (d.norm(dim=-1) < 1e-5).any():
+        raise Problem(
+            'Both captions say the same to CLIP: say what is there, and what shall be.')
     return unit(d)
 
 @torch.no_grad()
-def edit(x: Tensor, before: str, after: str, theta: float = .5, n: int = 6, **how) -> Strip: # x [3 64 64], or several; theta: the last of the n; how: as `Studio`
+def edit(
+    x: Tensor, before: str, after: str, theta: float = .5, n: int = 6, **how
+) -> Strip: # x [3 64 64], or several; theta: the last of the n; how: as `Studio`
     "From what the first caption says toward what the second says. Eq. 64.6 (unCLIP section 3.3)."
-    if not 0 < theta <= 1: raise Problem(f'theta is {theta}: choose it above 0 (the picture) and up to 1 (nothing left of it), .5 if in doubt.')
-    studio = Studio(**how); x = pictures_64(x, studio.device); w = torch.linspace(0, theta, columns(n, len(x), 2), dtype=torch.float64)
-    z_text, z_before = Reader(weights_on('clip', studio.device)).texts([after, before]).to(studio.device)
+    if not 0 < theta <= 1:
+        raise Problem(f'theta is {theta}: choose it above 0 (the picture) and up to 1 '
+                      '(nothing left of it), .5 if in doubt.')
+    studio = Studio(**how)
+    x = pictures_64(x, studio.device)
+    w = torch.linspace(0, theta, columns(n, len(x), 2), dtype=torch.float64)
+    z_text, z_before = Reader(weights_on('clip',
+                                         studio.device)).texts([after,
+                                                                before]).to(studio.device)
     latent, d = studio.taken_apart(x), difference(z_text, z_before)
-    many = Latent(fan(latent.z, d.expand_as(latent.z), w), latent.x_T.repeat_interleave(n, 0))
+    many = Latent(fan(latent.z, d.expand_as(latent.z), w),
+                  latent.x_T.repeat_interleave(n, 0))
     return Strip(studio.drawn(many, [0]*len(many.z)), tuple(f'{v:.2f}' for v in w))
 
 # %% ../../nbs/64_manipulate.ipynb #fewer
 def fewer(code: Code, z: Tensor, k: int) -> Tensor: # [b d] -> [b d], of length 1
     "The first k principal coordinates of embeddings; the others are at their mean. Eq. 64.7 (unCLIP section 4)."
-    return unit(code.coordinates(z)[:, :k]@code.axes[:, :k].mT + code.mean)
+    return unit(code.coordinates(z)[:, :k] @ code.axes[:, :k].mT + code.mean)

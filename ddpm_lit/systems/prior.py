@@ -35,92 +35,147 @@ from ..train.fit import Recipe, load_weights, register
 class Heard(NamedTuple):
     "What a frozen CLIP makes of sentences: z_t, what stands at each token, and where there are tokens. Eq. 62.3."
     z_text: Tensor # [b d], of length 1
-    words: Tensor  # [b l w]
-    mask: Tensor   # [b l] True up to the end of the text
+    words: Tensor # [b l w]
+    mask: Tensor # [b l] True up to the end of the text
 
 @torch.no_grad()
 def hear(clip: CLIP, tokens: Tensor) -> Heard: # [b l]
     "Read sentences once: the vector that CLIP compares, and the states that lead to it. Eq. 62.3."
-    text = clip.text; tokens = tokens.to(text.places.device); end = tokens.argmax(1)
-    h = text.norm(text.transformer(text.pieces(tokens) + text.places[:tokens.shape[1]])) # [b l w]
-    return Heard(unit(h[torch.arange(len(h), device=h.device), end]@text.out), h, torch.arange(tokens.shape[1], device=h.device) <= end[:, None])
+    text = clip.text
+    tokens = tokens.to(text.places.device)
+    end = tokens.argmax(1)
+    # [b l w]
+    h = text.norm(text.transformer(text.pieces(tokens) + text.places[:tokens.shape[1]]))
+    return Heard(unit(h[torch.arange(len(h), device=h.device), end] @ text.out), h,
+                 torch.arange(tokens.shape[1], device=h.device) <= end[:, None])
 
 # %% ../../nbs/62_prior.ipynb #onward
-def block_onward(block: Block, x: Tensor, may: Tensor, past: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]: # -> x, keys and values with the new ones
+def block_onward(
+    block: Block, x: Tensor, may: Tensor, past: Sequence[Tensor]
+) -> tuple[Tensor, Tensor, Tensor]: # -> x, keys and values with the new ones
     "A block for what is new, where keys and values of what stands before are kept. Eq. 52.7, 62.4."
     q, k, v = block.attn.split(block.attn.qkv(block.norm1(x)), 3)
-    if past: k, v = torch.cat([past[0].to(k), k], 2), torch.cat([past[1].to(v), v], 2)
+    if past:
+        k, v = torch.cat([past[0].to(k), k], 2), torch.cat([past[1].to(v), v], 2)
     y = x + block.attn.out(attend(q, k, v, may).transpose(1, 2).flatten(2))
     return y + block.outer(block.act(block.inner(block.norm2(y)))), k, v
 
-def onward(net: Transformer, x: Tensor, # [b m d], what is new
-           mask: Tensor,                # [b l+m] True where a position may be read by others
-           past: Sequence[Tensor] = (), # keys and values of each block for the l positions before, [b n l d/n] each
-           ) -> tuple[Tensor, list[Tensor]]: # [b m d]; the same with what is new
+def onward(
+    net: Transformer,
+    x: Tensor, # [b m d], what is new
+    mask: Tensor, # [b l+m] True where a position may be read by others
+    past: Sequence[Tensor] = (
+    ), # keys and values of each block for the l positions before, [b n l d/n] each
+) -> tuple[Tensor, list[Tensor]]: # [b m d]; the same with what is new
     "Go on with a causal row: what stands before is neither changed nor computed again. Eq. 62.4."
-    at = torch.arange(mask.shape[1], device=x.device); here = at[len(at) - x.shape[1]:, None]
-    may = ((at <= here) & mask[:, None] | (at == here))[:, None] # padding reads itself, so that no softmax is empty
+    at = torch.arange(mask.shape[1], device=x.device)
+    here = at[len(at) - x.shape[1]:, None]
+    # padding reads itself, so that no softmax is empty
+    may = ((at <= here) & mask[:, None] | (at == here))[:, None]
     kept = []
     for i, block in enumerate(net.blocks):
-        x, k, v = block_onward(block, x, may, past[2*i:2*i + 2]); kept += [k, v]
+        x, k, v = block_onward(block, x, may, past[2*i:2*i + 2])
+        kept += [k, v]
     return x, kept
 
 # %% ../../nbs/62_prior.ipynb #net
 def check_length(words: Tensor, length: int): # [b l w]
     "A `Problem` if a sentence has more tokens than there are places."
-    if words.shape[1] > length: raise Problem(f'This prior reads sentences of {length} tokens, not {words.shape[1]}: cut them.')
+    if words.shape[1] > length:
+        raise Problem(f'This prior reads sentences of {length} tokens, not '
+                      f'{words.shape[1]}: cut them.')
 
 class PriorNet(nn.Module):
     "A causal transformer over the words, z_t, the level, the noised z_i and a query, which answers with z_i. Eq. 62.3 (unCLIP section 2.2)."
-    def __init__(self, dim: int, words: int, length: int, # of an embedding, of a word's state, words at most
-                 width: int, layers: int, heads: int):
+    def __init__(
+            self,
+            dim: int,
+            words: int,
+            length: int, # of an embedding, of a word's state, words at most
+            width: int,
+            layers: int,
+            heads: int):
         super().__init__()
-        self.words, self.text, self.image, self.time = nn.Linear(words, width), nn.Linear(dim, width), nn.Linear(dim, width), TimeEmbedding(width, width)
-        self.query, self.places = nn.Parameter(.02*torch.randn(width)), nn.Parameter(.01*torch.randn(length + 4, width))
-        self.transformer, self.norm, self.out = Transformer(width, layers, heads, causal=True, act=gelu), nn.LayerNorm(width), nn.Linear(width, dim)
+        self.words, self.text, self.image, self.time = nn.Linear(words, width), nn.Linear(
+            dim, width), nn.Linear(dim, width), TimeEmbedding(width, width)
+        self.query, self.places = nn.Parameter(.02*torch.randn(width)), nn.Parameter(
+            .01*torch.randn(length + 4, width))
+        self.transformer, self.norm, self.out = Transformer(
+            width, layers, heads, causal=True, act=gelu), nn.LayerNorm(width), nn.Linear(
+                width, dim)
         nn.init.normal_(self.text.weight) # z_t has length 1
-    def sentence(self, z_text: Tensor, words: Tensor) -> Tensor: # [b d], [b l w] -> [b l+1 width]
+
+    def sentence(self, z_text: Tensor,
+                 words: Tensor) -> Tensor: # [b d], [b l w] -> [b l+1 width]
         check_length(words, len(self.places) - 4)
-        return torch.cat([self.words(words) + self.places[:words.shape[1]], self.text(z_text)[:, None] + self.places[-4]], 1)
+        return torch.cat([
+            self.words(words) + self.places[:words.shape[1]],
+            self.text(z_text)[:, None] + self.places[-4]
+        ], 1)
+
     def noised(self, x: Tensor, t: Tensor) -> Tensor: # [b d], [b] -> [b 3 width]
-        return torch.stack([self.time(t, x.dtype), self.image(x), self.query.expand(len(x), -1)], 1) + self.places[-3:]
-    def read(self, z_text: Tensor, words: Tensor, mask: Tensor) -> tuple[Tensor, ...]: # -> mask [b l+4], keys and values
+        return torch.stack(
+            [self.time(t, x.dtype),
+             self.image(x),
+             self.query.expand(len(x), -1)], 1) + self.places[-3:]
+
+    def read(self, z_text: Tensor, words: Tensor,
+             mask: Tensor) -> tuple[Tensor, ...]: # -> mask [b l+4], keys and values
         "All that comes from the sentence; none of it depends on x or t. Eq. 62.4."
         mask = F.pad(mask, (0, 4), value=True)
-        return mask, *onward(self.transformer, self.sentence(z_text, words), mask[:, :-3])[1]
-    def forward(self, x: Tensor, t: Tensor, mask: Tensor, *past) -> Tensor: # [b d], [b], as `read` gives them -> [b d]
-        return self.out(self.norm(onward(self.transformer, self.noised(x, t), mask, past)[0][:, -1]))
+        return mask, *onward(self.transformer, self.sentence(z_text, words),
+                             mask[:, :-3])[1]
+
+    def forward(self, x: Tensor, t: Tensor, mask: Tensor,
+                *past) -> Tensor: # [b d], [b], as `read` gives them -> [b d]
+        return self.out(
+            self.norm(onward(self.transformer, self.noised(x, t), mask, past)[0][:, -1]))
 
 class Prior(Model):
     "A denoiser of image embeddings that is told a sentence, and the units in which it sees them. Eq. 62.2, 62.3."
     def __init__(self, net: PriorNet, clock: Callable[[Level], Tensor] = level_clock):
         super().__init__(net, from_x0, clock)
-        self.register_buffer('mean', torch.zeros(net.out.out_features)); self.register_buffer('std', torch.ones(net.out.out_features))
+        self.register_buffer('mean', torch.zeros(net.out.out_features))
+        self.register_buffer('std', torch.ones(net.out.out_features))
+
     def scaled(self, z: Tensor) -> Tensor: # [... d], an embedding -> what is diffused
         return (z - self.mean)/self.std
+
     def unscaled(self, x: Tensor) -> Tensor: # [... d], and back
         return x*self.std + self.mean
+
     def told(self, z_text: Tensor, words: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
         "The sentence is read once for a whole run. Eq. 62.4."
         return self.net.read(z_text, words, mask)
 
 # %% ../../nbs/62_prior.ipynb #data
 @cache
-def embedded(seed: int = 0, split: str = 'train', n: int = 2000) -> tuple[Captioned, Tensor]: # n scenes of one thing, and of two -> pictures, z_i [n d]
+def embedded(
+    seed: int = 0, split: str = 'train', n: int = 2000
+) -> tuple[Captioned, Tensor]: # n scenes of one thing, and of two -> pictures, z_i [n d]
     "Pictures of both worlds, as the shipped CLIP sees them."
-    data = join(emoji(split), shapes(split, n, 32, seed, 1), shapes(split, n, 32, seed + 1, 2))
+    data = join(emoji(split), shapes(split, n, 32, seed, 1),
+                shapes(split, n, 32, seed + 1, 2))
     return data, Reader(load_weights('clip')[0]).pictures(data.pixels)
 
-def heard_pictures(seen: Callable[[Tensor], Tensor], drop: float = .1) -> Callable: # seen: embeddings -> what is learned
+def heard_pictures(seen: Callable[[Tensor], Tensor],
+                   drop: float = .1) -> Callable: # seen: embeddings -> what is learned
     "The `batches` of a recipe: image embeddings, and one of their captions as CLIP hears it; a share of captions say nothing. Eq. 62.6."
     def start(batch, seed, device):
-        data, z = embedded(seed); x0, clip = seen(z).to(device), load_weights('clip')[0].to(device)
-        source = CaptionBatches(data, partial(caption_tokenizer(), too_long='truncate'), batch, seed, drop)
+        data, z = embedded(seed)
+        x0, clip = seen(z).to(device), load_weights('clip')[0].to(device)
+        source = CaptionBatches(data, partial(caption_tokenizer(), too_long='truncate'),
+                                batch, seed, drop)
+
         def step(i: int):
-            rows, texts, _ = source.words(i); tokens = source.tokens(texts)
+            rows, texts, _ = source.words(i)
+            tokens = source.tokens(texts)
             longest = int(tokens.argmax(1).max()) + 1 # no need to read padding
-            return x0[torch.from_numpy(rows).to(device)], *hear(clip, tokens[:, :longest].to(device))
+            return x0[torch.from_numpy(rows).to(device)], *hear(
+                clip, tokens[:, :longest].to(device))
+
         return step
+
     return start
 
 # %% ../../nbs/62_prior.ipynb #units
@@ -137,43 +192,60 @@ def standard(z: Tensor) -> Tensor: # [... d]
 @torch.no_grad()
 def with_units(model: Prior) -> Prior:
     "The same, told those units. Eq. 62.2."
-    for own, v in zip((model.mean, model.std), units()): own.copy_(v)
+    for own, v in zip((model.mean, model.std), units()):
+        own.copy_(v)
     return model
 
 def small_prior() -> Prior:
     "For embeddings of 128 numbers and our captions. Eq. 62.3."
     return Prior(PriorNet(128, 128, 32, 128, 4, 4))
 
-register(Recipe('prior', small_prior, heard_pictures(standard), shape=(128,), loss=weighted(x0_weight), steps=1000, settings=dict(lr=2e-3, halflife=100.),
-                start=with_units, data=('emoji', 'vocab'), sampler=''));
+register(
+    Recipe('prior', small_prior, heard_pictures(standard), shape=(128, ),
+           loss=weighted(x0_weight), steps=1000, settings=dict(lr=2e-3, halflife=100.),
+           start=with_units, data=('emoji', 'vocab'), sampler=''));
 
 # %% ../../nbs/62_prior.ipynb #draw
 def better(z: Tensor, z_text: Tensor) -> Tensor: # [b k d], [b d] -> [b d]
     "Of several candidates the one that fits the sentence best. Eq. 62.7 (unCLIP section 2.2)."
-    return z[torch.arange(len(z), device=z.device), (z@z_text.to(z)[..., None])[..., 0].argmax(1)]
+    return z[torch.arange(len(z), device=z.device),
+             (z @ z_text.to(z)[..., None])[..., 0].argmax(1)]
 
 @dataclass(frozen=True)
 class Spread:
     "The variance of x0 given x_t, one number for each level. Eq. 62.8 (Analytic-DPM)."
     log_snr: Tensor # [m], rising
-    share: Tensor   # [m], of the mean coordinate
+    share: Tensor # [m], of the mean coordinate
+
     def var_x0(self, x: Tensor, t: Level) -> Tensor: # [] ; as `exact` asks for it
-        return torch.as_tensor(np.interp(t.log_snr.cpu().double(), self.log_snr, self.share)).to(x)
+        return torch.as_tensor(
+            np.interp(t.log_snr.cpu().double(), self.log_snr, self.share)).to(x)
 
 @torch.no_grad()
-def spread(denoiser: Denoiser, x0: Tensor, levels: Sequence[Level]) -> Spread: # x0 [b ...]; levels, the noisiest first
+def spread(denoiser: Denoiser, x0: Tensor,
+           levels: Sequence[Level]) -> Spread: # x0 [b ...]; levels, the noisiest first
     "The mean squared error of the clean guess at each level: what is left to draw, by chance or for want of learning. Eq. 62.8."
-    share = [(x0 - denoiser(q_sample(x0, t.like(x0), torch.randn_like(x0)), t).x0).square().mean().cpu().double() for t in levels]
+    share = [(x0 - denoiser(q_sample(x0, t.like(x0), torch.randn_like(x0)),
+                            t).x0).square().mean().cpu().double() for t in levels]
     return Spread(torch.stack([t.log_snr for t in levels]), torch.stack(share))
 
 @torch.no_grad()
-def imagine(prior: Prior, heard: Heard, steps: int = 25, candidates: int = 2, guidance_scale: float = 1.,
-            unheard: Heard | None = None, # the empty sentence, for a scale other than 1
-            variance: Callable = fixed_small, noise=torch.randn_like) -> Tensor: # [b d], of length 1
+def imagine(
+        prior: Prior,
+        heard: Heard,
+        steps: int = 25,
+        candidates: int = 2,
+        guidance_scale: float = 1.,
+        unheard: Heard | None = None, # the empty sentence, for a scale other than 1
+        variance: Callable = fixed_small,
+        noise=torch.randn_like) -> Tensor: # [b d], of length 1
     "Image embeddings that a sentence may have; of several, the one that fits best. Eq. 62.6-62.8 (unCLIP section 2.2)."
-    if guidance_scale != 1 and unheard is None: raise Problem('To guide, the prior must also hear the empty sentence: give hear(clip, tokenizer("")) as unheard.')
+    if guidance_scale != 1 and unheard is None:
+        raise Problem('To guide, the prior must also hear the empty sentence: give '
+                      'hear(clip, tokenizer("")) as unheard.')
     many = tuple(v.repeat_interleave(candidates, 0) for v in heard)
-    denoiser = prior.given(*many) if guidance_scale == 1 else cfg_paired(prior, many, guidance_scale=guidance_scale, instead_of=tuple(unheard))
+    denoiser = prior.given(*many) if guidance_scale == 1 else cfg_paired(
+        prior, many, guidance_scale=guidance_scale, instead_of=tuple(unheard))
     x = last(ancestral(denoiser, grid(Cosine(), steps), noise(many[0]), variance, noise))
     return better(unit(prior.unscaled(x)).unflatten(0, (-1, candidates)), heard.z_text)
 
@@ -183,79 +255,143 @@ class Code(nn.Module):
     def __init__(self, dim: int, k: int, buckets: int): # coordinates kept
         super().__init__()
         self.k, self.buckets = k, buckets
-        for name, shape in dict(mean=(dim,), axes=(dim, k), edges=(k, buckets - 1), centres=(k, buckets), dot_edges=(buckets - 1,)).items(): self.register_buffer(name, torch.zeros(shape))
+        for name, shape in dict(mean=(dim, ), axes=(dim, k), edges=(k, buckets - 1),
+                                centres=(k, buckets), dot_edges=(buckets - 1, )).items():
+            self.register_buffer(name, torch.zeros(shape))
+
     def coordinates(self, z: Tensor) -> Tensor: # [b d] -> [b k]
-        return (z - self.mean)@self.axes
+        return (z - self.mean) @ self.axes
+
     def forward(self, z: Tensor) -> Tensor: # [b d] -> [b k] int64
         return torch.searchsorted(self.edges, self.coordinates(z).mT.contiguous()).mT
+
     def decode(self, code: Tensor) -> Tensor: # [b k] -> [b d]
-        return self.centres[torch.arange(self.k, device=code.device), code]@self.axes.mT + self.mean
-    def dot(self, z_image: Tensor, z_text: Tensor) -> Tensor: # [b d] both -> [b] int64: the bucket of their inner product
-        return torch.searchsorted(self.dot_edges, torch.linalg.vecdot(z_image, z_text.to(z_image)))
+        return self.centres[torch.arange(self.k, device=code.device),
+                            code] @ self.axes.mT + self.mean
+
+    def dot(
+        self, z_image: Tensor, z_text: Tensor
+    ) -> Tensor: # [b d] both -> [b] int64: the bucket of their inner product
+        return torch.searchsorted(self.dot_edges,
+                                  torch.linalg.vecdot(z_image, z_text.to(z_image)))
+
     @torch.no_grad()
     def fit(self, z: Tensor, z_text: Tensor) -> 'Code': # [n d] both
         "Axes, edges and centres from a set of embeddings and their captions'. Eq. 62.9, 62.10."
-        self.mean.copy_(z.mean(0)); x = (z - self.mean).cpu().double(); self.axes.copy_(torch.linalg.eigh(x.mT@x).eigenvectors.flip(1)[:, :self.k])
-        y = self.coordinates(z); share = torch.arange(1, self.buckets, device=z.device).to(y)/self.buckets
-        self.edges.copy_(y.quantile(share, 0).mT); self.dot_edges.copy_(torch.linalg.vecdot(z, z_text).quantile(share))
+        self.mean.copy_(z.mean(0))
+        x = (z - self.mean).cpu().double()
+        self.axes.copy_(torch.linalg.eigh(x.mT @ x).eigenvectors.flip(1)[:, :self.k])
+        y = self.coordinates(z)
+        share = torch.arange(1, self.buckets, device=z.device).to(y)/self.buckets
+        self.edges.copy_(y.quantile(share, 0).mT)
+        self.dot_edges.copy_(torch.linalg.vecdot(z, z_text).quantile(share))
         at = F.one_hot(self(z), self.buckets).to(y) # [n k buckets]
-        if not at.sum(0).all(): raise Problem(f'{len(z)} embeddings leave one of {self.buckets} buckets empty: give more that differ, or take fewer buckets.')
+        if not at.sum(0).all():
+            raise Problem(f'{len(z)} embeddings leave one of {self.buckets} buckets '
+                          'empty: give more that differ, or take fewer buckets.')
         self.centres.copy_(torch.einsum('nkb,nk->kb', at, y)/at.sum(0))
         return self
 
 # %% ../../nbs/62_prior.ipynb #ar
-def drawn_from(logits: Tensor, chance: Tensor) -> Tensor: # [b n], [b 1] even from 0 to 1 -> [b 1] int64
+def drawn_from(logits: Tensor,
+               chance: Tensor) -> Tensor: # [b n], [b 1] even from 0 to 1 -> [b 1] int64
     "A number by the share of the line from 0 to 1 that it takes. Eq. 62.12."
-    return torch.searchsorted(logits.softmax(1).cumsum(1), chance).clamp(max=logits.shape[1] - 1)
+    return torch.searchsorted(logits.softmax(1).cumsum(1),
+                              chance).clamp(max=logits.shape[1] - 1)
 
 class PriorAR(nn.Module):
     "A causal transformer over the words, z_t, their fit and the code of z_i, which answers with the next number of the code. Eq. 62.11, 62.12 (unCLIP section 2.2)."
-    def __init__(self, dim: int, words: int, length: int, width: int, layers: int, heads: int, k: int, buckets: int):
+    def __init__(self, dim: int, words: int, length: int, width: int, layers: int,
+                 heads: int, k: int, buckets: int):
         super().__init__()
         self.code, self.length = Code(dim, k, buckets), length
-        self.words, self.text, self.dot, self.value = nn.Linear(words, width), nn.Linear(dim, width), nn.Embedding(buckets, width), nn.Embedding(buckets, width)
+        self.words, self.text, self.dot, self.value = nn.Linear(words, width), nn.Linear(
+            dim, width), nn.Embedding(buckets, width), nn.Embedding(buckets, width)
         self.places = nn.Parameter(.01*torch.randn(length + 1 + k, width))
-        self.transformer, self.norm = Transformer(width, layers, heads, causal=True, act=gelu), nn.LayerNorm(width)
-        self.out, self.direct = nn.Parameter(.02*torch.randn(k, width, buckets)), nn.Parameter(torch.zeros(k, dim, buckets)) # a last layer for each place
+        self.transformer, self.norm = Transformer(width, layers, heads, causal=True,
+                                                  act=gelu), nn.LayerNorm(width)
+        # a last layer for each place
+        self.out, self.direct = nn.Parameter(
+            .02*torch.randn(k, width, buckets)), nn.Parameter(torch.zeros(
+                k, dim, buckets))
         nn.init.normal_(self.text.weight)
-    def read(self, z_text: Tensor, words: Tensor, mask: Tensor) -> tuple[Tensor, list[Tensor]]: # -> mask [b l+1], keys and values
+
+    def read(
+            self, z_text: Tensor, words: Tensor, mask: Tensor
+    ) -> tuple[Tensor, list[Tensor]]: # -> mask [b l+1], keys and values
         check_length(words, self.length)
-        h = torch.cat([self.words(words) + self.places[:words.shape[1]], self.text(z_text)[:, None] + self.places[self.length]], 1)
+        h = torch.cat([
+            self.words(words) + self.places[:words.shape[1]],
+            self.text(z_text)[:, None] + self.places[self.length]
+        ], 1)
         mask = F.pad(mask, (0, 1), value=True)
         return mask, onward(self.transformer, h, mask)[1]
-    def row(self, dot: Tensor, code: Tensor) -> Tensor: # [b], [b j] -> [b j+1 width]: what the next numbers are told
-        return torch.cat([self.dot(dot)[:, None], self.value(code)], 1) + self.places[self.length + 1:][:code.shape[1] + 1]
-    def logits(self, h: Tensor, z_text: Tensor, first: int = 0) -> Tensor: # [b j width], [b d]; of the numbers from `first` on -> [b j buckets]
+
+    def row(
+        self, dot: Tensor, code: Tensor
+    ) -> Tensor: # [b], [b j] -> [b j+1 width]: what the next numbers are told
+        return torch.cat(
+            [self.dot(dot)[:, None], self.value(code)],
+            1) + self.places[self.length + 1:][:code.shape[1] + 1]
+
+    def logits(
+        self, h: Tensor, z_text: Tensor, first: int = 0
+    ) -> Tensor: # [b j width], [b d]; of the numbers from `first` on -> [b j buckets]
         here = slice(first, first + h.shape[1])
-        return torch.einsum('bjw,jwn->bjn', self.norm(h), self.out[here]) + torch.einsum('bd,jdn->bjn', z_text, self.direct[here])
-    def nats(self, z_image: Tensor, z_text: Tensor, words: Tensor, mask: Tensor) -> Tensor: # [b d], a `Heard` -> [b k]
+        return torch.einsum('bjw,jwn->bjn', self.norm(h), self.out[here]) + torch.einsum(
+            'bd,jdn->bjn', z_text, self.direct[here])
+
+    def nats(self, z_image: Tensor, z_text: Tensor, words: Tensor,
+             mask: Tensor) -> Tensor: # [b d], a `Heard` -> [b k]
         "What each number of the code costs, once those before it are known. Eq. 62.11."
-        code = self.code(z_image); mask, past = self.read(z_text, words, mask)
-        h = onward(self.transformer, self.row(self.code.dot(z_image, z_text), code[:, :-1]), F.pad(mask, (0, self.code.k), value=True), past)[0]
+        code = self.code(z_image)
+        mask, past = self.read(z_text, words, mask)
+        h = onward(self.transformer, self.row(self.code.dot(z_image, z_text),
+                                              code[:, :-1]),
+                   F.pad(mask, (0, self.code.k), value=True), past)[0]
         return F.cross_entropy(self.logits(h, z_text).mT, code, reduction='none')
-    def given(self, *heard) -> Callable[[Tensor], Tensor]: # z_image -> [b k], as `fit` asks for it
+
+    def given(
+            self, *heard
+    ) -> Callable[[Tensor], Tensor]: # z_image -> [b k], as `fit` asks for it
         return lambda z_image: self.nats(z_image, *heard)
+
     @torch.no_grad()
-    def sample(self, z_text: Tensor, words: Tensor, mask: Tensor, dot: Tensor | None = None, chance=torch.rand_like) -> Tensor: # -> [b d] of length 1; dot: None: any bucket of the upper half; chance: as rand_like
+    def sample(
+        self, z_text: Tensor, words: Tensor, mask: Tensor, dot: Tensor | None = None,
+        chance=torch.rand_like
+    ) -> Tensor: # -> [b d] of length 1; dot: None: any bucket of the upper half; chance: as rand_like
         "Number by number. Eq. 62.11, 62.12 (unCLIP section 2.2)."
-        half = self.code.buckets//2; dot = half + ((self.code.buckets - half)*chance(z_text[:, 0])).long() if dot is None else dot
+        half = self.code.buckets // 2
+        dot = half + ((self.code.buckets - half)*
+                      chance(z_text[:, 0])).long() if dot is None else dot
         (mask, past), code = self.read(z_text, words, mask), dot[:, None][:, :0]
         for j in range(self.code.k):
-            mask = F.pad(mask, (0, 1), value=True); h, past = onward(self.transformer, self.row(dot, code)[:, -1:], mask, past)
-            code = torch.cat([code, drawn_from(self.logits(h, z_text, j)[:, 0], chance(z_text[:, :1]))], 1)
+            mask = F.pad(mask, (0, 1), value=True)
+            h, past = onward(self.transformer,
+                             self.row(dot, code)[:, -1:], mask, past)
+            code = torch.cat([
+                code,
+                drawn_from(self.logits(h, z_text, j)[:, 0], chance(z_text[:, :1]))
+            ], 1)
         return unit(self.code.decode(code))
 
 # %% ../../nbs/62_prior.ipynb #ar-recipe
-def code_loss(read: Callable[[Tensor], Tensor], z_image: Tensor, t: Level, eps: Tensor) -> Tensor: # [b], nats a number
+def code_loss(read: Callable[[Tensor], Tensor], z_image: Tensor, t: Level,
+              eps: Tensor) -> Tensor: # [b], nats a number
     "The mean cost of a number of the code; no noise takes part. Eq. 62.11."
     return read(z_image).mean(1)
 
 @torch.no_grad()
 def with_code(model: PriorAR) -> PriorAR:
     "The same, with the code of our embeddings. Eq. 62.9, 62.10."
-    data, z = embedded(); clip = load_weights('clip')[0]
+    data, z = embedded()
+    clip = load_weights('clip')[0]
     model.code.fit(z, Reader(clip).texts([data.caption(i) for i in range(len(data))]))
     return model
 
-register(Recipe('prior-ar', lambda: PriorAR(128, 128, 32, 128, 2, 4, 40, 32), heard_pictures(lambda z: z), shape=(128,), loss=code_loss, steps=2400, batch=64,
-                settings=dict(lr=3e-3, halflife=100.), start=with_code, data=('emoji', 'vocab'), sampler=''));
+register(
+    Recipe('prior-ar', lambda: PriorAR(128, 128, 32, 128, 2, 4, 40, 32),
+           heard_pictures(lambda z: z), shape=(128, ), loss=code_loss, steps=2400,
+           batch=64, settings=dict(lr=3e-3, halflife=100.), start=with_code,
+           data=('emoji', 'vocab'), sampler=''));

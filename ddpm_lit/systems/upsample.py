@@ -42,7 +42,8 @@ def lower(x0: Tensor) -> Tensor: # [b 3 2h 2w] in [-1, 1] -> [b 3 h w]
     return to_unit(to_bytes(halve(x0)))
 
 # %% ../../nbs/61_upsample.ipynb #distrusted
-def distrusted(low: Tensor, u: Tensor, noise=torch.randn_like) -> Tensor: # [b 3 h w], [b] -> [b 3 h w]
+def distrusted(low: Tensor, u: Tensor,
+               noise=torch.randn_like) -> Tensor: # [b 3 h w], [b] -> [b 3 h w]
     "Low pictures with noise of standard deviation u. Eq. 61.2 (Ho et al. 2021, conditioning augmentation)."
     return low + u.reshape(-1, 1, 1, 1)*noise(low)
 
@@ -52,26 +53,40 @@ class Enlarged(nn.Module):
     def __init__(self, net: nn.Module, base: int):
         super().__init__()
         self.net, self.level = SuperRes(net), TimeEmbedding(base, 4*base)
-    def forward(self, x: Tensor, t: Tensor, low: Tensor, u: Tensor, whole: Tensor | float = 0., words: Tensor | None = None) -> Tensor: # [b c h w], [b], [b c h' w'], [b], [b d], [b l width]
+
+    def forward(
+        self, x: Tensor, t: Tensor, low: Tensor, u: Tensor, whole: Tensor | float = 0.,
+        words: Tensor | None = None
+    ) -> Tensor: # [b c h w], [b], [b c h' w'], [b], [b d], [b l width]
         return self.net(x, t, low, emb=whole + self.level(1000*u, x.dtype), tokens=words)
 
 class Enlarger(Glide):
     "A denoiser that is told a sentence, a low picture and u, and speaks of the detail. Eq. 61.6, 61.7."
-    def __init__(self, net: nn.Module, text: TextEncoder | None, detail: float): # text: None reads no sentences; detail: standard deviation of x0 - e in the data
+    def __init__(
+        self, net: nn.Module, text: TextEncoder | None, detail: float
+    ): # text: None reads no sentences; detail: standard deviation of x0 - e in the data
         super().__init__(net, text)
         self.detail = detail
-    def told(self, tokens: Tensor | None, low: Tensor, u: Tensor) -> tuple: # [b l], [b c h' w'], [b]
+
+    def told(self, tokens: Tensor | None, low: Tensor,
+             u: Tensor) -> tuple: # [b l], [b c h' w'], [b]
         "What is known, and the sentence if it is read."
         return super().told(tokens, low, u) if self.text else (low, u)
+
     def spread(self, u: Tensor) -> Tensor: # [b] -> d [b 1 1 1]
         "How far from the enlarged low picture x0 will be. Eq. 61.7."
         return (self.detail**2 + (5/8*u)**2).sqrt().reshape(-1, 1, 1, 1)
-    def known(self, low: Tensor, u: Tensor, size) -> tuple[Tensor, Tensor]: # e [b c h w], d [b 1 1 1]
+
+    def known(self, low: Tensor, u: Tensor,
+              size) -> tuple[Tensor, Tensor]: # e [b c h w], d [b 1 1 1]
         "The low picture enlarged, and how far from it x0 will be."
-        return F.interpolate(low, size, mode='bilinear', align_corners=False), self.spread(u)
+        return F.interpolate(low, size, mode='bilinear',
+                             align_corners=False), self.spread(u)
+
     def forward(self, x: Tensor, t: Level, low: Tensor, u: Tensor, *said) -> Prediction:
         e, d = self.known(low, u, x.shape[2:])
-        p = super().forward((x - t.signal*e)/(t.alpha_bar*d**2 + t.sigma**2).sqrt(), Level(t.log_snr + 2*d.log()), low, u, *said)
+        p = super().forward((x - t.signal*e)/(t.alpha_bar*d**2 + t.sigma**2).sqrt(),
+                            Level(t.log_snr + 2*d.log()), low, u, *said)
         return p._replace(x0=e + d*p.x0)
 
 # %% ../../nbs/61_upsample.ipynb #finer
@@ -80,40 +95,67 @@ class Finer:
     "The clock of a schedule, for things that are `detail` times as large as pictures. Eq. 61.7 (after Hoogeboom et al. 2023)."
     schedule: Schedule
     detail: float # standard deviation
-    def __call__(self, time) -> Level: return Level(self.schedule(time).log_snr - 2*math.log(self.detail))
-    def time(self, t: Level) -> Tensor: return self.schedule.time(Level(t.log_snr + 2*math.log(self.detail)))
+
+    def __call__(self, time) -> Level:
+        return Level(self.schedule(time).log_snr - 2*math.log(self.detail))
+
+    def time(self, t: Level) -> Tensor:
+        return self.schedule.time(Level(t.log_snr + 2*math.log(self.detail)))
 
 # %% ../../nbs/61_upsample.ipynb #recipes
-def small_enlarger(detail: float, base: int, mults, unshuffle: int, width: int = 64) -> Enlarger:
+def small_enlarger(detail: float, base: int, mults, unshuffle: int,
+                   width: int = 64) -> Enlarger:
     "An enlarger for our pictures and captions. Eq. 61.6."
     words = caption_tokenizer()
-    net = small_unet(6, 0, base, mults, unshuffle=unshuffle, learn_variance=True, channels_out=3, tokens=width)
-    return Enlarger(Enlarged(net, base), TextEncoder(words.size, 24, width, 2, 4, 4*base, words.pad, words('')[0]), detail)
+    net = small_unet(6, 0, base, mults, unshuffle=unshuffle, learn_variance=True,
+                     channels_out=3, tokens=width)
+    return Enlarger(
+        Enlarged(net, base),
+        TextEncoder(words.size, 24, width, 2, 4, 4*base, words.pad,
+                    words('')[0]), detail)
 
 def two_worlds(seed: int = 0, size: int = 32, n: int = 4000) -> Captioned:
     "Emoji to learn from, without those kept back, and n scenes of one thing and n of two."
-    return join(all_but_held(size), *(shapes('train', n, size, seed + k, objects=k) for k in (1, 2)))
+    return join(all_but_held(size),
+                *(shapes('train', n, size, seed + k, objects=k) for k in (1, 2)))
 
-def recoloured(x0: Tensor, tokens: Tensor, share: float) -> tuple[Tensor, Tensor]: # [b 3 h w], [b l]
+def recoloured(x0: Tensor, tokens: Tensor,
+               share: float) -> tuple[Tensor, Tensor]: # [b 3 h w], [b l]
     "A share of the pictures with their channels exchanged, and nothing said of them: detail is the same in any colours."
-    some = torch.rand(len(x0)) < share; order = torch.where(some[:, None], torch.rand(len(x0), 3).argsort(1), torch.arange(3)).to(x0.device)
-    return x0.gather(1, order[:, :, None, None].expand_as(x0)), torch.where(some[:, None].to(tokens.device), caption_tokenizer()('').to(tokens.device), tokens)
+    some = torch.rand(len(x0)) < share
+    order = torch.where(some[:, None],
+                        torch.rand(len(x0), 3).argsort(1), torch.arange(3)).to(x0.device)
+    return x0.gather(1, order[:, :, None, None].expand_as(x0)), torch.where(
+        some[:, None].to(tokens.device),
+        caption_tokenizer()('').to(tokens.device), tokens)
 
-def low_and_high(pictures: Callable[[int], Captioned], most: float = .5, recolour: float = .25, spoiled=lambda low: low) -> Callable: # seed -> pictures; most: the largest u; recolour: a share; spoiled: what more is done to low pictures
+def low_and_high(
+    pictures: Callable[[int], Captioned], most: float = .5, recolour: float = .25,
+    spoiled=lambda low: low
+) -> Callable: # seed -> pictures; most: the largest u; recolour: a share; spoiled: what more is done to low pictures
     "The `batches` of an enlarger: pictures, sentences, low pictures with noise, and how much. Eq. 61.2."
     def make(batch, seed, device):
         pairs = told_pictures(pictures)(batch, seed, device)
+
         def at(step):
-            x0, tokens = recoloured(*pairs(step), recolour); u = most*torch.rand(len(x0)).to(x0)
+            x0, tokens = recoloured(*pairs(step), recolour)
+            u = most*torch.rand(len(x0)).to(x0)
             return x0, tokens, distrusted(spoiled(lower(x0)), u), u
+
         return at
+
     return make
 
-def enlarger_recipe(size: int, detail: float, steps: int, n: int, **more) -> Recipe: # n: scenes of one thing, and as many of two
+def enlarger_recipe(size: int, detail: float, steps: int, n: int,
+                    **more) -> Recipe: # n: scenes of one thing, and as many of two
     "From half of `size` to `size`. Eq. 61.2, 61.7."
     clock = Finer(Cosine(), detail)
-    return Recipe(f'glide-up-{size}', partial(small_enlarger, detail, base=32, mults=(1, 2), unshuffle=2), low_and_high(partial(two_worlds, size=size, n=n)), shape=(3, size, size), schedule=clock,
-                  loss=hybrid(clock, 1000, weight=min_snr(5/detail**2)), steps=steps, batch=64, limit=1., sampler='', data=('emoji', 'vocab'), **more)
+    return Recipe(f'glide-up-{size}',
+                  partial(small_enlarger, detail, base=32, mults=(1, 2), unshuffle=2),
+                  low_and_high(partial(two_worlds, size=size,
+                                       n=n)), shape=(3, size, size), schedule=clock,
+                  loss=hybrid(clock, 1000, weight=min_snr(5/detail**2)), steps=steps,
+                  batch=64, limit=1., sampler='', data=('emoji', 'vocab'), **more)
 
 @torch.no_grad()
 def from_smaller(name: str, model: Enlarger) -> Enlarger:
@@ -122,29 +164,55 @@ def from_smaller(name: str, model: Enlarger) -> Enlarger:
     return model
 
 register(enlarger_recipe(32, .12, 8000, 8000))
-register(enlarger_recipe(64, .09, 1200, 4000, settings=dict(lr=1e-3), start=partial(from_smaller, 'glide-up-32')));
+register(
+    enlarger_recipe(64, .09, 1200, 4000, settings=dict(lr=1e-3),
+                    start=partial(from_smaller, 'glide-up-32')));
 
 # %% ../../nbs/61_upsample.ipynb #enlarge
-def begin(model: Enlarger, low: Tensor, u: Tensor, size, t: Level, noise=torch.randn_like) -> Tensor: # [b c h w]
+def begin(model: Enlarger, low: Tensor, u: Tensor, size, t: Level,
+          noise=torch.randn_like) -> Tensor: # [b c h w]
     "Where the run of an enlarger starts: plain noise of the detail. Eq. 61.8."
     e, d = model.known(low, u, size)
     return t.signal*e + (t.alpha_bar*d**2 + t.sigma**2).sqrt()*noise(e)
 
 @torch.no_grad()
-def enlarge(model: Enlarger, low: Tensor,      # [b 3 h w] in [-1, 1]
-            tokens: Tensor | None = None,      # [1 l] or [b l]; None: nothing is said
-            u: float = 0.,                     # noise put on the low picture
-            w: float = 0., steps: int = 10, sampler: Sampler = dpmpp_2m, lo: float = .05, hi: float = 80., # ends of the grid, in details
-            edit: Callable[[Denoiser], Denoiser] = lambda denoiser: denoiser, noise=torch.randn_like) -> Tensor: # [b 3 2h 2w]
+def enlarge(
+        model: Enlarger,
+        low: Tensor, # [b 3 h w] in [-1, 1]
+        tokens: Tensor | None = None, # [1 l] or [b l]; None: nothing is said
+        u: float = 0., # noise put on the low picture
+        w: float = 0.,
+        steps: int = 10,
+        sampler: Sampler = dpmpp_2m,
+        lo: float = .05,
+        hi: float = 80., # ends of the grid, in details
+        edit: Callable[[Denoiser], Denoiser] = lambda denoiser: denoiser,
+        noise=torch.randn_like) -> Tensor: # [b 3 2h 2w]
     "A picture twice as large. Eq. 61.8 (GLIDE section 4.1)."
-    if low.ndim != 4 or low.shape[1] != 3 or not len(low): raise Problem(f'An enlarger reads pictures [n 3 h h], at least one, not {[*low.shape]}.')
-    if not low.is_floating_point(): raise Problem(f'An enlarger reads numbers in [-1, 1], not {low.dtype}: use to_unit on bytes.')
-    if not 0 <= u < math.inf or not math.isfinite(w): raise Problem(f'u is {u} and w is {w}: choose a standard deviation of 0 or more (.5 was the most in training), and a number for w.')
-    if not low.isfinite().all(): raise Problem('The low pictures hold NaN or infinity: look for where they were made.')
-    each = low.new_full((len(low),), u); low = distrusted(to_unit(to_bytes(low)).to(low), each, noise)
-    d = model.spread(each)[0].item(); levels = karras(steps, lo*d, hi*d)
-    denoiser = cfg_paired(model, (tokens, low, each), w=w, instead_of=(None, low, each)) if w else model.given(tokens, low, each)
-    return last(sampler(edit(clamp_x0(denoiser)), levels, begin(model, low, each, [2*s for s in low.shape[2:]], next(iter(levels)), noise)))
+    if low.ndim != 4 or low.shape[1] != 3 or not len(low):
+        raise Problem(
+            f'An enlarger reads pictures [n 3 h h], at least one, not {[*low.shape]}.')
+    if not low.is_floating_point():
+        raise Problem(f'An enlarger reads numbers in [-1, 1], not {low.dtype}: use '
+                      'to_unit on bytes.')
+    if not 0 <= u < math.inf or not math.isfinite(w):
+        raise Problem(f'u is {u} and w is {w}: choose a standard deviation of 0 or more '
+                      '(.5 was the most in training), and a number for w.')
+    if not low.isfinite().all():
+        raise Problem(
+            'The low pictures hold NaN or infinity: look for where they were made.')
+    each = low.new_full((len(low), ), u)
+    low = distrusted(to_unit(to_bytes(low)).to(low), each, noise)
+    d = model.spread(each)[0].item()
+    levels = karras(steps, lo*d, hi*d)
+    denoiser = cfg_paired(model, (tokens, low, each), w=w,
+                          instead_of=(None, low,
+                                      each)) if w else model.given(tokens, low, each)
+    return last(
+        sampler(
+            edit(clamp_x0(denoiser)), levels,
+            begin(model, low, each, [2*s for s in low.shape[2:]], next(iter(levels)),
+                  noise)))
 
 # %% ../../nbs/61_upsample.ipynb #hold
 def hold(low: Tensor) -> Callable[[Denoiser], Denoiser]: # [b 3 h w]
@@ -155,52 +223,93 @@ def hold(low: Tensor) -> Callable[[Denoiser], Denoiser]: # [b 3 h w]
 @dataclass(frozen=True, eq=False)
 class Request:
     "What is to be painted: all that the pictures depend on. Eq. 61.11."
-    captions: tuple[str, ...]      # a picture each; '' says nothing
-    data: str = 'emoji'            # or 'shapes': the world to paint from
+    captions: tuple[str, ...] # a picture each; '' says nothing
+    data: str = 'emoji' # or 'shapes': the world to paint from
     seed: int = 0
     steps: tuple[int, int, int] = (20, 10, 10) # of each stage
-    w: float = 1.                  # weight without a classifier (Ho & Salimans), of the first stage; CLIP's guidance does not use it
-    guidance: str = 'cfg'          # or 'clip'
-    clip_scale: float | None = None # (54.4); None: three times the scale that CLIP learned, the best of notebook 60 for emoji
-    init: Tensor | None = None     # [3 64 64] in [-1, 1]: a picture to begin with
-    strength: float = 1.           # how much of it is painted anew: the time on the clock at which the first stage starts
-    mask: Tensor | None = None     # [64 64], 1 where `init` is to be kept
+    # weight without a classifier (Ho & Salimans), of the first stage; CLIP's guidance does not use it
+    w: float = 1.
+    guidance: str = 'cfg' # or 'clip'
+    # (54.4); None: three times the scale that CLIP learned, the best of notebook 60 for emoji
+    clip_scale: float | None = None
+    init: Tensor | None = None # [3 64 64] in [-1, 1]: a picture to begin with
+    # how much of it is painted anew: the time on the clock at which the first stage starts
+    strength: float = 1.
+    mask: Tensor | None = None # [64 64], 1 where `init` is to be kept
     device: str | torch.device = 'cpu'
-    def __post_init__(self): check_request(self)
+
+    def __post_init__(self):
+        check_request(self)
 
 def check_request(r: Request):
     "A `Problem` unless all of it fits together."
-    if isinstance(r.captions, str): raise Problem('Captions are a tuple of sentences, a picture each: write (caption,).')
-    if not isinstance(r.captions, (tuple, list)): raise Problem(f'Captions are {type(r.captions).__name__}: give a tuple of sentences, a picture each.')
-    if not r.captions: raise Problem('Nothing is asked for: give at least one caption.')
-    if bad := [c for c in r.captions if not isinstance(c, str)]: raise Problem(f'A caption is {bad[0]!r}: write it as text, \'\' where nothing is said.')
-    if r.data not in ('emoji', 'shapes'): raise Problem(f'There is no world "{r.data}": paint emoji or shapes.')
-    if r.guidance not in ('cfg', 'clip'): raise Problem(f'There is no guidance "{r.guidance}": choose cfg or clip.')
-    if not (isinstance(r.steps, (tuple, list)) and len(r.steps) == 3 and all(isinstance(s, int) and s > 0 for s in r.steps)): raise Problem(f'The steps are {r.steps}: give three whole numbers, each 1 or more.')
-    if not (isinstance(r.seed, int) and 0 <= r.seed < 2**40): raise Problem(f'The seed is {r.seed}: choose a whole number from 0 up to 2**40.')
-    for name, v in (('weight w', r.w), ('clip_scale', 0. if r.clip_scale is None else r.clip_scale)):
-        if not (isinstance(v, (int, float)) and math.isfinite(v)): raise Problem(f'The {name} is {v}: choose a number, {1 if name == "weight w" else 3} if in doubt.')
-    if r.clip_scale is not None and r.guidance != 'clip': raise Problem('clip_scale steers by CLIP: set guidance to clip, or leave it out.')
-    if not (isinstance(r.strength, (int, float)) and 0 < r.strength <= 1): raise Problem(f'The strength is {r.strength}: choose it above 0 (keep all) up to 1 (paint all anew).')
-    if r.init is not None and r.init.shape != (3, 64, 64): raise Problem(f'The picture to begin with is {[*r.init.shape]}: make it [3 64 64].')
-    if r.mask is not None and r.init is None: raise Problem('A mask says what to keep of `init`: give both.')
-    if r.mask is not None and r.mask.shape != (64, 64): raise Problem(f'The mask is {[*r.mask.shape]}: make it [64 64].')
-    if r.init is not None and r.mask is None and r.strength == 1: raise Problem('At strength 1 nothing is left of the picture to begin with: give a lower strength, or a mask.')
-    if r.init is None and r.strength < 1: raise Problem('The strength says how much of a picture is painted anew: give the picture as init, or leave the strength out.')
-    if r.init is not None and not r.init.is_floating_point(): raise Problem('The picture to begin with holds bytes: turn it into numbers with to_unit.')
-    if r.init is not None and r.init.isnan().any(): raise Problem('The picture to begin with holds NaN: look for where it was made.')
-    if r.init is not None and not (r.init.abs() <= 1).all(): raise Problem('The picture to begin with is not in [-1, 1]: turn bytes into numbers with to_unit.')
-    if r.mask is not None and not ((r.mask == 0) | (r.mask == 1)).all(): raise Problem('A mask is 1 where `init` is kept and 0 elsewhere: threshold it first.')
+    if isinstance(r.captions, str):
+        raise Problem(
+            'Captions are a tuple of sentences, a picture each: write (caption,).')
+    if not isinstance(r.captions, (tuple, list)):
+        raise Problem(f'Captions are {type(r.captions).__name__}: give a tuple of '
+                      'sentences, a picture each.')
+    if not r.captions:
+        raise Problem('Nothing is asked for: give at least one caption.')
+    if bad := [c for c in r.captions if not isinstance(c, str)]:
+        raise Problem(
+            f'A caption is {bad[0]!r}: write it as text, \'\' where nothing is said.')
+    if r.data not in ('emoji', 'shapes'):
+        raise Problem(f'There is no world "{r.data}": paint emoji or shapes.')
+    if r.guidance not in ('cfg', 'clip'):
+        raise Problem(f'There is no guidance "{r.guidance}": choose cfg or clip.')
+    if not (isinstance(r.steps, (tuple, list)) and len(r.steps) == 3
+            and all(isinstance(s, int) and s > 0 for s in r.steps)):
+        raise Problem(
+            f'The steps are {r.steps}: give three whole numbers, each 1 or more.')
+    if not (isinstance(r.seed, int) and 0 <= r.seed < 2**40):
+        raise Problem(f'The seed is {r.seed}: choose a whole number from 0 up to 2**40.')
+    for name, v in (('weight w', r.w), ('clip_scale',
+                                        0. if r.clip_scale is None else r.clip_scale)):
+        if not (isinstance(v, (int, float)) and math.isfinite(v)):
+            raise Problem(f'The {name} is {v}: choose a number, '
+                          f'{1 if name == "weight w" else 3} if in doubt.')
+    if r.clip_scale is not None and r.guidance != 'clip':
+        raise Problem('clip_scale steers by CLIP: set guidance to clip, or leave it out.')
+    if not (isinstance(r.strength, (int, float)) and 0 < r.strength <= 1):
+        raise Problem(f'The strength is {r.strength}: choose it above 0 (keep all) up to '
+                      '1 (paint all anew).')
+    if r.init is not None and r.init.shape != (3, 64, 64):
+        raise Problem(
+            f'The picture to begin with is {[*r.init.shape]}: make it [3 64 64].')
+    if r.mask is not None and r.init is None:
+        raise Problem('A mask says what to keep of `init`: give both.')
+    if r.mask is not None and r.mask.shape != (64, 64):
+        raise Problem(f'The mask is {[*r.mask.shape]}: make it [64 64].')
+    if r.init is not None and r.mask is None and r.strength == 1:
+        raise Problem('At strength 1 nothing is left of the picture to begin with: give '
+                      'a lower strength, or a mask.')
+    if r.init is None and r.strength < 1:
+        raise Problem('The strength says how much of a picture is painted anew: give the '
+                      'picture as init, or leave the strength out.')
+    if r.init is not None and not r.init.is_floating_point():
+        raise Problem(
+            'The picture to begin with holds bytes: turn it into numbers with to_unit.')
+    if r.init is not None and r.init.isnan().any():
+        raise Problem('The picture to begin with holds NaN: look for where it was made.')
+    if r.init is not None and not (r.init.abs() <= 1).all():
+        raise Problem('The picture to begin with is not in [-1, 1]: turn bytes into '
+                      'numbers with to_unit.')
+    if r.mask is not None and not ((r.mask == 0) | (r.mask == 1)).all():
+        raise Problem(
+            'A mask is 1 where `init` is kept and 0 elsewhere: threshold it first.')
 
 # %% ../../nbs/61_upsample.ipynb #system
 @dataclass(frozen=True)
 class System:
     "Who paints, and who weighs the paintings."
     name: str
-    paint: Callable[..., dict[int, Tensor]] # (Request, progress: (evaluations done, of)) -> pictures [n 3 h h] by h: 16, 32, 64
-    judge: Callable[..., Iterator[tuple[int, list[dict]]]] # (n, seed) -> per cent done, rows, as `Recipe.judge`
-    weights: tuple[str, ...]       # all that it paints with, and is judged with
-    request: type = Request        # what it can be asked
+    # (Request, progress: (evaluations done, of)) -> pictures [n 3 h h] by h: 16, 32, 64
+    paint: Callable[..., dict[int, Tensor]]
+    # (n, seed) -> per cent done, rows, as `Recipe.judge`
+    judge: Callable[..., Iterator[tuple[int, list[dict]]]]
+    weights: tuple[str, ...] # all that it paints with, and is judged with
+    request: type = Request # what it can be asked
 
 SYSTEMS: dict[str, System] = {}
 
@@ -208,72 +317,127 @@ SYSTEMS: dict[str, System] = {}
 @functools.lru_cache(maxsize=16)
 def weights_on(name: str, device) -> nn.Module:
     "Weights by name, read once; no random number of the caller's is used up."
-    with torch.random.fork_rng([]): return load_weights(name)[0].to(device)
+    with torch.random.fork_rng([]):
+        return load_weights(name)[0].to(device)
 
-def own_noise(seed: int, at: Sequence[int]) -> Callable[[Tensor], Tensor]: # at: the places of the pictures among all that are painted
+def own_noise(
+    seed: int, at: Sequence[int]
+) -> Callable[[Tensor],
+              Tensor]: # at: the places of the pictures among all that are painted
     "Noise of the shape of v [b ...] in which each picture has a source of its own, the same on every device and in any company."
     each = [torch.Generator().manual_seed(1_000_003*seed + i) for i in at]
-    return lambda v: torch.stack([torch.randn(v.shape[1:], generator=g) for g in each]).to(v)
+    return lambda v: torch.stack([torch.randn(v.shape[1:], generator=g)
+                                  for g in each]).to(v)
 
 def at_size(v: Tensor, size: int, device) -> Tensor: # [c 64 64] -> [1 c size size]
     "A picture or a mask at the size of a stage."
-    return F.avg_pool2d(v.float().to(device)[None], 64//size)
+    return F.avg_pool2d(v.float().to(device)[None], 64 // size)
 
-def known_at(request: Request, size: int) -> tuple[Tensor, Tensor]: # [1 3 size size], [1 1 size size]
+def known_at(request: Request,
+             size: int) -> tuple[Tensor, Tensor]: # [1 3 size size], [1 1 size size]
     "The picture to begin with at a size, and its pixels all of whose parts are kept. Eq. 42.2."
-    return at_size(request.init, size, request.device), (at_size(request.mask[None], size, request.device) == 1).float()
+    return at_size(request.init, size, request.device), (at_size(
+        request.mask[None], size, request.device) == 1).float()
 
-def kept(request: Request, size: int, noise=torch.randn_like) -> Callable[[Denoiser], Denoiser]:
+def kept(request: Request, size: int,
+         noise=torch.randn_like) -> Callable[[Denoiser], Denoiser]:
     "What a mask keeps, at a size. Eq. 42.2, 42.3."
-    if request.mask is None: return lambda denoiser: denoiser
+    if request.mask is None:
+        return lambda denoiser: denoiser
     known, mask = known_at(request, size)
     return lambda denoiser: replaced(denoiser, known, pixels(mask), noise)
 
-def guided(request: Request, tokens: Tensor, at: Sequence[int] = ()) -> Denoiser: # [n l]; at: which of the pictures, as `in_stages` says
+def guided(
+    request: Request, tokens: Tensor, at: Sequence[int] = ()
+) -> Denoiser: # [n l]; at: which of the pictures, as `in_stages` says
     "GLIDE's first stage with its guidance; where a mask keeps something, the one that fills holes. Eq. 41.3, 54.4, 60.12."
-    name, more = f'glide-{request.data}', () if request.mask is None else known_at(request, 16)
-    model = weights_on(name if request.mask is None else f'{name}-inpaint', request.device)
-    if request.guidance == 'cfg': return cfg_paired(model, (tokens, *more), w=request.w, instead_of=(None, *more))
-    clip = weights_on(dict(shapes='noised-clip', emoji='noised-clip-emoji')[request.data], request.device)
-    return guide(model.given(tokens, *more), match_caption(clip, tokens, **(dict(grad_scale=3.) if request.clip_scale is None else dict(clip_scale=request.clip_scale))))
+    name, more = f'glide-{request.data}', () if request.mask is None else known_at(
+        request, 16)
+    model = weights_on(name if request.mask is None else f'{name}-inpaint',
+                       request.device)
+    if request.guidance == 'cfg':
+        return cfg_paired(model, (tokens, *more), w=request.w, instead_of=(None, *more))
+    clip = weights_on(
+        dict(shapes='noised-clip', emoji='noised-clip-emoji')[request.data],
+        request.device)
+    return guide(
+        model.given(tokens, *more),
+        match_caption(
+            clip, tokens,
+            **(dict(grad_scale=3.) if request.clip_scale is None else dict(
+                clip_scale=request.clip_scale))))
 
 # %% ../../nbs/61_upsample.ipynb #first
 def first_levels(request: Request) -> Grid:
     "The levels of the first stage: all of them, or for a picture to begin with those below the time `strength`. Eq. 42.7."
     levels = karras(request.steps[0], lo=.02)
-    return levels if request.strength == 1 else below(levels, Level(torch.maximum(Cosine()(request.strength).log_snr, levels.log_snr[0])))
+    return levels if request.strength == 1 else below(
+        levels, Level(torch.maximum(Cosine()(request.strength).log_snr,
+                                    levels.log_snr[0])))
 
 @torch.no_grad()
-def first_stage(request: Request, denoiser: Denoiser, n: int, noise) -> Tensor: # noise: as `own_noise` -> [n 3 16 16]
+def first_stage(request: Request, denoiser: Denoiser, n: int,
+                noise) -> Tensor: # noise: as `own_noise` -> [n 3 16 16]
     "From noise, or from a picture noised to the time `strength`. Eq. 42.7."
-    levels, eps = first_levels(request), noise(torch.empty(n, 3, 16, 16, device=request.device))
-    x = eps if request.strength == 1 else q_sample(at_size(request.init, 16, request.device), next(iter(levels)), eps)
+    levels, eps = first_levels(request), noise(
+        torch.empty(n, 3, 16, 16, device=request.device))
+    x = eps if request.strength == 1 else q_sample(
+        at_size(request.init, 16, request.device), next(iter(levels)), eps)
     return last(dpmpp_2m(kept(request, 16, noise)(clamp_x0(denoiser)), levels, x))
 
 # %% ../../nbs/61_upsample.ipynb #paint
-def second_stages(request: Request, tokens: Tensor, x: Tensor, tick: Callable[[Denoiser], Denoiser], noise, enlargers: Sequence[str], held: bool = False) -> dict[int, Tensor]: # x [n 3 16 16]; held: are the means of squares kept?
+def second_stages(
+    request: Request, tokens: Tensor, x: Tensor, tick: Callable[[Denoiser], Denoiser],
+    noise, enlargers: Sequence[str], held: bool = False
+) -> dict[int, Tensor]: # x [n 3 16 16]; held: are the means of squares kept?
     "16, 32 and 64 pixels, by two enlargers. Eq. 61.9, 61.11."
     found = {16: x}
     for size, name, steps in zip((32, 64), enlargers, request.steps[1:]):
         held_at = hold(x) if held else lambda denoiser: denoiser
         edit = lambda denoiser: kept(request, size, noise)(held_at(tick(denoiser)))
-        x = found[size] = enlarge(weights_on(name, request.device), x, tokens, steps=steps, edit=edit, noise=noise)
+        x = found[size] = enlarge(weights_on(name, request.device), x, tokens,
+                                  steps=steps, edit=edit, noise=noise)
     return found
 
-def in_stages(request: Request, painter: Callable[[Request, Tensor, range], Denoiser], # (request, tokens [n l], which of the pictures) -> the first stage
-              enlargers: Sequence[str], progress: Callable[[int, int], None] = lambda done, of: None, at_once: int = 64, held: bool = False) -> dict[int, Tensor]: # held: as `second_stages`
+def in_stages(
+        request: Request,
+        painter: Callable[
+            [Request, Tensor, range],
+            Denoiser], # (request, tokens [n l], which of the pictures) -> the first stage
+        enlargers: Sequence[str],
+        progress: Callable[[int, int], None] = lambda done, of: None,
+        at_once: int = 64,
+        held: bool = False) -> dict[int, Tensor]: # held: as `second_stages`
     "Captions to pictures [n 3 h h] of three sizes, by any painter of 16 pixels. Eq. 61.11."
-    tokens = caption_tokenizer()([*request.captions], too_long='truncate').to(request.device); found, done = [], 0
-    total = len(range(0, len(tokens), at_once))*(len(first_levels(request)) + sum(request.steps[1:]))
+    tokens = caption_tokenizer()([*request.captions],
+                                 too_long='truncate').to(request.device)
+    found, done = [], 0
+    total = len(range(0, len(tokens),
+                      at_once))*(len(first_levels(request)) + sum(request.steps[1:]))
+
     def tick(denoiser):
-        def asked(x, t): nonlocal done; done += 1; progress(done, total); return denoiser(x, t)
+        def asked(x, t):
+            nonlocal done
+            done += 1
+            progress(done, total)
+            return denoiser(x, t)
+
         return asked
+
     for i in range(0, len(tokens), at_once):
-        part = tokens[i:i + at_once]; at = range(i, i + len(part)); noise = own_noise(request.seed, at)
-        found.append(second_stages(request, part, first_stage(request, tick(painter(request, part, at)), len(part), noise), tick, noise, enlargers, held))
+        part = tokens[i:i + at_once]
+        at = range(i, i + len(part))
+        noise = own_noise(request.seed, at)
+        found.append(
+            second_stages(
+                request, part,
+                first_stage(request, tick(painter(request, part, at)), len(part), noise),
+                tick, noise, enlargers, held))
     return {size: torch.cat([f[size] for f in found]).cpu() for size in (16, 32, 64)}
 
-def paint_glide(request: Request, progress: Callable[[int, int], None] = lambda done, of: None, at_once: int = 64) -> dict[int, Tensor]:
+def paint_glide(request: Request, progress: Callable[[int, int],
+                                                     None] = lambda done, of: None,
+                at_once: int = 64) -> dict[int, Tensor]:
     "GLIDE, whole. Eq. 61.11."
     return in_stages(request, guided, ('glide-up-32', 'glide-up-64'), progress, at_once)
 
@@ -281,14 +445,30 @@ def paint_glide(request: Request, progress: Callable[[int, int], None] = lambda 
 def judging(paint: Callable) -> Callable: # as `System.paint` -> as `System.judge`
     "Weigh a system by its pictures of 64 pixels: by the exact parser, and by the judges of emoji. Eq. 56.5, 56.10."
     def judge(n: int = 200, seed: int = 0):
-        parts = [(o, s, named) for named in (True, False) for o in (1, 2) for s in ('train', 'test')][:5] # the last one is told nothing
+        # the last one is told nothing
+        parts = [(o, s, named)
+                 for named in (True, False)
+                 for o in (1, 2)
+                 for s in ('train', 'test')][:5]
         for k, (objects, split, named) in enumerate(parts):
-            said = asked_scenes(objects, split, n, seed); x = paint(Request(tuple(said) if named else ('',)*n, 'shapes', seed))[64]
+            said = asked_scenes(objects, split, n, seed)
+            x = paint(Request(tuple(said) if named else ('', )*n, 'shapes', seed))[64]
             title = f'{objects} thing{"s"*(objects > 1)}, {"seen" if split == "train" else "kept back"}{"" if named else ", but told nothing"}'
-            yield 12*(k + 1), [r | dict(task=f'shapes, {title}: {r["task"]}') for r in weigh_scenes(x, said, seed=seed)]
+            yield 12*(k + 1), [
+                r | dict(task=f'shapes, {title}: {r["task"]}')
+                for r in weigh_scenes(x, said, seed=seed)
+            ]
         for k, part in enumerate(('trained on', 'new styles', 'new names')):
-            rows = asked_emoji(part, n, seed); x = paint(Request(tuple(r.say() for r in rows), 'emoji', seed))[64]
-            yield (74, 87, 100)[k], [r | dict(task=f'emoji, {part}: {r["task"]}') for r in weigh_emoji(x, rows, trained=all_but_held(32), seed=seed)['rows']]
+            rows = asked_emoji(part, n, seed)
+            x = paint(Request(tuple(r.say() for r in rows), 'emoji', seed))[64]
+            yield (74, 87, 100)[k], [
+                r | dict(task=f'emoji, {part}: {r["task"]}')
+                for r in weigh_emoji(x, rows, trained=all_but_held(32), seed=seed)['rows']
+            ]
+
     return judge
 
-SYSTEMS['glide'] = System('glide', paint_glide, judging(paint_glide), ('glide-emoji', 'glide-shapes', 'glide-emoji-inpaint', 'glide-shapes-inpaint', 'noised-clip', 'noised-clip-emoji', 'glide-up-32', 'glide-up-64', 'clip', 'witness'));
+SYSTEMS['glide'] = System(
+    'glide', paint_glide, judging(paint_glide),
+    ('glide-emoji', 'glide-shapes', 'glide-emoji-inpaint', 'glide-shapes-inpaint',
+     'noised-clip', 'noised-clip-emoji', 'glide-up-32', 'glide-up-64', 'clip', 'witness'));

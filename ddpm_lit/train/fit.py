@@ -38,10 +38,12 @@ def ema_decay(step: int, halflife: float, ramp: float = .1) -> float:
 def ema_update(average: nn.Module, model: nn.Module, decay: float):
     "Move the averaged parameters towards the model's; buffers are copied. Eq. 22.2."
     torch._foreach_lerp_([*average.parameters()], [*model.parameters()], 1 - decay)
-    for a, b in zip(average.buffers(), model.buffers()): a.copy_(b)
+    for a, b in zip(average.buffers(), model.buffers()):
+        a.copy_(b)
 
 # %% ../../nbs/22_fit.ipynb #rate
-def learning_rate(step: int, steps: int, peak: float, warmup: int, decay: bool = True) -> float:
+def learning_rate(step: int, steps: int, peak: float, warmup: int,
+                  decay: bool = True) -> float:
     "Up along a straight line for `warmup` steps, then down along half a cosine, or level without `decay`. Eq. 22.4."
     rate = peak*min(1, (step + 1)/max(warmup, 1))
     return rate*.5*(1 + math.cos(math.pi*step/steps)) if decay else rate
@@ -49,33 +51,53 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int, decay: bool =
 # %% ../../nbs/22_fit.ipynb #bf16
 def has_bf16(device: torch.device) -> bool:
     "Does this processor have instructions that multiply in bfloat16? The same answer at each start, or no run could be resumed to the bit."
-    if device.type == 'cuda': return torch.cuda.get_device_capability(device) >= (8, 0)
-    return device.type == 'cpu' and torch.backends.mkldnn.is_available() and getattr(torch.cpu, '_is_avx512_bf16_supported', bool)()
+    if device.type == 'cuda':
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return device.type == 'cpu' and torch.backends.mkldnn.is_available() and getattr(
+        torch.cpu, '_is_avx512_bf16_supported', bool)()
 
 # %% ../../nbs/22_fit.ipynb #files
 def read_tensors(path) -> dict[str, Tensor]:
     "The tensors of a safetensors file. Pickles are refused: unpickling runs whatever code they hold."
-    if not Path(path).is_file(): raise Problem(f'There is no file {path}: check the name, or train it.')
-    try: return load_file(path)
-    except (SafetensorError, ValueError, OSError, RuntimeError, TypeError, OverflowError) as e:
-        with open(path, 'rb') as f: head = f.read(2)
-        if head == b'PK' or head[:1] == b'\x80': raise Problem(f'{path} is a pickle, and reading one runs the program in it: get it as safetensors, or convert it where that does no harm.') from e
-        raise Problem(f'{path} is not a whole safetensors file ({e}): fetch it again, or convert it to safetensors.') from e
+    if not Path(path).is_file():
+        raise Problem(f'There is no file {path}: check the name, or train it.')
+    try:
+        return load_file(path)
+    except (SafetensorError, ValueError, OSError, RuntimeError, TypeError,
+            OverflowError) as e:
+        with open(path, 'rb') as f:
+            head = f.read(2)
+        if head == b'PK' or head[:1] == b'\x80':
+            raise Problem(f'{path} is a pickle, and reading one runs the program in it: '
+                          'get it as safetensors, or convert it where that does no '
+                          'harm.') from e
+        raise Problem(f'{path} is not a whole safetensors file ({e}): fetch it again, or '
+                      'convert it to safetensors.') from e
 
 def write_tensors(path, tensors: dict[str, Tensor], **metadata: str):
     "Write a safetensors file: beside, then in place. Nothing is pickled."
     try:
-        with replacing(path) as p: save_file({k: v.contiguous() for k, v in tensors.items()}, p, metadata)
-    except SafetensorError as e: raise Problem(f'{path} could not be written ({e}): free some space or choose another place.') from e
+        with replacing(path) as p:
+            save_file({k: v.contiguous() for k, v in tensors.items()}, p, metadata)
+    except SafetensorError as e:
+        raise Problem(f'{path} could not be written ({e}): free some space or choose '
+                      'another place.') from e
 
 def check_same(own: dict[str, Tensor], tensors: dict[str, Tensor], origin):
     "A missing, unknown, mis-shaped or damaged tensor is named."
     for k in sorted(own.keys() ^ tensors.keys()):
-        raise Problem(f'{origin} belongs to another model: it {"lacks" if k in own else "should not have"} "{k}".')
+        raise Problem(f'{origin} belongs to another model: it '
+                      f'{"lacks" if k in own else "should not have"} "{k}".')
     for k, v in tensors.items():
-        if own[k].shape != v.shape: raise Problem(f'{origin} belongs to another model: "{k}" is {[*v.shape]} and should be {[*own[k].shape]}.')
-        if own[k].is_floating_point() != v.is_floating_point(): raise Problem(f'{origin} belongs to another model: "{k}" holds {v.dtype} and should hold {own[k].dtype}.')
-        if not v.double().isfinite().all(): raise Problem(f'{origin} is damaged: "{k}" holds numbers that are not finite; fetch it again, or train it anew.')
+        if own[k].shape != v.shape:
+            raise Problem(f'{origin} belongs to another model: "{k}" is {[*v.shape]} and '
+                          f'should be {[*own[k].shape]}.')
+        if own[k].is_floating_point() != v.is_floating_point():
+            raise Problem(f'{origin} belongs to another model: "{k}" holds {v.dtype} and '
+                          f'should hold {own[k].dtype}.')
+        if not v.double().isfinite().all():
+            raise Problem(f'{origin} is damaged: "{k}" holds numbers that are not '
+                          'finite; fetch it again, or train it anew.')
 
 def load_strictly(module: nn.Module, tensors: dict[str, Tensor], origin):
     "Copy tensors into a module that has exactly these."
@@ -85,42 +107,69 @@ def load_strictly(module: nn.Module, tensors: dict[str, Tensor], origin):
 # %% ../../nbs/22_fit.ipynb #training
 class Training:
     "All that a run needs to go on: model, average, optimizer and the number of steps taken."
-    def __init__(self, model: nn.Module,
-                 place: Callable[[nn.Module], nn.Module] = lambda model: model): # puts a model where it is to lie; 72 spreads it over many devices
-        self.average, self.step = place(copy.deepcopy(model).eval().requires_grad_(False)), 0
+    def __init__(self, model: nn.Module, place: Callable[[nn.Module],
+                                                         nn.Module] = lambda model: model
+                 ): # puts a model where it is to lie; 72 spreads it over many devices
+        self.average, self.step = place(
+            copy.deepcopy(model).eval().requires_grad_(False)), 0
         self.model = model = place(model)
         fused = all(p.device.type in ('cpu', 'cuda') for p in model.parameters())
-        self.opt = torch.optim.AdamW(model.parameters(), betas=(.9, .99), weight_decay=0., fused=fused)
+        self.opt = torch.optim.AdamW(model.parameters(), betas=(.9, .99), weight_decay=0.,
+                                     fused=fused)
         for p in model.parameters(): # what AdamW would make at its first step
-            self.opt.state[p] = dict(step=torch.zeros((), device=p.device if fused else 'cpu'), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
-    def losses(self, loss: Loss, x0: Tensor, t: Level, eps: Tensor, *condition) -> Tensor: # [b]
+            self.opt.state[p] = dict(
+                step=torch.zeros((), device=p.device if fused else 'cpu'),
+                exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
+
+    def losses(self, loss: Loss, x0: Tensor, t: Level, eps: Tensor,
+               *condition) -> Tensor: # [b]
         "What each sample costs."
         return loss(self.model.given(*condition), x0, t, eps)
-    def backward(self, value: Tensor, clip: float) -> tuple[Tensor, Tensor]: # the loss; how long its gradient was
+
+    def backward(
+            self, value: Tensor,
+            clip: float) -> tuple[Tensor, Tensor]: # the loss; how long its gradient was
         "The gradient of the loss, shortened to `clip`. Eq. 22.5."
-        self.opt.zero_grad(); value.backward()
+        self.opt.zero_grad()
+        value.backward()
         return value.detach(), nn.utils.clip_grad_norm_(self.model.parameters(), clip)
+
     def averaged(self) -> nn.Module:
         "What is worth keeping of it."
         return self.average
+
     def kept(self, path) -> Path | None:
         "Where `save(path)` has put the state; None: nowhere yet."
         return Path(path) if Path(path).exists() else None
+
     def state(self) -> dict[str, Tensor]:
         "The live tensors, by name."
-        parts = {f'{part}.{k}': v for part in ('model', 'average') for k, v in getattr(self, part).state_dict().items()}
-        moments = {f'opt.{k}.{n}': v for n, p in self.model.named_parameters() for k, v in self.opt.state[p].items()}
+        parts = {
+            f'{part}.{k}': v
+            for part in ('model', 'average')
+            for k, v in getattr(self, part).state_dict().items()
+        }
+        moments = {
+            f'opt.{k}.{n}': v
+            for n, p in self.model.named_parameters()
+            for k, v in self.opt.state[p].items()
+        }
         return {'step': torch.tensor(self.step), **parts, **moments}
+
     def save(self, path):
         "Write the whole state."
         write_tensors(path, self.state())
+
     @torch.no_grad()
     def load(self, path) -> 'Training':
         "Go on where `save` was called; a file that does not fit changes nothing."
         own, state = self.state(), read_tensors(path)
         check_same(own, state, path)
-        if state['step'] < 0: raise Problem(f'{path} is damaged: no run has taken {int(state["step"])} steps; start another one.')
-        for k, v in own.items(): v.copy_(state[k])
+        if state['step'] < 0:
+            raise Problem(f'{path} is damaged: no run has taken {int(state["step"])} '
+                          'steps; start another one.')
+        for k, v in own.items():
+            v.copy_(state[k])
         self.step = int(state['step'])
         return self
 
@@ -128,44 +177,74 @@ class Training:
 @dataclass
 class Progress:
     "One step of a run."
-    step: int      # steps taken
-    loss: Tensor   # []
+    step: int # steps taken
+    loss: Tensor # []
     seconds: float # since this call began
-    samples: int   # seen since this call began
+    samples: int # seen since this call began
 
 # %% ../../nbs/22_fit.ipynb #fit-loop
-def fit(training: Training, batches: Callable[[int], tuple], # step -> (x0 [b ...], *condition)
-        schedule: Schedule, loss: Loss, steps: int,          # in all, those of earlier calls included
-        lr: float = 2e-3, warmup: int = 100, clip: float = 1., halflife: float = 350., seed: int = 0,
-        decay: bool = True,                                  # does the rate fall towards the end?
-        adam: dict | None = None,                            # settings of AdamW other than those of (22.6): betas, eps, weight_decay
-        bf16: bool | None = None,                            # None: if the processor has it
-        look: int | None = None,                             # steps from one look for NaN to the next; None: 20 on a GPU, else 1
-        ) -> Iterator[Progress]:
+def fit(
+    training: Training,
+    batches: Callable[[int], tuple], # step -> (x0 [b ...], *condition)
+    schedule: Schedule,
+    loss: Loss,
+    steps: int, # in all, those of earlier calls included
+    lr: float = 2e-3,
+    warmup: int = 100,
+    clip: float = 1.,
+    halflife: float = 350.,
+    seed: int = 0,
+    decay: bool = True, # does the rate fall towards the end?
+    adam: dict |
+    None = None, # settings of AdamW other than those of (22.6): betas, eps, weight_decay
+    bf16: bool | None = None, # None: if the processor has it
+    look: int
+    | None = None, # steps from one look for NaN to the next; None: 20 on a GPU, else 1
+) -> Iterator[Progress]:
     "Train, a step at a time. Step i draws from the seed (seed, i) alone, so a resumed run is the uninterrupted one. Eq. 22.5-22.6 (DDPM Algorithm 1)."
-    if steps < 1: raise Problem(f'A run of {steps} steps trains nothing: ask for at least one.')
-    if steps < training.step: raise Problem(f'This run has taken {training.step} steps, more than {steps}: ask for more, or start a new one.')
-    model, opt = training.model.train(), training.opt; fused = opt.defaults['fused']
+    if steps < 1:
+        raise Problem(f'A run of {steps} steps trains nothing: ask for at least one.')
+    if steps < training.step:
+        raise Problem(f'This run has taken {training.step} steps, more than {steps}: ask '
+                      'for more, or start a new one.')
+    model, opt = training.model.train(), training.opt
+    fused = opt.defaults['fused']
     device = next(model.parameters()).device
-    bf16, look = has_bf16(device) if bf16 is None else bf16, look or (20 if device.type == 'cuda' else 1)
+    bf16, look = has_bf16(device) if bf16 is None else bf16, look or (20 if device.type
+                                                                      == 'cuda' else 1)
+
     def check():
         unseen = f', or in the {min(look - 1, step)} before' if fused and look > 1 else ''
-        if broken: raise Problem(f'The loss or its gradient is not finite at step {step}{unseen}: lower the learning rate, or look for NaN in the data.')
-    began, seen, step, broken = time.perf_counter(), 0, training.step, torch.zeros((), device=device)
+        if broken:
+            raise Problem('The loss or its gradient is not finite at step '
+                          f'{step}{unseen}: lower the learning rate, or look for NaN in '
+                          'the data.')
+
+    began, seen, step, broken = time.perf_counter(), 0, training.step, torch.zeros(
+        (), device=device)
     while training.step < steps:
         step = training.step
         with torch.random.fork_rng([device] if device.type == 'cuda' else []):
             torch.manual_seed(seed*1_000_003 + step)
             x0, *condition = (v.to(device, non_blocking=True) for v in batches(step))
-            t, eps = Level(schedule(stratified(len(x0))).log_snr.float().to(device, non_blocking=True)).like(x0), torch.randn_like(x0)
+            t, eps = Level(
+                schedule(stratified(len(x0))).log_snr.float().to(
+                    device, non_blocking=True)).like(x0), torch.randn_like(x0)
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                 value = training.losses(loss, x0, t, eps, *condition).mean()
         value, norm = training.backward(value, clip)
-        bad = (~(value.isfinite() & norm.isfinite())).float(); broken += bad
-        if fused: opt.grad_scale, opt.found_inf = None, bad # a fused step with found_inf 1 changes nothing
-        if step % look == 0 or not fused: check()
-        for group in opt.param_groups: group.update(adam or {}, lr=learning_rate(step, steps, lr, warmup, decay))
-        opt.step(); training.step += 1; seen += len(x0)
+        bad = (~(value.isfinite() & norm.isfinite())).float()
+        broken += bad
+        # a fused step with found_inf 1 changes nothing
+        if fused:
+            opt.grad_scale, opt.found_inf = None, bad
+        if step % look == 0 or not fused:
+            check()
+        for group in opt.param_groups:
+            group.update(adam or {}, lr=learning_rate(step, steps, lr, warmup, decay))
+        opt.step()
+        training.step += 1
+        seen += len(x0)
         ema_update(training.average, model, ema_decay(training.step, halflife))
         yield Progress(training.step, value, time.perf_counter() - began, seen)
     check()
@@ -175,21 +254,26 @@ def fit(training: Training, batches: Callable[[int], tuple], # step -> (x0 [b ..
 class Recipe:
     "All that `ddpm_lit train NAME` has to know. A new one is registered in the notebook that defines its system."
     name: str
-    build: Callable[[], Model]    # the untrained model
-    batches: Callable[[int, int, torch.device], Callable[[int], tuple]] # (batch size, seed, device) -> step -> (x0, *condition)
-    shape: tuple[int, ...]        # of one sample
+    build: Callable[[], Model] # the untrained model
+    # (batch size, seed, device) -> step -> (x0, *condition)
+    batches: Callable[[int, int, torch.device], Callable[[int], tuple]]
+    shape: tuple[int, ...] # of one sample
     schedule: Schedule = Cosine()
     loss: Loss = weighted(min_snr())
     steps: int = 2000
     batch: int = 128
     settings: dict = field(default_factory=dict) # further arguments of `fit`
-    classes: int = 0              # labels are 0 .. classes-1; 0: none
-    limit: float | None = None    # clamp the clean estimate to +-limit
-    data: tuple[str, ...] = ()    # files and folders of data_dir whose hash the card tells
-    sampler: str = 'ddim'         # how it is drawn where nothing else is asked for; '': not at all
-    sample_steps: int = 50        # and in how many steps
-    start: Callable[[Model], Model] = lambda model: model # what a new run makes of the untrained model: it may begin with another's weights
-    judge: Callable | None = None # (model, n, seed) -> (per cent done, rows), part by part, where answers are weighed and not samples
+    classes: int = 0 # labels are 0 .. classes-1; 0: none
+    limit: float | None = None # clamp the clean estimate to +-limit
+    # files and folders of data_dir whose hash the card tells
+    data: tuple[str, ...] = ()
+    # how it is drawn where nothing else is asked for; '': not at all
+    sampler: str = 'ddim'
+    sample_steps: int = 50 # and in how many steps
+    # what a new run makes of the untrained model: it may begin with another's weights
+    start: Callable[[Model], Model] = lambda model: model
+    # (model, n, seed) -> (per cent done, rows), part by part, where answers are weighed and not samples
+    judge: Callable | None = None
 
 RECIPES: dict[str, Recipe] = {}
 ALIASES: dict[str, str] = {} # a shorter name -> the name of a recipe and its weights
@@ -202,29 +286,44 @@ def register(recipe: Recipe) -> Recipe:
 def find_recipe(name: str) -> Recipe:
     "The recipe of that name."
     name = ALIASES.get(name, name)
-    if name not in RECIPES: raise Problem(f'There is no recipe "{name}": choose one of {", ".join(sorted(RECIPES))}.')
+    if name not in RECIPES:
+        raise Problem(
+            f'There is no recipe "{name}": choose one of {", ".join(sorted(RECIPES))}.')
     return RECIPES[name]
 
 # %% ../../nbs/22_fit.ipynb #roll
-register(Recipe('roll', lambda: Model(MLP(2, 128, 3)), lambda size, seed, device: lambda step: (swiss_roll(size).to(device),),
-                shape=(2,), loss=weighted(v_weight), steps=2000, batch=256, settings=dict(bf16=False, lr=6e-3, warmup=40)));
+register(
+    Recipe('roll', lambda: Model(MLP(2, 128, 3)), lambda size, seed, device: lambda step:
+           (swiss_roll(size).to(device), ), shape=(2, ), loss=weighted(v_weight),
+           steps=2000, batch=256, settings=dict(bf16=False, lr=6e-3, warmup=40)));
 
 # %% ../../nbs/22_fit.ipynb #store
 def save_weights(path, model: nn.Module, card: dict):
     "Write weights in half precision and, beside them, the card NAME.json that tells how they came about."
-    tensors = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
+    tensors = {
+        k: v.half() if v.is_floating_point() else v
+        for k, v in model.state_dict().items()
+    }
     if bad := [k for k, v in tensors.items() if not v.isfinite().all()]:
-        raise Problem(f'"{bad[0]}" is not finite in half precision: these weights are not worth keeping, train again with a lower rate.')
+        raise Problem(f'"{bad[0]}" is not finite in half precision: these weights are '
+                      'not worth keeping, train again with a lower rate.')
     write_tensors(path, tensors, recipe=card['recipe'])
-    with replacing(Path(path).with_suffix('.json')) as p: p.write_text(json.dumps(card, indent=1) + '\n')
+    with replacing(Path(path).with_suffix('.json')) as p:
+        p.write_text(json.dumps(card, indent=1) + '\n')
 
-def load_weights(name: str, # a shipped name, or the path of a file that `save_weights` wrote
-                 ) -> tuple[Model, Recipe]: # in eval mode, on the CPU, float32
+def load_weights(
+    name: str, # a shipped name, or the path of a file that `save_weights` wrote
+) -> tuple[Model, Recipe]: # in eval mode, on the CPU, float32
     "A trained model, and the recipe that it came from."
-    path = Path(name) if str(name).endswith('.safetensors') else data_dir('weights', f'{ALIASES.get(name, name)}.safetensors')
+    path = Path(name) if str(name).endswith('.safetensors') else data_dir(
+        'weights', f'{ALIASES.get(name, name)}.safetensors')
     tensors = read_tensors(path)
-    with safe_open(path, 'pt') as f: made_by = (f.metadata() or {}).get('recipe')
-    if made_by is None: raise Problem(f'{path} does not say which recipe made it: use a file that `ddpm_lit train` wrote.')
-    recipe = find_recipe(made_by); model = recipe.build()
+    with safe_open(path, 'pt') as f:
+        made_by = (f.metadata() or {}).get('recipe')
+    if made_by is None:
+        raise Problem(f'{path} does not say which recipe made it: use a file that '
+                      '`ddpm_lit train` wrote.')
+    recipe = find_recipe(made_by)
+    model = recipe.build()
     load_strictly(model, tensors, path)
     return model.eval().requires_grad_(False), recipe
