@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['DATASETS', 'to_unit', 'to_bytes', 'Images', 'read_idx', 'read_digits', 'part_of', 'mnist', 'Batches', 'square',
-           'picture_in', 'read_pictures', 'picture_files', 'folder', 'Files', 'on_disk', 'cache_dir', 'fetched',
-           'Plain', 'read_cifar', 'fashion_mnist', 'cifar10', 'celeba', 'kept_in', 'in_folder', 'load_images']
+           'picture_in', 'read_pictures', 'picture_files', 'folder', 'Files', 'on_disk', 'cache_dir', 'fetched', 'Said',
+           'Named', 'Plain', 'said_bytes', 'read_pickled_cifar', 'read_cifar', 'fashion_mnist', 'cifar10', 'celeba',
+           'kept_in', 'in_folder', 'load_images']
 
 # %% ../../nbs/23_digits.ipynb #imports
 import contextlib, gzip, io, math, os, pickle, struct, sys, warnings, zlib
@@ -170,27 +171,103 @@ def fetched(kind: str,    # a class of torchvision.datasets
         except Exception as e: raise Problem(f'{kind} is not whole in {root} and could not be fetched ({str(e).splitlines()[0]}): put {files} there.') from e
 
 # %% ../../nbs/23_digits.ipynb #plain
+class Said:
+    "An array or a type of number as a pickle tells of it: noted down, not made and not believed."
+    __slots__ = ('maker', 'given', 'state')
+
+    def __init__(self, maker: str, given: tuple):
+        self.maker, self.given, self.state = maker, given, None
+
+    def __setstate__(self, state):
+        self.state = state
+
+class Named:
+    "A name that a pickle may call: the call is noted down."
+    __slots__ = ('name',)
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def __call__(self, *given):
+        if self.name != 'encode':
+            return Said(self.name, given)
+        # the bytes of Python 3 in an old protocol
+        text, how = given
+        if not isinstance(text, str) or how != 'latin1':
+            raise ValueError('bytes in an unknown spelling')
+        return text.encode('latin1')
+
+    def __setstate__(self, state):
+        raise ValueError('a name cannot be changed')
+
 class Plain(pickle.Unpickler):
-    "Opens a pickle of arrays, lists, numbers and words; whatever else it asks for is refused, so nothing in it can run."
-    KNOWN = {('numpy', 'ndarray'): np.ndarray, ('numpy', 'dtype'): np.dtype, ('numpy.core.multiarray', '_reconstruct'): np.zeros(1).__reduce__()[0],
-             ('numpy.core.numeric', '_frombuffer'): np.zeros(1).__reduce_ex__(5)[0], ('_codecs', 'encode'): lambda text, how: text.encode('latin1')}
+    """Opens a pickle of lists, numbers, words and notes of arrays; whatever else it asks for
+    is refused, so nothing in it can run."""
+    KNOWN = {('numpy', 'ndarray'), ('numpy', 'dtype'), ('_codecs', 'encode'),
+             ('numpy.core.multiarray', '_reconstruct'), ('numpy.core.numeric', '_frombuffer')}
+
     def find_class(self, module, name):
-        if (key := (module.replace('._core.', '.core.'), name)) not in self.KNOWN:
-            raise Problem(f'This pickle wants to run {module}.{name}, so it is no data: fetch the file again from where it is published.')
-        return self.KNOWN[key]
+        if (module.replace('._core.', '.core.'), name) not in self.KNOWN:
+            raise Problem(f'This pickle wants to run {module}.{name}, so it is no data: '
+                          'fetch the file again from where it is published.')
+        return Named(name)
+
+def said_bytes(said) -> Tensor: # uint8, of the shape that the note says
+    "The array of bytes that a pickle tells of, if all that it says fits together."
+    # the two ways in which numpy writes an array
+    maker = said.maker if isinstance(said, Said) else None
+    if maker == '_reconstruct':
+        version, shape, kind, turned, raw = said.state
+    elif maker == '_frombuffer' and said.state is None:
+        raw, kind, shape, order = said.given
+        version, turned = 1, order != 'C'
+    else:
+        raise ValueError('no array where one is expected')
+    # bytes, and nothing that a flag could turn into addresses
+    states = (None, (3, '|', None, None, None, -1, -1, 0))
+    if not (isinstance(kind, Said) and kind.maker == 'dtype' and kind.state in states
+            and kind.given[:1] in (('u1',), ('|u1',)) and version == 1 and not turned):
+        raise ValueError('an array of other numbers than bytes')
+    # Python 2 knew no bytes: there they are words
+    if isinstance(raw, str):
+        raw = raw.encode('latin1')
+    if not isinstance(raw, (bytes, bytearray)):
+        raise ValueError('an array without its bytes')
+    # as many as the shape needs
+    lengths = isinstance(shape, tuple) and all(type(n) is int and n > 0 for n in shape)
+    if not lengths or len(raw) != math.prod(shape):
+        raise ValueError(f'{len(raw)} bytes do not fill the shape')
+    return torch.frombuffer(bytearray(raw), dtype=torch.uint8).reshape(shape)
+
+def read_pickled_cifar(raw: bytes) -> tuple[Tensor, Tensor]: # pixels [n 3072] uint8, labels [n]
+    "The pictures and labels in a pickle of CIFAR-10."
+    told = Plain(io.BytesIO(raw), encoding='latin1').load()
+    if not isinstance(told, dict):
+        raise ValueError('no table of pictures and labels')
+    # Python 2 and 3 write the keys as words or as bytes
+    pixels, label = (told[k] if k in told else told[k.encode()] for k in ('data', 'labels'))
+    if not isinstance(label, list) or not all(type(k) is int and 0 <= k < 10 for k in label):
+        raise ValueError('other labels than expected')
+    return said_bytes(pixels), torch.tensor(label)
 
 def read_cifar(path: Path) -> tuple[Tensor, Tensor]: # pixels [n 3 32 32] uint8, labels [n] int64
     "A file of CIFAR-10, binary (.bin) or pickled."
     try:
         raw = path.read_bytes()
-        if path.suffix == '.bin': rows = np.frombuffer(raw, np.uint8).reshape(-1, 3073); pixels, label = rows[:, 1:], rows[:, 0]
-        else: pixels, label = (Plain(io.BytesIO(raw), encoding='latin1').load()[k] for k in ('data', 'labels'))
-        pixels, label = torch.from_numpy(np.array(pixels)).reshape(-1, 3, 32, 32), torch.as_tensor(np.array(label)).long()
-        if not len(pixels) or pixels.dtype != torch.uint8 or label.shape != pixels.shape[:1] or not ((label >= 0) & (label < 10)).all():
+        if path.suffix == '.bin':
+            rows = torch.frombuffer(bytearray(raw), dtype=torch.uint8).reshape(-1, 3073)
+            pixels, label = rows[:, 1:], rows[:, 0].long()
+        else:
+            pixels, label = read_pickled_cifar(raw)
+        # a picture of the set is a row of 3,072 bytes
+        if (pixels.ndim != 2 or pixels.shape[1] != 3072 or label.shape != pixels.shape[:1]
+                or not (label < 10).all()):
             raise ValueError('other numbers than expected')
-    except Problem: raise
-    except Exception as e: raise Problem(f'{path} is not a whole file of CIFAR-10 ({e}): fetch it again.') from e # a damaged pickle can fail in any way
-    return pixels, label
+    except Problem:
+        raise
+    except Exception as e: # a damaged pickle can fail in any way
+        raise Problem(f'{path} is not a whole file of CIFAR-10 ({e}): fetch it again.') from e
+    return pixels.reshape(-1, 3, 32, 32), label
 
 # %% ../../nbs/23_digits.ipynb #three-sets
 def fashion_mnist(split: str, size: int | None, n: int | None) -> Images:
