@@ -172,7 +172,7 @@ def fetched(kind: str,    # a class of torchvision.datasets
 
 # %% ../../nbs/23_digits.ipynb #plain
 class Said:
-    "An array or a type of number as a pickle tells of it: noted down, not made and not believed."
+    "An array or a type of number as a pickle tells of it: noted down, not made."
     __slots__ = ('maker', 'given', 'state')
 
     def __init__(self, maker: str, given: tuple):
@@ -201,10 +201,11 @@ class Named:
         raise ValueError('a name cannot be changed')
 
 class Plain(pickle.Unpickler):
-    """Opens a pickle of lists, numbers, words and notes of arrays; whatever else it asks for
-    is refused, so nothing in it can run."""
+    """Opens a pickle of lists, numbers, words and notes of arrays; whatever else it asks
+    for is refused, so nothing in it can run."""
     KNOWN = {('numpy', 'ndarray'), ('numpy', 'dtype'), ('_codecs', 'encode'),
-             ('numpy.core.multiarray', '_reconstruct'), ('numpy.core.numeric', '_frombuffer')}
+             ('numpy.core.multiarray', '_reconstruct'),
+             ('numpy.core.numeric', '_frombuffer')}
 
     def find_class(self, module, name):
         if (module.replace('._core.', '.core.'), name) not in self.KNOWN:
@@ -239,19 +240,21 @@ def said_bytes(said) -> Tensor: # uint8, of the shape that the note says
         raise ValueError(f'{len(raw)} bytes do not fill the shape')
     return torch.frombuffer(bytearray(raw), dtype=torch.uint8).reshape(shape)
 
-def read_pickled_cifar(raw: bytes) -> tuple[Tensor, Tensor]: # pixels [n 3072] uint8, labels [n]
-    "The pictures and labels in a pickle of CIFAR-10."
+def read_pickled_cifar(raw: bytes) -> tuple[Tensor, Tensor]:
+    "The pictures, bytes [n 3072], and labels [n] in a pickle of CIFAR-10."
     told = Plain(io.BytesIO(raw), encoding='latin1').load()
     if not isinstance(told, dict):
         raise ValueError('no table of pictures and labels')
     # Python 2 and 3 write the keys as words or as bytes
-    pixels, label = (told[k] if k in told else told[k.encode()] for k in ('data', 'labels'))
-    if not isinstance(label, list) or not all(type(k) is int and 0 <= k < 10 for k in label):
+    pixels, label = (told[k] if k in told else told[k.encode()]
+                     for k in ('data', 'labels'))
+    if (not isinstance(label, list)
+            or not all(type(k) is int and 0 <= k < 10 for k in label)):
         raise ValueError('other labels than expected')
     return said_bytes(pixels), torch.tensor(label)
 
-def read_cifar(path: Path) -> tuple[Tensor, Tensor]: # pixels [n 3 32 32] uint8, labels [n] int64
-    "A file of CIFAR-10, binary (.bin) or pickled."
+def read_cifar(path: Path) -> tuple[Tensor, Tensor]:
+    "Pixels [n 3 32 32] uint8, labels [n] int64: a file of CIFAR-10, binary (.bin) or pickled."
     try:
         raw = path.read_bytes()
         if path.suffix == '.bin':
@@ -266,7 +269,8 @@ def read_cifar(path: Path) -> tuple[Tensor, Tensor]: # pixels [n 3 32 32] uint8,
     except Problem:
         raise
     except Exception as e: # a damaged pickle can fail in any way
-        raise Problem(f'{path} is not a whole file of CIFAR-10 ({e}): fetch it again.') from e
+        raise Problem(f'{path} is not a whole file of CIFAR-10 ({e}): '
+                      'fetch it again.') from e
     return pixels.reshape(-1, 3, 32, 32), label
 
 # %% ../../nbs/23_digits.ipynb #three-sets
