@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['NAMED', 'InOrder', 'command', 'failure', 'main', 'Finite', 'Count', 'Number', 'Range', 'options', 'start', 'finite',
            'tell', 'Bar', 'visit', 'recipes', 'systems', 'find_system', 'asked_to_stop', 'Log', 'read_log', 'machine',
-           'thin', 'read_settings', 'commands_before', 'choose_settings', 'Run', 'alone', 'open_run', 'go', 'train',
-           'train_together', 'steering', 'choose_run', 'draw', 'labels', 'find_weights', 'save_samples', 'draw_told',
-           'single_spaced', 'sample_told', 'find_model', 'sample', 'real_data', 'count_bits', 'evaluate',
+           'thin', 'read_settings', 'commands_before', 'leftovers', 'choose_settings', 'Run', 'alone', 'open_run', 'go',
+           'train', 'train_together', 'steering', 'choose_run', 'draw', 'labels', 'find_weights', 'save_samples',
+           'draw_told', 'single_spaced', 'sample_told', 'find_model', 'sample', 'real_data', 'count_bits', 'evaluate',
            'fingerprints', 'verdict', 'judged', 'fingerprints_of', 'evaluate_command', 'read_clip', 'answers',
            'read_names', 'classify_command', 'canvas', 'in_words', 'paint_command', 'draw_strip', 'of_pictures',
            'vary_command', 'blend_command', 'edit_command', 'show_forward', 'show_roll', 'quick_fit', 'lost_and_found',
@@ -15,7 +15,8 @@ __all__ = ['NAMED', 'InOrder', 'command', 'failure', 'main', 'Finite', 'Count', 
            'parity', 'presets', 'timed', 'weighed', 'bench']
 
 # %% ../nbs/80_command.ipynb #imports
-import contextlib, functools, hashlib, importlib, json, math, os, pkgutil, platform, signal, sys, time
+import contextlib, functools, hashlib, importlib, json, math, os, pkgutil, platform
+import shutil, signal, sys, time
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Callable, Iterator
@@ -237,6 +238,13 @@ def commands_before(name: str) -> list[str]:
     told = dict(before=[]) | read_settings(card, command=str)
     return [*(told['before'] if isinstance(told['before'], list) else []), told['command']]
 
+def leftovers(out: Path, recipe) -> list[Path]: # folders
+    "What a run that was killed has left half-written of its own files."
+    from ddpm_lit.core.check import half_written
+    names = ('run.json', 'log.jsonl', 'state.safetensors',
+             f'{recipe.name}.safetensors', f'{recipe.name}.json')
+    return [left for name in names for left in half_written(out/name)]
+
 def choose_settings(out: Path, recipe, given: dict, resume: bool, init: bool, device) -> dict: # given: None where the command line is silent
     "The settings of a new run, or of the one that is resumed."
     from ddpm_lit.core.check import Problem
@@ -244,7 +252,15 @@ def choose_settings(out: Path, recipe, given: dict, resume: bool, init: bool, de
     note = out/'run.json'
     if not resume:
         if note.exists(): raise Problem(f'{out} holds a run already: go on with --resume, or give another folder with --out.')
-        if [*out.glob('state*')]: raise Problem(f'{out} holds the state of a run whose settings, run.json, are gone: move it away, or give another folder with --out.')
+        if [*out.glob('state*')]:
+            raise Problem(f'{out} holds the state of a run whose settings, run.json, '
+                          'are gone: move it away, or give another folder with --out.')
+        # what is not ours could be overwritten, so nothing may lie there but what is left
+        # of a run that was killed while it wrote its run.json
+        found = {*out.iterdir()} - {*leftovers(out, recipe)} if out.is_dir() else ()
+        if found:
+            raise Problem(f'{out} holds {min(found).name}, which is not of a run: '
+                          'move it away, or give an empty or a new folder with --out.')
         default = dict(steps=recipe.steps, batch=recipe.batch, lr=recipe.settings.get('lr', 2e-3), seed=0, bf16=recipe.settings.get('bf16', has_bf16(device)), shard=False)
         return dict(recipe=recipe.name, init=init, before=commands_before(recipe.name) if init else [], **{k: default[k] if v is None else v for k, v in given.items()})
     if not note.exists(): raise Problem(f'There is no run in {out}: leave --resume out to start one.')
@@ -306,26 +322,46 @@ def alone(out: Path, new: bool): # new: may the folder be made?
             with contextlib.suppress(OSError): out.rmdir()
 
 # %% ../nbs/80_command.ipynb #open-run-function
-def open_run(out, recipe, given: dict, resume=False, init=False, device=None, channels_last=False, compile=False, recompute=False, team=None) -> Run:
+def open_run(out, recipe, given: dict, resume=False, init=False, device=None,
+             channels_last=False, compile=False, recompute=False, team=None) -> Run:
     "Start a run, or go on with the one in `out`."
     import torch
     from ddpm_lit.core.check import replacing
     from ddpm_lit.scale import distributed
     from ddpm_lit.train.fit import load_weights
-    out, team = Path(out), team or distributed.Team(); settings = team.told(lambda: choose_settings(out, recipe, given, resume, init, device))
+    from ddpm_lit.train.measure import data_digest
+    out, team = Path(out), team or distributed.Team()
+    settings = team.told(
+        lambda: choose_settings(out, recipe, given, resume, init, device))
+    # the model as the seed makes it, or as it was shipped
     with torch.random.fork_rng():
         torch.manual_seed(settings['seed'])
-        model = load_weights(recipe.name)[0].train().requires_grad_(True) if settings['init'] else recipe.start(recipe.build())
-    training = team.training(model.to(device, memory_format=torch.channels_last if channels_last else torch.preserve_format), settings.get('shard', False))
-    if resume and (kept := training.kept(out/'state.safetensors')): training.load(kept)
-    if recompute: distributed.recompute(training.model)
-    if compile: model.net.compile()
-    from ddpm_lit.train.measure import data_digest
-    batches, data = recipe.batches(settings['batch'], settings['seed'], device), {name: data_digest(name) for name in recipe.data if team.first}
-    for left in out.glob('.*tmp*') if team.first else (): left.unlink() # half-written by a run that was killed
+        if settings['init']:
+            model = load_weights(recipe.name)[0].train().requires_grad_(True)
+        else:
+            model = recipe.start(recipe.build())
+    layout = torch.channels_last if channels_last else torch.preserve_format
+    model = model.to(device, memory_format=layout)
+    training = team.training(model, settings.get('shard', False))
+    # the state that it was in
+    kept = training.kept(out/'state.safetensors') if resume else None
+    if kept:
+        training.load(kept)
+    if recompute:
+        distributed.recompute(training.model)
+    if compile:
+        model.net.compile()
+    batches = recipe.batches(settings['batch'], settings['seed'], device)
+    data = {name: data_digest(name) for name in recipe.data if team.first}
+    # from here on it is a run of ours
     if team.first and not resume:
-        with replacing(out/'run.json') as p: p.write_text(json.dumps(settings, indent=1) + '\n')
-    return Run(out, recipe, settings, training, batches, device, Log(out/'log.jsonl', training.step, team.first), data, team)
+        with replacing(out/'run.json') as p:
+            p.write_text(json.dumps(settings, indent=1) + '\n')
+    # so what was killed while it wrote one of a run's files is ours too
+    for left in leftovers(out, recipe) if team.first else ():
+        shutil.rmtree(left)
+    log = Log(out/'log.jsonl', training.step, team.first)
+    return Run(out, recipe, settings, training, batches, device, log, data, team)
 
 # %% ../nbs/80_command.ipynb #go
 def go(run: Run, save_every: float = 30.) -> Iterator[dict]: # save_every: in seconds

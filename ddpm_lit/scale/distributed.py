@@ -238,8 +238,14 @@ class Sharded(Shared):
     def averaged(self):
         whole = {k: v.full_tensor() if hasattr(v, 'full_tensor') else v for k, v in self.average.state_dict().items()}
         return Gathered({k: v.cpu() for k, v in whole.items()})
-    def kept(self, path): # folders state-STEP
-        return max(Path(path).parent.glob(f'{Path(path).stem}-*'), key=lambda p: int(p.name.rsplit('-')[-1]), default=None)
+    def states(self, path):
+        "The folders state-STEP, and nothing that is only called alike."
+        start = f'{Path(path).stem}-'
+        found = Path(path).parent.glob(f'{start}*')
+        return [p for p in found if p.name.removeprefix(start).isdecimal() and p.is_dir()]
+    def kept(self, path):
+        step = lambda p: int(p.name.rsplit('-')[-1])
+        return max(self.states(path), key=step, default=None)
     def save(self, path):
         from torch.distributed import checkpoint as dcp
         path = Path(path); done, beside = path.with_name(f'{path.stem}-{self.step}'), path.with_name(f'.{path.stem}-{self.step}')
@@ -247,8 +253,10 @@ class Sharded(Shared):
         if self.team.first: shutil.rmtree(beside, ignore_errors=True)
         dcp.save(self.state(), checkpoint_id=beside)
         if self.team.first:
-            old = [*path.parent.glob(f'{path.stem}-*')]; beside.rename(done)
-            for p in old: shutil.rmtree(p)
+            old = self.states(path)
+            beside.rename(done)
+            for p in old:
+                shutil.rmtree(p)
         self.team.most(0) # nobody goes on before that
     def load(self, path):
         from torch.distributed import checkpoint as dcp
