@@ -8,5 +8,6 @@ __all__ = []
 # %% ../nbs/81_main.ipynb #main
 #| eval: false
 from .cli import main
+
 if __name__ == '__main__':
     main()

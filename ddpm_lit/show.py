@@ -8,7 +8,9 @@ __all__ = ['INK', 'style', 'panels', 'plane', 'cloud', 'clouds', 'lattice', 'fie
            'save_figure']
 
 # %% ../nbs/04_show.ipynb #imports
-import base64, io, math
+import base64
+import io
+import math
 from html import escape
 from typing import Callable, Sequence
 import matplotlib.pyplot as plt
@@ -19,6 +21,7 @@ from .core.check import Problem, replacing
 # %% ../nbs/04_show.ipynb #inks
 INK = dict(data='black', noise='0.65', model='tab:blue', oracle='black',
            guidance='tab:red')
+
 
 def style(ink: str) -> dict:
     "Line style of an ink; the oracle is dashed."
@@ -31,62 +34,73 @@ def panels(n: int, titles: Sequence[str] = (), height: float | None = None, **kw
     "A row of n axes, seven inches in all; `height` in inches, else about square."
     if n < 1:
         raise Problem(f'A figure needs at least one panel, not {n}.')
-    fig, axes = plt.subplots(1, n, figsize=(7, height or min(7/n + .3, 3)), squeeze=False,
-                             layout='constrained', **kw)
+    size = (7, height or min(7/n + .3, 3))
+    fig, axes = plt.subplots(1, n, figsize=size, squeeze=False, layout='constrained',
+                             **kw)
     for ax, title in zip(axes[0], titles):
         ax.set_title(title)
     return [*axes[0]]
 
+
 def plane(ax, limit: float = 3.):
     "Make axes a square window on the plane."
-    ax.set(xlim=(-limit, limit), ylim=(-limit, limit), xticks=[], yticks=[],
-           aspect='equal')
+    window = (-limit, limit)
+    ax.set(xlim=window, ylim=window, xticks=[], yticks=[], aspect='equal')
     for side in ax.spines.values():
         side.set(visible=True, color='0.85')
     return ax
 
 # %% ../nbs/04_show.ipynb #cloud
-def _points(x: Tensor) -> Tensor: # on the CPU, [n 2]
+def _points(x: Tensor) -> Tensor:  # on the CPU, [n 2]
     "`x` if it is a set of points in the plane."
     if x.ndim != 2 or x.shape[1] != 2:
         raise Problem(f'Points in the plane are [n 2], not {[*x.shape]}.')
     return x.detach().cpu()
 
+
 def cloud(x: Tensor, ax=None, ink: str = 'data', limit: float = 3., size: float = 2.,
           alpha: float = .5):
     "Points [n 2] in the plane."
-    x, color = _points(x), style(ink)['color']
+    x = _points(x)
+    color = style(ink)['color']
     ax = plane(ax or panels(1)[0], limit)
     ax.scatter(*x.T, s=size, color=color, alpha=alpha, linewidths=0, rasterized=True)
     return ax
+
 
 def clouds(xs: Sequence[Tensor], titles: Sequence[str] = (),
            inks: Sequence[str] | str = 'data', **kw):
     "A row of clouds: clean left, noise right."
     inks = [inks]*len(xs) if isinstance(inks, str) else inks
     if len(inks) != len(xs):
-        raise Problem(f'There are {len(inks)} inks for {len(xs)} clouds: name one for '
-                      'all, or one each.')
+        raise Problem(f'There are {len(inks)} inks for {len(xs)} clouds: '
+                      'name one for all, or one each.')
     for x, ax, ink in zip(xs, panels(len(xs), titles), inks):
         cloud(x, ax, ink, **kw)
 
 # %% ../nbs/04_show.ipynb #field
-def lattice(n: int = 20, limit: float = 3.) -> Tensor: # [n*n 2]
+def lattice(n: int = 20, limit: float = 3.) -> Tensor:  # [n*n 2]
     "Points on a square lattice, column by column from the lower left."
-    return torch.cartesian_prod(*[torch.linspace(-limit, limit, n)]*2)
+    line = torch.linspace(-limit, limit, n)
+    return torch.cartesian_prod(line, line)
+
 
 def field(vectors: Callable[[Tensor], Tensor], ax=None, ink: str = 'model', n: int = 18,
           limit: float = 3., unit: float = 1.):
-    "Arrows of a vector field [n 2] -> [n 2] in the plane, drawn `unit` times their length."
-    color, at = style(ink)['color'], lattice(n, limit*.95)
+    "Arrows of a vector field [n 2] -> [n 2], drawn `unit` times their length."
+    color = style(ink)['color']
+    at = lattice(n, limit*.95)
     v = unit*_points(vectors(at))
     ax = plane(ax or panels(1)[0], limit)
-    ax.quiver(*at.T, *v.T, color=color, angles='xy', scale_units='xy', scale=1,
-              width=.004)
+    ax.quiver(*at.T, *v.T, color=color, width=.004,
+              angles='xy', scale_units='xy', scale=1)
     return ax
 
-def heat(values: Tensor, ax=None, extent=None, **kw):
-    "A map [rows columns], row 0 at the bottom, dark where values are high; `extent` (left, right, bottom, top)."
+
+def heat(values: Tensor, ax=None,
+         extent=None,  # (left, right, bottom, top)
+         **kw):
+    "A map [rows columns], row 0 at the bottom, dark where values are high."
     if values.ndim != 2:
         raise Problem(f'A map is [rows columns], not {[*values.shape]}.')
     ax = ax or panels(1)[0]
@@ -96,47 +110,56 @@ def heat(values: Tensor, ax=None, extent=None, **kw):
 
 # %% ../nbs/04_show.ipynb #curves
 def curves(x, ys: dict, ax=None, inks: Sequence[str] | None = None,
-           **settings): # numbers or tensors, wherever they live
+           **settings):  # numbers or tensors, on any device
     "Curves by name; `settings` go to the axes (xlabel, xscale ...)."
     if inks is not None and len(inks) != len(ys):
         raise Problem(f'There are {len(inks)} inks for {len(ys)} curves: name one each.')
-    ax, plain = ax or panels(
-        1, height=2.4)[0], lambda v: v.detach().cpu() if isinstance(v, Tensor) else v
+    ax = ax or panels(1, height=2.4)[0]
+
+    def plain(v):
+        return v.detach().cpu() if isinstance(v, Tensor) else v
+
     for i, (name, y) in enumerate(ys.items()):
-        ax.plot(plain(x), plain(y), label=name, **(style(inks[i]) if inks else {}))
+        look = style(inks[i]) if inks else {}
+        ax.plot(plain(x), plain(y), label=name, **look)
     ax.set(**settings)
     if len(ys) > 1:
         ax.legend()
     return ax
 
 # %% ../nbs/04_show.ipynb #pictures
-def tile(x: Tensor, columns: int,
-         gap: int = 1) -> Tensor: # [n c h w] in [-1, 1] -> [H W 3] in [0, 1]
+def tile(x: Tensor,  # [n c h w] in [-1, 1]
+         columns: int, gap: int = 1) -> Tensor:  # [H W 3] in [0, 1]
     "Pictures side by side, row by row, with a white gap."
     if x.ndim != 4 or x.shape[1] not in (1, 3) or not x.numel():
         raise Problem(f'Pictures are [n 1 h w] or [n 3 h w], not {[*x.shape]}.')
     if not x.isfinite().all():
-        raise Problem(
-            'These pictures hold NaN or infinity: look for where they were made.')
-    n, c, h, w = x.shape
+        raise Problem('These pictures hold NaN or infinity: '
+                      'look for where they were made.')
+    n, _, h, w = x.shape
     columns = max(1, min(columns, n))
     rows = math.ceil(n/columns)
-    x = ((x.detach().float().cpu() + 1)/2).clamp(0, 1).expand(n, 3, h, w)
+
+    # each picture in the upper left corner of a white cell
     page = torch.ones(rows*columns, 3, h + gap, w + gap)
-    page[:n, :, :h, :w] = x
-    page = page.reshape(rows, columns, 3, h + gap,
-                        w + gap).permute(0, 3, 1, 4,
-                                         2).reshape(rows*(h + gap), columns*(w + gap), 3)
+    page[:n, :, :h, :w] = ((x.detach().float().cpu() + 1)/2).clamp(0, 1)
+
+    # [row column channel y x] -> [row y column x channel] -> [H W 3], less the last gap
+    page = page.reshape(rows, columns, 3, h + gap, w + gap).permute(0, 3, 1, 4, 2)
+    page = page.reshape(rows*(h + gap), columns*(w + gap), 3)
     return page[:len(page) - gap, :page.shape[1] - gap]
+
 
 def sheet(x: Tensor, columns: int = 8, ax=None, title: str = ''):
     "A sheet of pictures [n c h w] in [-1, 1]."
     page = tile(x, columns)
-    ax = ax or panels(1, height=min(7*page.shape[0]/page.shape[1] + .3*bool(title), 7))[0]
+    height, width, _ = page.shape
+    ax = ax or panels(1, height=min(7*height/width + .3*bool(title), 7))[0]
     ax.imshow(page, interpolation='nearest')
     ax.set_title(title)
     ax.axis('off')
     return ax
+
 
 def strip(x: Tensor, titles: Sequence[str] = ()):
     "A row of pictures [n c h w], each with its title."
@@ -147,71 +170,85 @@ def strip(x: Tensor, titles: Sequence[str] = ()):
 # %% ../nbs/04_show.ipynb #slider
 class Slider:
     "Prepared pictures with a lever: HTML that carries its pictures with it."
-    def __init__(self, frames: Sequence, labels: Sequence[str], ask: str = '',
-                 columns: int = 10, zoom: int = 1):
-        # each frame [n c h w] in [-1, 1], or a figure, which is closed
+    def __init__(self,
+                 frames: Sequence,  # each [n c h w] in [-1, 1], or a figure (closed)
+                 labels: Sequence[str], ask: str = '', columns: int = 10, zoom: int = 1):
         if len(frames) != len(labels) or not len(frames):
             raise Problem(f'There are {len(frames)} frames and {len(labels)} labels: '
                           'give each frame one.')
-        self.labels, self.ask = [*map(str, labels)], ask
-        self.frames = [
-            png(x, columns, zoom) if isinstance(x, Tensor) else drawn(x) for x in frames
-        ]
+        self.labels = [*map(str, labels)]
+        self.ask = ask
+        self.frames = []
+        for x in frames:
+            picture = png(x, columns, zoom) if isinstance(x, Tensor) else drawn(x)
+            self.frames.append(picture)
 
     def __repr__(self) -> str:
         return f'a slider: {", ".join(self.labels)}'
 
     def _repr_html_(self) -> str:
-        wide, image = max(
-            100 // len(self.labels),
-            15), lambda f: 'data:image/png;base64,' + base64.b64encode(f).decode()
-        one = ''.join(
-            '<figure style="margin:2px;display:inline-block">'
-            f'<img alt="{escape(l)}" style="max-width:{wide}vw;image-rendering:pixelated" src="{image(f)}">'
-            f'<figcaption style="font-size:small">{escape(l)}</figcaption></figure>'
-            for l, f in zip(self.labels, self.frames))
-        move = (
-            "for(const [i,f] of this.parentNode.querySelectorAll('figure').entries())"
-            "{f.style.display=i==this.value?'block':'none';f.firstChild.style.maxWidth='100%';f.firstChild.style.width='36em'}"
-        )
-        lever = (
-            f'<input type="range" aria-label="{escape(self.ask or "which picture")}" '
-            f'min="0" max="{len(self.labels) - 1}" value="0" '
-            f'style="width:min(100%,24em)" oninput="{move}">')
-        return f'<div class="slider" style="max-width:100%"><p>{escape(self.ask)}</p>{lever}<div>{one}</div></div>'
+        # all pictures side by side, as a page without scripts shows them
+        wide = max(100 // len(self.labels), 15)
+        figures = ''
+        for label, frame in zip(map(escape, self.labels), self.frames):
+            image = 'data:image/png;base64,' + base64.b64encode(frame).decode()
+            figures += (
+                '<figure style="margin:2px;display:inline-block">'
+                f'<img alt="{label}" style="max-width:{wide}vw;image-rendering:pixelated" '
+                f'src="{image}">'
+                f'<figcaption style="font-size:small">{label}</figcaption></figure>')
+
+        # the lever shows one of them, larger
+        move = ("for(const [i,f] of this.parentNode.querySelectorAll('figure').entries())"
+                "{f.style.display=i==this.value?'block':'none';"
+                "f.firstChild.style.maxWidth='100%';f.firstChild.style.width='36em'}")
+        ask = escape(self.ask or 'which picture')
+        lever = (f'<input type="range" aria-label="{ask}" '
+                 f'min="0" max="{len(self.labels) - 1}" value="0" '
+                 f'style="width:min(100%,24em)" oninput="{move}">')
+        return ('<div class="slider" style="max-width:100%">'
+                f'<p>{escape(self.ask)}</p>{lever}<div>{figures}</div></div>')
+
+
+def _page(x: Tensor, columns: int, zoom: int):  # -> a PIL image
+    "A sheet of pictures [n c h w] in [-1, 1], each pixel `zoom` by `zoom` large."
+    from PIL import Image
+    page = tile(x, columns).repeat_interleave(zoom, 0).repeat_interleave(zoom, 1)
+    return Image.fromarray((page*255).round().byte().numpy())
+
 
 def png(x: Tensor, columns: int = 8, zoom: int = 2) -> bytes:
     "A sheet of pictures [n c h w] in [-1, 1] as PNG, each pixel `zoom` by `zoom` large."
-    from PIL import Image
-    page = (tile(x, columns).repeat_interleave(zoom, 0).repeat_interleave(zoom, 1)*
-            255).round().byte()
     out = io.BytesIO()
-    Image.fromarray(page.numpy()).save(out, format='PNG')
+    _page(x, columns, zoom).save(out, format='PNG')
     return out.getvalue()
 
+
 def drawn(figure) -> bytes:
-    "A matplotlib figure as PNG; it is closed, so that no notebook shows it a second time."
+    "A matplotlib figure as PNG; it is closed, so that no notebook shows it again."
     out = io.BytesIO()
     figure.savefig(out, format='png', dpi=72)
     plt.close(figure)
     return out.getvalue()
 
 # %% ../nbs/04_show.ipynb #card
-def card(x: Tensor, answers: Sequence[str], shares: Sequence[float], title: str = '',
-         right: int
-         | None = 0): # x [3 h w] in [-1, 1]; right: which answer gets the check mark
+def card(x: Tensor,  # [3 h w] in [-1, 1]
+         answers: Sequence[str], shares: Sequence[float], title: str = '',
+         right: int | None = 0):  # which answer gets the check mark
     "A picture and a few answers about it, with bars."
     if len(answers) != len(shares) or not answers:
-        raise Problem(f'There are {len(answers)} answers and {len(shares)} shares: give '
-                      'each answer one.')
-    picture, ax = plt.subplots(1, 2, figsize=(7, max(2., .4*len(answers) + .5)),
-                               width_ratios=(1, 2.5), layout='constrained')[1]
+        raise Problem(f'There are {len(answers)} answers and {len(shares)} shares: '
+                      'give each answer one.')
+    size = (7, max(2., .4*len(answers) + .5))
+    fig, (picture, ax) = plt.subplots(1, 2, figsize=size, width_ratios=(1, 2.5),
+                                      layout='constrained')
     picture.imshow(tile(x[None], 1, 0), interpolation='nearest')
     picture.axis('off')
+
     for i, (answer, share) in enumerate(zip(answers, shares)):
         mark, ink = (chr(0x2713), 'model') if i == right else (chr(0x2717), 'noise')
-        ax.text(0, i - .12,
-                f'{mark} {answer if len(answer) < 64 else answer[:60] + "..."}')
+        text = answer if len(answer) < 64 else answer[:60] + '...'
+        ax.text(0, i - .12, f'{mark} {text}')
         ax.text(1.02, i + .12, f'{100*share:.1f} %', va='center')
         ax.barh(i + .12, 1, .22, color='0.95')
         ax.barh(i + .12, share, .22, color=INK[ink])
@@ -221,47 +258,50 @@ def card(x: Tensor, answers: Sequence[str], shares: Sequence[float], title: str 
     return ax
 
 # %% ../nbs/04_show.ipynb #ladder
-def ladder(steps: Sequence[tuple[str, int, int, bool]], ax=None, words: str = 'words'
-           ): # (name, side, channels, does it read words?) in the order of the run
-    "A network as it runs: each step a bar as high as its pictures are wide, its channels above it, and a thread from the words to where they are read."
+def ladder(steps: Sequence[tuple[str, int, int, bool]],  # name, side, channels, reads?
+           ax=None, words: str = 'words'):
+    "The steps of a network as bars: side, channels, and a line where the words are read."
     if not steps:
         raise Problem('There are no steps to draw: run the network first.')
     ax = ax or panels(1, height=2.6)[0]
+    middle = (len(steps) - 1)/2
     top = 1.45*max(side for _, side, _, _ in steps)
     for i, (name, side, c, reads) in enumerate(steps):
         ax.bar(i, side, .8, color=INK['model'] if reads else INK['noise'])
         ax.text(i, side + .02*top, c, ha='center', va='bottom', fontsize=7)
         if reads:
-            ax.plot([(len(steps) - 1)/2, i], [top, side + .12*top], color=INK['guidance'],
-                    lw=.7)
-    ax.text((len(steps) - 1)/2, top, words, ha='center', va='bottom',
-            color=INK['guidance'])
+            ax.plot([middle, i], [top, side + .12*top], color=INK['guidance'], lw=.7)
+    ax.text(middle, top, words, ha='center', va='bottom', color=INK['guidance'])
     ax.set(ylim=(0, 1.15*top), ylabel='pixels a side')
-    ax.set_xticks(range(len(steps)), [name for name, *_ in steps], rotation=60,
-                  ha='right', fontsize=7)
+    names = [name for name, *_ in steps]
+    ax.set_xticks(range(len(steps)), names, rotation=60, ha='right', fontsize=7)
     return ax
 
 # %% ../nbs/04_show.ipynb #chain
-def chain(
-    start: str, steps: Sequence[tuple[str, int, str]], ax=None, over: Sequence[str] = ()
-): # (name, parameters, what comes out); over: steps that are told the start once more
-    "Networks in a row, each fed by the one before: a box each, its parameters in it, and on each arrow the shape of what is handed on."
+def chain(start: str,
+          steps: Sequence[tuple[str, int, str]],  # name, parameters, what comes out
+          ax=None,
+          over: Sequence[str] = ()):  # steps that receive the start as well
+    "Networks in a row: boxes with parameters, arrows with the shapes handed on."
     if not steps:
         raise Problem('There are no steps to draw: run the networks first.')
     ax = ax or panels(1, height=1.2)[0]
     arrow = dict(arrowstyle='->', color=INK['data'], lw=1, shrinkA=0, shrinkB=0)
-    box = lambda i, text, ink: ax.text(i, 0, text, ha='center', va='center', fontsize=7,
-                                       color='white', bbox=dict(
-                                           boxstyle='round,pad=.4', color=INK[ink]))
+    red = INK['guidance']
+
+    def box(i, text, ink):
+        look = dict(boxstyle='round,pad=.4', color=INK[ink])
+        ax.text(i, 0, text, ha='center', va='center', fontsize=7, color='white',
+                bbox=look)
+
     box(0, start, 'guidance')
     for i, (name, count, out) in enumerate(steps, 1):
         box(i, f'{name}\n{count/1e6:.1f} M', 'model')
         ax.annotate('', (i - .36, 0), (i - .64, 0), arrowprops=arrow)
         ax.text(i + .5, -.3, out, ha='center', va='top', fontsize=6.5)
-        if name in over:
-            ax.plot([0, 0, i], [.45, .95, .95], color=INK['guidance'], lw=1)
-            ax.annotate('', (i, .45), (i, .98),
-                        arrowprops=arrow | dict(color=INK['guidance']))
+        if name in over:  # a line from the start, over the steps between
+            ax.plot([0, 0, i], [.45, .95, .95], color=red, lw=1)
+            ax.annotate('', (i, .45), (i, .98), arrowprops=arrow | dict(color=red))
     ax.annotate('', (len(steps) + .64, 0), (len(steps) + .36, 0), arrowprops=arrow)
     ax.set(xlim=(-.6, len(steps) + .9), ylim=(-.8, 1.1))
     ax.axis('off')
@@ -269,30 +309,30 @@ def chain(
 
 # %% ../nbs/04_show.ipynb #save
 def save_sheet(x: Tensor, path, columns: int = 8, zoom: int = 2):
-    "Write a sheet of pictures [n c h w] in [-1, 1] as PNG, each pixel `zoom` by `zoom` large."
+    "Write a sheet of pictures [n c h w] in [-1, 1] as PNG, as `png` makes it."
     page = png(x, columns, zoom)
     with replacing(path) as p:
         p.write_bytes(page)
 
-def captioned(rows: Sequence[Tensor], captions: Sequence[str],
-              zoom: int = 2): # rows: [n c h w] for each caption -> a PIL image
+
+def captioned(rows: Sequence[Tensor],  # [n c h w] for each caption
+              captions: Sequence[str], zoom: int = 2):  # -> a PIL image
     "Rows of pictures, each below its caption, each pixel `zoom` by `zoom` large."
     from PIL import Image, ImageDraw, ImageFont
     if len(rows) != len(captions) or not len(rows):
         raise Problem(f'There are {len(rows)} rows of pictures and {len(captions)} '
                       'captions: give each row one.')
-    pages = [
-        Image.fromarray(
-            (tile(x, len(x)).repeat_interleave(zoom, 0).repeat_interleave(zoom, 1)*
-             255).round().byte().numpy()) for x in rows
-    ]
-    font, line, gap = ImageFont.load_default(size=14), 22, 2*zoom
-    sheet = Image.new(
-        'RGB', (max(p.width for p in pages), sum(p.height + line + gap
-                                                 for p in pages) - gap), 'white')
-    pen, top = ImageDraw.Draw(sheet), 0
+    pages = [_page(x, len(x), zoom) for x in rows]
+    font = ImageFont.load_default(size=14)
+    line, gap = 22, 2*zoom  # heights, in pixels
+
+    width = max(page.width for page in pages)
+    height = sum(page.height + line + gap for page in pages) - gap
+    sheet = Image.new('RGB', (width, height), 'white')
+    pen = ImageDraw.Draw(sheet)
+    top = 0
     for page, words in zip(pages, captions):
-        # more fits nowhere
+        # on one line, of at most 400 letters, cut to the width of the sheet
         words = ' '.join(words.split())
         words = words if len(words) <= 400 else words[:397] + '...'
         while len(words) > 4 and pen.textlength(words, font) > sheet.width - 4:
@@ -302,10 +342,12 @@ def captioned(rows: Sequence[Tensor], captions: Sequence[str],
         top += page.height + line + gap
     return sheet
 
+
 def save_captioned(rows: Sequence[Tensor], captions: Sequence[str], path, zoom: int = 2):
     "Write `captioned` as PNG."
     with replacing(path) as p:
         captioned(rows, captions, zoom).save(p, format='PNG')
+
 
 def save_figure(path):
     "Write the current figure as PNG and close it."

@@ -1,19 +1,55 @@
-"""Tries every public command and loader with broken input and counts: refused with a sentence, worked, anything else is a failure.
+"""Tries every public command and loader with broken input, and counts what became of it.
 
     python tools/campaign.py [--seed 0] [--only PART ...] [--case TEXT] [--json]
 
-Each case runs in a folder of its own, in a forked process with a limit on memory and on processor time. Refused means a `Problem`, or from a command
-an exit code that is not zero and one line on standard error that begins with `ddpm_lit:`. Worked means that what came of it was looked at: finite
-numbers, files that load. A traceback, a warning, a hang, NaN, a half-written or lost file, a signal, too much memory: a failure, told with the line that repeats it.
+Each case runs in a folder of its own, in a forked process with a limit on memory and on processor
+time. Refused means a `Problem`, or from a command an exit code that is not zero and one line on
+standard error that begins with `ddpm_lit:`. Worked means that what came of it was looked at:
+finite numbers, files that load. A traceback, a warning, a hang, NaN, a half-written or lost file,
+a signal, too much memory: a failure, told with the line that repeats it.
+
+A case is data: its part, its name, and a call with its arguments. A command stands in the tables as
+a line, in which {roll}, {cat} ... are files of the fixtures (FILES).
 """
-import argparse, contextlib, gzip, hashlib, io, itertools, json, math, multiprocessing, os, pickle, random, re, resource, select, shutil, signal, struct, subprocess, sys, tempfile, time, traceback, warnings, zipfile
+import argparse
+import contextlib
+import gzip
+import hashlib
+import io
+import itertools
+import json
+import math
+import os
+import pickle
+import random
+import re
+import resource
+import select
+import shlex
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+import zipfile
+import zlib
+from collections import Counter
 from dataclasses import fields, is_dataclass
+from functools import cache, partial
+from operator import methodcaller
 from pathlib import Path
 from typing import Any, Callable, NamedTuple
 
 os.environ |= dict(OMP_NUM_THREADS='1', MPLBACKEND='Agg')
 os.environ.pop('DDPM_LIT_DATA', None)
-import click, numpy as np, torch
+import click
+import numpy as np
+import torch
 from hypothesis import HealthCheck, Phase, given, seed as seeded, settings, strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -27,7 +63,7 @@ from ddpm_lit.clip.zero_shot import fill, read_picture
 from ddpm_lit.core.check import Problem, data_dir
 from ddpm_lit.core.denoiser import Model
 from ddpm_lit.core.level import from_alpha_bar, from_edm_sigma
-from ddpm_lit.data import captions as words, images, toy
+from ddpm_lit.data import captions, images, toy
 from ddpm_lit.diffusion import sample, schedule
 from ddpm_lit.diffusion.oracle import Ideal
 from ddpm_lit.guide.free import as_w
@@ -39,39 +75,60 @@ from ddpm_lit.systems.upsample import Request
 from ddpm_lit.train import fit
 from ddpm_lit.train.measure import load_classifier
 
-# of the processor, of addresses beyond those at the start, of memory really used: for each case
-SECONDS, MEMORY, GROWTH = 60, 4 << 30, 1 << 29
+SECONDS = 60  # of the processor, for each case
+MEMORY = 4 << 30  # of addresses, beyond those at the start
+GROWTH = 1 << 29  # of memory really used
+FIX: Path  # the folder of the fixtures, set by main
+
+# what stands in braces in the lines of the tables
+FILES = dict(roll='run/roll.safetensors', cat='said/cat.png', clip='openai_clip_vit',
+             parity='parity/f.safetensors', compare='compare', iddpm='iddpm_unet/m.safetensors',
+             glide='glide/base.pt', up='glide/upsample.pt', karlo='karlo')
+
 
 class Refused(Exception):
     "A command said no, and said it well."
 
+
 class Skipped(Exception):
     "This machine does not let us try."
 
+
 class Slow(BaseException):
     "The limit on processor time."
+
 
 class Tally(NamedTuple):
     refused: int = 0
     worked: int = 0
     failures: tuple[str, ...] = ()
 
+
 class Case(NamedTuple):
     part: str
     name: str
-    run: Callable[[], Any]
+    call: Callable
+    args: tuple = ()
 
-# ---- what is right ----------------------------------------------------------------------------------------------------------
+
+def in_part(part: str) -> Callable:
+    "A function that makes the cases of one part: (name, call, *args) -> Case."
+    return lambda name, call, *args: Case(part, name, call, args)
+
+
+# ---- what is right ----------------------------------------------------------------------------
+
 
 def sentence(text: str):
     "Something is said."
     assert len(text.strip()) > 9, f'no clear sentence: {text[:200]!r}'
 
+
 def sound(v):
     "Whatever came of it holds no NaN, and is what it says."
     if isinstance(v, Tensor):
-        assert v.is_meta or v.ndim > 64 or v.is_complex() or v.double().isfinite().all(
-        ), 'numbers that are not finite'
+        looked_at = not (v.is_meta or v.ndim > 64 or v.is_complex())
+        assert not looked_at or v.double().isfinite().all(), 'numbers that are not finite'
     elif isinstance(v, nn.Module):
         sound(v.state_dict())
     elif isinstance(v, images.Images):
@@ -80,58 +137,69 @@ def sound(v):
     elif isinstance(v, dict):
         sound([*v.values()])
     elif isinstance(v, (list, tuple)):
-        [sound(x) for x in v]
+        for x in v:
+            sound(x)
     elif is_dataclass(v) and not isinstance(v, type):
         sound([getattr(v, f.name) for f in fields(v)])
     elif isinstance(v, float):
         assert not math.isnan(v), 'NaN'
 
+
 def no_nan(word):
     raise ValueError(f'{word} is no JSON')
 
+
 def whole(p: Path):
     "A file that a command leaves can be read."
-    assert not re.search(r'\.tmp', p.name), f'left behind: {p.name}'
+    assert '.tmp' not in str(p), f'left behind: {p}'
     if p.suffix == '.safetensors':
         load_file(p)
-    if p.suffix == '.json':
+    elif p.suffix == '.json':
         json.loads(p.read_text(), parse_constant=no_nan)
-    if p.suffix == '.jsonl':
-        [json.loads(line, parse_constant=no_nan) for line in p.read_text().splitlines()]
-    if p.suffix == '.png':
+    elif p.suffix == '.jsonl':
+        for line in p.read_text().splitlines():
+            json.loads(line, parse_constant=no_nan)
+    elif p.suffix == '.png':
         Image.open(p).load()
 
-def files(folder='.') -> dict[Path, str]:
-    return {
-        p: hashlib.sha1(p.read_bytes()).hexdigest()
-        for p in Path(folder).rglob('*')
-        if p.is_file() and not p.is_symlink()
-    }
 
-def said(code: int | None, out: str, err: str, as_json: bool = False, found: int
-         | None = None): # found: a code that only says that something was found, as parity does
-    "Was it refused with one sentence, or did it work?"
+def files(folder='.') -> dict[Path, str]:
+    "All files with what identifies their contents."
+    found = [p for p in Path(folder).rglob('*') if p.is_file() and not p.is_symlink()]
+    return {p: hashlib.sha1(p.read_bytes()).hexdigest() for p in found}
+
+
+def said(code: int | None, out: str, err: str, as_json: bool = False, found: int | None = None):
+    "Was it refused with one sentence, or did it work? `found` is a code that is no refusal."
     if code and code == found and out:
         code = 0
     lines = [l for l in err.splitlines() if l.strip()]
     last = lines.pop() if code and lines else ''
-    if strange := [
-            l for l in lines if not re.match(r'ddpm_lit: (the |no picture of)|[^:]+: \d+ of \d+', l)
-    ]:
+
+    # what a command may say besides
+    allowed = r'ddpm_lit: (the |no picture of)|[^:]+: \d+ of \d+'
+    strange = [l for l in lines if not re.match(allowed, l)]
+    if strange:
         raise AssertionError(f'it also said: {strange[0][:150]!r} ... {lines[-1][:150]!r}')
     if not code:
         return as_json and json.loads(out, parse_constant=no_nan)
+
     assert last.startswith('ddpm_lit: '), f'exit code {code} and no sentence but {last[:300]!r}'
     sentence(last)
     assert last.isprintable(), f'signs that nobody can read: {last[:200]!r}'
     raise Refused(last)
 
+
+def terminal(errors: str) -> io.TextIOWrapper:
+    "What a command writes to, as a terminal encodes it."
+    return io.TextIOWrapper(io.BytesIO(), 'utf-8', errors, write_through=True)
+
+
 def run(*args: str, found: int | None = None):
     "A command, in this process: what it says and what it leaves."
-    # as a terminal's
-    before, out, err, code = files(), io.TextIOWrapper(
-        io.BytesIO(), 'utf-8', write_through=True), io.TextIOWrapper(
-            io.BytesIO(), 'utf-8', 'backslashreplace', write_through=True), 0
+    before = files()
+    out, err = terminal('strict'), terminal('backslashreplace')
+    code = 0
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             try:
@@ -140,73 +208,126 @@ def run(*args: str, found: int | None = None):
                 code = e.code
     finally:
         show.plt.close('all')
+
     after = files()
-    if lost := {p for p in before.keys() - after.keys() if '.tmp' not in p.name}:
+    # a write that was killed leaves a hidden folder, which the next run clears away
+    lost = {p for p in before.keys() - after.keys() if '.tmp' not in str(p)}
+    if lost:
         raise AssertionError(f'lost: {sorted(map(str, lost))}')
     for p in after:
         if after[p] != before.get(p):
             whole(p)
-    return said(code, *(f.buffer.getvalue().decode() for f in (out, err)), '--json' in args, found)
+    words = [f.buffer.getvalue().decode() for f in (out, err)]
+    return said(code, *words, '--json' in args, found)
+
+
+def placed(word: str, **more) -> str:
+    "A word of a table, with a file in the place of what stands in braces."
+    def place(m):
+        if m[1] in more:
+            return str(more[m[1]])
+        return str(FIX/FILES[m[1]]) if m[1] in FILES else m[0]
+
+    return re.sub(r'\{(\w+)\}', place, word)
+
+
+def words_of(line: str, **more) -> list[str]:
+    return [placed(word, **more) for word in shlex.split(line)]
+
+
+def run_line(line: str, *words: str, **more):
+    "A command of a table; `words` are added as they are."
+    return run(*words_of(line, **more), *words)
+
 
 def shell(script: str, **env: str):
     "A command, in a shell of its own."
-    env = dict(os.environ, D=f'{sys.executable} -m ddpm_lit', PYTHONPATH=str(root),
-               FIX=str(FIX)) | env
-    p = subprocess.run(['bash', '-c', script], env={k: v for k, v in env.items() if v is not None},
-                       stdin=subprocess.DEVNULL, capture_output=True, text=True, errors='replace',
-                       timeout=900)
-    assert p.returncode >= 0 and p.returncode not in (134, 137,
-                                                      139), f'killed by a signal ({p.returncode})'
+    command = f'{sys.executable} -m ddpm_lit'
+    env = os.environ | dict(D=command, PYTHONPATH=str(root), FIX=str(FIX)) | env
+    p = subprocess.run(['bash', '-c', script], env=env, stdin=subprocess.DEVNULL,
+                       capture_output=True, text=True, errors='replace', timeout=900)
+    killed = p.returncode < 0 or p.returncode in (134, 137, 139)
+    assert not killed, f'killed by a signal ({p.returncode})'
     return said(p.returncode, p.stdout, p.stderr)
 
-# ---- the machine that tries -------------------------------------------------------------------------------------------------
+
+def unharmed(f: Callable, *args):
+    "Nothing of what a hostile file asks for has happened."
+    try:
+        return f(*args)
+    finally:
+        harm = [*Path('.').rglob('HARM*'), *Path('..').glob('HARM*')]
+        assert not harm, 'a program in the file was run'
+
+
+# ---- the machine that tries -------------------------------------------------------------------
+
 
 def memory(what: str) -> int:
-    return next(int(l.split()[1]) << 10 for l in open('/proc/self/status') if l.startswith(what))
+    "A line of what the system knows of this process, in bytes."
+    for line in open('/proc/self/status'):
+        if line.startswith(what):
+            return int(line.split()[1]) << 10
+
 
 def slow(*_):
     raise Slow(f'more than {SECONDS} s of the processor')
 
+
+def where_in_library(e: BaseException) -> str:
+    "The last line of the library that an exception passed."
+    inside = [f for f in traceback.extract_tb(e.__traceback__)
+              if 'ddpm_lit/ddpm_lit' in f.filename or f'{root}/ddpm_lit/' in f.filename]
+    return f'  [{Path(inside[-1].filename).name}:{inside[-1].lineno}]' if inside else ''
+
+
+def outcome(case: Case) -> Tally:
+    "What becomes of a call that ends as it should."
+    try:
+        value = case.call(*case.args)
+        if isinstance(value, Tally):
+            return value
+        sound(value)
+        return Tally(worked=1)
+    except Refused:
+        return Tally(refused=1)
+    except Skipped as e:
+        print(f'skipped {case.name}: {e}', file=sys.stderr)
+        return Tally()
+    except Problem as e:
+        sentence(str(e))
+        return Tally(refused=1)
+
+
 def attempt(case: Case, box: Path) -> Tally:
+    "A case in an empty folder, with limits; whatever else it raises is a failure."
     here, env = box/'here', dict(os.environ)
     shutil.rmtree(here, ignore_errors=True)
     here.mkdir()
     os.chdir(here)
-    tally = Tally()
     random.seed(case.name)
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    Path('/proc/self/clear_refs').write_text('5')
+    Path('/proc/self/clear_refs').write_text('5')  # the high-water mark begins anew
     start = memory('VmRSS')
     signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
-        try:
-            value = case.run()
-            tally = value if isinstance(value, Tally) else (sound(value), Tally(worked=1))[1]
-        except Refused:
-            tally = Tally(refused=1)
-        except Skipped as e:
-            print(f'skipped {case.name}: {e}', file=sys.stderr)
-        except Problem as e:
-            sentence(str(e))
-            tally = Tally(refused=1)
+        tally = outcome(case)
         signal.setitimer(signal.ITIMER_PROF, 0)
-        if (grown := memory('VmHWM') - start) > GROWTH:
-            tally = Tally(failures=(f'it took {grown >> 20} MiB', ))
-        if left := [p for p in here.rglob('.*.tmp*')]:
-            tally = Tally(failures=(f'left behind: {left[0].name}', ))
+        grown = memory('VmHWM') - start
+        left = [*here.rglob('.*.tmp*')]
+        if grown > GROWTH:
+            tally = Tally(failures=(f'it took {grown >> 20} MiB',))
+        if left:
+            tally = Tally(failures=(f'left behind: {left[0].name}',))
     except BaseException as e:
         signal.setitimer(signal.ITIMER_PROF, 0)
-        at = [
-            f for f in traceback.extract_tb(e.__traceback__)
-            if 'ddpm_lit/ddpm_lit' in f.filename or f'{root}/ddpm_lit/' in f.filename
-        ][-1:]
-        tally = Tally(failures=(f'{type(e).__name__}: {str(e)[:400]}' +
-                                ''.join(f'  [{Path(f.filename).name}:{f.lineno}]' for f in at), ))
+        tally = Tally(failures=(f'{type(e).__name__}: {str(e)[:400]}{where_in_library(e)}',))
     os.environ.clear()
     os.environ.update(env)
     os.chdir(box)
     return tally
+
 
 def worker(cases: list[tuple[int, Case]], pipe: int, box: Path):
     "Tries one case after the other, and tells of each before and after."
@@ -217,13 +338,14 @@ def worker(cases: list[tuple[int, Case]], pipe: int, box: Path):
         os.write(pipe, f'{json.dumps([i])}\n'.encode())
         os.write(pipe, f'{json.dumps([i, *attempt(case, box)])}\n'.encode())
 
+
 def spent(pid: int) -> float:
     "Seconds of the processor."
     with contextlib.suppress(OSError, IndexError):
-        return sum(map(int,
-                       Path(f'/proc/{pid}/stat').read_text().rsplit(
-                           ')', 1)[1].split()[11:13]))/os.sysconf('SC_CLK_TCK')
+        after_name = Path(f'/proc/{pid}/stat').read_text().rsplit(')', 1)[1].split()
+        return sum(map(int, after_name[11:13]))/os.sysconf('SC_CLK_TCK')
     return 0.
+
 
 def forked(f: Callable, *args) -> int:
     "A child that does f and ends."
@@ -236,870 +358,1316 @@ def forked(f: Callable, *args) -> int:
         os._exit(9)
     os._exit(0)
 
-def try_all(cases: list[Case], box: Path):
-    "(case, tally) in order; a worker that dies or hangs is a failure of its case, and the next one takes over."
-    todo = [*enumerate(cases)]
-    while todo:
-        r, w = os.pipe()
-        pid = forked(worker, todo, w, box)
-        os.close(w)
-        text, at, began, cpu = b'', None, time.monotonic(), 0.
-        stopped = ''
-        while True:
-            if select.select([r], [], [], 2)[0]:
-                if not (got := os.read(r, 1 << 16)):
-                    break
-                *lines, text = (text + got).split(b'\n')
-                for line in lines:
-                    at, *tally = json.loads(line)
-                    began, cpu = time.monotonic(), spent(pid)
-                    if tally:
-                        yield cases[at], Tally(*tally)
-                        todo = [(i, c) for i, c in todo if i > at]
-                        at = None
-            elif at is not None and (spent(pid) - cpu > 2*SECONDS
-                                     or time.monotonic() - began > 1800):
-                stopped = 'it did not end'
+
+def watched(pid: int, pipe: int):
+    "(i, None) when a worker begins case i and (i, tally) when it ends; one that hangs is killed."
+    text, at = b'', None
+    began, cpu = time.monotonic(), 0.
+    while True:
+        if select.select([pipe], [], [], 2)[0]:
+            got = os.read(pipe, 1 << 16)
+            if not got:
+                return
+            *lines, text = (text + got).split(b'\n')
+            for line in lines:
+                at, *tally = json.loads(line)
+                began, cpu = time.monotonic(), spent(pid)
+                yield at, Tally(*tally) if tally else None
+                if tally:
+                    at = None
+        elif at is not None:
+            if spent(pid) - cpu > 2*SECONDS or time.monotonic() - began > 1800:
                 os.kill(pid, signal.SIGKILL)
-        os.close(r)
+                yield at, Tally(failures=('it did not end',))
+                return
+
+
+def try_all(cases: list[Case], box: Path):
+    "(case, tally) in order; where a worker dies or hangs its case failed, and another goes on."
+    first = 0
+    while first < len(cases):
+        read_end, write_end = os.pipe()
+        pid = forked(worker, [*enumerate(cases)][first:], write_end, box)
+        os.close(write_end)
+
+        at = None  # the case that was begun and has not ended
+        for i, tally in watched(pid, read_end):
+            at = i
+            if tally:
+                yield cases[i], tally
+                first, at = i + 1, None
+        os.close(read_end)
         status = os.waitpid(pid, 0)[1]
         if at is not None:
-            yield cases[at], Tally(failures=(stopped or f'the process died, status {status}', ))
-            todo = [(i, c) for i, c in todo if i > at]
+            yield cases[at], Tally(failures=(f'the process died, status {status}',))
+            first = at + 1
 
-# ---- what is whole, before anything is broken -------------------------------------------------------------------------------
 
-def make_fixtures(at: Path):
-    "Small files of every kind that the library reads."
-    rng = np.random.default_rng(0)
-    picture = lambda *shape: Image.fromarray(rng.integers(0, 255, shape, dtype=np.uint8))
-    os.chdir(at)
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(
-            io.StringIO()), contextlib.suppress(SystemExit):
-        cli.main('train roll --steps 8 --batch 16 --out run'.split())
+# ---- fixtures: what is whole, before anything is broken ---------------------------------------
 
-    def put(path, raw: bytes):
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_bytes(raw)
 
-    idx = lambda a: b'\0\0\x08' + bytes([a.ndim]) + struct.pack(f'>{a.ndim}I', *a.shape
-                                                                ) + a.tobytes()
-    x, y = rng.integers(0, 255, (30, 28, 28),
-                        dtype=np.uint8), rng.integers(0, 10, 30, dtype=np.uint8)
-    for part, where in itertools.product(('train', 't10k'),
-                                         ('data/mnist', 'data/ddpm_lit/FashionMNIST/raw')):
-        put(f'{where}/{part}-images-idx3-ubyte.gz', gzip.compress(idx(x)))
-        put(f'{where}/{part}-labels-idx1-ubyte', idx(y))
+def put(path, raw: bytes | str):
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(raw.encode() if isinstance(raw, str) else raw)
+
+
+def idx(a) -> bytes:
+    "An array in the format of MNIST."
+    return b'\0\0\x08' + bytes([a.ndim]) + struct.pack(f'>{a.ndim}I', *a.shape) + a.tobytes()
+
+
+def quietly(line: str):
+    "A command without its words."
+    nowhere = io.StringIO()
+    with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        with contextlib.suppress(SystemExit):
+            cli.main(line.split())
+
+
+def make_data_sets(rng, picture):
+    "MNIST, CIFAR-10, CelebA, folders of pictures, emoji: a few rows of each."
+    x = rng.integers(0, 255, (30, 28, 28), dtype=np.uint8)
+    y = rng.integers(0, 10, 30, dtype=np.uint8)
+    for part in ('train', 't10k'):
+        for where in ('data/mnist', 'data/ddpm_lit/FashionMNIST/raw'):
+            put(f'{where}/{part}-images-idx3-ubyte.gz', gzip.compress(idx(x)))
+            put(f'{where}/{part}-labels-idx1-ubyte', idx(y))
+
     rows = rng.integers(0, 9, (4, 3073), dtype=np.uint8)
     for name in (*(f'data_batch_{i}' for i in range(1, 6)), 'test_batch'):
         put(f'data/cifar-10-batches-bin/{name}.bin', rows.tobytes())
-        put(f'data/cifar-10-batches-py/{name}',
-            pickle.dumps(dict(data=rows[:, 1:], labels=rows[:, 0].tolist()), 2))
-    for name, kind in (('a/1.png', 'PNG'), ('a/2.jpg', 'JPEG'), ('b/3.webp', 'WEBP'),
-                       ('b/4.gif', 'GIF'), ('b/5.bmp', 'BMP')):
+        batch = dict(data=rows[:, 1:], labels=rows[:, 0].tolist())
+        put(f'data/cifar-10-batches-py/{name}', pickle.dumps(batch, 2))
+
+    kinds = {'a/1.png': 'PNG', 'a/2.jpg': 'JPEG', 'b/3.webp': 'WEBP', 'b/4.gif': 'GIF',
+             'b/5.bmp': 'BMP'}
+    for name, kind in kinds.items():
         for home in ('celebahq', 'lsun', 'imagenet'):
-            Path('data', home, name).parent.mkdir(parents=True, exist_ok=True)
-            picture(20, 24, 3).save(Path('data', home, name), format=kind)
+            path = Path('data', home, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            picture(20, 24, 3).save(path, format=kind)
+
     faces = [f'{i:06}.jpg' for i in range(1, 4)]
-    celeba = {
-        'list_eval_partition.txt': [f'{f} 0' for f in faces], 'identity_CelebA.txt': [
-            f'{f} {i}' for i, f in enumerate(faces)
-        ], 'list_attr_celeba.txt': ['3', 'Bald Young', *(f'{f} -1 1' for f in faces)],
-        'list_bbox_celeba.txt': ['3', 'image_id x y w h', *(f'{f} 1 2 3 4' for f in faces)],
-        'list_landmarks_align_celeba.txt': ['3', 'a b', *(f'{f} 1 2' for f in faces)]
-    }
+    celeba = {'list_eval_partition.txt': [f'{f} 0' for f in faces],
+              'identity_CelebA.txt': [f'{f} {i}' for i, f in enumerate(faces)],
+              'list_attr_celeba.txt': ['3', 'Bald Young', *(f'{f} -1 1' for f in faces)],
+              'list_bbox_celeba.txt': ['3', 'image_id x y w h', *(f'{f} 1 2 3 4' for f in faces)],
+              'list_landmarks_align_celeba.txt': ['3', 'a b', *(f'{f} 1 2' for f in faces)]}
     for name, lines in celeba.items():
-        put(f'data/celeba/{name}', '\n'.join(lines).encode() + b'\n')
+        put(f'data/celeba/{name}', '\n'.join(lines) + '\n')
+    Path('data/celeba/img_align_celeba').mkdir()
     for f in faces:
-        Path('data/celeba/img_align_celeba').mkdir(exist_ok=True)
         picture(21, 17, 3).save(f'data/celeba/img_align_celeba/{f}')
+
+
+def make_captioned(picture):
+    "Pictures with captions, emoji, vocabularies, names."
     Path('said').mkdir()
     picture(20, 24, 3).save('said/dog.png')
-    put('said/dog.txt', 'a dog\nsome dog\n'.encode())
+    put('said/dog.txt', 'a dog\nsome dog\n')
     picture(64, 64, 4).save('said/cat.png')
-    put('said/metadata.jsonl', b'{"file_name": "cat.png", "text": "a cat"}\n')
-    table = [
-        json.loads(l)
-        for l in open(data_dir('emoji', 'base.jsonl'), encoding='utf-8').readlines()[:6]
-    ]
-    put(
-        'data/emoji/base.jsonl', '\n'.join(
-            json.dumps(r | dict(tiles={s: i
-                                       for s in words.STYLES}, split='train' if i else 'test'))
-            for i, r in enumerate(table)).encode())
-    for style in words.STYLES:
+    put('said/metadata.jsonl', '{"file_name": "cat.png", "text": "a cat"}\n')
+
+    lines = []
+    with open(data_dir('emoji', 'base.jsonl'), encoding='utf-8') as f:
+        for i, line in enumerate(itertools.islice(f, 6)):
+            tiles = {style: i for style in captions.STYLES}
+            row = json.loads(line) | dict(tiles=tiles, split='train' if i else 'test')
+            lines.append(json.dumps(row))
+    put('data/emoji/base.jsonl', '\n'.join(lines))
+    for style in captions.STYLES:
         picture(128, 192, 3).save(f'data/emoji/base-{style}-64.webp', lossless=True)
-    put('vocab/v.bpe', data_dir('vocab', 'captions.bpe').read_bytes())
-    put('vocab/v.bpe.gz', gzip.compress(data_dir('vocab', 'captions.bpe').read_bytes()))
-    put('names/names.txt', 'a dog\na cat\n'.encode())
+
+    merges = data_dir('vocab', 'captions.bpe').read_bytes()
+    put('vocab/v.bpe', merges)
+    put('vocab/v.bpe.gz', gzip.compress(merges))
+    put('names/names.txt', 'a dog\na cat\n')
+
+
+def make_networks():
+    "Small networks of other programs, in every kind of file."
     for name in ('iddpm_unet', 'ddpm_unet', 'openai_clip_vit', 'unclip_prior', 'glide_superres',
                  'unclip_upsampler'):
         f = weights.read_fixture(data_dir('parity', f'{name}.safetensors'))
         state = {k: v.float() if v.is_floating_point() else v for k, v in f.weights.items()}
+        config = dict(f.config)
         Path(name).mkdir()
         save_file(state, f'{name}/m.safetensors')
-        put(
-            f'{name}/config.json',
-            json.dumps(f.config | ({
-                'vision_config': {'num_attention_heads': 1},
-                'text_config': {'num_attention_heads': 4}
-            } if 'clip' in name else {})).encode())
-        if name == 'ddpm_unet':
-            put(
-                f'{name}/scheduler_config.json',
-                json.dumps(
-                    dict(num_train_timesteps=50, beta_schedule='linear', beta_start=1e-4,
-                         beta_end=.02)).encode())
         if name == 'openai_clip_vit':
+            config |= dict(vision_config={'num_attention_heads': 1},
+                           text_config={'num_attention_heads': 4})
             for kind in ('new', 'old', 'script'):
                 Path(kind).mkdir()
             torch.save(state, 'new/m.pt')
             torch.save(state, 'old/m.pt', _use_new_zipfile_serialization=False)
             torch.jit.script(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))).save('script/m.pt')
+        if name == 'ddpm_unet':
+            steps = dict(num_train_timesteps=50, beta_schedule='linear', beta_start=1e-4,
+                         beta_end=.02)
+            put(f'{name}/scheduler_config.json', json.dumps(steps))
+        put(f'{name}/config.json', json.dumps(config))
+
+    # the last of them in two shards
     Path('shards').mkdir()
     keys = sorted(state)
     parts = {'a.safetensors': keys[::2], 'b.safetensors': keys[1::2]}
-    for n, ks in parts.items():
-        save_file({k: state[k] for k in ks}, f'shards/{n}')
-    put('shards/m.safetensors.index.json',
-        json.dumps(dict(weight_map={k: n for n, ks in parts.items() for k in ks})).encode())
+    for name, ks in parts.items():
+        save_file({k: state[k] for k in ks}, f'shards/{name}')
+    weight_map = {k: name for name, ks in parts.items() for k in ks}
+    put('shards/m.safetensors.index.json', json.dumps(dict(weight_map=weight_map)))
+
+
+def about_of(part: str) -> str:
+    "The file that configures a part of Karlo's folder."
+    return 'config.json' if part in theirs.UNCLIP else 'scheduler_config.json'
+
+
+def make_karlo():
+    "A folder like Karlo's: tiny networks, as many tokens as CLIP has."
+    f = weights.read_fixture(data_dir('parity', 'unclip_run.safetensors'))
+    w = dict(f.weights)
+    place = w['prior.positional_embedding']
+    w['prior.positional_embedding'] = torch.cat([torch.randn(1, 77, 16).half(), place[:, -4:]], 1)
+    for name, n in (('token', 49_408), ('position', 77)):
+        key = f'text_encoder.text_model.embeddings.{name}_embedding.weight'
+        w[key] = torch.randn(n, 16).half()
+    f.config['text_encoder'] |= dict(vocab_size=49_408, max_position_embeddings=77)
+    f.config['prior'] |= dict(num_embeddings=77)
+    for part in (*theirs.UNCLIP, *theirs.CLOCKS):
+        put(f'karlo/{part}/{about_of(part)}', json.dumps(f.config[part]))
+    for part in theirs.UNCLIP:
+        state = {k.removeprefix(f'{part}.'): v for k, v in w.items() if k.startswith(f'{part}.')}
+        save_file(state, f'karlo/{part}/m.safetensors')
+
+
+def make_glide():
+    "Tiny networks in the format of GLIDE."
+    Path('glide').mkdir()
+    tiny = dict(model_channels=32, xf_width=8, xf_layers=1, xf_heads=1, num_res_blocks=1,
+                channel_mult=(1, 2), attention_resolutions=(2,))
+    for name, kind, more in (('base', 'base', {}), ('upsample', 'upsample', {}),
+                             ('inpaint', 'inpaint', {}), ('words', 'base', dict(n_vocab=60))):
+        net = glide.glide_openai(kind, tiny | more)
+        for parameter in net.parameters():
+            nn.init.normal_(parameter, std=.05)
+        state = {k: v.half() for k, v in weights.to_official(net).items()}
+        torch.save(state, f'glide/{name}.pt')
+
+
+def copy_in(folder: str, *paths):
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for path in paths:
+        shutil.copy(path, folder)
+
+
+def make_fixtures(at: Path):
+    "Small files of every kind that the library reads."
+    rng = np.random.default_rng(0)
+
+    def picture(*shape):
+        return Image.fromarray(rng.integers(0, 255, shape, dtype=np.uint8))
+
+    os.chdir(at)
+    quietly('train roll --steps 8 --batch 16 --out run')
+    make_data_sets(rng, picture)
+    make_captioned(picture)
+    make_networks()
+    make_karlo()
+    make_glide()
+
     Path('parity').mkdir()
     shutil.copy(data_dir('parity', 'ddpm_unet.safetensors'), 'parity/f.safetensors')
     Path('reader').mkdir()
     shutil.copy(data_dir('weights', 'digits-classifier.safetensors'), 'reader/m.safetensors')
-    Path('compare').mkdir()
-    shutil.copy(data_dir('runs', 'compare', 'gan-points.safetensors'), 'compare')
-    put(
-        'compare/cards.json',
-        json.dumps([
-            c for c in json.loads(data_dir('runs', 'compare', 'cards.json').read_text())
-            if (c['family'], c['data']) == ('gan', 'points')
-        ]).encode())
-    # as large as CLIP's tokens want it
-    f = weights.read_fixture(data_dir('parity', 'unclip_run.safetensors'))
-    w, place = {**f.weights}, f.weights['prior.positional_embedding']
-    w |= {
-        f'text_encoder.text_model.embeddings.{k}_embedding.weight': torch.randn(n, 16).half()
-        for k, n in (('token', 49_408), ('position', 77))
-    } | {
-        'prior.positional_embedding': torch.cat([torch.randn(1, 77, 16).half(), place[:, -4:]], 1)
-    }
-    f.config['text_encoder'] |= dict(vocab_size=49_408, max_position_embeddings=77)
-    f.config['prior'] |= dict(num_embeddings=77)
-    for part in (*theirs.UNCLIP, *theirs.CLOCKS):
-        put(f'karlo/{part}/{about_of(part)}', json.dumps(f.config[part]).encode())
-    for part in theirs.UNCLIP:
-        save_file({k.removeprefix(f'{part}.'): v for k, v in w.items() if k.startswith(f'{part}.')},
-                  f'karlo/{part}/m.safetensors')
-    Path('glide').mkdir()
-    tiny = dict(model_channels=32, xf_width=8, xf_layers=1, xf_heads=1, num_res_blocks=1,
-                channel_mult=(1, 2), attention_resolutions=(2, ))
-    for name, kind, more in (('base', 'base', {}), ('upsample', 'upsample', {}),
-                             ('inpaint', 'inpaint', {}), ('words', 'base', dict(n_vocab=60))):
-        net = glide.glide_openai(kind, tiny | more)
-        [nn.init.normal_(q, std=.05) for q in net.parameters()]
-        torch.save({k: v.half() for k, v in weights.to_official(net).items()}, f'glide/{name}.pt')
-    Path('store/weights').mkdir(parents=True)
-    [shutil.copy(f'run/roll.{end}', 'store/weights') for end in ('safetensors', 'json')]
+    copy_in('compare', data_dir('runs', 'compare', 'gan-points.safetensors'))
+    cards = json.loads(data_dir('runs', 'compare', 'cards.json').read_text())
+    cards = [c for c in cards if (c['family'], c['data']) == ('gan', 'points')]
+    put('compare/cards.json', json.dumps(cards))
+    copy_in('store/weights', 'run/roll.safetensors', 'run/roll.json')
 
-def about_of(part: str) -> str:
-    return 'config.json' if part in theirs.UNCLIP else 'scheduler_config.json'
 
-def no_network(*_, **__):
-    raise OSError('there is no network here')
+def make_runs():
+    "A run that nobody disturbs and the seconds it takes, and the same run half-way."
+    began = time.monotonic()
+    quietly(f'{TRAIN_TO} {FIX}/ref')
+    put(FIX/'seconds', str(time.monotonic() - began))
+    options = dict(steps=24, batch=16, lr=None, seed=None, bf16=None)
+    nowhere = io.StringIO()
+    with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        half = cli.open_run(FIX/'half', fit.find_recipe('roll'), options,
+                            device=torch.device('cpu'))
+        for line in cli.go(half):
+            if line['step'] == 10:
+                half.save()
+                break
 
-# ---- files: cut, flipped, gone ----------------------------------------------------------------------------------------------
+
+# ---- files: cut, flipped, gone ----------------------------------------------------------------
+
 
 def roll():
     return fit.Training(fit.find_recipe('roll').build())
 
-def asked(found): # a model and its recipe -> what it draws
+
+def asked(found):
+    "A model and its recipe -> what it draws."
     model, recipe = found
-    return [
-        model,
-        sample.last(
-            sample.ddim(model.given(*([None] if recipe.classes else [])),
-                        schedule.grid(schedule.Cosine(), 2), torch.randn(2, *recipe.shape)))
-    ]
+    condition = [None] if recipe.classes else []
+    levels = schedule.grid(schedule.Cosine(), 2)
+    noise = torch.randn(2, *recipe.shape)
+    return [model, sample.last(sample.ddim(model.given(*condition), levels, noise))]
+
+
+def load_weights(p):
+    return fit.load_weights(str(p))
+
+
+def load_and_draw(p):
+    return asked(load_weights(p))
+
+
+def load_state(p):
+    return roll().load(p).state()
+
 
 def resumed(p):
-    Path('run').mkdir()
-    [shutil.copy(q, 'run') for q in p.parent.iterdir() if q.is_file()]
-    return run('train', 'roll', '--steps', '8', '--out', 'run',
-               '--resume') # a copy: what is not copied is missing
+    "Go on with a copy of a run; what is not copied is missing."
+    copy_in('run', *(q for q in p.parent.iterdir() if q.is_file()))
+    return run_line('train roll --steps 8 --out run --resume')
 
-def inside(name: str, *more):
+
+def data_set(name: str, *more):
+    "Reads a data set, from wherever DDPM_LIT_DATA leads."
     return lambda p: images.load_images(name, *more)
 
-def classified(*more: str):
-    return lambda p: run('classify', str(p), *more, '--weights', str(FIX/'openai_clip_vit'
-                                                                     ), '--json'
-                         ) # a CLIP with a vocabulary of its own: words of ours are beyond it
 
-def loaded(name: str, load: Callable):
-    return lambda p: load(p, json.loads((FIX/name/'config.json').read_text()))
+def of_folder(read: Callable):
+    "Reads the folder of a file."
+    return lambda p: read(p.parent)
 
-def read_by() -> dict[str, Callable]: # file of the fixtures -> what reads it
-    sampled = lambda p: run('sample', str(p), '--n', '4', '--steps', '2', '--out', 'a.png', '--json'
-                            )
-    return {
-        'run/roll.safetensors:load': lambda p: asked(fit.load_weights(str(p))),
-        'run/roll.safetensors:sample': sampled, 'run/roll.safetensors:eval': lambda p: run(
-            'eval', str(p), '--n', '12', '--steps', '2', '--json'), 'run/roll.json:eval': lambda p:
-        run('eval', str(p.with_suffix('.safetensors')), '--n', '12', '--steps', '2', '--json'),
-        'run/state.safetensors:load': lambda p: roll().load(p).state(),
-        'run/state.safetensors:resume': resumed, 'run/run.json:resume': resumed,
-        'run/log.jsonl:resume': resumed, 'store/weights/roll.json:init': lambda p: run(
-            'train', 'roll', '--init', '--steps', '2', '--batch', '8', '--out', 'r', '--json'),
-        'store/weights/roll.safetensors:init': lambda p: run(
-            'train', 'roll', '--init', '--steps', '2', '--batch', '8', '--out', 'r', '--json'),
-        'data/mnist/t10k-images-idx3-ubyte.gz': inside(
-            'mnist', 'test'), 'data/mnist/train-labels-idx1-ubyte': inside('mnist'),
-        'data/mnist/train-labels-idx1-ubyte:train': lambda p: run(
-            'train', 'mnist', '--steps', '1', '--batch', '2', '--out', 'r', '--json'),
-        'data/ddpm_lit/FashionMNIST/raw/train-images-idx3-ubyte.gz': inside('fashion-mnist'),
-        'data/cifar-10-batches-bin/test_batch.bin': inside('cifar10', 'test'),
-        'data/cifar-10-batches-py/data_batch_3': lambda p: images.read_cifar(p), **{
-            f'data/celeba/{f}': inside('celeba') for f in ('list_attr_celeba.txt', 'list_eval_partition.txt', 'img_align_celeba/000002.jpg')
-        }, **{
-            f'data/{f}': inside(f.split('/')[0]) for f in ('celebahq/a/1.png', 'celebahq/a/2.jpg', 'lsun/b/3.webp', 'lsun/b/4.gif', 'imagenet/b/5.bmp')
-        }, 'data/emoji/base.jsonl': inside('emoji'),
-        'data/emoji/base-noto-64.webp': inside('emoji'), **{
-            f'said/{f}': lambda p: words.pictures_with_captions(p.parent) for f in ('dog.png', 'dog.txt', 'metadata.jsonl')
-        }, **{
-            f'vocab/{f}': lambda p: tokens.Tokenizer(tokens.read_pairs(p), tokens.split_gpt2, 32, [
-                                                     ])(['a red heart']) for f in ('v.bpe', 'v.bpe.gz')
-        }, 'said/cat.png:picture': read_picture, 'said/cat.png:classify': classified(
-            'a', 'b'), 'said/cat.png:vary': lambda p: run('vary', str(p), '--n', '0'),
-        'names/names.txt:classify': lambda p: run('classify', str(
-            FIX/'said/cat.png'), '--names', str(p), '--weights', str(FIX/'openai_clip_vit')), **{
-                f'{k}/m.pt': lambda p: [*theirs.read_state(p)] for k in ('new', 'old', 'script')
-            }, 'new/m.pt:clip': theirs.clip_at, 'openai_clip_vit/m.safetensors': theirs.clip_at,
-        'openai_clip_vit/config.json': lambda p: theirs.clip_at(p.parent),
-        'iddpm_unet/m.safetensors': lambda p: asked(
-            theirs.open_denoiser(p, order='legacy', heads=4, schedule='linear', side=8)),
-        'ddpm_unet/m.safetensors': lambda p: asked(theirs.open_denoiser(p.parent)),
-        'ddpm_unet/config.json': lambda p: asked(theirs.open_denoiser(p.parent)),
-        'ddpm_unet/scheduler_config.json': lambda p: asked(theirs.open_denoiser(p.parent)),
-        'ddpm_unet/config.json:sample': lambda p: run('sample', str(p.parent), '--layout', 'auto',
-                                                      '--n', '2', '--steps', '2'),
-        'shards/m.safetensors.index.json': theirs.read_state,
-        'shards/a.safetensors': lambda p: [*theirs.read_state(p.parent)],
-        'unclip_prior/m.safetensors': loaded(
-            'unclip_prior', unclip.load_prior), 'unclip_upsampler/m.safetensors': loaded(
-                'unclip_upsampler', unclip.load_upsampler), 'glide_superres/m.safetensors': loaded(
-                    'glide_superres', lambda p, c: glide.load_glide(
-                        p, config={k: v for k, v in c.items() if k not in ('small_size', )})),
-        'parity/f.safetensors': lambda p: run('parity', str(p), '--json', found=1),
-        'reader/m.safetensors': load_classifier, 'compare/cards.json': lambda p: run(
-            'compare', '--out', str(p.parent), '--n', '100', '--json'),
-        'compare/gan-points.safetensors': lambda p: compare.load_contender(
-            'gan', 'points', p.parent)
-    }
+
+def merges(p):
+    tokenizer = tokens.Tokenizer(tokens.read_pairs(p), tokens.split_gpt2, 32, [])
+    return tokenizer(['a red heart'])
+
+
+def whole_state(p):
+    return [*theirs.read_state(p)]
+
+
+def open_iddpm(p):
+    return asked(theirs.open_denoiser(p, order='legacy', heads=4, schedule='linear', side=8))
+
+
+def open_and_draw(p):
+    return asked(theirs.open_denoiser(p))
+
+
+def configured(name: str, load: Callable, *left_out: str):
+    "Loads weights of a fixture by its configuration, which is whole."
+    def read(p):
+        config = json.loads((FIX/name/'config.json').read_text())
+        return load(p, {k: v for k, v in config.items() if k not in left_out})
+
+    return read
+
+
+def load_glide(p, config):
+    return glide.load_glide(p, config=config)
+
+
+def parity(p):
+    "The command; its code 1 only says that something differs."
+    return run('parity', str(p), '--json', found=1)
+
+
+def load_gan(p):
+    return compare.load_contender('gan', 'points', p.parent)
+
+
+# A line is a command: {file} is the file, {folder} its folder, {weights} the weights beside a card.
+# A CLIP of the fixtures has a vocabulary of its own: words of ours are beyond it.
+SAMPLE = 'sample {file} --n 4 --steps 2 --out a.png --json'
+EVAL = 'eval {weights} --n 12 --steps 2 --json'
+INIT = 'train roll --init --steps 2 --batch 8 --out r --json'
+CLASSIFY = 'classify {file} a b --weights {clip} --json'
+
+# file of the fixtures, and after a colon the way it is read: what reads it
+READERS = {
+    'run/roll.safetensors:load': load_and_draw,
+    'run/roll.safetensors:sample': SAMPLE,
+    'run/roll.safetensors:eval': EVAL,
+    'run/roll.json:eval': EVAL,
+    'run/state.safetensors:load': load_state,
+    'run/state.safetensors:resume': resumed,
+    'run/run.json:resume': resumed,
+    'run/log.jsonl:resume': resumed,
+    'store/weights/roll.json:init': INIT,
+    'store/weights/roll.safetensors:init': INIT,
+    'data/mnist/t10k-images-idx3-ubyte.gz': data_set('mnist', 'test'),
+    'data/mnist/train-labels-idx1-ubyte': data_set('mnist'),
+    'data/mnist/train-labels-idx1-ubyte:train':
+        'train mnist --steps 1 --batch 2 --out r --json',
+    'data/ddpm_lit/FashionMNIST/raw/train-images-idx3-ubyte.gz': data_set('fashion-mnist'),
+    'data/cifar-10-batches-bin/test_batch.bin': data_set('cifar10', 'test'),
+    'data/cifar-10-batches-py/data_batch_3': images.read_cifar,
+    'data/celeba/list_attr_celeba.txt': data_set('celeba'),
+    'data/celeba/list_eval_partition.txt': data_set('celeba'),
+    'data/celeba/img_align_celeba/000002.jpg': data_set('celeba'),
+    'data/celebahq/a/1.png': data_set('celebahq'),
+    'data/celebahq/a/2.jpg': data_set('celebahq'),
+    'data/lsun/b/3.webp': data_set('lsun'),
+    'data/lsun/b/4.gif': data_set('lsun'),
+    'data/imagenet/b/5.bmp': data_set('imagenet'),
+    'data/emoji/base.jsonl': data_set('emoji'),
+    'data/emoji/base-noto-64.webp': data_set('emoji'),
+    'said/dog.png': of_folder(captions.pictures_with_captions),
+    'said/dog.txt': of_folder(captions.pictures_with_captions),
+    'said/metadata.jsonl': of_folder(captions.pictures_with_captions),
+    'vocab/v.bpe': merges,
+    'vocab/v.bpe.gz': merges,
+    'said/cat.png:picture': read_picture,
+    'said/cat.png:classify': CLASSIFY,
+    'said/cat.png:vary': 'vary {file} --n 0',
+    'names/names.txt:classify': 'classify {cat} --names {file} --weights {clip}',
+    'new/m.pt': whole_state,
+    'old/m.pt': whole_state,
+    'script/m.pt': whole_state,
+    'new/m.pt:clip': theirs.clip_at,
+    'openai_clip_vit/m.safetensors': theirs.clip_at,
+    'openai_clip_vit/config.json': of_folder(theirs.clip_at),
+    'iddpm_unet/m.safetensors': open_iddpm,
+    'ddpm_unet/m.safetensors': of_folder(open_and_draw),
+    'ddpm_unet/config.json': of_folder(open_and_draw),
+    'ddpm_unet/scheduler_config.json': of_folder(open_and_draw),
+    'ddpm_unet/config.json:sample': 'sample {folder} --layout auto --n 2 --steps 2',
+    'shards/m.safetensors.index.json': theirs.read_state,
+    'shards/a.safetensors': of_folder(whole_state),
+    'unclip_prior/m.safetensors': configured('unclip_prior', unclip.load_prior),
+    'unclip_upsampler/m.safetensors': configured('unclip_upsampler', unclip.load_upsampler),
+    'glide_superres/m.safetensors': configured('glide_superres', load_glide, 'small_size'),
+    'parity/f.safetensors': parity,
+    'reader/m.safetensors': load_classifier,
+    'compare/cards.json': 'compare --out {folder} --n 100 --json',
+    'compare/gan-points.safetensors': load_gan}
+
+
+def read_by(reader: Callable | str, p: Path):
+    "Give a file to a function, or to the command of a line."
+    if callable(reader):
+        return reader(p)
+    return run_line(reader, file=p, folder=p.parent, weights=p.with_suffix('.safetensors'))
+
 
 def damages(raw: bytes, rng: random.Random, k: int):
-    "A file, broken in every way."
-    for name, new in dict(empty=b'', one_byte=raw[:1], zeros=bytes(len(raw)), noise=rng.randbytes(
-            len(raw)), twice=raw*2, tail=raw + b'\0', space=b' \n', list=b'[]', number=b'7',
-                          null=b'null', object=b'{}', ff=b'\xff\xfe' + raw).items():
-        yield name, new
+    "A file, broken in every way: (how, bytes)."
+    yield from dict(empty=b'', one_byte=raw[:1], zeros=bytes(len(raw)),
+                    noise=rng.randbytes(len(raw)), twice=raw*2, tail=raw + b'\0', space=b' \n',
+                    list=b'[]', number=b'7', null=b'null', object=b'{}',
+                    ff=b'\xff\xfe' + raw).items()
     for i in range(k):
-        n = rng.randrange(1, max(2, min(len(raw), (64, 600, len(raw))[i % 3])))
+        within = min(len(raw), (64, 600, len(raw))[i % 3])
+        n = rng.randrange(1, max(2, within))
         yield f'cut at {n}', raw[:n]
     for i in range(2*k):
-        n, b = rng.randrange(min(len(raw), (24, 400, len(raw))[i % 3])), rng.randrange(8)
+        within = min(len(raw), (24, 400, len(raw))[i % 3])
+        n = rng.randrange(within)
+        b = rng.randrange(8)
         yield f'bit {b} of byte {n}', raw[:n] + bytes([raw[n] ^ 1 << b]) + raw[n + 1:]
+
+
+def nothing(*_):
+    "No change."
+
+
+def link_to(target):
+    return lambda p: p.symlink_to(target)
+
+
+def link_to_itself(p):
+    p.symlink_to(p.name)
+
+
+# what stands in the place of a file
+PLACES = dict(missing=nothing, folder=Path.mkdir, loop=link_to_itself, dangling=link_to('nowhere'))
+
 
 def put_there(path: Path, make: Callable[[Path], Any]):
     path.unlink()
     make(path)
 
-PLACES = dict(missing=lambda p: None, folder=lambda p: p.mkdir(),
-              loop=lambda p: p.symlink_to(p.name), dangling=lambda p: p.symlink_to('nowhere'))
 
-def files_cases(rng, k: int = 5, readers=read_by, part: str = 'files', places=PLACES):
-    for name, read in readers().items():
+def spoiled(path: Path, reader, change: Callable, *args):
+    "Change a file in a copy of its folder, and read it."
+    home = path.parts[0]
+    shutil.copytree(FIX/home, 'in')
+    p = (Path('in')/path.relative_to(home)).resolve()
+    change(p, *args)
+    os.environ['DDPM_LIT_DATA'] = str(Path('in').resolve())
+    return read_by(reader, p)
+
+
+def files_cases(rng, k: int = 5, readers=READERS, part: str = 'files', places=PLACES):
+    "Each file whole, then damaged, then with something else in its place."
+    case = in_part(part)
+    for name, reader in readers.items():
         path = Path(name.split(':')[0])
-        home = path.parts[0]
-
-        def spoil(change, path=path, home=home, read=read):
-            shutil.copytree(FIX/home, 'in')
-            p = (Path('in')/path.relative_to(home)).resolve()
-            change(p)
-            os.environ['DDPM_LIT_DATA'] = str(Path('in').resolve())
-            return read(p)
-
-        yield Case(part, f'{name} whole', lambda spoil=spoil: spoil(lambda p: None))
+        yield case(f'{name} whole', spoiled, path, reader, nothing)
         for how, raw in damages((FIX/path).read_bytes(), rng, k):
-            yield Case(part, f'{name} {how}',
-                       lambda raw=raw, spoil=spoil: spoil(lambda p: p.write_bytes(raw)))
+            yield case(f'{name} {how}', spoiled, path, reader, Path.write_bytes, raw)
         for how, make in places.items():
-            yield Case(part, f'{name} {how}',
-                       lambda make=make, spoil=spoil: spoil(lambda p: put_there(p, make)))
+            yield case(f'{name} {how}', spoiled, path, reader, put_there, make)
 
-# ---- made to harm -----------------------------------------------------------------------------------------------------------
 
-def safetensors_heads():
-    head = lambda h, n=16, size=None: struct.pack('<Q',
-                                                  len(h) if size is None else size) + h + bytes(n)
-    one = lambda **k: json.dumps({'a': dict(dtype='F32', shape=[2, 2], data_offsets=[0, 16]) | k}
-                                 ).encode()
-    yield from {
-        'huge length': head(b'{}', size=2**63), 'length beyond': head(b'{}', size=10**6),
-        'negative length': head(b'{}', size=2**64 - 1), 'no UTF-8': head(b'{"\xff\xfe": {}}'),
-        'deep': head(b'{"a":' + b'['*100_000 + b']'*100_000 + b'}'), 'no JSON': head(b'{a}'),
-        'a list': head(b'[1]'), 'a word': head(b'"x"'), 'NaN': head(b'{"a": NaN}'), 'twice': head(
-            b'{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]},"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}'
-        ), 'overlap': head(
-            json.dumps({k: dict(dtype='F32', shape=[4], data_offsets=[0, 16])
-                        for k in 'ab'}).encode()), 'hole': head(one(data_offsets=[8, 24]), 24),
-        'beyond': head(one(data_offsets=[0, 2**40], shape=[2**19, 2**19])), 'negative offset': head(
-            one(data_offsets=[-16, 0])), 'backwards': head(one(data_offsets=[16, 0])),
-        'huge shape': head(one(shape=[2**62, 2**62])), 'zero times huge': head(
-            one(shape=[0, 2**62], data_offsets=[0, 0]), 0), 'negative shape': head(
-                one(shape=[-2, -2])), 'float shape': head(one(shape=[2.5, 2])), 'text shape': head(
-                    one(shape='2')), 'many axes': head(one(shape=[1]*5000 + [4])), 'no dtype': head(
-                        one(dtype=None)), 'odd dtype': head(
-                            one(dtype='F8_E4M3', data_offsets=[0, 4]), 4), 'unknown dtype': head(
-                                one(dtype='X9')), 'complex': head(one(dtype='C64', shape=[2])),
-        'no shape': head(b'{"a":{"dtype":"F32","data_offsets":[0,16]}}'), 'metadata numbers': head(
-            b'{"__metadata__":{"recipe":7}}', 0), 'recipe nowhere': head(
-                b'{"__metadata__":{"recipe":"../../x"}}',
-                0), 'metadata list': head(b'{"__metadata__":[]}', 0), 'nul key': head(
-                    json.dumps({'\0': dict(dtype='F32', shape=[4],
-                                           data_offsets=[0, 16])}).encode()), 'long key': head(
-                                               json.dumps({
-                                                   'k'*10**6: dict(dtype='F32', shape=[4],
-                                                                   data_offsets=[0, 16])
-                                               }).encode()), 'right recipe, nothing else': head(
-                                                   b'{"__metadata__":{"recipe":"roll"}}', 0)
-    }.items()
+# ---- made to harm -----------------------------------------------------------------------------
 
-class Calls: # a pickle of it asks to call a function
+
+def head(text: bytes, n: int = 16, size: int | None = None) -> bytes:
+    "A safetensors file: the size of its head, the head, n bytes of data."
+    return struct.pack('<Q', len(text) if size is None else size) + text + bytes(n)
+
+
+FOUR = dict(dtype='F32', shape=[4], data_offsets=[0, 16])
+FOUR_TEXT = b'"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}'
+
+
+def one(**changes) -> bytes:
+    "A head of one tensor, 2 x 2, with changes."
+    tensor = dict(dtype='F32', shape=[2, 2], data_offsets=[0, 16]) | changes
+    return json.dumps({'a': tensor}).encode()
+
+
+HEADS = {
+    'huge length': head(b'{}', size=2**63),
+    'length beyond': head(b'{}', size=10**6),
+    'negative length': head(b'{}', size=2**64 - 1),
+    'no UTF-8': head(b'{"\xff\xfe": {}}'),
+    'deep': head(b'{"a":' + b'['*100_000 + b']'*100_000 + b'}'),
+    'no JSON': head(b'{a}'),
+    'a list': head(b'[1]'),
+    'a word': head(b'"x"'),
+    'NaN': head(b'{"a": NaN}'),
+    'twice': head(b'{' + FOUR_TEXT + b',' + FOUR_TEXT + b'}'),
+    'overlap': head(json.dumps({'a': FOUR, 'b': FOUR}).encode()),
+    'hole': head(one(data_offsets=[8, 24]), 24),
+    'beyond': head(one(data_offsets=[0, 2**40], shape=[2**19, 2**19])),
+    'negative offset': head(one(data_offsets=[-16, 0])),
+    'backwards': head(one(data_offsets=[16, 0])),
+    'huge shape': head(one(shape=[2**62, 2**62])),
+    'zero times huge': head(one(shape=[0, 2**62], data_offsets=[0, 0]), 0),
+    'negative shape': head(one(shape=[-2, -2])),
+    'float shape': head(one(shape=[2.5, 2])),
+    'text shape': head(one(shape='2')),
+    'many axes': head(one(shape=[1]*5000 + [4])),
+    'no dtype': head(one(dtype=None)),
+    'odd dtype': head(one(dtype='F8_E4M3', data_offsets=[0, 4]), 4),
+    'unknown dtype': head(one(dtype='X9')),
+    'complex': head(one(dtype='C64', shape=[2])),
+    'no shape': head(b'{"a":{"dtype":"F32","data_offsets":[0,16]}}'),
+    'metadata numbers': head(b'{"__metadata__":{"recipe":7}}', 0),
+    'recipe nowhere': head(b'{"__metadata__":{"recipe":"../../x"}}', 0),
+    'metadata list': head(b'{"__metadata__":[]}', 0),
+    'nul key': head(json.dumps({'\0': FOUR}).encode()),
+    'long key': head(json.dumps({'k'*10**6: FOUR}).encode()),
+    'right recipe, nothing else': head(b'{"__metadata__":{"recipe":"roll"}}', 0)}
+
+HEAD_READERS = dict(read=fit.read_tensors, load=load_weights, state=load_state,
+                    open=theirs.open_denoiser, sample='sample {file} --n 2', parity='parity {file}')
+
+
+class Calls:
+    "A pickle of it asks to call a function."
+
     def __init__(self, f, *args):
         self.how = f, args
 
     def __reduce__(self):
         return self.how
 
-def pickles():
-    deep: Any = []
-    [deep := [deep] for _ in range(400)]
-    loop: dict = {}
-    loop['a'] = loop
-    op = pickle
-    yield from {
-        'runs a command': pickle.dumps(Calls(os.system, 'touch HARM'), 2),
-        'evaluates': pickle.dumps(Calls(eval, "open('HARM','w')"), 2), 'old protocol': pickle.dumps(
-            Calls(os.system, 'touch HARM'), 0), 'new protocol': pickle.dumps(
-                Calls(os.system,
-                      'touch HARM'), 5), 'a bare number': pickle.dumps(7, 2), 'text': pickle.dumps(
-                          'x', 2), 'deep': pickle.dumps(deep, 2), 'a loop': pickle.dumps(loop, 2),
-        'words for keys': pickle.dumps({(1, 2): 3},
-                                       2), 'no stop': b'\x80\x02}', 'pops nothing': b'\x80\x020.',
-        'gets what was never put': b'\x80\x02h\xff.', 'huge text': b'\x80\x02X\xff\xff\xff\x7fabc.',
-        'huge long': b'\x80\x02\x8b\xff\xff\xff\x7f\x01.',
-        'negative long': b'\x80\x02\x8b\xff\xff\xff\xff.',
-        'huge memo': b'\x80\x02}r\xff\xff\xff\x7f.', 'billion laughs': b'\x80\x02]q\0' +
-        b''.join(b'](h' + bytes([i]) + (b'h' + bytes([i]))*9 + b'eq' + bytes([i + 1])
-                 for i in range(30)) + b'.', 'grows': b'\x80\x02' + b'(]'*100_000 + b'.',
-        'doubles text': b'\x80\x02X\x04\0\0\0abcd' + b'2\x86'*40 + b'.',
-        'extension': b'\x80\x02\x82\x01.', 'persistent': b'\x80\x02X\x01\0\0\0aQ.',
-        'buffer': b'\x80\x05\x97.', 'odd set': b'\x80\x04\x8f(K\x01\x90.',
-        'instance': b'(i__main__\nx\n.', 'object': b'\x80\x02(cos\nsystem\no.'
-    }.items()
 
-def zipped(path='m.pt', **entries: bytes):
-    with warnings.catch_warnings(), zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as z:
+def nested(depth: int) -> list:
+    value: Any = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+LOOP: dict = {}
+LOOP['a'] = LOOP
+LAUGHS = b''.join(b'](h' + bytes([i]) + (b'h' + bytes([i]))*9 + b'eq' + bytes([i + 1])
+                  for i in range(30))
+TOUCH = Calls(os.system, 'touch HARM')
+
+PICKLES = {
+    'runs a command': pickle.dumps(TOUCH, 2),
+    'evaluates': pickle.dumps(Calls(eval, "open('HARM','w')"), 2),
+    'old protocol': pickle.dumps(TOUCH, 0),
+    'new protocol': pickle.dumps(TOUCH, 5),
+    'a bare number': pickle.dumps(7, 2),
+    'text': pickle.dumps('x', 2),
+    'deep': pickle.dumps(nested(400), 2),
+    'a loop': pickle.dumps(LOOP, 2),
+    'words for keys': pickle.dumps({(1, 2): 3}, 2),
+    'no stop': b'\x80\x02}',
+    'pops nothing': b'\x80\x020.',
+    'gets what was never put': b'\x80\x02h\xff.',
+    'huge text': b'\x80\x02X\xff\xff\xff\x7fabc.',
+    'huge long': b'\x80\x02\x8b\xff\xff\xff\x7f\x01.',
+    'negative long': b'\x80\x02\x8b\xff\xff\xff\xff.',
+    'huge memo': b'\x80\x02}r\xff\xff\xff\x7f.',
+    'billion laughs': b'\x80\x02]q\0' + LAUGHS + b'.',
+    'grows': b'\x80\x02' + b'(]'*100_000 + b'.',
+    'doubles text': b'\x80\x02X\x04\0\0\0abcd' + b'2\x86'*40 + b'.',
+    'extension': b'\x80\x02\x82\x01.',
+    'persistent': b'\x80\x02X\x01\0\0\0aQ.',
+    'buffer': b'\x80\x05\x97.',
+    'odd set': b'\x80\x04\x8f(K\x01\x90.',
+    'instance': b'(i__main__\nx\n.',
+    'object': b'\x80\x02(cos\nsystem\no.'}
+
+# the entries of a zip; a number is a size
+ZIPS = {
+    'bomb': {'a/data.pkl': 3*10**8},
+    'bomb beside': {'a/data.pkl': pickle.dumps({}, 2), 'a/data/0': 3*10**8},
+    'traversal': {'../../HARM/data.pkl': pickle.dumps({}, 2)},
+    'two programs': {'a/data.pkl': b'', 'b/data.pkl': b''},
+    'no program': {'x': b''},
+    'other order': {'a/data.pkl': pickle.dumps({}, 2), 'a/byteorder': b'big'},
+    'nothing': {}}
+
+
+def zipped(entries: dict[str, bytes | int]):
+    with warnings.catch_warnings(), zipfile.ZipFile('m.pt', 'w', zipfile.ZIP_DEFLATED) as z:
         warnings.simplefilter('ignore')
-        [
-            z.writestr(name.replace('__', '/').replace('_dot_', '.'), raw)
-            for name, raw in entries.items()
-        ]
+        for name, raw in entries.items():
+            z.writestr(name, bytes(raw) if isinstance(raw, int) else raw)
 
-def bombs():
-    png = lambda w, h: b'\x89PNG\r\n\x1a\n' + b''.join(
-        struct.pack('>I', len(d)) + k + d + struct.pack('>I',
-                                                        __import__('zlib').crc32(k + d))
-        for k, d in ((b'IHDR', struct.pack('>IIBBBBB', w, h, 8, 2, 0, 0, 0)),
-                     (b'IDAT', __import__('zlib').compress(bytes(10**6))), (b'IEND', b'')))
-    yield from {
-        'png 60000 x 60000': png(60000, 60000), 'png 12000 x 12000': png(12000, 12000),
-        'png without size': png(0, 0), 'png 1 x 2 million': png(1, 2*10**6), 'png negative': png(
-            2**32 - 1, 2**32 - 1),
-        'gif 65535 x 65535': b'GIF89a\xff\xff\xff\xff\x80\0\0\0\0\0\xff\xff\xff,\0\0\0\0\xff\xff\xff\xff\0\x02\x02D\x01\0;',
-        'bmp huge': b'BM' + struct.pack('<IHHIIiiHHIIiiII', 54, 0, 0, 54, 40, 2**31 - 1, 2**31 - 1,
-                                        1, 24, 0, 0, 0, 0, 0, 0),
-        'svg': b'<svg xmlns="http://www.w3.org/2000/svg"><script>1</script></svg>',
-        'postscript': b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9000 9000\n(HARM) (w) '
-                      b'file\n%%EOF\n',
-        'tiff loop': b'II*\0\x08\0\0\0\x01\0\x00\x01\x04\0\x01\0\0\0\x01\0\0\0\x08\0\0\0',
-        'a zip': b'PK\x05\x06' + bytes(18), 'text': b'hello'
-    }.items()
 
-def unharmed(f: Callable):
-    "Nothing of what a hostile file asks for has happened."
-    try:
-        return f()
-    finally:
-        assert not [*Path('.').rglob('HARM*')] and not [*Path('..').glob('HARM*')
-                                                        ], 'a program in the file was run'
+def read_zip(entries: dict[str, bytes | int]):
+    zipped(entries)
+    return unharmed(theirs.read_state, 'm.pt')
+
+
+def png(w: int, h: int) -> bytes:
+    "A picture that says it has this size, and has a million zeros."
+    chunks = {b'IHDR': struct.pack('>IIBBBBB', w, h, 8, 2, 0, 0, 0),
+              b'IDAT': zlib.compress(bytes(10**6)), b'IEND': b''}
+    raw = b'\x89PNG\r\n\x1a\n'
+    for kind, data in chunks.items():
+        crc = struct.pack('>I', zlib.crc32(kind + data))
+        raw += struct.pack('>I', len(data)) + kind + data + crc
+    return raw
+
+
+BMP_HEAD = (54, 0, 0, 54, 40, 2**31 - 1, 2**31 - 1, 1, 24, 0, 0, 0, 0, 0, 0)
+PICTURES = {
+    'png 60000 x 60000': png(60000, 60000),
+    'png 12000 x 12000': png(12000, 12000),
+    'png without size': png(0, 0),
+    'png 1 x 2 million': png(1, 2*10**6),
+    'png negative': png(2**32 - 1, 2**32 - 1),
+    'gif 65535 x 65535': b'GIF89a\xff\xff\xff\xff\x80\0\0\0\0\0\xff\xff\xff,\0\0\0\0'
+                         b'\xff\xff\xff\xff\0\x02\x02D\x01\0;',
+    'bmp huge': b'BM' + struct.pack('<IHHIIiiHHIIiiII', *BMP_HEAD),
+    'svg': b'<svg xmlns="http://www.w3.org/2000/svg"><script>1</script></svg>',
+    'postscript': b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9000 9000\n'
+                  b'(HARM) (w) file\n%%EOF\n',
+    'tiff loop': b'II*\0\x08\0\0\0\x01\0\x00\x01\x04\0\x01\0\0\0\x01\0\0\0\x08\0\0\0',
+    'a zip': b'PK\x05\x06' + bytes(18),
+    'text': b'hello'}
+
+
+def captioned_picture(p):
+    p.with_suffix('.txt').write_text('x')
+    return captions.pictures_with_captions(p.parent)
+
+
+def small_folder(p):
+    return images.folder(p.parent, 8)
+
+
+IDX = {
+    '255 axes': b'\0\0\x08\xff' + b'\0\0\0\2'*255,
+    'huge': b'\0\0\x08\3' + b'\xff'*12,
+    'no axis': b'\0\0\x08\0x',
+    'no rows': b'\0\0\x08\3' + bytes(12),
+    'empty rows': b'\0\0\x08\2\0\0\0\5\0\0\0\0',
+    'floats': b'\0\0\x0d\1\0\0\0\1\0\0\0\0'}
+
+
+def in_mnist(p):
+    "The pictures of MNIST, with five labels beside."
+    labels = b'\0\0\x08\1' + struct.pack('>I', 5) + bytes(5)
+    p.with_name('train-labels-idx1-ubyte').write_bytes(labels)
+    os.environ['DDPM_LIT_DATA'] = str(p.parent.parent.resolve())
+    return images.load_images('mnist')
+
+
+DEEP = {'deep': b'['*10**5 + b']'*10**5,
+        'deep objects': b'{"a":'*10**5 + b'1' + b'}'*10**5}
+JSONS = DEEP | {
+    'long number': b'9'*10**4,
+    'NaN': b'{"step": NaN, "weight_map": NaN, "sample_size": NaN}',
+    'twice': b'{"a":1,"a":2}',
+    'surrogate': b'{"weight_map": {"a": "\\ud800"}, "recipe": "\\ud800"}',
+    'traversal': b'{"weight_map": {"a": "../../etc/passwd"}}',
+    'absolute': b'{"weight_map": {"a": "/etc/passwd"}}',
+    'itself': b'{"weight_map": {"a": "m.safetensors.index.json"}}',
+    'nul': b'{"weight_map": {"a": "\\u0000"}}',
+    'BOM': b'\xef\xbb\xbf{}',
+    'step huge': b'{"step": 1e999}',
+    'wide': b'[' + b'1,'*10**6 + b'1]'}
+
+
+def read_config(p):
+    return [*theirs.read_json(p)]
+
+
+def log_of_a_run(p):
+    names = ('run.json', 'state.safetensors', 'roll.json', 'roll.safetensors')
+    copy_in(p.parent, *(FIX/'run'/name for name in names))
+    return resumed(p)
+
+
+def settings_of_a_run(p):
+    copy_in(p.parent, *(FIX/'run'/name for name in ('log.jsonl', 'state.safetensors')))
+    return resumed(p)
+
+
+def card_of_weights(p):
+    copy_in(p.parent, FIX/'run/roll.safetensors')
+    return read_by(EVAL, p)
+
+
+# what reads a JSON: the file it stands in, and the reader
+JSON_READERS = {
+    'index': ('m.safetensors.index.json', theirs.read_state),
+    'config': ('config.json', read_config),
+    'cards': ('d/cards.json', 'compare --out {folder} --n 100'),
+    'captions': ('d/metadata.jsonl', of_folder(captions.pictures_with_captions)),
+    'log': ('d/log.jsonl', log_of_a_run),
+    'settings': ('d/run.json', settings_of_a_run),
+    'card': ('d/roll.json', card_of_weights)}
+
+FILE_NAMES = ('../out.png', '/etc/passwd', 'a/../../x.png', 'x\0.png', '.', '..', '', 'cat.png\n',
+              '\ud800', 'x'*300)
+
+
+def small_captioned(*more):
+    return lambda p: captions.pictures_with_captions(p.parent, 8, *more)
+
+
+def hostile_file(raw: bytes, name: str, reader):
+    "Write a file and read it."
+    put(name, raw)
+    return unharmed(read_by, reader, Path(name))
+
 
 def hostile_cases(rng):
-    def case(name, raw: bytes, to: str, read):
-        return Case(
-            'hostile', name, lambda:
-            (Path(to).parent.mkdir(parents=True, exist_ok=True), Path(to).write_bytes(raw),
-             unharmed(lambda: read(Path(to))))[2])
+    case = in_part('hostile')
+    for name, raw in HEADS.items():
+        for how, reader in HEAD_READERS.items():
+            yield case(f'safetensors {how}: {name}', hostile_file, raw, 'm.safetensors', reader)
 
-    for name, raw in safetensors_heads():
-        for how, read in dict(read=fit.read_tensors, load=lambda p: fit.load_weights(str(p)),
-                              state=lambda p: roll().load(p), open=theirs.open_denoiser,
-                              sample=lambda p: run('sample', str(p), '--n', '2'),
-                              parity=lambda p: run('parity', str(p))).items():
-            yield case(f'safetensors {how}: {name}', raw, 'm.safetensors', read)
-    for name, raw in pickles():
-        yield case(f'pickle: {name}', raw, 'm.pt', theirs.read_state)
-        yield case(f'pickle as safetensors: {name}', raw, 'm.safetensors', fit.read_tensors)
-        yield case(f'pickle as CIFAR: {name}', raw, 'data_batch_1', images.read_cifar)
-        yield case(f'pickle sampled: {name}', raw, 'm.pt',
-                   lambda p: run('sample', str(p), '--layout', 'auto'))
-        yield Case(
-            'hostile', f'pickle in a zip: {name}', lambda raw=raw:
-            (zipped(a__data_dot_pkl=raw), unharmed(lambda: theirs.read_state('m.pt')))[1])
+    for name, raw in PICKLES.items():
+        for how, file, reader in (('pickle', 'm.pt', theirs.read_state),
+                                  ('pickle as safetensors', 'm.safetensors', fit.read_tensors),
+                                  ('pickle as CIFAR', 'data_batch_1', images.read_cifar),
+                                  ('pickle sampled', 'm.pt', 'sample {file} --layout auto')):
+            yield case(f'{how}: {name}', hostile_file, raw, file, reader)
+        yield case(f'pickle in a zip: {name}', read_zip, {'a/data.pkl': raw})
+
+    for name, entries in ZIPS.items():
+        yield case(f'zip: {name}', read_zip, entries)
     tensor = (FIX/'new/m.pt').read_bytes()
-    for name, entries in {
-            'bomb': {'a__data_dot_pkl': bytes(3*10**8)},
-            'bomb beside': {'a__data_dot_pkl': pickle.dumps({}, 2),
-                            'a__data__0': bytes(3*10**8)}, 'traversal': {
-                                '.._____.._HARM/data.pkl'.replace('_____', '/').replace(
-                                    '_HARM', '/HARM'): pickle.dumps({}, 2)
-                            }, 'two programs': {'a__data_dot_pkl': b'',
-                                                'b__data_dot_pkl': b''}, 'no program': {'x': b''},
-            'other order': {'a__data_dot_pkl': pickle.dumps({}, 2),
-                            'a__byteorder': b'big'}, 'nothing': {}
-    }.items():
-        yield Case(
-            'hostile', f'zip: {name}', lambda entries=entries:
-            (zipped(**entries), unharmed(lambda: theirs.read_state('m.pt')))[1])
-    yield case('zip: prefixed', b'#!/bin/sh\n' + tensor, 'm.pt', theirs.read_state)
-    yield case('zip: forged sizes', tensor.replace(b'\0\0\x08\x08', b'\xff\xff\x08\x08'), 'm.pt',
-               theirs.read_state)
-    for name, raw in bombs():
-        yield case(f'picture: {name}', raw, 'p.png', read_picture)
-        yield case(f'picture in a folder: {name}', raw, 'd/p.png',
-                   lambda p: images.folder(p.parent, 8))
-        yield case(
-            f'picture with caption: {name}', raw, 'd/p.png', lambda p:
-            (p.with_suffix('.txt').write_text('x'), words.pictures_with_captions(p.parent))[1])
-        yield case(f'picture classified: {name}', raw, 'p.png', classified('a', 'b'))
+    forged = tensor.replace(b'\0\0\x08\x08', b'\xff\xff\x08\x08')
+    for name, raw in {'prefixed': b'#!/bin/sh\n' + tensor, 'forged sizes': forged}.items():
+        yield case(f'zip: {name}', hostile_file, raw, 'm.pt', theirs.read_state)
+
+    for name, raw in PICTURES.items():
+        for how, file, reader in (('picture', 'p.png', read_picture),
+                                  ('picture in a folder', 'd/p.png', small_folder),
+                                  ('picture with caption', 'd/p.png', captioned_picture),
+                                  ('picture classified', 'p.png', CLASSIFY)):
+            yield case(f'{how}: {name}', hostile_file, raw, file, reader)
+
     packed = gzip.compress(bytes(7*10**8), 1)
-    for name, raw in {
-            'bomb': packed, '255 axes': b'\0\0\x08\xff' + b'\0\0\0\2'*255,
-            'huge': b'\0\0\x08\3' + b'\xff'*12, 'no axis': b'\0\0\x08\0x',
-            'no rows': b'\0\0\x08\3' + bytes(12), 'empty rows': b'\0\0\x08\2\0\0\0\5\0\0\0\0',
-            'floats': b'\0\0\x0d\1\0\0\0\1\0\0\0\0'
-    }.items():
-        yield case(f'idx: {name}', raw, 't-idx.gz', images.read_idx)
-        yield case(
-            f'idx in MNIST: {name}', raw, 'd/mnist/train-images-idx3-ubyte', lambda p:
-            (p.with_name('train-labels-idx1-ubyte').write_bytes(b'\0\0\x08\1' + struct.pack(
-                '>I', 5) + bytes(5)), os.environ.update(DDPM_LIT_DATA=str(p.parent.parent.resolve())
-                                                        ), images.load_images('mnist'))[2])
-    yield case('vocabulary: bomb', packed, 'v.gz', tokens.read_pairs)
-    yield case('names: bomb of lines', b'a\n'*10**6, 'n.txt',
-               lambda p: run('classify', str(FIX/'said/cat.png'), '--names', str(p)))
-    jsons = {
-        'deep': b'['*10**5 + b']'*10**5, 'deep objects': b'{"a":'*10**5 + b'1' + b'}'*10**5,
-        'long number': b'9'*10**4, 'NaN': b'{"step": NaN, "weight_map": NaN, "sample_size": NaN}',
-        'twice': b'{"a":1,"a":2}',
-        'surrogate': b'{"weight_map": {"a": "\\ud800"}, "recipe": "\\ud800"}',
-        'traversal': b'{"weight_map": {"a": "../../etc/passwd"}}',
-        'absolute': b'{"weight_map": {"a": "/etc/passwd"}}',
-        'itself': b'{"weight_map": {"a": "m.safetensors.index.json"}}',
-        'nul': b'{"weight_map": {"a": "\\u0000"}}', 'BOM': b'\xef\xbb\xbf{}',
-        'step huge': b'{"step": 1e999}', 'wide': b'[' + b'1,'*10**6 + b'1]'
-    }
-    for name, raw in jsons.items():
-        yield case(f'json index: {name}', raw, 'm.safetensors.index.json', theirs.read_state)
-        yield case(f'json config: {name}', raw, 'config.json', lambda p: [*theirs.read_json(p)])
-        yield case(f'json cards: {name}', raw, 'd/cards.json',
-                   lambda p: run('compare', '--out', str(p.parent), '--n', '100'))
-        yield case(f'json captions: {name}', raw, 'd/metadata.jsonl',
-                   lambda p: words.pictures_with_captions(p.parent))
-        yield case(
-            f'json log: {name}', raw, 'd/log.jsonl', lambda p: ([
-                shutil.copy(FIX/'run'/f, p.parent)
-                for f in ('run.json', 'state.safetensors', 'roll.json', 'roll.safetensors')
-            ], resumed(p))[1])
-        yield case(
-            f'json settings: {name}', raw, 'd/run.json', lambda p:
-            ([shutil.copy(FIX/'run'/f, p.parent)
-              for f in ('log.jsonl', 'state.safetensors')], resumed(p))[1])
-        yield case(
-            f'json card: {name}', raw, 'd/roll.json', lambda p:
-            (shutil.copy(FIX/'run/roll.safetensors', p.parent),
-             run('eval', str(p.with_suffix('.safetensors')), '--n', '12', '--steps', '2', '--json')
-             )[1])
-    for name in ('../out.png', '/etc/passwd', 'a/../../x.png', 'x\0.png', '.', '..', '',
-                 'cat.png\n', '\ud800', 'x'*300):
+    for name, raw in {'bomb': packed, **IDX}.items():
+        yield case(f'idx: {name}', hostile_file, raw, 't-idx.gz', images.read_idx)
+        yield case(f'idx in MNIST: {name}', hostile_file, raw,
+                   'd/mnist/train-images-idx3-ubyte', in_mnist)
+    yield case('vocabulary: bomb', hostile_file, packed, 'v.gz', tokens.read_pairs)
+    yield case('names: bomb of lines', hostile_file, b'a\n'*10**6, 'n.txt',
+               'classify {cat} --names {file}')
+
+    for name, raw in JSONS.items():
+        for how, (file, reader) in JSON_READERS.items():
+            yield case(f'json {how}: {name}', hostile_file, raw, file, reader)
+    for name in FILE_NAMES:
         line = json.dumps(dict(file_name=name, text='a cat')).encode()
-        yield case(f'caption names {name[:20]!r}', line, 'd/metadata.jsonl',
-                   lambda p: words.pictures_with_captions(p.parent, 8))
-        yield case(f'caption names {name[:20]!r}, skipped', line, 'd/metadata.jsonl',
-                   lambda p: words.pictures_with_captions(p.parent, 8, 'skip'))
+        for end, reader in (('', small_captioned()), (', skipped', small_captioned('skip'))):
+            yield case(f'caption names {name[:20]!r}{end}', hostile_file, line,
+                       'd/metadata.jsonl', reader)
 
-# ---- numbers and words on the command line ------------------------------------------------------------------------------------
 
-def base() -> dict[str, list[str]]: # a run of each command that takes little time
-    cat, clip = str(FIX/'said/cat.png'), str(FIX/'openai_clip_vit')
-    return dict(
-        train='train roll --steps 2 --batch 8 --out r --json'.split(), sample=[
-            'sample',
-            str(FIX/'run/roll.safetensors'), *'--n 4 --steps 2 --out a.png --json'.split()
-        ], eval=['eval',
-                 str(FIX/'run/roll.safetensors'), *'--n 12 --steps 2 --json'.split()], classify=[
-                     'classify', cat, *'--among heart sun --out c.png --json'.split()
-                 ], paint=['paint', 'a red heart', *'--n 1 --steps 2 --out p.png --json'.split()],
-        vary=['vary', cat, *'--n 1 --steps 2 --out v.png --json'.split()], blend=[
-            'blend', cat, cat, *'--n 2 --steps 2 --out b.png --json'.split()
-        ], edit=['edit', cat, *'--from heart --to sun --n 2 --steps 2 --out e.png --json'.split()],
-        compare=['compare', '--out', str(FIX/'compare'), '--n', '100', '--json'],
-        demo='demo --steps 1 --n 1 --json'.split(), bench='bench nothing --json'.split(), parity=[
-            'parity', str(FIX/'parity/f.safetensors'), '--json'
-        ], presets=['presets', 'ddpm-cifar10', '--json'])
+# ---- numbers and words on the command line ----------------------------------------------------
 
-MORE = {
-    ('sample', 'guided'): 'sample mnist --n 2 --steps 2 --out a.png --json'.split(),
-    ('paint', 'clip'): 'paint heart --n 1 --steps 2 --guidance clip --json'.split(),
-    ('paint', 'init'): ['paint', 'heart', '--n', '1', '--steps', '2', '--init', '{cat}'],
-    ('eval', 'digits'): 'eval mnist --n 20 --steps 1 --bits-pictures 1 --bits-draws 1 --json'.split(
-    ), ('sample', 'theirs'): [
-        'sample', '{iddpm}',
-        *'--layout auto --heads 4 --attention-order legacy --schedule linear --side 8 --n 2 '
-         '--steps 2 --out a.png --json'
-        .split()
-    ], ('sample', 'told'): [
-        'sample', '{glide}', *'--caption dog --side 8 --steps 2 --out a.png --json'.split()
-    ], ('sample', 'enlarged'): [
-        'sample', '{glide}',
-        *'--caption dog --side 8 --steps 2 --out a.png --json --enlarge'.split(), '{up}'
-    ], ('sample', 'karlo'): [
-        'sample', '{karlo}', *'--caption dog --steps 2 --out a.png --json'.split()
-    ]
-}
-ONLY = dict(guided=('w', 'guidance_scale', 'classifier_scale', 'label',
-                    'guidance'), clip=('clip_scale', ), init=('strength', 'mask'),
-            digits=('weights', 'bits_draws', 'bits_pictures', 'label', 'batch'),
-            theirs=('heads', 'head_width', 'side', 'schedule', 'order', 'preset', 'layout', 'n'),
-            enlarged=('captions', 'enlarge', 'side', 'n', 'seed'),
-            karlo=('name', 'captions', 'side', 'steps', 'w', 'guidance_scale'))
-NUMBERS = [
-    'nan', 'inf', '-inf', '-1', '0', '1e400', '1e-320', '1000000000000', '100000000000000000000',
-    '', 'x', '1_0',
-    chr(0xff11)
-]
-WORDS = [
-    '', ' ', '.', '..', '/', '../../x', 'no/such/place/c.png', 'x\0y', 'x'*5000, '\udcff',
-    'a\u0301 \u202e\u65e5\u672c\u8a9e', '\U0001f98a'*40, '-', '%s{}{0}', '\x1b[31m', 'line\nbreak',
-    '/proc/x.png', '/dev/null/x.png', 'con.txt', 'a red heart '*3000, '<|endoftext|>', '\ufeffheart'
-]
-DEVICES = [
-    'meta', 'cuda', 'cuda:99', 'cuda:-1', 'cpu:7', 'CPU', 'mps', 'xla', 'hpu', 'vulkan', 'auto:0',
-    'cpu:x'
-]
+# a run of each command that takes little time; with a second name, only some of its options
+RUNS = {
+    ('train', ''): 'train roll --steps 2 --batch 8 --out r --json',
+    ('sample', ''): 'sample {roll} --n 4 --steps 2 --out a.png --json',
+    ('eval', ''): 'eval {roll} --n 12 --steps 2 --json',
+    ('classify', ''): 'classify {cat} --among heart sun --out c.png --json',
+    ('paint', ''): "paint 'a red heart' --n 1 --steps 2 --out p.png --json",
+    ('vary', ''): 'vary {cat} --n 1 --steps 2 --out v.png --json',
+    ('blend', ''): 'blend {cat} {cat} --n 2 --steps 2 --out b.png --json',
+    ('edit', ''): 'edit {cat} --from heart --to sun --n 2 --steps 2 --out e.png --json',
+    ('compare', ''): 'compare --out {compare} --n 100 --json',
+    ('demo', ''): 'demo --steps 1 --n 1 --json',
+    ('bench', ''): 'bench nothing --json',
+    ('parity', ''): 'parity {parity} --json',
+    ('presets', ''): 'presets ddpm-cifar10 --json',
+    ('sample', 'guided'): 'sample mnist --n 2 --steps 2 --out a.png --json',
+    ('paint', 'clip'): 'paint heart --n 1 --steps 2 --guidance clip --json',
+    ('paint', 'init'): 'paint heart --n 1 --steps 2 --init {cat}',
+    ('eval', 'digits'): 'eval mnist --n 20 --steps 1 --bits-pictures 1 --bits-draws 1 --json',
+    ('sample', 'theirs'): 'sample {iddpm} --layout auto --heads 4 --attention-order legacy '
+                          '--schedule linear --side 8 --n 2 --steps 2 --out a.png --json',
+    ('sample', 'told'): 'sample {glide} --caption dog --side 8 --steps 2 --out a.png --json',
+    ('sample', 'enlarged'): 'sample {glide} --caption dog --side 8 --steps 2 --out a.png --json '
+                            '--enlarge {up}',
+    ('sample', 'karlo'): 'sample {karlo} --caption dog --steps 2 --out a.png --json'}
+
+# the options that are tried there
+ONLY = dict(
+    guided='w guidance_scale classifier_scale label guidance', clip='clip_scale',
+    init='strength mask', digits='weights bits_draws bits_pictures label batch',
+    theirs='heads head_width side schedule order preset layout n',
+    enlarged='captions enlarge side n seed', karlo='name captions side steps w guidance_scale')
+
+# what a command is about, which an argument without a name replaces
+SUBJECTS = ('{roll}', 'roll', 'mnist', 'ddpm-cifar10', 'a red heart', '{parity}', '{cat}',
+            '{iddpm}', '{glide}', '{up}', '{karlo}')
+
+NUMBERS = ['nan', 'inf', '-inf', '-1', '0', '1e400', '1e-320', '1000000000000',
+           '100000000000000000000', '', 'x', '1_0', chr(0xff11)]
+WORDS = ['', ' ', '.', '..', '/', '../../x', 'no/such/place/c.png', 'x\0y', 'x'*5000, '\udcff',
+         'a\u0301 \u202e\u65e5\u672c\u8a9e', '\U0001f98a'*40, '-', '%s{}{0}', '\x1b[31m',
+         'line\nbreak', '/proc/x.png', '/dev/null/x.png', 'con.txt', 'a red heart '*3000,
+         '<|endoftext|>', '\ufeffheart']
+DEVICES = ['meta', 'cuda', 'cuda:99', 'cuda:-1', 'cpu:7', 'CPU', 'mps', 'xla', 'hpu', 'vulkan',
+           'auto:0', 'cpu:x']
 # large numbers are what is asked for there, and take their time
 AGES = {('train', 'steps'), ('demo', 'seconds'), ('demo', 'steps'), ('compare', 'seconds')}
 
-def option_cases(rng, k: int = 9):
-    places = {
-        f'{{{k}}}': str(FIX/v)
-        for k, v in dict(cat='said/cat.png', iddpm='iddpm_unet/m.safetensors',
-                         glide='glide/base.pt', up='glide/upsample.pt', karlo='karlo').items()
-    }
-    bases = [(name, None, args)
-             for name, args in base().items()] + [(name, which, [places.get(a, a)
-                                                                 for a in args])
-                                                  for (name, which), args in MORE.items()]
-    for name, which, args in bases:
-        if name not in ('demo', 'bench'):
-            yield Case('options', f'{name} {which or ""} as it should be',
-                       lambda args=args: run(*args))
-        for p in cli.command.commands[name].params:
-            if p.name not in ONLY.get(which, [p.name]) or p.name == 'help' or getattr(
-                    p, 'is_flag', False):
-                continue
-            number = isinstance(p.type, (click.types.IntParamType, click.types.FloatParamType))
-            for v in NUMBERS if number else DEVICES + WORDS[:3] if p.name == 'device' else [
-                    *WORDS[:6], *rng.sample(WORDS[6:], k)
-            ]:
-                try:
-                    p.type.convert(v, p, None)
-                    refused = False
-                except Exception:
-                    refused = True
-                if not refused and (name in ('demo', 'bench') and
-                                    (number or v not in ('/proc/x.png', 'x\0y', 'x'*5000)) or
-                                    (name, p.name) in AGES and len(v) > 5):
-                    continue
-                at = [
-                    a for a in args
-                    if a in (str(FIX/'run/roll.safetensors'), 'roll', 'mnist', 'ddpm-cifar10',
-                             'a red heart', str(FIX/'parity/f.safetensors'), *places.values())
-                ][:1]
-                new = [*args, p.opts[0], v] if isinstance(
-                    p, click.Option) else [v if [a] == at else a for a in args]
-                yield Case('options', f'{name} {which or ""} {p.opts[0]} {v[:24]!r}',
-                           lambda new=new: run(*new))
-    yield Case('options', 'each command is tried',
-               lambda: [name for name in cli.command.commands if base()[name]])
-    for line in ('', 'nothing', '--nothing', 'train', 'sample', 'train roll roll',
-                 'sample mnist --w 1 --guidance-scale 2', 'sample mnist --label 10',
-                 'sample mnist --label -1', 'sample mnist --label ٣', 'sample clip',
-                 'eval clip --w 1', 'eval glide --label 1', 'train clip --batch 1000000000',
-                 'presets nothing', 'parity nothing', 'classify nothing a b', 'edit x', 'blend x',
-                 'paint', 'paint a --mask x', 'paint a --strength .5', 'paint a --prior ar',
-                 'paint a --system nobody', 'paint a --data shapes --style noto',
-                 'paint a --guidance clip --w 1', 'train roll --resume',
-                 'train roll --resume --out x', 'train roll --init', 'train nobody',
-                 'train roll --ship --steps 1 --out r', 'compare --out nowhere', 'sample roll',
-                 '--version', '-h'):
-        yield Case(
-            'options', line, lambda line=line:
-            (os.environ.update(DDPM_LIT_DATA=str(Path.cwd()))
-             if '--ship' in line else None, run(*line.split()))[1])
-    for v in ('/nowhere', '/etc/passwd', 'x\0', '', '.', '/proc/self', 'x'*5000):
-        for line in ('sample mnist --n 1 --steps 1 --out a.png',
-                     'train mnist --steps 1 --batch 1 --out r', 'eval nothing'):
-            yield Case(
-                'options', f'DDPM_LIT_DATA={v[:9]!r} {line}', lambda v=v, line=line:
-                ('\0' in v or os.environ.update(DDPM_LIT_DATA=v), run(*line.split()))[1])
+LINES = ['', 'nothing', '--nothing', 'train', 'sample', 'train roll roll',
+         'sample mnist --w 1 --guidance-scale 2', 'sample mnist --label 10',
+         'sample mnist --label -1', 'sample mnist --label ٣', 'sample clip', 'eval clip --w 1',
+         'eval glide --label 1', 'train clip --batch 1000000000', 'presets nothing',
+         'parity nothing', 'classify nothing a b', 'edit x', 'blend x', 'paint',
+         'paint a --mask x', 'paint a --strength .5', 'paint a --prior ar',
+         'paint a --system nobody', 'paint a --data shapes --style noto',
+         'paint a --guidance clip --w 1', 'train roll --resume', 'train roll --resume --out x',
+         'train roll --init', 'train nobody', 'train roll --ship --steps 1 --out r',
+         'compare --out nowhere', 'sample roll', '--version', '-h']
+DATA_FOLDERS = ('/nowhere', '/etc/passwd', 'x\0', '', '.', '/proc/self', 'x'*5000)
+DATA_LINES = ('sample mnist --n 1 --steps 1 --out a.png',
+              'train mnist --steps 1 --batch 1 --out r', 'eval nothing')
 
-# ---- shapes, dtypes, levels, captions -----------------------------------------------------------------------------------------
+
+def is_number(p) -> bool:
+    return isinstance(p.type, (click.types.IntParamType, click.types.FloatParamType))
+
+
+def accepted(p, value: str) -> bool:
+    "Whether click lets a value through to the command."
+    try:
+        p.type.convert(value, p, None)
+        return True
+    except Exception:
+        return False
+
+
+def takes_long(command: str, p, value: str) -> bool:
+    "Whether a command might in fact begin, where that takes long."
+    if not accepted(p, value):
+        return False
+    if (command, p.name) in AGES and len(value) > 5:
+        return True
+    paths = ('/proc/x.png', 'x\0y', 'x'*5000)
+    return command in ('demo', 'bench') and (is_number(p) or value not in paths)
+
+
+def values_for(p, rng, k: int) -> list[str]:
+    if is_number(p):
+        return NUMBERS
+    if p.name == 'device':
+        return DEVICES + WORDS[:3]
+    return [*WORDS[:6], *rng.sample(WORDS[6:], k)]
+
+
+def with_value(line: str, p, value: str) -> list[str]:
+    "The words of a run with an option added, or with another subject."
+    if isinstance(p, click.Option):
+        return [*words_of(line), p.opts[0], value]
+    words = shlex.split(line)
+    subject = next((word for word in words if word in SUBJECTS), None)
+    return [value if word == subject else placed(word) for word in words]
+
+
+def line_here(line: str):
+    "A command that puts its weights into this folder, if it ships them."
+    if '--ship' in line:
+        os.environ['DDPM_LIT_DATA'] = str(Path.cwd())
+    return run(*line.split())
+
+
+def line_with_data(folder: str, line: str):
+    if '\0' not in folder:
+        os.environ['DDPM_LIT_DATA'] = folder
+    return run(*line.split())
+
+
+def every_command_is_tried():
+    assert cli.command.commands.keys() <= {command for command, _ in RUNS}
+
+
+def option_cases(rng, k: int = 9):
+    case = in_part('options')
+    for (command, which), line in RUNS.items():
+        if command not in ('demo', 'bench'):
+            yield case(f'{command} {which} as it should be', run_line, line)
+        for p in cli.command.commands[command].params:
+            tried = ONLY.get(which, p.name).split()
+            if p.name not in tried or p.name == 'help' or getattr(p, 'is_flag', False):
+                continue
+            for v in values_for(p, rng, k):
+                if not takes_long(command, p, v):
+                    yield case(f'{command} {which} {p.opts[0]} {v[:24]!r}', run,
+                               *with_value(line, p, v))
+
+    yield case('each command is tried', every_command_is_tried)
+    for line in LINES:
+        yield case(line, line_here, line)
+    for folder, line in itertools.product(DATA_FOLDERS, DATA_LINES):
+        yield case(f'DDPM_LIT_DATA={folder[:9]!r} {line}', line_with_data, folder, line)
+
+
+# ---- shapes, dtypes, levels, captions ---------------------------------------------------------
+
+DTYPES = [torch.uint8, torch.int64, torch.float16, torch.bfloat16, torch.float32, torch.float64,
+          torch.bool]
+few_int = st.integers(0, 6)
+any_int = st.integers(-3, 70)
+some_shape = st.lists(st.integers(0, 5), max_size=5)
+real = st.floats()
+dtype = st.sampled_from(DTYPES)
+text = st.text(max_size=60)
+value = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | text,
+                     lambda v: st.lists(v, max_size=4) | st.dictionaries(text, v, max_size=4),
+                     max_leaves=12)
+split = st.sampled_from(['train', 'test'])
+
+
+@st.deferred
+def caption():
+    "Words of scenes in any order, and captions of scenes."
+    some_words = sorted(captions.LEXICON) + ['at the top left', 'left of', 'on white', ',', '.']
+    scenes = captions.every_scene(1)[::97] + captions.every_scene(2)[::997]
+    any_order = st.lists(st.sampled_from(some_words), max_size=9).map(' '.join)
+    return any_order | st.sampled_from([s.say() for s in scenes])
+
+
+@st.deferred
+def key_of_config():
+    config = json.loads((FIX/'ddpm_unet/config.json').read_text())
+    return st.sampled_from(sorted(config))
+
+
+def maybe(good):
+    "Good values, and whatever else JSON can say."
+    return good | value
+
+
+def draw(shape, dtype) -> Tensor:
+    return (torch.rand(shape)*255).to(dtype)
+
+
+def same(a, b):
+    assert a == b, f'{a!r} is not {b!r}'
+    return a
+
+
+def written(v, name: str) -> Path:
+    put(name, json.dumps(v))
+    return Path(name)
+
+
+@cache
+def tiny_images():
+    return images.Images(torch.zeros(12, 1, 4, 4, dtype=torch.uint8), torch.arange(12))
+
+
+@cache
+def few_shapes():
+    return captions.shapes(n=8, size=16)
+
+
+@cache
+def roll_denoiser():
+    return Ideal(toy.swiss_roll(20))
+
+
+@cache
+def tiny_network():
+    return small_unet(1, 3, 8, (1, 2), attention=(), unshuffle=1, middle=False).eval()
+
+
+PROPERTIES: list[tuple[str, Callable, dict]] = []
+
+
+def holds(title: str, **strategies):
+    "Registers a property: for whatever is drawn, the body refuses or gives something sound."
+    def register(body):
+        PROPERTIES.append((title, body, strategies))
+        return body
+
+    return register
+
+
+# levels and schedules
+
+
+@holds('level from alpha-bar', a=real)
+def _(a):
+    same(bool((from_alpha_bar(a).alpha_bar - a).abs() < 1e-9), True)
+
+
+@holds('level from sigma', a=real)
+def _(a):
+    t = from_edm_sigma(a)
+    return t.signal, t.sigma
+
+
+@holds('linear', T=any_int, a=real, b=real)
+def _(T, a, b):
+    return schedule.linear(T, a, b).log_snr
+
+
+@holds('constant', T=any_int, b=real)
+def _(T, b):
+    return schedule.constant(T, b).log_snr
+
+
+@holds('cosine', T=any_int)
+def _(T):
+    return schedule.cosine(T).log_snr
+
+
+@holds('one over t', T=any_int)
+def _(T):
+    return schedule.one_over_t(T).log_snr
+
+
+@holds('time', x=real)
+def _(x):
+    return schedule.Cosine()(x).log_snr, schedule.linear()(x).log_snr
+
+
+@holds('grid', T=any_int, n=any_int)
+def _(T, n):
+    continuous = schedule.linear(T) if T > 1 else schedule.Cosine()
+    return schedule.grid(continuous, n).log_snr[:-1]
+
+
+@holds('karras', n=any_int, lo=real, hi=real, rho=real)
+def _(n, lo, hi, rho):
+    return schedule.karras(n, lo, hi, rho).log_snr[:-1]
+
+
+def joined(numbers):
+    return ','.join(map(str, numbers))
+
+
+@holds('respace', spec=text | st.lists(any_int, max_size=4).map(joined)
+       | any_int.map('ddim{}'.format))
+def _(spec):
+    return sample.respace(schedule.linear(60), spec).log_snr[:-1]
+
+
+# data
+
+
+def toy_set(make):
+    holds(make.__name__, n=any_int | real, noise=real.filter(lambda v: v != math.inf))(make)
+
+
+for make in (toy.swiss_roll, toy.moons, toy.circles, toy.tree):
+    toy_set(make)
+
+
+@holds('ddim', shape=some_shape | st.tuples(few_int, st.just(2)),
+       dtype=dtype.filter(lambda d: d.is_floating_point), n=st.integers(-1, 5),
+       eta=real | st.floats(0, 1))
+def _(shape, dtype, n, eta):
+    levels = schedule.grid(schedule.Cosine(), n)
+    return sample.last(sample.ddim(roll_denoiser(), levels, draw(shape, dtype), eta))
+
+
+@holds('batches', size=any_int, drop=real, flip=st.booleans(), step=st.integers(0, 99))
+def _(size, drop, flip, step):
+    return images.Batches(tiny_images(), size, 0, drop, flip)(step)
+
+
+@holds('square', shape=some_shape, size=any_int)
+def _(shape, size):
+    return images.square(draw(shape, torch.uint8), size)
+
+
+@holds('bytes', x=st.lists(st.integers(0, 255)))
+def _(x):
+    return same(images.to_bytes(images.to_unit(torch.tensor(x, dtype=torch.uint8))).tolist(), x)
+
+
+@holds('load_images', name=st.sampled_from(['shapes', 'mnist', 'emoji', 'lsun']) | text,
+       split=split | text, size=st.none() | any_int, k=st.integers(-2, 9))
+def _(name, split, size, k):
+    return images.load_images(name, split, size, k)
+
+
+@holds('captioned', shape=some_shape, dtype=dtype, k=few_int)
+def _(shape, dtype, k):
+    return captions.Captioned(draw(shape, dtype), few_shapes().rows[:k])
+
+
+@holds('join', sizes=st.lists(st.sampled_from([16, 32]), max_size=3))
+def _(sizes):
+    return captions.join(*[captions.shapes(n=1, size=s) for s in sizes])
+
+
+@holds('caption batches', size=any_int, drop=real, shift=any_int, step=few_int)
+def _(size, drop, shift, step):
+    tokenizer = tokens.caption_tokenizer()
+    return captions.CaptionBatches(few_shapes(), tokenizer, size, 0, drop, shift)(step)
+
+
+@holds('shapes', split=st.sampled_from(['train', 'test', 'all']) | text, k=st.integers(-2, 9),
+       size=any_int | st.sampled_from([16, 32, 64]), objects=st.integers(-1, 3))
+def _(split, k, size, objects):
+    return captions.shapes(split, k, size, 0, objects)
+
+
+# captions and tokens
+
+
+@holds('read', c=caption | text)
+def _(c):
+    scene = captions.read(c)
+    complete = scene.where and scene.ground
+    return same(captions.read(scene.say() if complete else c), scene)
+
+
+@holds('parse', shape=some_shape | st.tuples(few_int, st.just(3), st.just(16), st.just(16)),
+       dtype=dtype, bad=st.sampled_from([1, 0, math.nan, math.inf, -1]))
+def _(shape, dtype, bad):
+    return same(len(captions.parse(draw(shape, dtype)*bad)), shape[0])
+
+
+@holds('our tokens', t=text | caption)
+def _(t):
+    ours = tokens.caption_tokenizer()
+    return same(ours.decode(ours.encode(t)), t), ours(t, 'truncate')
+
+
+@holds("CLIP's tokens", t=text | caption | st.text(min_size=200, max_size=3000))
+def _(t):
+    clip = tokens.clip_tokenizer()
+    return clip(t), clip.decode(clip.encode(t))
+
+
+@holds('half characters', t=st.text(st.characters(categories=['Cs', 'Ll']), max_size=9))
+def _(t):
+    return tokens.clip_tokenizer()(t)
+
+
+@holds('template', t=text | text.map('{}{{}}'.format), names=st.lists(text))
+def _(t, names):
+    return fill(t, names)
+
+
+# networks and requests
+
+
+@holds('guidance', a=st.none() | real, b=st.none() | st.floats(-9, 9))
+def _(a, b):
+    return as_w(a, b) if a is None or math.isfinite(a) else 0.
+
+
+@holds('labels', label=st.none() | any_int | st.lists(any_int, max_size=4), b=st.integers(1, 3))
+def _(label, b):
+    label = label if label is None else torch.tensor(label)
+    return tiny_network()(torch.randn(b, 1, 4, 4), torch.tensor(.5), label)
+
+
+@holds('network', dtype=st.sampled_from([torch.uint8, torch.int64, torch.float32, torch.bool]),
+       shape=some_shape | st.tuples(st.just(2), st.just(1), st.integers(0, 9), st.integers(0, 9)))
+def _(shape, dtype):
+    return tiny_network()(draw(shape, dtype), torch.tensor(.5))
+
+
+@holds('request', captions=maybe(st.lists(text, max_size=3).map(tuple)),
+       data=maybe(st.sampled_from(['emoji', 'shapes'])), seed=maybe(any_int),
+       steps=maybe(st.tuples(any_int, any_int, any_int)), w=maybe(real),
+       guidance=maybe(st.sampled_from(['cfg', 'clip'])), clip_scale=maybe(st.none() | real),
+       strength=maybe(st.floats(0, 1)))
+def _(**options):
+    Request(**options)
+
+
+@holds('studio', data=maybe(st.sampled_from(['emoji', 'shapes'])), seed=maybe(any_int),
+       steps=maybe(st.tuples(st.integers(1, 9), any_int, any_int)), w=maybe(real))
+def _(**options):
+    Studio(**options)
+
+
+# pictures and files
+
+
+@holds('sheet', shape=some_shape, dtype=dtype, columns=any_int,
+       scale=st.sampled_from([1, math.nan, 1e30]))
+def _(shape, dtype, columns, scale):
+    return show.save_sheet(draw(shape, dtype)*scale, 's.png', columns)
+
+
+@holds('captioned rows', said=st.lists(text, max_size=3),
+       shapes=st.lists(st.tuples(few_int, st.just(3), few_int, few_int), max_size=3))
+def _(shapes, said):
+    return show.save_captioned([torch.zeros(s) for s in shapes], said, 'c.png')
+
+
+@holds('write and read', tensors=st.dictionaries(text, st.builds(draw, some_shape, dtype),
+                                                 max_size=4))
+def _(tensors):
+    fit.write_tensors('w.safetensors', tensors)
+    back = fit.read_tensors('w.safetensors')
+    same({k: v.shape for k, v in tensors.items()}, {k: v.shape for k, v in back.items()})
+
+
+@holds('settings of a run', v=value)
+def _(v):
+    p = written(v, 'd/run.json')
+    shutil.copy(FIX/'run/state.safetensors', 'd/state.safetensors')
+    return cli.choose_settings(p.parent, fit.find_recipe('roll'), {}, True, False,
+                               torch.device('cpu'))
+
+
+@holds('log of a run', v=value)
+def _(v):
+    return cli.Log(written(v, 'd/log.jsonl'), 3).lines
+
+
+@holds('cards of runs',
+       v=value | st.lists(st.dictionaries(st.sampled_from(['family', 'data']), value)))
+def _(v):
+    return [*compare.read_cards(written(v, 'd/cards.json').parent)]
+
+
+@holds('index of shards', v=value | st.fixed_dictionaries(dict(weight_map=value)))
+def _(v):
+    return theirs.read_state(written(v, 'd/m.safetensors.index.json'))
+
+
+@holds('configuration', keys=st.lists(key_of_config, min_size=1, max_size=2, unique=True),
+       values=st.lists(value | any_int, min_size=2, max_size=2))
+def _(keys, values):
+    "Whatever JSON, in a configuration of diffusers'."
+    shutil.copytree(FIX/'ddpm_unet', 'c', dirs_exist_ok=True)
+    config = json.loads((FIX/'ddpm_unet/config.json').read_text())
+    written(config | dict(zip(keys, values)), 'c/config.json')
+    return asked(theirs.open_denoiser('c'))
+
+
+@holds('captions of a folder',
+       v=value | st.fixed_dictionaries(dict(file_name=value, text=value)))
+def _(v):
+    return captions.captions_in(written(v, 'd/metadata.jsonl').parent)
+
+
+@holds('plain pickles', v=value)
+def _(v):
+    put('m.pt', pickle.dumps(v, 2))
+    return theirs.read_state('m.pt')
+
+
+@holds('pickles in a zip', v=value)
+def _(v):
+    zipped({'a/data.pkl': pickle.dumps(v, 2)})
+    return theirs.read_state('m.pt')
+
+
+@holds('any bytes as a picture',
+       raw=st.binary(max_size=200) | st.binary(max_size=60).map(b'GIF89a'.__add__))
+def _(raw):
+    put('p', raw)
+    return read_picture('p')
+
+
+@holds('any bytes as merges', raw=st.binary(max_size=60) | text.map(str.encode))
+def _(raw):
+    put('v', b'#\n' + raw)
+    return tokens.Tokenizer(tokens.read_pairs('v'), tokens.split_gpt2, 16, [])(['abc'])
+
+
+def property_of(body: Callable, strategies: dict, seed: int, examples: int) -> Tally:
+    "Many examples of a property; the smallest one that fails is told."
+    counts = Counter(refused=0, worked=0)
+    last, failed = {}, []
+
+    @seeded(seed)
+    @settings(max_examples=examples, database=None, deadline=None, report_multiple_bugs=False,
+              suppress_health_check=[*HealthCheck], phases=[Phase.generate, Phase.shrink])
+    @given(**strategies)
+    def each(**drawn):
+        last.clear()
+        last.update(drawn)
+        try:
+            sound(body(**drawn))
+            counts['worked'] += not failed
+        except Problem as e:
+            sentence(str(e).replace('\n', ' '))
+            counts['refused'] += not failed
+        except Exception:
+            failed.append(1)
+            raise
+
+    failures = ()
+    try:
+        each()
+    except Exception as e:
+        at = traceback.extract_tb(e.__traceback__)[-1]
+        failures = (f'{type(e).__name__}: {str(e)[:200]} for {str(last)[:300]} '
+                    f'[{Path(at.filename).name}:{at.lineno}]',)
+    return Tally(**counts, failures=failures)
+
 
 def shape_cases(seed: int, examples: int):
-    def holds(title: str, body: Callable, /, **strategies):
-        def check():
-            counts, last, failed = dict(refused=0, worked=0), {}, []
+    case = in_part('shapes')
+    for title, body, strategies in PROPERTIES:
+        yield case(title, property_of, body, strategies, seed, examples)
 
-            @seeded(seed)
-            @settings(max_examples=examples, database=None, deadline=None,
-                      report_multiple_bugs=False, suppress_health_check=[*HealthCheck],
-                      phases=[Phase.generate, Phase.shrink])
-            @given(**strategies)
-            def each(**k):
-                last.clear()
-                last.update(k)
-                try:
-                    sound(body(**k))
-                    counts['worked'] += not failed
-                except Problem as e:
-                    sentence(str(e).replace('\n', ' ') or '')
-                    counts['refused'] += not failed
-                except Exception:
-                    failed.append(1)
-                    raise
 
-            try:
-                each()
-            except Exception as e:
-                at = traceback.extract_tb(e.__traceback__)[-1]
-                return Tally(
-                    **counts, failures=(
-                        f'{type(e).__name__}: {str(e)[:200]} for {str(last)[:300]} '
-                        f'[{Path(at.filename).name}:{at.lineno}]',
-                    ))
-            return Tally(**counts)
+# ---- disks, two writers, kill -9 --------------------------------------------------------------
 
-        return Case('shapes', title, check)
 
-    n, any_int, small, real = st.integers(0, 6), st.integers(-3, 70), st.lists(
-        st.integers(0, 5), max_size=5), st.floats()
-    dtype = st.sampled_from([
-        torch.uint8, torch.int64, torch.float16, torch.bfloat16, torch.float32, torch.float64,
-        torch.bool
-    ])
-    text = st.text(max_size=60)
-    value = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | text,
-                         lambda v: st.lists(v, max_size=4) | st.dictionaries(text, v, max_size=4),
-                         max_leaves=12)
-    said = st.lists(
-        st.sampled_from(
-            sorted(words.LEXICON) + ['at the top left', 'left of', 'on white', ',', '.']),
-        max_size=9).map(' '.join) | st.sampled_from(
-            [s.say() for s in words.every_scene(1)[::97] + words.every_scene(2)[::997]])
-    draw = lambda shape, dtype: (torch.rand(shape)*255).to(dtype)
+def mount(*options: str) -> bool:
+    return subprocess.run(['mount', *options, 'disk'], capture_output=True).returncode == 0
 
-    def same(a, b):
-        assert a == b, f'{a!r} is not {b!r}'
-        return a
-
-    def written(v, name):
-        Path(name).parent.mkdir(exist_ok=True)
-        Path(name).write_text(json.dumps(v))
-        return Path(name)
-
-    def settings_of(v):
-        p = written(v, 'd/run.json')
-        shutil.copy(FIX/'run/state.safetensors', 'd/state.safetensors')
-        return cli.choose_settings(p.parent, fit.find_recipe('roll'), {}, True, False,
-                                   torch.device('cpu'))
-
-    def drawn(v): # whatever JSON, as a configuration of diffusers'
-        shutil.copytree(FIX/'ddpm_unet', 'c', dirs_exist_ok=True)
-        c = json.loads((FIX/'ddpm_unet/config.json').read_text())
-        written(c | {k: x for k, x in zip(v[0], v[1])}, 'c/config.json')
-        return asked(theirs.open_denoiser('c'))
-
-    tiny = images.Images(torch.zeros(12, 1, 4, 4, dtype=torch.uint8), torch.arange(12))
-    few = words.shapes(n=8, size=16)
-    world = Ideal(toy.swiss_roll(20))
-    ours, clips = tokens.caption_tokenizer(), tokens.clip_tokenizer()
-    net = small_unet(1, 3, 8, (1, 2), attention=(), unshuffle=1, middle=False).eval()
-    keys = sorted(json.loads((FIX/'ddpm_unet/config.json').read_text()))
-    yield holds(
-        'level from alpha-bar', lambda a: same((lambda t: bool((t.alpha_bar - a).abs() < 1e-9))
-                                               (from_alpha_bar(a)), True), a=real)
-    yield holds('level from sigma', lambda a: (lambda t: [t.signal, t.sigma])(from_edm_sigma(a)),
-                a=real)
-    yield holds('linear', lambda T, a, b: schedule.linear(T, a, b).log_snr, T=any_int, a=real,
-                b=real)
-    yield holds('constant', lambda T, b: schedule.constant(T, b).log_snr, T=any_int, b=real)
-    yield holds('cosine', lambda T: schedule.cosine(T).log_snr, T=any_int)
-    yield holds('one over t', lambda T: schedule.one_over_t(T).log_snr, T=any_int)
-    yield holds('time',
-                lambda x: [schedule.Cosine()
-                           (x).log_snr, schedule.linear()(x).log_snr], x=real)
-    yield holds(
-        'grid', lambda T, n: schedule.grid(schedule.linear(T)
-                                           if T > 1 else schedule.Cosine(), n).log_snr[:-1],
-        T=any_int, n=any_int)
-    yield holds('karras', lambda n, lo, hi, rho: schedule.karras(n, lo, hi, rho).log_snr[:-1],
-                n=any_int, lo=real, hi=real, rho=real)
-    yield holds(
-        'respace', lambda spec: sample.respace(schedule.linear(60), spec).log_snr[:-1],
-        spec=text | st.lists(any_int, max_size=4).map(lambda v: ','.join(map(str, v)))
-        | any_int.map(lambda v: f'ddim{v}'))
-    for f in (toy.swiss_roll, toy.moons, toy.circles, toy.tree):
-        yield holds(f.__name__, lambda n, noise, f=f: f(n, noise), n=any_int | real,
-                    noise=real.filter(lambda v: v != math.inf))
-    yield holds(
-        'ddim', lambda shape, dtype, n, eta: sample.last(
-            sample.ddim(world, schedule.grid(schedule.Cosine(), n), draw(shape, dtype), eta)),
-        shape=small | st.tuples(n, st.just(2)), dtype=dtype.filter(lambda d: d.is_floating_point),
-        n=st.integers(-1, 5), eta=real | st.floats(0, 1))
-    yield holds('batches', lambda size, drop, flip, step: images.Batches(tiny, size, 0, drop, flip)
-                (step), size=any_int, drop=real, flip=st.booleans(), step=st.integers(0, 99))
-    yield holds('square', lambda shape, size: images.square(draw(shape, torch.uint8), size),
-                shape=small, size=any_int)
-    yield holds(
-        'bytes', lambda x: same(
-            images.to_bytes(images.to_unit(torch.tensor(x, dtype=torch.uint8))).tolist(), x),
-        x=st.lists(st.integers(0, 255)))
-    yield holds(
-        'load_images', lambda name, split, size, k: images.load_images(name, split, size, k),
-        name=st.sampled_from(['shapes', 'mnist', 'emoji', 'lsun']) | text,
-        split=st.sampled_from(['train', 'test']) | text, size=st.none() | any_int, k=st.integers(
-            -2, 9))
-    yield holds('captioned',
-                lambda shape, dtype, k: words.Captioned(draw(shape, dtype), few.rows[:k]),
-                shape=small, dtype=dtype, k=n)
-    yield holds('join', lambda sizes: words.join(*[words.shapes(n=1, size=s) for s in sizes]),
-                sizes=st.lists(st.sampled_from([16, 32]), max_size=3))
-    yield holds(
-        'caption batches',
-        lambda size, drop, shift, step: words.CaptionBatches(few, ours, size, 0, drop, shift)(step),
-        size=any_int, drop=real, shift=any_int, step=n)
-    yield holds('shapes', lambda split, k, size, objects: words.shapes(split, k, size, 0, objects),
-                split=st.sampled_from(['train', 'test', 'all']) | text, k=st.integers(-2, 9),
-                size=any_int | st.sampled_from([16, 32, 64]), objects=st.integers(-1, 3))
-    yield holds(
-        'read', lambda c: (lambda s: same(words.read(s.say() if all(
-            (s.where, s.ground)) else c), s))(words.read(c)), c=said | text)
-    yield holds('parse',
-                lambda shape, dtype, bad: same(len(words.parse(draw(shape, dtype)*bad)), shape[0]),
-                shape=small | st.tuples(n, st.just(3), st.just(16), st.just(16)), dtype=dtype,
-                bad=st.sampled_from([1, 0, math.nan, math.inf, -1]))
-    yield holds('our tokens', lambda t: [same(ours.decode(ours.encode(t)), t),
-                                         ours(t, 'truncate')], t=text | said)
-    yield holds("CLIP's tokens", lambda t: [clips(t), clips.decode(clips.encode(t))],
-                t=text | said | st.text(min_size=200, max_size=3000))
-    yield holds('half characters', lambda t: clips(t),
-                t=st.text(st.characters(categories=['Cs', 'Ll']), max_size=9))
-    yield holds('template', lambda t, names: fill(t, names), t=text | text.map(lambda s: s + '{}'),
-                names=st.lists(text))
-    yield holds('guidance', lambda a, b: as_w(a, b) if a is None or math.isfinite(a) else 0.,
-                a=st.none() | real, b=st.none() | st.floats(-9, 9))
-    yield holds(
-        'labels', lambda label, b: net(torch.randn(b, 1, 4, 4), torch.tensor(.5), label
-                                       if label is None else torch.tensor(label)),
-        label=st.none() | any_int | st.lists(any_int, max_size=4), b=st.integers(1, 3))
-    yield holds(
-        'network', lambda shape, dtype: net(draw(shape, dtype), torch.tensor(.5)),
-        shape=small | st.tuples(st.just(2), st.just(1), st.integers(0, 9), st.integers(0, 9)),
-        dtype=st.sampled_from([torch.uint8, torch.int64, torch.float32, torch.bool]))
-    maybe = lambda good: good | value
-    yield holds('request', lambda **k: Request(**k) and 1, captions=maybe(
-        st.lists(text, max_size=3).map(tuple)), data=maybe(st.sampled_from(['emoji', 'shapes'])),
-                seed=maybe(any_int), steps=maybe(st.tuples(any_int, any_int, any_int)),
-                w=maybe(real), guidance=maybe(st.sampled_from(['cfg', 'clip'])),
-                clip_scale=maybe(st.none() | real), strength=maybe(st.floats(0, 1)))
-    yield holds('studio', lambda **k: Studio(**k) and 1,
-                data=maybe(st.sampled_from(['emoji', 'shapes'])), seed=maybe(any_int), steps=maybe(
-                    st.tuples(st.integers(1, 9), any_int, any_int)), w=maybe(real))
-    yield holds(
-        'sheet', lambda shape, dtype, columns, scale: show.save_sheet(
-            draw(shape, dtype)*scale, 's.png', columns), shape=small, dtype=dtype, columns=any_int,
-        scale=st.sampled_from([1, math.nan, 1e30]))
-    yield holds(
-        'captioned rows',
-        lambda shapes, said: show.save_captioned([torch.zeros(s) for s in shapes], said, 'c.png'),
-        shapes=st.lists(st.tuples(n, st.just(3), n, n),
-                        max_size=3), said=st.lists(text, max_size=3))
-    yield holds(
-        'write and read',
-        lambda tensors: same({k: v.shape for k, v in tensors.items()},
-                             (fit.write_tensors('w.safetensors', tensors),
-                              {k: v.shape
-                               for k, v in fit.read_tensors('w.safetensors').items()})[1]) and 1,
-        tensors=st.dictionaries(text, st.builds(draw, small, dtype), max_size=4))
-    yield holds('settings of a run', settings_of, v=value)
-    yield holds('log of a run', lambda v:
-                (written(v, 'd/log.jsonl'), cli.Log('d/log.jsonl', 3).lines)[1], v=value)
-    yield holds('cards of runs', lambda v:
-                (written(v, 'd/cards.json'), [*compare.read_cards(Path('d'))])[1],
-                v=value | st.lists(st.dictionaries(st.sampled_from(['family', 'data']), value)))
-    yield holds('index of shards',
-                lambda v: theirs.read_state(written(v, 'd/m.safetensors.index.json')),
-                v=value | st.fixed_dictionaries(dict(weight_map=value)))
-    yield holds(
-        'configuration', drawn,
-        v=st.tuples(st.lists(st.sampled_from(keys), min_size=1, max_size=2, unique=True),
-                    st.lists(value | any_int, min_size=2, max_size=2)))
-    yield holds('captions of a folder', lambda v:
-                (written(v, 'd/metadata.jsonl'), words.captions_in(Path('d')))[1],
-                v=value | st.fixed_dictionaries(dict(file_name=value, text=value)))
-    yield holds('plain pickles', lambda v:
-                (pickle.dump(v, open('m.pt', 'wb'), 2), theirs.read_state('m.pt'))[1], v=value)
-    yield holds(
-        'pickles in a zip', lambda v:
-        (zipped(a__data_dot_pkl=pickle.dumps(v, 2)), theirs.read_state('m.pt'))[1], v=value)
-    yield holds('any bytes as a picture', lambda raw:
-                (Path('p').write_bytes(raw), read_picture('p'))[1],
-                raw=st.binary(max_size=200) | st.binary(max_size=60).map(lambda b: b'GIF89a' + b))
-    yield holds(
-        'any bytes as merges', lambda raw:
-        (Path('v').write_bytes(b'#\n' + raw),
-         tokens.Tokenizer(tokens.read_pairs('v'), tokens.split_gpt2, 16, [])
-         (['abc']))[1], raw=st.binary(max_size=60) | text.map(str.encode))
-
-# ---- disks, two writers, kill -9 ----------------------------------------------------------------------------------------------
 
 @contextlib.contextmanager
-def disk(size: str, read_only: bool = False, fill: Callable = lambda: None):
+def disk(size: str, read_only: bool, fill: Callable):
     "A small disk of its own in the folder `disk`."
     Path('disk').mkdir()
-    mount = lambda *a: subprocess.run(['mount', *a, 'disk'], capture_output=True).returncode == 0
     if not mount('-t', 'tmpfs', '-o', f'size={size}', 'none'):
         raise Skipped('no disk can be mounted here')
     try:
@@ -1109,88 +1677,113 @@ def disk(size: str, read_only: bool = False, fill: Callable = lambda: None):
     finally:
         subprocess.run(['umount', '-l', 'disk'], check=True)
 
-def on_disk(size, read_only, fill, f):
-    with disk(size, read_only, fill):
-        return f()
 
-def at_most(size: int, f):
+def on_disk(size: str, f: Callable, *args, fill: Callable = nothing):
+    with disk(size, False, fill):
+        return f(*args)
+
+
+def read_only(f: Callable, *args, fill: Callable = nothing, size: str = '1m'):
+    with disk(size, True, fill):
+        return f(*args)
+
+
+def at_most(size: int, f: Callable, *args):
     "Files may grow to so many bytes."
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, old[1]))
     try:
-        return f()
+        return f(*args)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
 
+
+def in_the_way(f: Callable, *args):
+    "A file where a folder is wanted stays whole."
+    Path('disk').write_text('x')
+    f(*args)
+    whole(Path('disk'))
+
+
+# what writes into the folder {at}
+ROLL_SHEET = 'sample {roll} --n 4 --steps 1 --out'
+WRITERS = {
+    'train': 'train roll --steps 4 --batch 8 --save-every 0 --out {at}/r --json',
+    'sample': 'sample {roll} --n 400 --steps 1 --out {at}/a.png',
+    'classify': 'classify {cat} heart sun --out {at}/c.png',
+    'tensors': lambda at: fit.write_tensors(f'{at}/w.safetensors', dict(a=torch.zeros(200_000))),
+    'weights': lambda at: fit.save_weights(f'{at}/r.safetensors', roll().model,
+                                           dict(recipe='roll')),
+    'pairs': lambda at: tokens.write_pairs(f'{at}/v', [('a', 'b')]*9000, 'x'),
+    'sheet': lambda at: show.save_sheet(torch.rand(40, 3, 32, 32), f'{at}/s.png'),
+    'state': lambda at: roll().save(f'{at}/s.safetensors'),
+    'told': "sample {glide} --caption 'a dog' --steps 2 --json --side 16 --n 100 "
+            '--out {at}/a.png'}
+
+
+def write_to(writer: Callable | str, at: str):
+    return writer(at) if callable(writer) else run_line(writer, at=at)
+
+
+def copied_run():
+    shutil.copytree(FIX/'run', 'disk/run')
+
+
+def resume_on_disk():
+    "A run that is whole stays whole where there is no room for another."
+    try:
+        run_line('train roll --resume --steps 8 --out disk/run')
+    finally:
+        roll().load('disk/run/state.safetensors')
+        fit.load_weights('disk/run/roll.safetensors')
+        whole(Path('disk/run/run.json'))
+
+
+def to_device(kind: str):
+    "A sheet into a device."
+    mode = 0o010000 if kind == 'pipe' else 0o020000
+    os.mknod('out.png', 0o600 | mode, os.makedev(1, dict(null=3, full=7, pipe=0)[kind]))
+    try:
+        return run_line(ROLL_SHEET, 'out.png')
+    finally:
+        assert not Path('out.png').is_file(), 'a device was replaced by a file'
+
+
+def to_link():
+    Path('t.png').write_bytes(b'x')
+    Path('out.png').symlink_to('t.png')
+    return run_line(ROLL_SHEET, 'out.png')
+
+
 def disk_cases(rng):
-    copied = lambda: shutil.copytree(FIX/'run', 'disk/run')
-    x = torch.rand(40, 3, 32, 32)
-    writers = {
-        'train': lambda at: run(
-            *f'train roll --steps 4 --batch 8 --save-every 0 --out {at}/r --json'.split()),
-        'sample': lambda at: run('sample', str(FIX/'run/roll.safetensors'), '--n', '400', '--steps',
-                                 '1', '--out', f'{at}/a.png'),
-        'classify': lambda at: run('classify', str(FIX/'said/cat.png'), 'heart', 'sun', '--out',
-                                   f'{at}/c.png'), 'tensors': lambda at: fit.write_tensors(
-                                       f'{at}/w.safetensors', dict(a=torch.zeros(200_000))),
-        'weights': lambda at: fit.save_weights(f'{at}/r.safetensors',
-                                               roll().model, dict(recipe='roll')),
-        'pairs': lambda at: tokens.write_pairs(f'{at}/v', [('a', 'b')]*9000, 'x'),
-        'sheet': lambda at: show.save_sheet(x, f'{at}/s.png'),
-        'state': lambda at: roll().save(f'{at}/s.safetensors'), 'told': lambda at: told(
-            FIX/'glide/base.pt', '--side', '16', '--n', '100', '--out', f'{at}/a.png')
-    }
-
-    def resume():
-        run('train', 'roll', '--resume', '--steps', '8', '--out', 'disk/run')
-
-    def once_more(): # a run that is whole stays whole where there is no room for another
-        try:
-            resume()
-        finally:
-            roll().load('disk/run/state.safetensors')
-            fit.load_weights('disk/run/roll.safetensors')
-            whole(Path('disk/run/run.json'))
-
-    for name, f in writers.items():
+    case = in_part('disks')
+    for name, writer in WRITERS.items():
         for size in ('4k', '16k', '72k', '300k', '620k'):
-            yield Case('disks', f'{name}, {size} free',
-                       lambda f=f, size=size: on_disk(size, False, lambda: None, lambda: f('disk')))
+            yield case(f'{name}, {size} free', on_disk, size, write_to, writer, 'disk')
         for size in (0, 1, 5000, 100_000):
-            yield Case('disks', f'{name}, files of {size} bytes',
-                       lambda f=f, size=size: at_most(size, lambda: f('.')))
-        yield Case('disks', f'{name}, read-only',
-                   lambda f=f: on_disk('1m', True, lambda: None, lambda: f('disk')))
-        yield Case('disks', f'{name}, a file in the place of the folder', lambda f=f:
-                   (Path('disk').write_text('x'), f('disk'), whole(Path('disk')))[1])
+            yield case(f'{name}, files of {size} bytes', at_most, size, write_to, writer, '.')
+        yield case(f'{name}, read-only', read_only, write_to, writer, 'disk')
+        yield case(f'{name}, a file in the place of the folder', in_the_way, write_to, writer,
+                   'disk')
+
     run_size = sum(f.stat().st_size + 8192 for f in (FIX/'run').iterdir()) >> 10
     for size in (0, 8, 80, 400, 900, 9000):
-        yield Case('disks', f'resume, {size}k free',
-                   lambda size=size: on_disk(f'{run_size + size}k', False, copied, once_more))
-    yield Case('disks', 'resume, read-only', lambda: on_disk('9m', True, copied, once_more))
-
-    def device(kind):
-        os.mknod('out.png', 0o600 | (0o020000 if kind != 'pipe' else 0o010000),
-                 os.makedev(1,
-                            dict(null=3, full=7, pipe=0)[kind]))
-        try:
-            return run('sample', str(FIX/'run/roll.safetensors'), '--n', '4', '--steps', '1',
-                       '--out', 'out.png')
-        finally:
-            assert not Path('out.png').is_file(), 'a device was replaced by a file'
-
+        yield case(f'resume, {size}k free', partial(on_disk, fill=copied_run),
+                   f'{run_size + size}k', resume_on_disk)
+    yield case('resume, read-only', partial(read_only, fill=copied_run, size='9m'), resume_on_disk)
     for kind in ('null', 'full', 'pipe'):
-        yield Case('disks', f'--out is a device, {kind}', lambda kind=kind: device(kind))
+        yield case(f'--out is a device, {kind}', to_device, kind)
+    yield case('--out is a link', to_link)
 
-    def linked():
-        Path('t.png').write_bytes(b'x')
-        Path('out.png').symlink_to('t.png')
-        return run('sample', str(FIX/'run/roll.safetensors'), '--n', '4', '--steps', '1', '--out',
-                   'out.png')
 
-    yield Case('disks', '--out is a link', linked)
+TRAIN_TO = 'train roll --steps 24 --batch 16 --save-every 0 --out'
+TRAIN = f'{TRAIN_TO} r'
+OTHER = f'{TRAIN} --seed 1'
+MORE = f'{TRAIN} --resume'
+SHEET = 'sample r/roll.safetensors --n 4 --steps 1 --out a.png'
 
-def child(name: str, *args: str) -> int:
+
+def child(name: str, line: str) -> int:
     "A forked process that runs a command, its words in files beside."
     def go():
         for fd, end in ((1, 'out'), (2, 'err')):
@@ -1198,7 +1791,7 @@ def child(name: str, *args: str) -> int:
         sys.stdout, sys.stderr = open(1, 'w'), open(2, 'w')
         signal.setitimer(signal.ITIMER_PROF, 0)
         try:
-            cli.main([*args])
+            cli.main(words_of(line))
         except SystemExit as e:
             sys.stdout.flush()
             sys.stderr.flush()
@@ -1206,73 +1799,64 @@ def child(name: str, *args: str) -> int:
 
     return forked(go)
 
+
 def code_of(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
-TRAIN = 'train roll --steps 24 --batch 16 --save-every 0 --out r'.split()
 
-def two_writers(a: list[str], b: list[str], before: Callable = lambda: None):
+def steps_of(log) -> list[int]:
+    return [json.loads(line)['step'] for line in open(log)]
+
+
+def begun():
+    shutil.copytree(FIX/'half', 'r')
+
+
+def two_writers(a: str, b: str, before: Callable = nothing):
     "Both end well or with a sentence, at least one of them well, and what they leave goes on."
     before()
+    pids = {'a': child('a', a), 'b': child('b', b)}
     codes = []
-    pids = {name: child(name, *args) for name, args in (('a', a), ('b', b))}
     for name, pid in pids.items():
         codes.append(code_of(pid))
         with contextlib.suppress(Refused):
             said(codes[-1], '', Path(f'{name}.err').read_text())
     assert 0 in codes, Path('a.err').read_text()[-300:] + Path('b.err').read_text()[-300:]
+
     for p in files('r'):
         whole(p)
-    lines = [json.loads(l)['step'] for l in open('r/log.jsonl')]
-    assert lines == sorted({*lines}), f'a log of two runs: {lines}'
+    steps = steps_of('r/log.jsonl')
+    assert steps == sorted({*steps}), f'a log of two runs: {steps}'
     kept = json.loads(Path('r/run.json').read_text())
-    return run('train', 'roll', '--resume', '--steps', str(kept['steps']), '--out', 'r') if all(
-        'roll' in c for c in (a, b)) else None
+    if a.startswith('train') and b.startswith('train'):
+        return run('train', 'roll', '--resume', '--steps', str(kept['steps']), '--out', 'r')
+
 
 def killed(when: float):
-    "kill -9 at some moment: what was saved is whole, and resumed it is the run that nobody killed, bit for bit."
-    pid = child('a', *TRAIN)
+    "kill -9: what was saved is whole, and resumed it is the undisturbed run, bit for bit."
+    pid = child('a', TRAIN)
     time.sleep(when*float((FIX/'seconds').read_text()))
     os.kill(pid, signal.SIGKILL)
     code_of(pid)
+
     out = Path('r')
-    for p in (out/f'{n}.safetensors' for n in ('state', 'roll')):
+    for p in (out/'state.safetensors', out/'roll.safetensors', out/'roll.json'):
         if p.exists():
-            load_file(p)
-    if (out/'roll.json').exists():
-        whole(out/'roll.json')
-    if (out/'run.json').exists():
-        run(*TRAIN, '--resume')
-    else:
-        run(*TRAIN)
+            whole(p)
+    run_line(MORE if (out/'run.json').exists() else TRAIN)
     a, b = (load_file(at/'state.safetensors') for at in (out, FIX/'ref'))
     assert all(torch.equal(a[k], b[k]) for k in b), 'the resumed run is another'
     assert not [*out.rglob('*tmp*')]
-    return [json.loads(l)['step'] for l in open(out/'log.jsonl')]
+    return steps_of(out/'log.jsonl')
 
-def race_cases(rng, kills: int = 36):
-    other, more = [*TRAIN, '--seed', '1'], [*TRAIN, '--resume']
-    begun = lambda: shutil.copytree(FIX/'half', 'r')
-    for i in range(3):
-        yield Case('races', f'two new runs, {i}', lambda: two_writers(TRAIN, other))
-        yield Case('races', f'two go on, {i}', lambda: two_writers(more, more, begun))
-    for i in range(2):
-        yield Case('races', f'one goes on, one begins, {i}',
-                   lambda: two_writers(more, TRAIN, begun))
-        yield Case(
-            'races', f'one trains, one draws, {i}',
-            lambda: two_writers(more, [
-                'sample', 'r/roll.safetensors', '--n', '4', '--steps', '1', '--out', 'a.png'
-            ], begun))
-    for i in range(kills):
-        yield Case('kills', f'kill -9, {i}', lambda when=rng.random()*1.1: killed(when))
-    for number in (signal.SIGINT, signal.SIGTERM):
-        yield Case('kills', f'{number.name} twice', lambda number=number: stopped(number))
 
 def stopped(number):
-    pid = child('a', *TRAIN)
-    while not Path('r/state.safetensors').exists() and not (Path('a.err').exists()
-                                                            and Path('a.err').read_text()):
+    "The signal twice: the run saves, ends, and can be resumed."
+    def has_words(p):
+        return p.exists() and p.read_text()
+
+    pid = child('a', TRAIN)
+    while not Path('r/state.safetensors').exists() and not has_words(Path('a.err')):
         time.sleep(.02)
     os.kill(pid, number)
     time.sleep(.05)
@@ -1281,330 +1865,453 @@ def stopped(number):
     code = code_of(pid)
     roll().load('r/state.safetensors')
     assert code in (0, 130, 143, -number), f'exit code {code}'
-    run(*TRAIN, '--resume')
+    run_line(MORE)
 
-# ---- told a sentence: GLIDE's files, Karlo's folder ---------------------------------------------------------------------------
+
+def race_cases(rng, kills: int = 36):
+    case = in_part('races')
+    for i in range(3):
+        yield case(f'two new runs, {i}', two_writers, TRAIN, OTHER)
+        yield case(f'two go on, {i}', two_writers, MORE, MORE, begun)
+    for i in range(2):
+        yield case(f'one goes on, one begins, {i}', two_writers, MORE, TRAIN, begun)
+        yield case(f'one trains, one draws, {i}', two_writers, MORE, SHEET, begun)
+
+    case = in_part('kills')
+    for i in range(kills):
+        yield case(f'kill -9, {i}', killed, rng.random()*1.1)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        yield case(f'{number.name} twice', stopped, number)
+
+
+# ---- told a sentence: GLIDE's files, Karlo's folder -------------------------------------------
+
+TELL = "sample {file} --caption 'a dog' --steps 2 --out a.png --json"
+TELL_GLIDE = f'{TELL} --side 8'.replace('{file}', '{glide}')
+KARLO = (*theirs.UNCLIP, *theirs.CLOCKS)
+
 
 def told(p, *more: str):
-    return run('sample', str(p), '--caption', 'a dog', '--steps', '2', '--out', 'a.png', '--json',
-               *more)
+    return run_line(TELL, *more, file=p)
 
-def told_by() -> dict[str, Callable]:
-    whole = lambda p: told(p.parent.parent)
-    return {
-        f'karlo/{part}/{name}': whole
-        for part in (*theirs.UNCLIP, *theirs.CLOCKS)
-        for name in (about_of(part), 'm.safetensors')
-        if (FIX/'karlo'/part/name).exists()
-    } | {
-        'glide/base.pt': lambda p: told(p, '--side', '8'), 'glide/upsample.pt': lambda p: told(
-            p.with_name('base.pt'), '--side', '8', '--enlarge', str(p))
-    }
 
-ALSO = PLACES | dict(
-    endless=lambda p: p.symlink_to('/dev/zero'), pipe=os.mkfifo,
-    void=lambda p: p.symlink_to('/dev/null'),
-    elsewhere=lambda p: p.symlink_to(FIX/p.relative_to(Path('in').resolve())
-                                     if 'karlo' not in str(p) else '/etc/passwd'))
-VALUES = [
-    None, True, 'x', '', 'x'*9999, math.nan, math.inf, -1, 0, 1, 2, 3, 2.5, 10**5, 10**9, 10**30,
-    -10**30, 1e308, 1e-320, [], [[]], [1]*9, [0, 0], [8, math.nan], [10**9, 10**9], ['x', 'x'],
-    [None, 16], {}, {'a': 1},
-    eval('['*90 + ']'*90), 'gelu', 'silu', 'v_prediction', 'AttnDownBlock2D'
-]
+def told_readers() -> dict[str, Callable | str]:
+    "The files of Karlo's folder and of GLIDE: what reads them."
+    found = {}
+    for part in KARLO:
+        for name in (about_of(part), 'm.safetensors'):
+            if (FIX/'karlo'/part/name).exists():
+                found[f'karlo/{part}/{name}'] = of_folder(of_folder(told))
+    found['glide/base.pt'] = f'{TELL} --side 8'
+    found['glide/upsample.pt'] = (f'{TELL} --side 8'.replace('{file}', '{folder}/base.pt')
+                                  + ' --enlarge {file}')
+    return found
+
+
+def link_elsewhere(p):
+    inside = FIX/p.relative_to(Path('in').resolve())
+    p.symlink_to('/etc/passwd' if 'karlo' in str(p) else inside)
+
+
+ALSO = PLACES | dict(endless=link_to('/dev/zero'), pipe=os.mkfifo, void=link_to('/dev/null'),
+                     elsewhere=link_elsewhere)
+
+# changes of a folder like Karlo's: of a configuration
+
+
+def set_values(d: Path, at: str, **new):
+    (d/at).write_text(json.dumps(json.loads((d/at).read_text()) | new))
+
+
+def set_value(d: Path, at: str, key: str, v):
+    set_values(d, at, **{key: v})
+
+
+def without_value(d: Path, at: str, key: str):
+    config = json.loads((d/at).read_text())
+    del config[key]
+    (d/at).write_text(json.dumps(config))
+
+
+def set_bytes(d: Path, at: str, raw: bytes):
+    (d/at).write_bytes(raw)
+
+
+# of a part as a whole
+
+
+def replaced(make: Callable):
+    "Something else in the place of a folder."
+    def change(p):
+        shutil.rmtree(p)
+        make(p)
+
+    return change
+
+
+def link_to_whole(p):
+    p.symlink_to(FIX/'karlo'/p.name)
+
+
+FOLDERS = dict(missing=shutil.rmtree, file=replaced(partial(Path.write_text, data='x')),
+               empty=replaced(Path.mkdir), loop=replaced(link_to_itself),
+               linked=replaced(link_to_whole), itself=replaced(link_to('..')),
+               locked=methodcaller('chmod', 0))
+
+
+def change_part(d: Path, part: str, change: Callable):
+    change(d/part)
+
+
+def exchange(d: Path, a: str, b: str):
+    (d/a).rename('t')
+    (d/b).rename(d/a)
+    Path('t').rename(d/b)
+
+
+# of weights
+
+
+def save_states(*pairs):
+    for path, state in pairs:
+        save_file({name: w.contiguous() for name, w in state.items()}, path)
+
+
+def give_key(d: Path, a: str, b: str):
+    paths = [d/part/'m.safetensors' for part in (a, b)]
+    giver, taker = map(load_file, paths)
+    name = sorted(giver)[0]
+    taker[name] = giver.pop(name)
+    save_states(*zip(paths, (giver, taker)))
+
+
+def change_weight(d: Path, part: str, key: str, f: Callable):
+    path = d/part/'m.safetensors'
+    state = load_file(path)
+    save_states((path, state | {key: f(state[key])}))
+
+
+def told_karlo(change: Callable, *args):
+    "A caption for a copy of the folder, after a change."
+    shutil.copytree(FIX/'karlo', 'k')
+    change(Path('k'), *args)
+    return unharmed(told, 'k')
+
+
+VALUES = [None, True, 'x', '', 'x'*9999, math.nan, math.inf, -1, 0, 1, 2, 3, 2.5, 10**5, 10**9,
+          10**30, -10**30, 1e308, 1e-320, [], [[]], [1]*9, [0, 0], [8, math.nan], [10**9, 10**9],
+          ['x', 'x'], [None, 16], {}, {'a': 1}, nested(89), 'gelu', 'silu', 'v_prediction',
+          'AttnDownBlock2D']
 OTHERS = {
     'config.json': ('_class_name', 'norm_eps', 'layer_norm_eps', 'dropout', 'attn_norm_num_groups',
                     'time_embedding_dim', 'num_class_embeds', 'mid_block_type', 'class_embed_type',
                     'act_fn', 'downsample_padding', 'freq_shift', 'torch_dtype', 'a\x1b[31m'),
-    'scheduler_config.json': ('_class_name', 'beta_schedule', 'beta_start', 'trained_betas')
-}
-CHANGED = dict(complex=lambda w: w.to(torch.complex64), bytes=lambda w: w.to(torch.uint8),
-               bools=lambda w: w.bool(), double=lambda w: w.double(),
-               float8=lambda w: w.to(torch.float8_e4m3fn), huge=lambda w: w.float()*1e37,
-               zero=lambda w: w*0, flat=lambda w: w.reshape(-1), single=lambda w: w.reshape(-1)[0],
-               none=lambda w: w.reshape(-1)[:0], axis=lambda w: w[None],
-               longer=lambda w: torch.cat([w, w]), nan=lambda w: w*math.nan, infinite=lambda w: w/0)
+    'scheduler_config.json': ('_class_name', 'beta_schedule', 'beta_start', 'trained_betas')}
+CONFIGS = DEEP | {
+    'long number': b'{"sample_size": ' + b'9'*10**4 + b'}',
+    'wide': b'{"block_out_channels": [' + b'8,'*10**6 + b'8]}',
+    'BOM': b'\xef\xbb\xbf{}',
+    'surrogate': b'{"hidden_act": "\\ud800", "act_fn": "\\ud800", "prediction_type": "\\ud800"}'}
 
-def told_cases(rng, k: int = 3):
-    yield from files_cases(rng, 3, told_by, 'told', ALSO)
+# what becomes of a tensor
+CHANGED = dict(complex=methodcaller('to', torch.complex64), bytes=methodcaller('to', torch.uint8),
+               bools=methodcaller('bool'), double=methodcaller('double'),
+               float8=methodcaller('to', torch.float8_e4m3fn), huge=lambda w: w.float()*1e37,
+               zero=methodcaller('mul', 0), flat=methodcaller('reshape', -1),
+               single=lambda w: w.reshape(-1)[0], none=lambda w: w.reshape(-1)[:0],
+               axis=lambda w: w[None], longer=lambda w: torch.cat([w, w]),
+               nan=methodcaller('mul', math.nan), infinite=methodcaller('div', 0))
 
-    def folder(change):
-        shutil.copytree(FIX/'karlo', 'k')
-        change(Path('k'))
-        return unharmed(lambda: told('k'))
 
-    def case(name, change):
-        return Case('told', f'karlo {name}', lambda: folder(change))
+def karlo_cases(rng, k: int):
+    "Configurations, folders and weights of Karlo, changed and exchanged."
+    def case(name, change, *args):
+        return Case('told', f'karlo {name}', told_karlo, (change, *args))
 
-    def swap(a: Path, b: Path):
-        a.rename('t')
-        b.rename(a)
-        Path('t').rename(b)
-
-    def edit(p: Path, **new):
-        p.write_text(json.dumps(json.loads(p.read_text()) | new))
-
-    def states(f, *paths):
-        new = f(*[load_file(p) for p in paths])
-        [
-            save_file({n: w.contiguous()
-                       for n, w in state.items()}, p)
-            for p, state in zip(paths, new)
-        ]
-
-    def moved(a, b):
-        n = sorted(a)[0]
-        b[n] = a.pop(n)
-        return a, b
-
-    parts, m = (*theirs.UNCLIP, *theirs.CLOCKS), 'm.safetensors'
-    for part in parts:
+    for part in KARLO:
         name = about_of(part)
         at = f'{part}/{name}'
-        c = json.loads((FIX/'karlo'/at).read_text())
-        for key in sorted({*c, *OTHERS[name]}):
+        config = json.loads((FIX/'karlo'/at).read_text())
+        for key in sorted({*config, *OTHERS[name]}):
             for v in rng.sample(VALUES, k):
-                yield case(f'{part} {key}={str(v)[:30]!r}',
-                           lambda d, p=at, key=key, v=v: edit(d/p, **{key: v}))
-            if isinstance(c.get(key), list):
-                yield case(f'{part} {key} one longer',
-                           lambda d, p=at, key=key, c=c: edit(d/p, **{key: c[key] + c[key][-1:]}))
-            if key in c:
-                yield case(
-                    f'{part} without {key}', lambda d, p=at, key=key, c=c:
-                    (d/p).write_text(json.dumps({n: v for n, v in c.items() if n != key})))
+                yield case(f'{part} {key}={str(v)[:30]!r}', set_value, at, key, v)
+            v = config.get(key)
+            if isinstance(v, list):
+                yield case(f'{part} {key} one longer', set_value, at, key, v + v[-1:])
+            if key in config:
+                yield case(f'{part} without {key}', without_value, at, key)
         for i in range(k):
-            changed = {key: v for key, v in zip(rng.sample(sorted(c), 2), rng.sample(VALUES, 2))}
-            yield case(f'{part} {str(changed)[:60]}, {i}',
-                       lambda d, p=at, changed=changed: edit(d/p, **changed))
-        for how, raw in {
-                'deep': b'['*10**5 + b']'*10**5, 'deep objects': b'{"a":'*10**5 + b'1' + b'}'*10**5,
-                'long number': b'{"sample_size": ' + b'9'*10**4 + b'}',
-                'wide': b'{"block_out_channels": [' + b'8,'*10**6 + b'8]}',
-                'BOM': b'\xef\xbb\xbf{}',
-                'surrogate': b'{"hidden_act": "\\ud800", "act_fn": "\\ud800", "prediction_type": '
-                             b'"\\ud800"}'
-        }.items():
-            yield case(f'{part} {how}', lambda d, p=at, raw=raw: (d/p).write_bytes(raw))
-        for how, make in dict(
-                missing=shutil.rmtree, file=lambda p: (shutil.rmtree(p), p.write_text('x')),
-                empty=lambda p: (shutil.rmtree(p), p.mkdir()), loop=lambda p:
-            (shutil.rmtree(p), p.symlink_to(p.name)), linked=lambda p:
-            (shutil.rmtree(p), p.symlink_to(FIX/'karlo'/p.name)), itself=lambda p:
-            (shutil.rmtree(p), p.symlink_to('..')), locked=lambda p: p.chmod(0)).items():
-            yield case(f'{part} {how}', lambda d, part=part, make=make: make(d/part))
-    for a, b in itertools.combinations(theirs.UNCLIP, 2):
-        yield case(f'{a} and {b} exchanged', lambda d, a=a, b=b: swap(d/a, d/b))
-        yield case(f'{a} and {b}: weights exchanged', lambda d, a=a, b=b: swap(d/a/m, d/b/m))
-        yield case(f'{a} and {b}: configurations exchanged',
-                   lambda d, a=a, b=b: swap(d/a/'config.json', d/b/'config.json'))
-        yield case(f'{a} gives {b} a key', lambda d, a=a, b=b: states(moved, d/a/m, d/b/m))
-        yield case(f'{b} gives {a} a key', lambda d, a=a, b=b: states(moved, d/b/m, d/a/m))
-    for a, b in itertools.combinations(theirs.CLOCKS, 2):
-        yield case(f'{a} and {b} exchanged', lambda d, a=a, b=b: swap(d/a, d/b))
+            new = dict(zip(rng.sample(sorted(config), 2), rng.sample(VALUES, 2)))
+            yield case(f'{part} {str(new)[:60]}, {i}', partial(set_values, **new), at)
+        for how, raw in CONFIGS.items():
+            yield case(f'{part} {how}', set_bytes, at, raw)
+        for how, change in FOLDERS.items():
+            yield case(f'{part} {how}', change_part, part, change)
 
-    def base(change, side='8', up=False):
-        state = {name: torch.load(FIX/f'glide/{name}.pt') for name in ('base', 'upsample')}
-        which = 'upsample' if up else 'base'
-        state[which] = change(state[which])
-        [torch.save(v, f'{n}.pt') for n, v in state.items()]
-        return unharmed(
-            lambda: told('base.pt', '--side', side, *(['--enlarge', 'upsample.pt'] if up else [])))
+    for a, b in itertools.combinations(theirs.UNCLIP, 2):
+        yield case(f'{a} and {b} exchanged', exchange, a, b)
+        for what, file in (('weights', 'm.safetensors'), ('configurations', 'config.json')):
+            yield case(f'{a} and {b}: {what} exchanged', exchange, f'{a}/{file}', f'{b}/{file}')
+        yield case(f'{a} gives {b} a key', give_key, a, b)
+        yield case(f'{b} gives {a} a key', give_key, b, a)
+    for a, b in itertools.combinations(theirs.CLOCKS, 2):
+        yield case(f'{a} and {b} exchanged', exchange, a, b)
 
     for (how, f), part in itertools.product(CHANGED.items(), theirs.UNCLIP):
-        for key in rng.sample(sorted(load_file(FIX/'karlo'/part/m)), 2):
-            yield case(
-                f'{part} {key} {how}', lambda d, part=part, key=key, f=f: states(
-                    lambda s: [s | {key: f(s[key])}], d/part/m))
+        keys = sorted(load_file(FIX/'karlo'/part/'m.safetensors'))
+        for key in rng.sample(keys, 2):
+            yield case(f'{part} {key} {how}', change_weight, part, key, f)
+
+
+# changes of GLIDE's weights
+
+
+def change_key(state, key, f):
+    return state | {key: f(state[key])}
+
+
+def without_key(state, key):
+    return {name: w for name, w in state.items() if name != key}
+
+
+def odd_place(state, key):
+    return {name.replace('.0.', '.7.', 1) if name == key else name: w
+            for name, w in state.items()}
+
+
+def huge_place(state, key):
+    return state | {f'input_blocks.{10**30}.{key}': state[key],
+                    f'transformer.resblocks.{key}': state[key]}
+
+
+STATES = dict(list=lambda s: [*s.values()], empty=lambda s: {},
+              nested=lambda s: dict(state_dict=s),
+              module=lambda s: {f'module.{name}': w for name, w in s.items()},
+              numbers=lambda s: s | {'step': 7}, more=lambda s: s | {'more': torch.zeros(2)})
+CENTRAL = ('input_blocks.0.0.weight', 'token_embedding.weight', 'positional_embedding',
+           'time_embed.0.weight', 'input_blocks.1.0.emb_layers.1.weight', 'transformer_proj.weight')
+
+
+def told_glide(up: bool, change: Callable, *args):
+    "A caption for copies of GLIDE's files, after a change of one."
+    changed = 'upsample' if up else 'base'
+    for name in ('base', 'upsample'):
+        state = torch.load(FIX/f'glide/{name}.pt')
+        torch.save(change(state, *args) if name == changed else state, f'{name}.pt')
+    more = ['--enlarge', 'upsample.pt'] if up else []
+    return unharmed(told, 'base.pt', '--side', '8', *more)
+
+
+def glide_cases(rng):
+    "Weights of GLIDE, changed."
+    case = in_part('told')
+    keys = sorted(torch.load(FIX/'glide/base.pt'))
     for (how, f), up in itertools.product(CHANGED.items(), (False, True)):
-        keys = sorted(torch.load(FIX/'glide/base.pt'))
-        for key in [
-                'input_blocks.0.0.weight', 'token_embedding.weight', 'positional_embedding',
-                'time_embed.0.weight', 'input_blocks.1.0.emb_layers.1.weight',
-                'transformer_proj.weight', *rng.sample(keys, 3)
-        ]:
-            yield Case('told', f'glide {"upsample" if up else "base"} {key} {how}',
-                       lambda key=key, f=f, up=up: base(lambda s: s | {key: f(s[key])}, up=up))
+        for key in [*CENTRAL, *rng.sample(keys, 3)]:
+            yield case(f'glide {"upsample" if up else "base"} {key} {how}', told_glide, up,
+                       change_key, key, f)
     for key in rng.sample(keys, 12):
-        yield Case('told', f'glide without {key}',
-                   lambda key=key: base(lambda s: {n: w for n, w in s.items() if n != key}))
-        yield Case(
-            'told', f'glide {key} at odd places', lambda key=key: base(
-                lambda s: {n.replace('.0.', '.7.', 1) if n == key else n: w for n, w in s.items()}))
-        yield Case(
-            'told', f'glide {key} at huge places', lambda key=key: base(lambda s: s | {
-                f'input_blocks.{10**30}.{key}': s[key], f'transformer.resblocks.{key}': s[key]
-            }))
-    for how, f in dict(
-            list=lambda s: [*s.values()], empty=lambda s: {}, nested=lambda s: dict(state_dict=s),
-            module=lambda s: {f'module.{n}': w for n, w in s.items()},
-            numbers=lambda s: s | {'step': 7}, more=lambda s: s | {'more': torch.zeros(2)}).items():
-        yield Case('told', f'glide, {how}', lambda f=f: base(f))
-    glide_, karlo, up = str(FIX/'glide/base.pt'), str(FIX/'karlo'), str(FIX/'glide/upsample.pt')
+        yield case(f'glide without {key}', told_glide, False, without_key, key)
+        yield case(f'glide {key} at odd places', told_glide, False, odd_place, key)
+        yield case(f'glide {key} at huge places', told_glide, False, huge_place, key)
+    for how, change in STATES.items():
+        yield case(f'glide, {how}', told_glide, False, change)
+
+
+# options: a name, what is told, and more words
+TOLD_FILES = ('glide/upsample.pt', 'glide/inpaint.pt', 'glide/words.pt', 'glide', 'karlo',
+              'karlo/prior', 'karlo/decoder/m.safetensors', 'iddpm_unet', 'ddpm_unet',
+              'openai_clip_vit', 'unclip_prior', 'run/roll.safetensors', 'run', 'said/cat.png',
+              'reader', 'vocab/v.bpe.gz', 'script/m.pt', 'old/m.pt', 'shards', '.')
+TOLD_OPTIONS = ('--label 3', '--bf16', '--no-bf16', '--guidance free', '--classifier-scale 1',
+                '--sampler ddim', '--layout openai', '--preset adm-64', '--attention-order new',
+                '--heads 1', '--head-width 1', '--schedule linear', '--w 1 --guidance-scale 2',
+                '--caption', '--enlarge', '--threads 2', '--device meta', '--out .',
+                '--out x/y/z.png', '--out /dev/null', '--out a')
+TOLD_WORDS = [*WORDS, 'a'*10**6, 'a '*10**5, '\U0001f98a'*10**4, '\n\t\r', '\u3000', '\u200b',
+              '\xa0', '\0', '\ud800', '\u202e\u05d0', '\x07\x1b]0;x\x07', '\ufdfa'*300,
+              'e' + '\u0301'*9999, '--caption', "'; rm -rf *"]
+
+
+def told_option_cases():
+    "Sides, numbers, steps, weights, other files, other options, odd captions."
+    case = in_part('told')
+    glide_, karlo, up = (str(FIX/FILES[name]) for name in ('glide', 'karlo', 'up'))
     for side in ('1', '2', '3', '7', '65536', '100000', '1000000000'):
-        yield Case('told', f'glide --side {side}', lambda side=side: told(glide_, '--side', side))
-        yield Case('told', f'glide --side {side}, enlarged',
-                   lambda side=side: told(glide_, '--side', side, '--enlarge', up))
-        yield Case('told', f'karlo --side {side}', lambda side=side: told(karlo, '--side', side))
+        yield case(f'glide --side {side}', told, glide_, '--side', side)
+        yield case(f'glide --side {side}, enlarged', told, glide_, '--side', side, '--enlarge', up)
+        yield case(f'karlo --side {side}', told, karlo, '--side', side)
     for n in ('1000000000', '100000000', '1000000'):
-        yield Case('told', f'glide --n {n}', lambda n=n: told(glide_, '--n', n, '--side', '64'))
-        yield Case('told', f'karlo --n {n}, no more steps than there are',
-                   lambda n=n: told(karlo, '--n', n, '--steps', '1001'))
-    for steps, (name, args) in itertools.product(('1', '27', '1000', '1001', '1000000000'),
-                                                 dict(glide=[glide_, '--side', '2'],
-                                                      karlo=[karlo]).items()):
-        if (name, steps) != ('karlo', '1000'):
-            yield Case('told', f'{name} --steps {steps}',
-                       lambda args=args, steps=steps: told(*args, '--steps', steps))
+        yield case(f'glide --n {n}', told, glide_, '--n', n, '--side', '64')
+        yield case(f'karlo --n {n}, no more steps than there are', told, karlo, '--n', n,
+                   '--steps', '1001')
+    for steps in ('1', '27', '1000', '1001', '1000000000'):
+        yield case(f'glide --steps {steps}', told, glide_, '--side', '2', '--steps', steps)
+        if steps != '1000':
+            yield case(f'karlo --steps {steps}', told, karlo, '--steps', steps)
     for w in ('1e30', '-1e30', '1e308', '0', '-1', '1e-300'):
-        yield Case('told', f'glide --w {w}', lambda w=w: told(glide_, '--side', '8', '--w', w))
-        yield Case('told', f'karlo --guidance-scale {w}',
-                   lambda w=w: told(karlo, '--guidance-scale', w))
-    for name in ('glide/upsample.pt', 'glide/inpaint.pt', 'glide/words.pt', 'glide', 'karlo',
-                 'karlo/prior', 'karlo/decoder/m.safetensors', 'iddpm_unet', 'ddpm_unet',
-                 'openai_clip_vit', 'unclip_prior', 'run/roll.safetensors', 'run', 'said/cat.png',
-                 'reader', 'vocab/v.bpe.gz', 'script/m.pt', 'old/m.pt', 'shards', '.'):
-        yield Case('told', f'tell {name}', lambda name=name: told(FIX/name))
-        yield Case('told', f'--enlarge {name}',
-                   lambda name=name: told(glide_, '--side', '8', '--enlarge', str(FIX/name)))
-        yield Case(
-            'told', f'without --caption: {name}', lambda name=name: run(
-                'sample', str(FIX/name), '--layout', 'auto', '--n', '1', '--steps', '1'))
-    for line in ('--label 3', '--bf16', '--no-bf16', '--guidance free', '--classifier-scale 1',
-                 '--sampler ddim', '--layout openai', '--preset adm-64', '--attention-order new',
-                 '--heads 1', '--head-width 1', '--schedule linear', '--w 1 --guidance-scale 2',
-                 '--caption', '--enlarge', '--threads 2', '--device meta', '--out .',
-                 '--out x/y/z.png', '--out /dev/null', '--out a'):
-        yield Case('told', f'glide {line}',
-                   lambda line=line: told(glide_, '--side', '8', *line.split()))
-        yield Case('told', f'karlo {line}', lambda line=line: told(karlo, *line.split()))
-    for v in [
-            *WORDS, 'a'*10**6, 'a '*10**5, '\U0001f98a'*10**4, '\n\t\r', '\u3000', '\u200b', '\xa0',
-            '\0', '\ud800', '\u202e\u05d0', '\x07\x1b]0;x\x07', '\ufdfa'*300, 'e' + '\u0301'*9999,
-            '--caption', "'; rm -rf *"
-    ]:
-        for name, args in dict(glide=[glide_, '--side', '8'], karlo=[karlo]).items():
-            yield Case(
-                'told', f'{name} is told {v[:24]!r} ({len(v)})', lambda args=args, v=v: run(
-                    'sample', *args, '--caption', v, '--steps', '2', '--out', 'a.png', '--json'))
-            yield Case('told', f'{name} is told a dog and {v[:24]!r} ({len(v)})',
-                       lambda args=args, v=v: told(*args, '--caption', v, '--n', '2'))
-    yield Case('told', 'many captions',
-               lambda: told(glide_, '--side', '2', *['--caption', 'x']*200))
+        yield case(f'glide --w {w}', told, glide_, '--side', '8', '--w', w)
+        yield case(f'karlo --guidance-scale {w}', told, karlo, '--guidance-scale', w)
 
-    def killed_writing(when: float, old: bytes | None):
-        if old:
-            Path('a.png').write_bytes(old)
-        pid = child(
-            'a', *f'sample {glide_} --caption dog --steps 2 --side 32 --n 60 --out a.png'.split())
-        done = 0
-        while not done and not [*Path('.').glob('.a.*.tmp.png')]:
-            time.sleep(.0005)
-            done = os.waitpid(pid, os.WNOHANG)[0]
-        if not done:
-            time.sleep(when)
-            os.kill(pid, signal.SIGKILL)
-            code_of(pid)
-        # hidden, and in nobody's way
-        rest = [*Path('.').glob('.*.tmp.png')]
-        [p.unlink() for p in rest]
-        if (p := Path('a.png')).exists() and p.read_bytes() != old:
-            whole(p)
-        assert p.exists() or not old, 'the old sheet is lost'
-        return told(glide_, '--side', '8')
+    for name in TOLD_FILES:
+        path = str(FIX/name)
+        yield case(f'tell {name}', told, path)
+        yield case(f'--enlarge {name}', told, glide_, '--side', '8', '--enlarge', path)
+        yield case(f'without --caption: {name}', run, 'sample', path, '--layout', 'auto',
+                   '--n', '1', '--steps', '1')
+    for line in TOLD_OPTIONS:
+        yield case(f'glide {line}', told, glide_, '--side', '8', *line.split())
+        yield case(f'karlo {line}', told, karlo, *line.split())
 
+    for v in TOLD_WORDS:
+        for name, args in dict(glide=(glide_, '--side', '8'), karlo=(karlo,)).items():
+            yield case(f'{name} is told {v[:24]!r} ({len(v)})', run, 'sample', *args, '--caption',
+                       v, '--steps', '2', '--out', 'a.png', '--json')
+            yield case(f'{name} is told a dog and {v[:24]!r} ({len(v)})', told, *args, '--caption',
+                       v, '--n', '2')
+    yield case('many captions', told, glide_, '--side', '2', *['--caption', 'x']*200)
+
+
+def killed_writing(when: float, old: bytes | None):
+    "kill -9 while a sheet is written: the old one is there, or the new one whole."
+    if old:
+        Path('a.png').write_bytes(old)
+    pid = child('a', 'sample {glide} --caption dog --steps 2 --side 32 --n 60 --out a.png')
+    done = 0
+    while not done and not [*Path('.').glob('.a.png.*.tmp')]:
+        time.sleep(.0005)
+        done = os.waitpid(pid, os.WNOHANG)[0]
+    if not done:
+        time.sleep(when)
+        os.kill(pid, signal.SIGKILL)
+        code_of(pid)
+
+    # the folder that it left is hidden, and in nobody's way
+    for folder in [*Path('.').glob('.a.png.*.tmp')]:
+        shutil.rmtree(folder)
+    sheet = Path('a.png')
+    if sheet.exists() and sheet.read_bytes() != old:
+        whole(sheet)
+    assert sheet.exists() or not old, 'the old sheet is lost'
+    return run_line(TELL_GLIDE)
+
+
+def told_cases(rng, k: int = 3):
+    yield from files_cases(rng, 3, told_readers(), 'told', ALSO)
+    yield from karlo_cases(rng, k)
+    yield from glide_cases(rng)
+    yield from told_option_cases()
+    case = in_part('told')
+    cat = (FIX/'said/cat.png').read_bytes()
     for i in range(6):
-        yield Case(
-            'told', f'kill -9 while the sheet is written, {i}',
-            lambda when=rng.random()*.02, old=(FIX/'said/cat.png').read_bytes()
-            if i % 2 else None: killed_writing(when, old))
+        yield case(f'kill -9 while the sheet is written, {i}', killed_writing, rng.random()*.02,
+                   cat if i % 2 else None)
 
-# ---- the terminal, and long runs ----------------------------------------------------------------------------------------------
+
+# ---- the terminal, and long runs --------------------------------------------------------------
+
+ROLL = '$D sample $FIX/run/roll.safetensors --n 4 --steps 1 --out a.png'
+SCRIPTS = [
+    '$D --help | head -c 5',
+    '$D --help >&-',
+    '$D --help >/dev/full',
+    '$D presets | head -1',
+    '$D presets >&-',
+    '$D nothing >&-',
+    '$D presets --json >/dev/full',
+    '$D nothing 2>&-; true',
+    f'{ROLL} >&- 2>&-',
+    f'{ROLL} <&- >/dev/full',
+    'LC_ALL=C PYTHONIOENCODING=ascii $D classify $FIX/said/cat.png heart sun --out é.png',
+    'PYTHONUTF8=0 LC_ALL=C $D sample 日本',
+    f'{ROLL} --json | head -c 1',
+    'python -O -m ddpm_lit presets ddpm-cifar10',
+    f'mkdir gone; cd gone; rmdir ../gone; {ROLL}',
+    f'ulimit -n 24; {ROLL}',
+    f'ulimit -v 3000000; {ROLL.replace("--n 4", "--n 999999999")}',
+    f'ulimit -f 1; {ROLL}',
+    f'timeout -s INT 300 {ROLL}',
+    f'unset HOME; {ROLL}',
+    f'TMPDIR=/nowhere {ROLL}',
+    f'{ROLL} --device cuda',
+    'COLUMNS=0 $D sample --help',
+    'COLUMNS=x $D train --help',
+    '$D train roll --steps 3 --batch 4 --out r --device cpu --threads 2 --json 2>/dev/null',
+    'CUDA_VISIBLE_DEVICES=99 $D presets',
+    "$D paint $'\\xff' --n 1 --steps 2",
+    'RANK=1 WORLD_SIZE=2 $D train roll --steps 1',
+    'RANK=x WORLD_SIZE=y $D train roll --steps 1 --out r']
+
 
 def terminal_cases(rng):
-    roll = '$D sample $FIX/run/roll.safetensors --n 4 --steps 1 --out a.png'
+    case = in_part('terminal')
+    narrow = partial(shell, COLUMNS='8', TERM='dumb')
     for name in cli.command.commands:
-        yield Case('terminal', f'{name} --help, narrow',
-                   lambda name=name: shell(f'$D {name} --help', COLUMNS='8', TERM='dumb'))
-    for line in (
-            '$D --help | head -c 5', '$D --help >&-', '$D --help >/dev/full',
-            '$D presets | head -1', '$D presets >&-', '$D nothing >&-',
-            '$D presets --json >/dev/full', '$D nothing 2>&-; true', f'{roll} >&- 2>&-',
-            f'{roll} <&- >/dev/full',
-            f'LC_ALL=C PYTHONIOENCODING=ascii $D classify $FIX/said/cat.png heart sun --out é.png',
-            'PYTHONUTF8=0 LC_ALL=C $D sample 日本', f'{roll} --json | head -c 1',
-            f'python -O -m ddpm_lit presets ddpm-cifar10',
-            f'mkdir gone; cd gone; rmdir ../gone; {roll}', f'ulimit -n 24; {roll}',
-            f'ulimit -v 3000000; {roll.replace("--n 4", "--n 999999999")}', f'ulimit -f 1; {roll}',
-            f'timeout -s INT 300 {roll}', f'unset HOME; {roll}', f'TMPDIR=/nowhere {roll}',
-            f'{roll} --device cuda', f'COLUMNS=0 $D sample --help', 'COLUMNS=x $D train --help',
-            '$D train roll --steps 3 --batch 4 --out r --device cpu --threads 2 --json 2>/dev/null',
-            'CUDA_VISIBLE_DEVICES=99 $D presets', "$D paint $'\\xff' --n 1 --steps 2",
-            'RANK=1 WORLD_SIZE=2 $D train roll --steps 1',
-            'RANK=x WORLD_SIZE=y $D train roll --steps 1 --out r'):
-        yield Case('terminal', line, lambda line=line: shell(line))
+        yield case(f'{name} --help, narrow', narrow, f'$D {name} --help')
+    for script in SCRIPTS:
+        yield case(script, shell, script)
 
-def flat(states, every: int) -> dict:
+
+def flat(states, every: int):
     "Memory over a long run: what a straight line through it says, after a tenth to warm up."
     seen = [memory('VmRSS')/2**20 for i, _ in enumerate(states, 1) if i % every == 0]
     seen = np.array(seen[len(seen) // 10:])
     slope = np.polyfit(np.arange(len(seen)), seen, 1)[0]*len(seen)
-    print(
-        f'memory over {len(seen)*every} steps: {seen[0]:.1f} MiB at first, {seen[-1]:.1f} at last, '
-        f'along a line {slope:+.2f}',
-        file=sys.stderr)
+    print(f'memory over {len(seen)*every} steps: {seen[0]:.1f} MiB at first, '
+          f'{seen[-1]:.1f} at last, along a line {slope:+.2f}', file=sys.stderr)
     assert slope < 3 and seen[-1] - seen[0] < 4, f'it grew by {slope:.1f} MiB'
 
+
+def sampling():
+    model, _ = fit.load_weights(str(FIX/'run/roll.safetensors'))
+    levels = schedule.grid(schedule.Cosine(), 10_000)
+    flat(sample.ddim(model.given(), levels, torch.randn(16, 2), 1.), 100)
+
+
+def unet():
+    net = small_unet(1, 0, 8, (1, 2), attention=(), unshuffle=1, middle=False)
+    denoiser = sample.clamp_x0(Model(net.eval()).given())
+    levels = schedule.grid(schedule.Cosine(), 2000)
+    flat(sample.ancestral(denoiser, levels, torch.randn(1, 1, 8, 8)), 20)
+
+
+def training():
+    recipe = fit.find_recipe('roll')
+    batches = recipe.batches(32, 0, torch.device('cpu'))
+    flat(fit.fit(roll(), batches, recipe.schedule, recipe.loss, 2000, **recipe.settings), 20)
+
+
+def whole_runs():
+    def again():
+        for _ in range(60):
+            shutil.rmtree('r', ignore_errors=True)
+            run_line('train roll --steps 2 --batch 8 --out r --json')
+            yield
+
+    flat(again(), 2)
+
+
 def long_cases():
-    def sampling():
-        model, _ = fit.load_weights(str(FIX/'run/roll.safetensors'))
-        return flat(
-            sample.ddim(model.given(), schedule.grid(schedule.Cosine(), 10_000), torch.randn(16, 2),
-                        1.), 100)
-
-    def unet():
-        net = small_unet(1, 0, 8, (1, 2), attention=(), unshuffle=1, middle=False)
-        return flat(
-            sample.ancestral(sample.clamp_x0(Model(net.eval()).given()),
-                             schedule.grid(schedule.Cosine(), 2000), torch.randn(1, 1, 8, 8)), 20)
-
-    def training():
-        recipe = fit.find_recipe('roll')
-        return flat(
-            fit.fit(roll(), recipe.batches(32, 0, torch.device('cpu')), recipe.schedule,
-                    recipe.loss, 2000, **recipe.settings), 20)
-
-    def whole_runs():
-        def again():
-            for i in range(60):
-                shutil.rmtree('r', ignore_errors=True)
-                run(*'train roll --steps 2 --batch 8 --out r --json'.split())
-                yield
-
-        return flat(again(), 2)
-
+    case = in_part('long')
     for f in (sampling, unet, training, whole_runs):
-        yield Case('long', f.__name__.replace('_', ' '), f)
+        yield case(f.__name__.replace('_', ' '), f)
 
-# ---- all of it ----------------------------------------------------------------------------------------------------------------
 
-def main():
+# ---- all of it --------------------------------------------------------------------------------
+
+
+def no_network(*_, **__):
+    raise OSError('there is no network here')
+
+
+def prepare(box: Path):
+    "No network, all of the library imported, and the fixtures."
     global FIX
-    args = argparse.ArgumentParser()
-    args.add_argument('--seed', type=int, default=0)
-    args.add_argument('--only', nargs='*', default=[])
-    args.add_argument('--case', default='')
-    args.add_argument('--json', action='store_true')
-    args.add_argument('--examples', type=int, default=40)
-    a = args.parse_args()
     torch.set_num_threads(1)
-    import socket
     socket.getaddrinfo = socket.create_connection = no_network
-    rng = lambda: random.Random(a.seed)
-    # tiny files in the real formats
+    # tiny files in the real formats have other sums
     from torchvision import datasets
     datasets.CelebA.file_list = [(i, None, name) for i, _, name in datasets.CelebA.file_list]
-    box = Path(tempfile.mkdtemp(prefix='campaign')).resolve()
     FIX = box/'fix'
     FIX.mkdir()
     cli.recipes()
@@ -1612,61 +2319,80 @@ def main():
     show.cloud(torch.zeros(1, 2))
     show.save_figure(box/'warm.png')
     make_fixtures(FIX)
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        began = time.monotonic()
-        with contextlib.suppress(SystemExit):
-            cli.main([*TRAIN[:-1], 'ref'])
-        (FIX/'seconds').write_text(str(time.monotonic() - began))
-        half = cli.open_run(FIX/'half', fit.find_recipe('roll'),
-                            dict(steps=24, batch=16, lr=None, seed=None, bf16=None),
-                            device=torch.device('cpu'))
-        for line in cli.go(half):
-            if line['step'] == 10:
-                half.save()
-                break
-    parts = dict(hostile=lambda: hostile_cases(rng()), files=lambda: files_cases(rng()),
-                 disks=lambda: disk_cases(rng()), races=lambda: race_cases(rng()),
-                 shapes=lambda: shape_cases(a.seed, a.examples),
-                 options=lambda: option_cases(rng()), told=lambda: told_cases(rng()),
-                 terminal=lambda: terminal_cases(rng()), long=long_cases)
+    make_runs()
+
+
+def parts_of(a) -> dict[str, Callable]:
+    "Part -> its cases; each begins with the same random numbers."
+    def seeded_by(cases):
+        return lambda: cases(random.Random(a.seed))
+
+    return dict(hostile=seeded_by(hostile_cases), files=seeded_by(files_cases),
+                disks=seeded_by(disk_cases), races=seeded_by(race_cases),
+                shapes=lambda: shape_cases(a.seed, a.examples), options=seeded_by(option_cases),
+                told=seeded_by(told_cases), terminal=seeded_by(terminal_cases), long=long_cases)
+
+
+def wanted_cases(a):
+    "The cases of each part that were asked for, part by part; `races` makes those of `kills` too."
+    for name, make in parts_of(a).items():
+        names = {name, 'kills'} if name == 'races' else {name}
+        if not a.only or names & {*a.only}:
+            yield [case for case in make()
+                   if a.case in case.name and (not a.only or case.part in a.only)]
+
+
+def tell(case: Case, what: str, a):
+    "A failure, with the line that repeats it."
+    repeat = subprocess.list2cmdline([case.name])
+    print(f'FAILED  {case.part}: {case.name}\n        {what}\n'
+          f'        python tools/campaign.py --seed {a.seed} --only {case.part} --case {repeat}',
+          flush=True)
+
+
+def report(table: dict[str, Counter], failures: list[dict], a):
+    if a.json:
+        parts = {}
+        for part, row in table.items():
+            parts[part] = dict(cases=row.total(), **row)
+        print(json.dumps(dict(seed=a.seed, parts=parts, failures=failures), indent=1))
+        return
+    print(f'{"":10}{"cases":>8}{"refused":>9}{"worked":>8}{"failures":>10}')
+    for part, row in table.items():
+        print(f'{part:10}{row.total():8}{row["refused"]:9}{row["worked"]:8}{row["failures"]:10}')
+
+
+def main():
+    p = argparse.ArgumentParser()
+    p.add_argument('--seed', type=int, default=0)
+    p.add_argument('--only', nargs='*', default=[])
+    p.add_argument('--case', default='')
+    p.add_argument('--json', action='store_true')
+    p.add_argument('--examples', type=int, default=40)
+    a = p.parse_args()
+
+    box = Path(tempfile.mkdtemp(prefix='campaign')).resolve()
     table, failures = {}, []
-    wanted = lambda make: [
-        c for c in make() if a.case in c.name and (not a.only or c.part in a.only)
-    ]
     try:
-        for case, t in itertools.chain.from_iterable(
-                try_all(wanted(make), box)
-                for name, make in parts.items()
-                if not a.only or {name, dict(races='kills').get(name)} & {*a.only}):
-            row = table.setdefault(case.part, [0, 0, 0, 0.])
-            row[0] += t.refused
-            row[1] += t.worked
-            row[2] += len(t.failures)
-            for f in t.failures:
-                failures.append(dict(part=case.part, case=case.name, what=f))
-                a.json or print(
-                    f'FAILED  {case.part}: {case.name}\n        {f}\n        python '
-                    f'tools/campaign.py --seed {a.seed} --only {case.part} --case '
-                    f'{subprocess.list2cmdline([case.name])}',
-                    flush=True)
+        prepare(box)
+        for cases in wanted_cases(a):
+            for case, tally in try_all(cases, box):
+                row = table.setdefault(case.part, Counter(refused=0, worked=0, failures=0))
+                row.update(refused=tally.refused, worked=tally.worked,
+                           failures=len(tally.failures))
+                for what in tally.failures:
+                    failures.append(dict(part=case.part, case=case.name, what=what))
+                    if not a.json:
+                        tell(case, what, a)
     finally:
         os.chdir(root)
         shutil.rmtree(box, ignore_errors=True)
-    total = [sum(r[i] for r in table.values()) for i in range(3)]
-    if a.json:
-        print(
-            json.dumps(
-                dict(
-                    seed=a.seed, parts={
-                        k: dict(cases=sum(r[:3]), refused=r[0], worked=r[1], failures=r[2])
-                        for k, r in table.items()
-                    }, failures=failures), indent=1))
-    else:
-        print(f'{"":10}{"cases":>8}{"refused":>9}{"worked":>8}{"failures":>10}',
-              *(f'{k:10}{sum(r[:3]):8}{r[0]:9}{r[1]:8}{r[2]:10}' for k, r in table.items()),
-              sep='\n')
-    print(f'{sum(total)} cases, {total[2]} failures')
-    sys.exit(bool(total[2] or not sum(total)))
+
+    report(table, failures, a)
+    total = sum(row.total() for row in table.values())
+    print(f'{total} cases, {len(failures)} failures')
+    sys.exit(bool(failures or not total))
+
 
 if __name__ == '__main__':
     main()

@@ -4,29 +4,32 @@ from pathlib import Path
 
 from nb import flags, nbs, replace, root
 
-def readme(check):
-    "README.md and nbs/readme/*: index.ipynb without its hidden and exported cells, rendered by nbconvert."
-    if not (nbs/'index.ipynb').exists():
-        print('there is no nbs/index.ipynb to make README.md from')
-        return True
+
+def prepared(path):
+    "A notebook without its hidden and exported cells and its directives, with links from the root."
     import nbformat
-    from nbconvert import MarkdownExporter
-    nb = nbformat.read(nbs/'index.ipynb', as_version=4)
+    nb = nbformat.read(path, as_version=4)
     nb.metadata.language_info = dict(name='python')
-    nb.cells = [
-        c for c in nb.cells if c.cell_type != 'raw' and not flags(c).keys()
-        & {'hide', 'export', 'exporti', 'default_exp'}
-    ]
+    left_out = {'hide', 'export', 'exporti', 'default_exp'}
+    nb.cells = [c for c in nb.cells if c.cell_type != 'raw' and not flags(c).keys() & left_out]
     for c in nb.cells:
         c.source = '\n'.join(l for l in c.source.splitlines() if not re.match(r'\s*#\s*\|', l))
         # links are written for nbs/; README stands one floor up
         if c.cell_type == 'markdown':
-            c.source = re.sub(r'\]\((?!\w+:|[/#])', f']({nbs.name}/',
-                              c.source).replace(f'({nbs.name}/../', '(')
-    body, extra = MarkdownExporter().from_notebook_node(
-        nb, resources=dict(unique_key='cell', output_files_dir=f'{nbs.name}/readme'))
-    body, files = re.sub(r'^ +$', '', body, flags=re.M), {}
+            c.source = re.sub(r'\]\((?!\w+:|[/#])', f']({nbs.name}/', c.source)
+            c.source = c.source.replace(f'({nbs.name}/../', '(')
+    return nb
+
+
+def rendered(nb):
+    "{path: bytes} of README.md and its pictures."
+    from nbconvert import MarkdownExporter
+    resources = dict(unique_key='cell', output_files_dir=f'{nbs.name}/readme')
+    body, extra = MarkdownExporter().from_notebook_node(nb, resources=resources)
+    body = re.sub(r'^ +$', '', body, flags=re.M)
+
     # pictures are named after their cell's id, so new cells rename nothing
+    files = {}
     for name, data in extra['outputs'].items():
         index, n = re.search(r'cell_(\d+)_(\d+)\.', name).groups()
         id = nb.cells[int(index)].id
@@ -34,18 +37,30 @@ def readme(check):
         body = re.sub(rf'!\[\w+\]\({re.escape(name)}\)', f'![{id.replace("-", " ")}]({new})', body)
         files[root/new] = data
     files[root/'README.md'] = (re.sub(r'\n{3,}', '\n\n', body).strip() + '\n').encode()
+    return files
+
+
+def readme(check):
+    "Write README.md and nbs/readme/*, or only say whether they are in step; True if they are not."
+    index = nbs/'index.ipynb'
+    if not index.exists():
+        print('there is no nbs/index.ipynb to make README.md from')
+        return True
+    files = rendered(prepared(index))
     old = set((nbs/'readme').glob('*')) - files.keys()
-    stale = [p for p, data in files.items() if not p.exists() or p.read_bytes() != data
-             ] + sorted(old)
+    stale = [p for p, data in files.items() if not p.exists() or p.read_bytes() != data]
+
     if check:
-        if stale:
-            print('out of step with index.ipynb: ' +
-                  ', '.join(str(p.relative_to(root)) for p in stale) + '; run tools/nb.py readme')
-        return bool(stale)
+        wrong = stale + sorted(old)
+        if wrong:
+            names = ', '.join(str(p.relative_to(root)) for p in wrong)
+            print(f'out of step with index.ipynb: {names}; run tools/nb.py readme')
+        return bool(wrong)
+
     (nbs/'readme').mkdir(exist_ok=True)
     for p in old:
         p.unlink()
-    for p in set(stale) - old:
+    for p in stale:
         replace(p, files[p])
     print(f'README.md and {len(files) - 1} pictures in {nbs.name}/readme are in step')
     return False

@@ -1,52 +1,181 @@
-"""Opens every page of the built site in a headless browser at a phone's width: python tools/site_check.py [_site/html] [--pages index 12_posterior]
+"""Opens every page of the built site in a headless browser at a phone's width.
 
-A fault is an error in the console, a request that fails or leaves the site, a formula that is not rendered, a picture that is not there,
-a link that leads nowhere, and a page wider than the screen. Needs `pip install playwright` and an installed Chromium or Chrome.
+    python tools/site_check.py [_site/html] [--pages index 12_posterior]
+
+A fault is an error in the console, a request that fails or leaves the site, a formula that is not
+rendered, a picture that is not there, a link that leads nowhere, and a page wider than the screen.
+Needs `pip install playwright` and an installed Chromium or Chrome.
 """
-import argparse, functools, shutil, sys, threading
+import argparse
+import functools
+import shutil
+import sys
+import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+# the faults of a page, its targets, and its links within the site
 LOOK = r"""() => {
-  const faults = [], all = (s) => [...document.querySelectorAll(s)], page = location.href.split('#')[0], wide = document.documentElement.clientWidth;
-  all('mjx-merror').forEach(e => faults.push('a formula that cannot be read: ' + e.textContent.slice(0, 80)));
-  all('.math').forEach(e => { if (!e.querySelector('mjx-container')) faults.push('a formula that is not rendered: ' + e.textContent.slice(0, 80)); });
-  all('main .math mjx-container').forEach(e => { if (e.offsetParent && e.getBoundingClientRect().left < -1) faults.push('a formula that begins off the screen: ' + e.closest('.math').id); });
-  const words = document.createTreeWalker(document.querySelector('main') || document.body, NodeFilter.SHOW_TEXT);
+  const faults = [];
+  const all = (s) => [...document.querySelectorAll(s)];
+  const wide = document.documentElement.clientWidth;
+
+  for (const e of all('mjx-merror')) {
+    faults.push('a formula that cannot be read: ' + e.textContent.slice(0, 80));
+  }
+  for (const e of all('.math')) {
+    if (e.querySelector('mjx-container')) continue;
+    faults.push('a formula that is not rendered: ' + e.textContent.slice(0, 80));
+  }
+  for (const e of all('main .math mjx-container')) {
+    if (e.offsetParent && e.getBoundingClientRect().left < -1) {
+      faults.push('a formula that begins off the screen: ' + e.closest('.math').id);
+    }
+  }
+
+  const raw = /\$\$|\\(tag|frac|text|mathcal|mathrm|sqrt|bar|hat|begin)\b|\]\(#?\w|\{\.\w/;
+  const main = document.querySelector('main') || document.body;
+  const words = document.createTreeWalker(main, NodeFilter.SHOW_TEXT);
   while (words.nextNode()) {
-    const e = words.currentNode.parentElement, found = words.currentNode.data.match(/\$\$|\\(tag|frac|text|mathcal|mathrm|sqrt|bar|hat|begin)\b|\]\(#?\w|\{\.\w/);
-    if (found && !e.closest('pre, code, script, style, mjx-container')) faults.push('raw source in the text: ' + words.currentNode.data.slice(Math.max(0, found.index - 30), found.index + 50));
+    const text = words.currentNode.data, found = text.match(raw);
+    const source = words.currentNode.parentElement.closest(
+      'pre, code, script, style, mjx-container');
+    if (found && !source) {
+      const around = text.slice(Math.max(0, found.index - 30), found.index + 50);
+      faults.push('raw source in the text: ' + around);
+    }
   }
-  all('img').forEach(e => { if (!e.complete || !e.naturalWidth) faults.push('a picture that is not there: ' + e.src.slice(-80)); });
-  if (document.documentElement.scrollWidth > wide + 1) {
-    const scrolls = (e) => { for (; e && e !== document.body; e = e.parentElement) if (getComputedStyle(e).overflowX !== 'visible') return true; };
-    const out = all('main *').filter(e => e.getBoundingClientRect().right > wide + 1 && !scrolls(e)).pop();
-    faults.push(`wider than the screen, ${document.documentElement.scrollWidth} of ${wide} pixels: ` + (out ? out.outerHTML.slice(0, 100) : ''));
+
+  for (const e of all('img')) {
+    if (e.complete && e.naturalWidth) continue;
+    faults.push('a picture that is not there: ' + e.src.slice(-80));
   }
-  return {faults, ids: all('[id]').map(e => e.id), links: [...new Set(all('a[href]').map(e => e.href).filter(h => h.startsWith(location.origin)))]};
+
+  const full = document.documentElement.scrollWidth;
+  if (full > wide + 1) {
+    const scrolls = (e) => {
+      for (; e && e !== document.body; e = e.parentElement) {
+        if (getComputedStyle(e).overflowX !== 'visible') return true;
+      }
+    };
+    const beyond = (e) => e.getBoundingClientRect().right > wide + 1;
+    const out = all('main *').filter(e => beyond(e) && !scrolls(e)).pop();
+    const what = out ? out.outerHTML.slice(0, 100) : '';
+    faults.push(`wider than the screen, ${full} of ${wide} pixels: ` + what);
+  }
+
+  const inside = all('a[href]').map(e => e.href).filter(h => h.startsWith(location.origin));
+  return {faults, ids: all('[id]').map(e => e.id), links: [...new Set(inside)]};
 }"""
-INK = "() => ['color', 'backgroundColor'].map(k => { const v = getComputedStyle(document.body)[k].match(/[\\d.]+/g).map(Number); return (v[0] + v[1] + v[2])/3; })"
+
+# the brightness of words and of paper
+INK = r"""() => ['color', 'backgroundColor'].map(k => {
+  const v = getComputedStyle(document.body)[k].match(/[\d.]+/g).map(Number);
+  return (v[0] + v[1] + v[2])/3;
+})"""
+
+FORMULAS_READY = """() => window.MathJax && MathJax.startup
+  && MathJax.startup.promise.then(() => null)"""
+
 
 class Quiet(SimpleHTTPRequestHandler):
     def log_message(self, *args):
         pass
 
-def main(root, only, browser, wait):
-    from playwright.sync_api import sync_playwright
-    server = ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(Quiet, directory=str(root)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    site, count, ids, links = f'http://127.0.0.1:{server.server_port}/', 0, {}, {}
-    pages = sorted(
-        str(p.relative_to(root)) for p in root.rglob('*.html') if '_static' not in p.parts)
-    if only:
-        pages = [p for p in pages if p[:-len('.html')] in only]
 
-    def fault(page, what):
-        nonlocal count
-        count += 1
+class Faults:
+    "Prints and counts what is wrong."
+
+    def __init__(self):
+        self.count = 0
+
+    def __call__(self, page, what):
+        self.count += 1
         print(f'{page}: {" ".join(what.split())}', flush=True)
 
+
+def listen(tab, page, site, fault):
+    "Errors of the console, and requests that fail or leave the site."
+    def console(m):
+        if m.type == 'error':
+            fault(page, f'console: {m.text}')
+
+    def request(r):
+        if not r.url.startswith((site, 'data:', 'blob:')):
+            fault(page, f'asks elsewhere: {r.url}')
+
+    def response(r):
+        if r.status >= 400:
+            fault(page, f'status {r.status}: {r.url}')
+
+    tab.on('console', console)
+    tab.on('pageerror', lambda e: fault(page, f'script: {e}'))
+    tab.on('request', request)
+    tab.on('requestfailed', lambda r: fault(page, f'not loaded: {r.url}'))
+    tab.on('response', response)
+
+
+def look_at(phone, page, site, fault):
+    "One page: its targets and its links."
+    tab = phone.new_page()
+    listen(tab, page, site, fault)
+    tab.goto(site + page, wait_until='load')
+    tab.evaluate(FORMULAS_READY)
+    seen = tab.evaluate(LOOK)
+    tab.close()
+    for f in seen['faults']:
+        fault(page, f)
+    return set(seen['ids']), seen['links']
+
+
+def check_modes(context, site, fault):
+    "Words stand out from the paper, in light and in dark mode."
+    for scheme in ('light', 'dark'):
+        tab = context(color_scheme=scheme).new_page()
+        tab.goto(site + 'index.html')
+        ink, paper = tab.evaluate(INK)
+        if (paper < ink) != (scheme == 'dark') or abs(ink - paper) < 100:
+            fault('index.html', f'{scheme} mode: words of brightness {ink:.0f} on {paper:.0f}')
+
+
+def check_search(phone, site, fault):
+    tab = phone.new_page()
+    tab.goto(site + 'search.html?q=posterior')
+    try:
+        tab.wait_for_selector('#search-results li a')
+    except Exception:
+        fault('search.html', 'finds nothing for "posterior"')
+
+
+def check_links(root, ids, links, fault):
+    "Every link leads to a file and to a target that exist."
+    for page, hrefs in links.items():
+        for href in hrefs:
+            url = urlsplit(href)
+            path = unquote(url.path).lstrip('/') or 'index.html'
+            anchor = unquote(url.fragment)
+            if not (root/path).is_file():
+                fault(page, f'a link that leads nowhere: {path}')
+            elif anchor and path in ids and anchor not in ids[path]:
+                fault(page, f'a link to a place that is not there: {path}#{anchor}')
+
+
+def check(root, only, browser, wait):
+    "Check the site in this folder; True if something is wrong."
+    from playwright.sync_api import sync_playwright
+    handler = functools.partial(Quiet, directory=str(root))
+    server = ThreadingHTTPServer(('127.0.0.1', 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    site = f'http://127.0.0.1:{server.server_port}/'
+
+    found = [p.relative_to(root) for p in root.rglob('*.html') if '_static' not in p.parts]
+    pages = sorted(map(str, found))
+    if only:
+        pages = [p for p in pages if p.removesuffix('.html') in only]
+
+    fault = Faults()
+    ids, links = {}, {}
     with sync_playwright() as play:
         chromium = play.chromium.launch(executable_path=browser)
 
@@ -57,58 +186,27 @@ def main(root, only, browser, wait):
 
         phone = context()
         for page in pages:
-            tab = phone.new_page()
-            tab.on('console', lambda m: m.type == 'error' and fault(page, f'console: {m.text}'))
-            tab.on('pageerror', lambda e: fault(page, f'script: {e}'))
-            tab.on(
-                'request', lambda r: r.url.startswith(
-                    (site, 'data:', 'blob:')) or fault(page, f'asks elsewhere: {r.url}'))
-            tab.on('requestfailed', lambda r: fault(page, f'not loaded: {r.url}'))
-            tab.on('response',
-                   lambda r: r.status >= 400 and fault(page, f'status {r.status}: {r.url}'))
-            tab.goto(site + page, wait_until='load')
-            tab.evaluate(
-                '() => window.MathJax && MathJax.startup && MathJax.startup.promise.then(() => '
-                'null)'
-            )
-            seen = tab.evaluate(LOOK)
-            for f in seen['faults']:
-                fault(page, f)
-            ids[page], links[page] = set(seen['ids']), seen['links']
-            tab.close()
-        for scheme, dark in (('light', False), ('dark', True)):
-            tab = context(color_scheme=scheme).new_page()
-            tab.goto(site + 'index.html')
-            ink, paper = tab.evaluate(INK)
-            if (paper < ink) != dark or abs(ink - paper) < 100:
-                fault('index.html', f'{scheme} mode: words of brightness {ink:.0f} on {paper:.0f}')
-        tab.goto(site + 'search.html?q=posterior')
-        try:
-            tab.wait_for_selector('#search-results li a')
-        except Exception:
-            fault('search.html', 'finds nothing for "posterior"')
+            ids[page], links[page] = look_at(phone, page, site, fault)
+        check_modes(context, site, fault)
+        check_search(context(), site, fault)
         chromium.close()
-    for page, hrefs in links.items():
-        for href in hrefs:
-            url = urlsplit(href)
-            path, anchor = unquote(url.path).lstrip('/') or 'index.html', unquote(url.fragment)
-            if not (root/path).is_file():
-                fault(page, f'a link that leads nowhere: {path}')
-            elif anchor and path in ids and anchor not in ids[path]:
-                fault(page, f'a link to a place that is not there: {path}#{anchor}')
-    print(f'{len(pages)} pages, {count} faults')
-    return count > 0 or not pages
+    check_links(root, ids, links, fault)
+    print(f'{len(pages)} pages, {fault.count} faults')
+    return fault.count > 0 or not pages
 
-if __name__ == '__main__':
+
+def main():
     p = argparse.ArgumentParser(description=__doc__,
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('site', nargs='?', type=Path,
-                   default=Path(__file__).resolve().parent.parent/'_site'/'html')
+    built = Path(__file__).resolve().parent.parent/'_site'/'html'
+    browsers = filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome')))
+    p.add_argument('site', nargs='?', type=Path, default=built)
     p.add_argument('--pages', nargs='*', default=[], help='only these, without .html')
-    p.add_argument(
-        '--browser', default=next(
-            filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))),
-            None))
+    p.add_argument('--browser', default=next(browsers, None))
     p.add_argument('--wait', type=float, default=120, help='seconds that a page may take')
     a = p.parse_args()
-    sys.exit(main(a.site.resolve(), a.pages, a.browser, a.wait))
+    return check(a.site.resolve(), a.pages, a.browser, a.wait)
+
+
+if __name__ == '__main__':
+    sys.exit(main())

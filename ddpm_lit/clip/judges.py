@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['at_side', 'through', 'Residual', 'Witness', 'witness_nats', 'known_names', 'labels', 'roughened', 'drawings',
-           'small_witness', 'drawn', 'dealt', 'places', 'by_clip', 'by_witness', 'questions', 'panel', 'obeyed',
-           'together', 'closest', 'copy_line', 'originality', 'due', 'beside', 'features', 'weigh_emoji', 'in_words',
-           'filled', 'borne_out', 'weigh_scenes', 'judge_witness']
+           'small_witness', 'drawn', 'all_drawings', 'dealt', 'places', 'by_clip', 'by_witness', 'questions', 'panel',
+           'obeyed', 'together', 'closest', 'copy_line', 'beside', 'originality', 'due', 'features', 'weigh_emoji',
+           'in_words', 'filled', 'borne_out', 'weigh_scenes', 'judge_witness']
 
 # %% ../../nbs/56_judges.ipynb #imports
-import copy, functools, math
+import copy
+import functools
+import math
 from collections import Counter
 from dataclasses import replace
 from typing import Callable, Iterator, Sequence
@@ -17,113 +19,131 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from .zero_shot import STYLE_FORMS, Reader, class_vectors, ranks, row, share, some, table
+from .zero_shot import (STYLE_FORMS, Reader, class_vectors, ranks, row,
+                                     share, some, table)
 from ..core.check import Problem
 from ..core.level import Level
-from ..data.captions import COLOURS, GROUNDS, PLACES, RELATIONS, SIZES, STYLES, Captioned, Emoji, Scene, Thing, attributes, emoji, emoji_table, parse, poses, read, render, shifted
+from ..data.captions import (COLOURS, GROUNDS, PLACES, RELATIONS, SIZES, STYLES,
+                                    Captioned, Emoji, Scene, Thing, attributes, emoji,
+                                    emoji_table, parse, poses, read, render, shifted)
 from ..data.images import Batches, Images, square, to_bytes, to_unit
 from ..train.fit import Recipe, find_recipe, load_weights, register
 from ..train.measure import weigh
 
 # %% ../../nbs/56_judges.ipynb #side
-def at_side(
-        x: Tensor, side: int = 32
-) -> Tensor: # [b 3 h h] in about [-1, 1] -> [b 3 side side] in [-1, 1]
-    "Pictures at the size of a judge: smaller by means of pixels, larger by straight lines between them. Eq. 56.1."
+def at_side(x: Tensor, side: int = 32) -> Tensor:  # [b 3 h h] -> [b 3 side side]
+    "Pictures at a judge's size: smaller by means, larger by linear interpolation. Eq. 56.1."
     h = x.shape[-1]
-    if x.ndim != 4 or x.shape[1] != 3 or x.shape[2] != h or h not in (
-            16, 32, 64) or not x.is_floating_point():
+    in_size = x.ndim == 4 and x.shape[1] == 3 and x.shape[2] == h and h in (16, 32, 64)
+    if not in_size or not x.is_floating_point():
         raise Problem('The judges read numbers [n 3 h h] in [-1, 1] with h 16, 32 or '
                       f'64, not {x.dtype} {[*x.shape]}: use to_unit on bytes.')
     if not x.isfinite().all():
         raise Problem(
             'These pictures hold NaN or infinity: look for where they were made.')
-    x = F.avg_pool2d(x, h //
-                     side) if h > side else F.interpolate(x,
-                                                          (side, side), mode='bilinear')
+    if h > side:
+        x = F.avg_pool2d(x, h // side)
+    else:
+        x = F.interpolate(x, (side, side), mode='bilinear')
     return x.clamp(-1, 1)
 
-def through(x: Tensor, side: int) -> Tensor: # [b 3 h h] -> the same
+
+def through(x: Tensor, side: int) -> Tensor:  # [b 3 h h] -> the same
     "Pictures as they would be, had they been painted at another size. Eq. 56.1."
     return at_side(at_side(x, side), x.shape[-1])
 
 # %% ../../nbs/56_judges.ipynb #witness
 class Residual(nn.Module):
     "h plus two convolutions of it; a step of 2 halves the side. Eq. 56.2."
+
     def __init__(self, c_in: int, c: int, step: int = 1):
         super().__init__()
-        self.conv1, self.norm1 = nn.Conv2d(c_in, c, 3, step, 1,
-                                           bias=False), nn.BatchNorm2d(c)
-        self.conv2, self.norm2 = nn.Conv2d(c, c, 3, padding=1,
-                                           bias=False), nn.BatchNorm2d(c)
-        self.skip = nn.Identity() if (c_in, step) == (c, 1) else nn.Conv2d(
-            c_in, c, step, step, bias=False)
+        self.conv1 = nn.Conv2d(c_in, c, 3, step, 1, bias=False)
+        self.norm1 = nn.BatchNorm2d(c)
+        self.conv2 = nn.Conv2d(c, c, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(c)
+        self.skip = nn.Identity()
+        if (c_in, step) != (c, 1):
+            self.skip = nn.Conv2d(c_in, c, step, step, bias=False)
 
-    def forward(self, h: Tensor) -> Tensor: # [b c_in h w] -> [b c h w], or half of it
-        return F.relu(
-            self.skip(h) + self.norm2(self.conv2(F.relu(self.norm1(self.conv1(h))))))
+    def forward(self, h: Tensor) -> Tensor:  # [b c_in h w] -> [b c h w], or half of it
+        r = F.relu(self.norm1(self.conv1(h)))
+        return F.relu(self.skip(h) + self.norm2(self.conv2(r)))
+
 
 class Witness(nn.Module):
     "Reads the name and the style of an emoji [b 3 32 32] in [-1, 1]. Eq. 56.2."
+
     def __init__(self, names: int, styles: int = len(STYLES),
                  widths: Sequence[int] = (40, 80, 96)):
         super().__init__()
-        self.first = nn.Conv2d(12, widths[0], 3, padding=1) # of squares of 2 x 2 pixels
-        self.body = nn.Sequential(
-            *(Residual(i, o, 2 if k else 1)
-              for k, (i, o) in enumerate(zip((widths[0], *widths), widths))))
-        self.name, self.style = nn.Linear(widths[-1],
-                                          names), nn.Linear(widths[-1], styles)
+        self.first = nn.Conv2d(12, widths[0], 3, padding=1)  # of squares of 2 x 2 pixels
+        blocks = []
+        for k, (c_in, c) in enumerate(zip((widths[0], *widths), widths)):
+            blocks.append(Residual(c_in, c, 2 if k else 1))
+        self.body = nn.Sequential(*blocks)
+        self.name = nn.Linear(widths[-1], names)
+        self.style = nn.Linear(widths[-1], styles)
 
-    def features(self, x: Tensor) -> Tensor: # [b d]
+    def features(self, x: Tensor) -> Tensor:  # [b d]
         return self.body(self.first(F.pixel_unshuffle(x, 2))).mean((2, 3))
 
-    def forward(
-        self, x: Tensor
-    ) -> tuple[Tensor, Tensor]: # log p(name | x) [b names], log p(style | x) [b styles]
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # [b names], [b styles]
+        "log p(name | x) and log p(style | x)."
         f = self.features(x)
         return tuple(head(f).float().log_softmax(1) for head in (self.name, self.style))
 
-    def given(
-        self, label: Tensor
-    ) -> Callable: # [b 2], numbers of name and style -> (x, level) -> [b]
-        "log p(name | x) + log p(style | x) of these. Eq. 56.3."
-        return lambda x, t: sum(
-            logs.gather(1, label[:, i:i + 1])[:, 0] for i, logs in enumerate(self(x)))
+    def given(self, label: Tensor) -> Callable:  # [b 2] -> ((x, level) -> [b])
+        "log p(name | x) + log p(style | x) of these names and styles, as numbers. Eq. 56.3."
 
-def witness_nats(log_match: Callable, x0: Tensor, t: Level,
-                 eps: Tensor) -> Tensor: # [b], in nats
-    "What the true name and style cost, for `fit`; t and eps are not used. Eq. 56.3."
+        def log_match(x, t):
+            name, style = self(x)
+            return (name.gather(1, label[:, :1]) + style.gather(1, label[:, 1:]))[:, 0]
+
+        return log_match
+
+
+def witness_nats(log_match: Callable, x0: Tensor, t: Level, eps: Tensor) -> Tensor:  # [b]
+    "Cross-entropy of name and style in nats, for `fit`; t and eps are not used. Eq. 56.3."
     return -log_match(x0, t)
 
 # %% ../../nbs/56_judges.ipynb #known
 @functools.cache
 def known_names() -> tuple[str, ...]:
-    "The names in the table of the drawings, of training and test, in order: what the witness can say."
+    "All names of the drawings, of training and test, in order: what the witness can say."
     return tuple(sorted({r['name'] for r in emoji_table()}))
 
-def labels(rows: Sequence[Emoji]) -> Tensor: # [n 2]
+
+def labels(rows: Sequence[Emoji]) -> Tensor:  # [n 2]
     "The numbers of name and style."
-    at, styles = {n: i for i, n in enumerate(known_names())}, [*STYLES]
-    if new := [r.name for r in rows if r.name not in at]:
+    at = {n: i for i, n in enumerate(known_names())}
+    styles = [*STYLES]
+    new = [r.name for r in rows if r.name not in at]
+    if new:
         raise Problem(
             f'The witness knows no emoji "{new[0]}": ask for one of known_names().')
-    return torch.tensor([[at[r.name], styles.index(r.style)] for r in rows]).reshape(
-        -1, 2)
+    both = [[at[r.name], styles.index(r.style)] for r in rows]
+    return torch.tensor(both).reshape(-1, 2)
 
-def roughened(x: Tensor, shift: int = 2, noise: float = .1) -> Tensor: # [b 3 32 32]
-    "As a painter might have made them: shifted, half of them through 16 pixels, all with up to a little noise. Eq. 56.4."
+
+def roughened(x: Tensor, shift: int = 2, noise: float = .1) -> Tensor:  # [b 3 32 32]
+    "Drawings with a painter's faults: shifted, half of them blurred, a little noise. Eq. 56.4."
     b = len(x)
-    by_chance = lambda: torch.rand(b, 1, 1, 1, device=x.device)
+
+    def by_chance():
+        return torch.rand(b, 1, 1, 1, device=x.device)
+
     x = shifted(x, torch.randint(-shift, shift + 1, (b, 2), device=x.device))
     x = torch.where(by_chance() < .5, through(x, 16), x)
     return torch.normal(x, (noise*by_chance()).expand_as(x))
 
-def drawings(data: Captioned, batch: int,
-             seed: int) -> Callable[[int], tuple[Tensor, Tensor]]:
-    "step -> roughened drawings [b 3 32 32], and the numbers of their names and styles [b 2]."
-    source = Batches(Images(data.pixels,
-                            labels(data.rows).to(data.pixels.device)), batch, seed)
+
+def drawings(
+    data: Captioned, batch: int, seed: int
+) -> Callable[[int], tuple[Tensor, Tensor]]:
+    "step -> roughened drawings [b 3 32 32], and the numbers of names and styles [b 2]."
+    numbers = labels(data.rows).to(data.pixels.device)
+    source = Batches(Images(data.pixels, numbers), batch, seed)
 
     def at(step):
         x, label = source(step)
@@ -133,48 +153,60 @@ def drawings(data: Captioned, batch: int,
 
 # %% ../../nbs/56_judges.ipynb #recipe
 def small_witness() -> Witness:
-    "Half a million numbers. Eq. 56.2."
-    # faster on a CPU
-    return Witness(len(known_names())).to(memory_format=torch.channels_last)
+    "Half a million parameters. Eq. 56.2."
+    witness = Witness(len(known_names()))
+    return witness.to(memory_format=torch.channels_last)  # faster on a CPU
+
 
 @functools.cache
 def drawn(split: str) -> Captioned:
     "Emoji at 32 pixels; the sheets are read once."
     return emoji(split)
 
-register(
-    Recipe('witness', small_witness,
-           lambda batch, seed, device: drawings(drawn('all').to(device), batch, seed),
-           shape=(3, 32, 32), loss=witness_nats, steps=6000, batch=128,
-           settings=dict(lr=2e-3), data=('emoji', ), sampler=''));
+
+def all_drawings(batch: int, seed: int, device: torch.device) -> Callable:
+    "step -> roughened drawings of training and test, with their labels."
+    return drawings(drawn('all').to(device), batch, seed)
+
+
+register(Recipe('witness', small_witness, all_drawings, shape=(3, 32, 32),
+                loss=witness_nats, steps=6000, batch=128, settings=dict(lr=2e-3),
+                data=('emoji', ), sampler=''));
 
 # %% ../../nbs/56_judges.ipynb #deal
 def dealt(
     names: Sequence[str], k: int = 100, seed: int = 0
-) -> list[tuple[list[int],
-                list[str]]]: # rows of a group, and its k names: first those of its rows
-    "Questions dealt into the fewest groups of k different names; a group with fewer questions is filled up with other names. Eq. 56.5."
+) -> list[tuple[list[int], list[str]]]:
+    "Groups of questions, each with k different names, those of its questions first. Eq. 56.5."
     if not names:
         raise Problem('There is no picture to judge: give at least one.')
     if not 2 <= k <= len(known_names()):
         raise Problem(
             f'A name cannot be chosen among {k}: choose 2 to {len(known_names())}.')
-    rng, many = np.random.default_rng(seed), Counter(names)
+    rng = np.random.default_rng(seed)
+    many = Counter(names)
+
+    # the fewest groups in which no name occurs twice
     m = max(math.ceil(len(names)/k), *many.values())
+
+    # the questions, sorted by name in a random order, are dealt in turn
     place = dict(zip(many, rng.permutation(len(many))))
-    order, groups = sorted(range(len(names)), key=lambda i: place[names[i]]), []
+    order = sorted(range(len(names)), key=lambda i: place[names[i]])
+    groups = []
     for g in range(m):
-        own = [names[i] for i in order[g::m]]
+        rows = order[g::m]
+        own = [names[i] for i in rows]
         others = [n for n in known_names() if n not in own]
-        groups.append(
-            (order[g::m],
-             own + [others[i] for i in rng.permutation(len(others))[:k - len(own)]]))
+        more = [others[i] for i in rng.permutation(len(others))[:k - len(own)]]
+        groups.append((rows, own + more))
     return groups
 
+
 def places(
-    groups: list, score: Callable[[list[int], list[str]], Tensor]
-) -> Tensor: # (rows, names) -> [rows names]; [n] 1 is first
-    "Where the name that was asked for stands among those of its group. Eq. 56.5, 55.5."
+    groups: list,
+    score: Callable[[list[int], list[str]], Tensor],  # (rows, names) -> [rows names]
+) -> Tensor:  # [n], 1 is first
+    "The rank of each question's own name among those of its group. Eq. 56.5, 55.5."
     rank = torch.zeros(sum(len(at) for at, _ in groups), dtype=torch.long)
     for at, names in groups:
         rank[at] = ranks(score(at, names), torch.eye(len(at), len(names)).bool())
@@ -182,52 +214,71 @@ def places(
 
 # %% ../../nbs/56_judges.ipynb #readers
 def by_clip(
-    reader: Reader, x: Tensor, rows: Sequence[Emoji]
-) -> tuple[Callable,
-           Tensor]: # pictures [n 3 32 32] -> scores for `places`, scores of styles [n 5]
-    "CLIP's cosines: the caption that was asked for with any name in it, and the styles. Eq. 55.1."
+    reader: Reader,
+    x: Tensor,  # [n 3 32 32]
+    rows: Sequence[Emoji],
+) -> tuple[Callable, Tensor]:  # scores for `places`; scores of styles [n 5]
+    "CLIP's cosines with the caption, any name in it, and with the styles. Eq. 55.1."
     z = reader.pictures(square(to_bytes(x), reader.side))
 
+    def captions(names, style):
+        "The embeddings of the captions of these names in a style."
+        return reader.texts([replace(rows[0], name=n, style=style).say() for n in names])
+
     def score(at, names):
-        said = {
-            s: reader.texts([replace(rows[0], name=n, style=s).say()
-                             for n in names])
-            for s in {rows[i].style for i in at}
-        }
+        said = {s: captions(names, s) for s in {rows[i].style for i in at}}
         return torch.stack([said[rows[i].style] @ z[i] for i in at])
 
-    return score, z @ class_vectors(reader.texts, [*STYLES.values()], STYLE_FORMS).T
+    styles = class_vectors(reader.texts, [*STYLES.values()], STYLE_FORMS)
+    return score, z @ styles.T
 
-def by_witness(witness: Witness, x: Tensor,
-               rows: Sequence[Emoji]) -> tuple[Callable, Tensor]:
+
+def by_witness(
+    witness: Witness, x: Tensor, rows: Sequence[Emoji]
+) -> tuple[Callable, Tensor]:
     "The same from the witness: its log p(name | x), and of the styles. Eq. 56.3."
     with torch.no_grad():
-        name, style = (torch.cat(v) for v in zip(*map(witness, x.split(500))))
+        parts = [witness(part) for part in x.split(500)]
+    name, style = (torch.cat(v) for v in zip(*parts))
     place = {n: i for i, n in enumerate(known_names())}
-    return lambda at, names: name[at][:, [place[n] for n in names]], style
+
+    def score(at, names):
+        return name[at][:, [place[n] for n in names]]
+
+    return score, style
+
 
 def questions(
-    title: str, x: Tensor, rows: Sequence[Emoji], judges: dict, k: int = 100,
-    seed: int = 0
-) -> tuple[list[dict], dict]: # rows for `table`; judge -> [n] bool of R@1
-    "What each judge makes of pictures of these captions: the name among k, and the style. Eq. 56.5, 55.7."
-    groups, style, family, rank, right = dealt(
-        [r.name for r in rows], k, seed), F.one_hot(
-            labels(rows)[:, 1], len(STYLES)).bool(), [r.family for r in rows], {}, {}
+    title: str,
+    x: Tensor,  # [n 3 32 32]
+    rows: Sequence[Emoji],  # [n] whose captions were asked
+    judges: dict,
+    k: int = 100,
+    seed: int = 0,
+) -> tuple[list[dict], dict]:  # rows for `table`; judge -> [n] bool of R@1
+    "What each judge says of pictures of captions: the name among k, the style. Eq. 56.5, 55.7."
+    groups = dealt([r.name for r in rows], k, seed)
+    style = F.one_hot(labels(rows)[:, 1], len(STYLES)).bool()
+    rank, right = {}, {}
     for who, judge in judges.items():
         score, styles = judge(x, rows)
-        rank[who], right[who] = places(groups, score), ranks(styles, style) <= 1
-    out = [
-        row(f'{title}: name, of {k}', f'R@{r}',
-            {who: place <= r for who, place in rank.items()}, r/k, family) for r in (1, 5)
-    ]
-    return out + [
-        row(f'{title}: style, of {len(STYLES)}', 'accuracy', right, 1/len(STYLES), family)
-    ], {who: place <= 1 for who, place in rank.items()}
+        rank[who] = places(groups, score)
+        right[who] = ranks(styles, style) <= 1
+
+    family = [r.family for r in rows]
+    out = []
+    for r in (1, 5):
+        hits = {who: place <= r for who, place in rank.items()}
+        out.append(row(f'{title}: name, of {k}', f'R@{r}', hits, r/k, family))
+    out.append(row(f'{title}: style, of {len(STYLES)}', 'accuracy', right, 1/len(STYLES),
+                   family))
+    return out, {who: place <= 1 for who, place in rank.items()}
+
 
 def panel(
-    reader: Reader | None = None, witness: Witness | None = None
-) -> dict[str, Callable]: # None: those that ship with the book
+    reader: Reader | None = None,  # None: the CLIP that ships with the book
+    witness: Witness | None = None,  # None: the witness that ships with the book
+) -> dict[str, Callable]:
     "The judges of emoji by name."
     return dict(
         clip=functools.partial(by_clip, reader or Reader(load_weights('clip')[0])),
@@ -235,254 +286,285 @@ def panel(
 
 # %% ../../nbs/56_judges.ipynb #obeyed
 def obeyed(
-    hit: Tensor, real: Tensor, chance: float, groups: Sequence | None = None
-) -> tuple[float, float]: # [n], [n] of the same questions
-    "The share of pictures that show what was said, from a judge that errs; and its standard error. Eq. 56.6."
+    hit: Tensor,  # [n] on the pictures
+    real: Tensor,  # [n] on real drawings of the same captions
+    chance: float,
+    groups: Sequence | None = None,
+) -> tuple[float, float]:
+    "The share of pictures that show their caption, by a judge that errs; its error. Eq. 56.6."
     above = real.double().mean().item() - chance
     if above <= 0:
         raise Problem(
             'This judge tells real pictures no better than chance: ask another one.')
     p = (hit.double().mean().item() - chance)/above
-    return p, share(hit.double() - p*real.double(), groups)[1]/above
+
+    # to first order the error of p is that of the mean of h - p h*, over a - b
+    _, error = share(hit.double() - p*real.double(), groups)
+    return p, error/above
 
 # %% ../../nbs/56_judges.ipynb #together
-def together(a: Tensor,
-             b: Tensor) -> dict[str, float]: # [n] bool: where each judge is right
-    "How often each judge is wrong, both are, and both would be if their errors had nothing to do with each other; their correlation, and the largest that it could be. Eq. 56.7."
+def together(a: Tensor, b: Tensor) -> dict[str, float]:  # [n] bool: is each right?
+    "How often each judge errs, and both; the correlation and its largest value. Eq. 56.7."
     p, q, both = (v.double().mean().item() for v in (~a, ~b, ~a & ~b))
-    # who never errs, errs with nobody
-    if min(p, q) == 0:
-        return dict(first=p, second=q, both=both, product=p*q, correlation=0., largest=0.)
-    spread = (p*(1 - p)*q*(1 - q))**.5
-    return dict(first=p, second=q, both=both, product=p*q,
-                correlation=(both - p*q)/spread, largest=(min(p, q) - p*q)/spread)
+    found = dict(first=p, second=q, both=both, product=p*q, correlation=0., largest=0.)
+    if min(p, q) > 0:  # who never errs, errs with nobody
+        spread = (p*(1 - p)*q*(1 - q))**.5
+        found['correlation'] = (both - p*q)/spread
+        found['largest'] = (min(p, q) - p*q)/spread
+    return found
 
 # %% ../../nbs/56_judges.ipynb #closest
 def closest(
-        x: Tensor, # [b 3 h h]
-        trained: Tensor, # [n 3 32 32], what the painter learned from
-) -> tuple[Tensor, Tensor]: # [b], [b]
-    "How much nearer the nearest training picture is than the sixth, and its row: at 16 pixels, after the best shift by one. Eq. 56.8."
+    x: Tensor,  # [b 3 h h]
+    trained: Tensor,  # [n 3 32 32], what the painter learned from
+) -> tuple[Tensor, Tensor]:  # [b], [b]
+    "Distance to the nearest training picture over that to the sixth; its row. Eq. 56.8."
     if len(trained) < 6:
         raise Problem(f'{len(trained)} training pictures have no sixth neighbour: give '
                       'at least six.')
     side = min(x.shape[-1], 32)
-    x, data = at_side(x, side), at_side(at_side(trained, side), 16).flatten(1)
-    moves = torch.cartesian_prod(*[torch.tensor([-1, 0, 1])]*2).to(x.device)
-    far = torch.stack([
-        torch.cdist(at_side(shifted(x, by.expand(len(x), 2)), 16).flatten(1), data)
-        for by in moves
-    ]).amin(0)
-    near, rows = far.topk(6, largest=False)
+    x = at_side(x, side)
+    data = at_side(at_side(trained, side), 16).flatten(1)
+
+    # at 16 pixels, after the best shift by one
+    one = torch.tensor([-1, 0, 1])
+    moves = torch.cartesian_prod(one, one).to(x.device)
+    far = []
+    for by in moves:
+        moved = at_side(shifted(x, by.expand(len(x), 2)), 16)
+        far.append(torch.cdist(moved.flatten(1), data))
+    near, rows = torch.stack(far).amin(0).topk(6, largest=False)
     return near[:, 0]/near[:, 5], rows[:, 0]
 
+
 def copy_line(
-        new: Tensor,
-        alarm: float = .01) -> float: # [m], closest of pictures that cannot be copies
+    new: Tensor,  # [m], `closest` of pictures that cannot be copies
+    alarm: float = .01,
+) -> float:
     "What at most this share of them undercuts. Eq. 56.9."
     return new.sort().values[int(alarm*len(new))].item()
 
-def originality(
-    pictures: Tensor, trained: Captioned, alarm: float = .01
-) -> dict: # closeness of pictures, of new families, and of new drawings of trained names; the line
-    "How near pictures come to what the painter learned from, beside drawings that it certainly never saw. Eq. 56.8, 56.9."
-    mine, old, names = set(
-        trained.rows), {r.family for r in trained.rows}, {r.name for r in trained.rows}
-    every, x = drawn('all'), to_unit(trained.pixels)
-    new, kin = (every[[i
-                       for i, r in enumerate(every.rows)
-                       if fits(r)]]
-                for fits in (lambda r: r.family not in old,
-                             lambda r: r.name in names and r not in mine))
+
+def beside(x: Tensor, trained: Tensor) -> tuple[Tensor, Tensor]:  # [2b 3 h h], [b]
+    "Each picture followed by the training picture nearest to it; its closeness. Eq. 56.8."
+    ratio, rows = closest(x, trained)
+    sides = [at_side(v, x.shape[-1]) for v in (x, trained[rows])]
+    return torch.stack(sides, 1).flatten(0, 1), ratio
+
+# %% ../../nbs/56_judges.ipynb #originality
+def originality(pictures: Tensor, trained: Captioned, alarm: float = .01) -> dict:
+    "Closeness of pictures beside that of drawings that were not trained on. Eq. 56.8, 56.9."
+    mine = set(trained.rows)
+    old = {r.family for r in trained.rows}
+    names = {r.name for r in trained.rows}
+    every = drawn('all')
+    new = every[[i for i, r in enumerate(every.rows) if r.family not in old]]
+    kin = every[[i for i, r in enumerate(every.rows)
+                 if r.name in names and r not in mine]]
     if len(new)*alarm < 1:
         raise Problem(f'{len(new)} drawings of families that were not trained on are too '
                       'few to tell what is a copy: train on emoji("train").')
-    near = lambda v: closest(v, x) if len(v) else (torch.zeros(0),
-                                                   torch.zeros(0, dtype=torch.long))
-    (ratio, rows), (fresh, _), (related, _) = map(
-        near, (pictures, *(at_side(to_unit(data.pixels), min(pictures.shape[-1], 32))
-                           for data in (new, kin))))
+
+    # the pictures, new families, and new drawings of trained names
+    x = to_unit(trained.pixels)
+    side = min(pictures.shape[-1], 32)
+    ratio = torch.zeros(0)
+    rows = torch.zeros(0, dtype=torch.long)
+    if len(pictures):
+        ratio, rows = closest(pictures, x)
+    fresh, _ = closest(at_side(to_unit(new.pixels), side), x)
+    related = torch.zeros(0)
+    if len(kin):
+        related, _ = closest(at_side(to_unit(kin.pixels), side), x)
     return dict(painted=ratio.tolist(), nearest=rows.tolist(), new=fresh.tolist(),
                 kin=related.tolist(), line=copy_line(fresh, alarm), alarm=alarm)
 
+
 def due(
-    copies: dict, known: Tensor
-) -> float: # as `originality`; [n] bool: was the name of this caption trained on?
-    "The share of near-copies that a painter has which copies nothing. Eq. 56.11."
-    kin, q = torch.tensor(copies['kin']), known.double().mean().item()
-    kappa = (kin < copies['line']).double().mean().item() if len(kin) else copies['alarm']
+    copies: dict,  # of `originality`
+    known: Tensor,  # [n] bool: was the name of this caption trained on?
+) -> float:
+    "The share of near-copies of a painter that copies nothing. Eq. 56.11."
+    kin = torch.tensor(copies['kin'])
+    kappa = copies['alarm']
+    if len(kin):
+        kappa = (kin < copies['line']).double().mean().item()
+    q = known.double().mean().item()
     return q*kappa + (1 - q)*copies['alarm']
 
-def beside(
-    x: Tensor, trained: Tensor
-) -> tuple[Tensor, Tensor]: # [b 3 h h], [n 3 32 32] -> [2b 3 h h], [b]
-    "Each picture followed by the training picture nearest to it, for a sheet with an even number of columns; and its closeness. Eq. 56.8."
-    ratio, rows = closest(x, trained)
-    return torch.stack([at_side(v, x.shape[-1]) for v in (x, trained[rows])],
-                       1).flatten(0, 1), ratio
-
 # %% ../../nbs/56_judges.ipynb #weigh-emoji
-def features(x: Tensor, styles: set[str], h: int, witness: Witness,
-             seed: int = 0) -> dict: # x [n 3 32 32], painted at side h
-    "Painted pictures against drawings in the styles that were asked for, in the witness's features: as `weigh`. Eq. 27.2-27.9."
-    own = [i for i, r in enumerate(drawn('all').rows) if r.style in styles]
-    real = to_unit(
-        drawn('all').pixels[[
-            own[i] for i in np.random.default_rng(seed).permutation(len(own))
-        ]])
+def features(
+    x: Tensor,  # [n 3 32 32], painted at side h
+    styles: set[str],
+    h: int,
+    witness: Witness,
+    seed: int = 0,
+) -> dict:
+    "Pictures against drawings in these styles, in the witness's features. Eq. 27.2-27.9."
+    every = drawn('all')
+    own = [i for i, r in enumerate(every.rows) if r.style in styles]
+    order = np.random.default_rng(seed).permutation(len(own))
+    real = to_unit(every.pixels[[own[i] for i in order]])
     return weigh(x, through(real, h) if h < 32 else real, witness.features)
+
 
 @torch.no_grad()
 def weigh_emoji(
-    pictures: Tensor, # [n 3 h h] in [-1, 1], h 16, 32 or 64
-    rows: Sequence[Emoji], # [n] whose captions were asked
-    trained: Captioned |
-    None = None, # what the painter learned from, at 32 pixels; None: the training drawings that are not kept back
+    pictures: Tensor,  # [n 3 h h] in [-1, 1], h 16, 32 or 64
+    rows: Sequence[Emoji],  # [n] whose captions were asked
+    trained: Captioned | None = None,  # at 32 pixels; None: all training drawings not held
     reader: Reader | None = None,
-    witness: Witness | None = None, # None: those that ship with the book
+    witness: Witness | None = None,  # None: those that ship with the book
     k: int = 100,
-    seed: int = 0
-) -> dict: # rows for `table`, features as `weigh` has them, copies as `originality`
+    seed: int = 0,
+) -> dict:  # rows for `table`, features of `weigh`, copies of `originality`
     "Painted captions before all judges, with chance below and real drawings above. Eq. 56.5-56.9."
     if len(pictures) != len(rows) or len(rows) < 4:
         raise Problem(f'{len(pictures)} pictures and {len(rows)} captions: give each '
                       'picture the row whose caption was asked, and at least four of '
                       'them.')
-    at = {r: i for i, r in enumerate(drawn('all').rows)}
-    h, n, family = pictures.shape[-1], len(rows), [r.family for r in rows]
-    if no := [r.say() for r in rows if r not in at]:
+    every = drawn('all')
+    at = {r: i for i, r in enumerate(every.rows)}
+    no = [r.say() for r in rows if r not in at]
+    if no:
         raise Problem(f'There is no real drawing of "{no[0]}" to compare with: ask for '
                       'captions of rows of emoji().')
     witness = copy.deepcopy(witness or load_weights('witness')[0]).cpu().eval()
-    judges, pictures, real = panel(reader,
-                                   witness), pictures.detach().float().cpu(), to_unit(
-                                       drawn('all').pixels[[at[r] for r in rows]])
-    trained = trained or drawn('train')[[
-        i for i, r in enumerate(drawn('train').rows) if not r.held
-    ]]
+    judges = panel(reader, witness)
+    pictures = pictures.detach().float().cpu()
+    if not trained:
+        trained = drawn('train')
+        trained = trained[[i for i, r in enumerate(trained.rows) if not r.held]]
+
+    # names and styles, of pictures and of real drawings
+    h = pictures.shape[-1]
+    n = len(rows)
+    real = to_unit(every.pixels[[at[r] for r in rows]])
+    sets = {'painted': at_side(pictures),
+            'real drawings': real,
+            'real, through 16 pixels': through(real, 16)}
+    out = []
+    hits = {}
+    for title, x in sets.items():
+        lines, hits[title] = questions(title, x, rows, judges, k, seed)
+        out += lines
+
+    # what share shows what was named, the judges' own errors taken out
+    best = hits['real, through 16 pixels' if h < 32 else 'real drawings']
+    family = [r.family for r in rows]
+    shown = {}
+    for who in judges:
+        shown[who], shown[f'{who}_error'] = obeyed(hits['painted'][who], best[who], 1/k,
+                                                   family)
+    out.append(dict(task='painted: shows what was named', measure='share', n=n, chance=0.,
+                    **shown))
+
+    # the witness's features
+    cloud = features(sets['painted'], {r.style for r in rows}, h, witness, seed)
+    for what in ('precision', 'recall', 'coverage'):
+        out.append(dict(task="painted: in the witness's features", measure=what, n=n,
+                        painted=cloud[what], real=cloud['real'][what]))
+
+    # near-copies, and how many are due
+    copies = originality(pictures, trained)
+    near = torch.tensor(copies['painted']) < copies['line']
     names = {r.name for r in trained.rows}
-    sets = {
-        'painted': at_side(pictures), 'real drawings': real,
-        'real, through 16 pixels': through(real, 16)
-    }
-    asked = {
-        title: questions(title, x, rows, judges, k, seed) for title, x in sets.items()
-    }
-    best = asked['real, through 16 pixels' if h < 32 else 'real drawings'][1]
-    worth = {
-        who: obeyed(asked['painted'][1][who], best[who], 1/k, family) for who in judges
-    }
-    cloud, copies = features(sets['painted'], {r.style for r in rows}, h, witness,
-                             seed), originality(pictures, trained)
-    shown = {
-        who + end: v
-        for who, pair in worth.items()
-        for end, v in zip(('', '_error'), pair)
-    }
-    out = sum((lines for lines, _ in asked.values()), []) + [
-        dict(task='painted: shows what was named', measure='share', n=n, chance=0., **
-             shown)
-    ]
-    out += [
-        dict(task="painted: in the witness's features", measure=what, n=n,
-             painted=cloud[what], real=cloud['real'][what])
-        for what in ('precision', 'recall', 'coverage')
-    ]
-    near, honest = torch.tensor(copies['painted']) < copies['line'], due(
-        copies, torch.tensor([r.name in names for r in rows]))
-    out.append(
-        row('painted: near-copy of a training picture', 'share', dict(painted=near),
-            honest, family))
+    honest = due(copies, torch.tensor([r.name in names for r in rows]))
+    out.append(row('painted: near-copy of a training picture', 'share', dict(painted=near),
+                   honest, family))
     return dict(rows=out, features=cloud, copies=copies)
 
-def in_words(found: dict) -> str: # of weigh_emoji
+
+def in_words(found: dict) -> str:  # of weigh_emoji
     "The verdict as text."
     cloud, copies = found['features'], found['copies']
-    middle = lambda k: torch.tensor(copies[k]).median()
-    lines = [
-        table(found['rows']),
-        f"Frechet distance in the witness's features {cloud['frechet']:.2f}, of real "
-        f"drawings {cloud['real']['frechet']:.2f}, of two sets of one Gaussian "
-        f"{cloud['floor']:.2f}",
-        f"closeness to the nearest training picture: median {middle('painted'):.2f}, of "
-        f"new drawings {middle('new'):.2f}; below {copies['line']:.2f} is a near-copy"
-    ]
-    return '\n'.join([*lines, *(f'Note: {note}' for note in cloud['warnings'])])
+    painted, new = (torch.tensor(copies[k]).median() for k in ('painted', 'new'))
+    lines = [table(found['rows'])]
+    lines.append(f"Frechet distance in the witness's features {cloud['frechet']:.2f}, of "
+                 f"real drawings {cloud['real']['frechet']:.2f}, of two sets of one "
+                 f"Gaussian {cloud['floor']:.2f}")
+    lines.append(f'closeness to the nearest training picture: median {painted:.2f}, of '
+                 f'new drawings {new:.2f}; below {copies["line"]:.2f} is a near-copy')
+    return '\n'.join(lines + [f'Note: {note}' for note in cloud['warnings']])
 
 # %% ../../nbs/56_judges.ipynb #scenes
 def filled(scene: Scene, rng) -> Scene:
     "A scene that can be drawn: what the caption leaves open is chosen by chance."
-    pick = lambda said, options: said or [*options][int(rng.random()*len(options))]
-    things = tuple(
-        Thing(t.shape, pick(t.colour, COLOURS), pick(t.size, SIZES))
-        for t in scene.things)
-    return Scene(things, pick(scene.where, PLACES if len(things) == 1 else RELATIONS),
-                 pick(scene.ground, GROUNDS))
 
-def borne_out(seen: Sequence[Scene | None],
-              asked: Sequence[Scene]) -> list[dict[str, bool]]:
+    def pick(said, options):
+        return said or [*options][int(rng.random()*len(options))]
+
+    things = tuple(Thing(t.shape, pick(t.colour, COLOURS), pick(t.size, SIZES))
+                   for t in scene.things)
+    where = pick(scene.where, PLACES if len(things) == 1 else RELATIONS)
+    return Scene(things, where, pick(scene.ground, GROUNDS))
+
+
+def borne_out(
+    seen: Sequence[Scene | None], asked: Sequence[Scene]
+) -> list[dict[str, bool]]:
     "Attribute by attribute, and all at once, of those that the caption speaks of."
     each = [attributes(a, b) for a, b in zip(seen, asked)]
     return [dict(all=all(v.values()), **v) for v in each]
 
+
 def weigh_scenes(
-        pictures: Tensor, # [n 3 h h] in [-1, 1], h 16, 32 or 64
-        said: Sequence[str | Scene], # [n] captions
-        shuffles: int = 20,
-        seed: int = 0) -> list[dict]: # rows for `table`
-    "Painted scenes before the exact parser; chance is what it says of them under the captions of others. Eq. 56.10, 55.7."
-    n, h, rng = len(pictures), pictures.shape[-1], np.random.default_rng(seed)
+    pictures: Tensor,  # [n 3 h h] in [-1, 1], h 16, 32 or 64
+    said: Sequence[str | Scene],  # [n] captions
+    shuffles: int = 20,
+    seed: int = 0,
+) -> list[dict]:  # rows for `table`
+    "Painted scenes before the exact parser; chance is that of others' captions. Eq. 56.10, 55.7."
+    n = len(pictures)
+    h = pictures.shape[-1]
     if n != len(said) or n < 2:
         raise Problem(f'{n} pictures and {len(said)} captions: give each picture its '
                       'own, and at least two of them.')
     asked = [read(s) if isinstance(s, str) else s for s in said]
-    order, scenes = rng.permutation(n), [filled(s, rng) for s in asked]
-    seen, best = parse(pictures.detach().float().cpu()), parse(
-        render(scenes, h, poses(scenes, rng)))
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(n)
+
+    # the pictures, and scenes drawn for the same captions
+    seen = parse(pictures.detach().float().cpu())
+    scenes = [filled(s, rng) for s in asked]
+    best = parse(render(scenes, h, poses(scenes, rng)))
     own, real = borne_out(seen, asked), borne_out(best, asked)
-    other = [
-        v for s in 1 + rng.permutation(n - 1)[:shuffles]
-        for v in borne_out([seen[i]
-                            for i in order], [asked[i] for i in np.roll(order, s)])
-    ]
-    rows = [
-        row(
-            'anything read', 'share', {
-                who: torch.tensor([s is not None
-                                   for s in v])
-                for who, v in (('painted', seen), ('real', best))
-            }, 0., asked)
-    ]
+
+    # chance: the same pictures under the captions of others, by cyclic shifts
+    other = []
+    for shift in 1 + rng.permutation(n - 1)[:shuffles]:
+        others = np.roll(order, shift)
+        other += borne_out([seen[i] for i in order], [asked[i] for i in others])
+
+    hits = dict(painted=torch.tensor([s is not None for s in seen]),
+                real=torch.tensor([s is not None for s in best]))
+    rows = [row('anything read', 'share', hits, 0., asked)]
     for what in ('all', 'things', 'shape', 'colour', 'size', 'where', 'ground'):
-        at, by_chance = [i for i in range(n)
-                         if what in own[i]], [v[what] for v in other if what in v]
+        at = [i for i in range(n) if what in own[i]]
         if at:
-            rows.append(
-                row(
-                    what, 'share', {
-                        who: torch.tensor([v[i][what]
-                                           for i in at])
-                        for who, v in (('painted', own), ('real', real))
-                    },
-                    sum(by_chance)/len(by_chance), [asked[i] for i in at]))
+            by_chance = [v[what] for v in other if what in v]
+            hits = dict(painted=torch.tensor([own[i][what] for i in at]),
+                        real=torch.tensor([real[i][what] for i in at]))
+            rows.append(row(what, 'share', hits, sum(by_chance)/len(by_chance),
+                            [asked[i] for i in at]))
     return rows
 
 # %% ../../nbs/56_judges.ipynb #judge
 def judge_witness(
-        witness: Witness, n: int = 2000,
-        seed: int = 0) -> Iterator[tuple[int, list[dict]]]: # per cent done, rows
-    "What the witness reads off n real drawings, as they are, through 16 pixels, and roughened as in training. Eq. 56.4, 56.5."
+    witness: Witness, n: int = 2000, seed: int = 0
+) -> Iterator[tuple[int, list[dict]]]:  # per cent done, rows
+    "The witness on n real drawings: as they are, blurred, roughened. Eq. 56.4, 56.5."
     data = some(drawn('all'), n)
-    x, judge = to_unit(
-        data.pixels), dict(witness=functools.partial(by_witness,
-                                                     copy.deepcopy(witness).cpu()))
+    x = to_unit(data.pixels)
+    judge = dict(witness=functools.partial(by_witness, copy.deepcopy(witness).cpu()))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        looks = {
-            'known drawings': x, 'through 16 pixels': through(x, 16),
-            'roughened': roughened(x)
-        }
+        looks = {'known drawings': x,
+                 'through 16 pixels': through(x, 16),
+                 'roughened': roughened(x)}
         for done, (title, look) in enumerate(looks.items(), 1):
-            yield done*100 // 3, questions(title, look, data.rows, judge, seed=seed)[0]
+            rows, _ = questions(title, look, data.rows, judge, seed=seed)
+            yield done*100 // 3, rows
+
 
 register(replace(find_recipe('witness'), judge=judge_witness));

@@ -9,7 +9,13 @@ __all__ = ['PLAIN', 'PRINTED', 'PLACE', 'BYTE', 'STAND_IN', 'CONTRACTED', 'GPT2'
            'caption_tokenizer']
 
 # %% ../../nbs/51_tokens.ipynb #imports
-import gzip, heapq, html, math, re, unicodedata, zlib
+import gzip
+import heapq
+import html
+import math
+import re
+import unicodedata
+import zlib
 from collections import Counter, defaultdict
 from functools import cache
 from itertools import pairwise
@@ -20,13 +26,13 @@ from torch import Tensor
 from ..core.check import Problem, data_dir, replacing
 
 # %% ../../nbs/51_tokens.ipynb #alphabet
-# bytes that show as themselves
+# bytes that show as themselves; the others show as the characters from 256 on
 PLAIN = [*range(33, 127), *range(161, 173), *range(174, 256)]
+_OTHERS = [b for b in range(256) if b not in PLAIN]
 # in the order of their ids
-PRINTED = {b: chr(b) for b in PLAIN} | {
-    b: chr(256 + i) for i, b in enumerate(b for b in range(256) if b not in PLAIN)
-}
-PLACE, BYTE = {b: i for i, b in enumerate(PRINTED)}, {c: b for b, c in PRINTED.items()}
+PRINTED = {b: chr(b) for b in PLAIN} | {b: chr(256 + i) for i, b in enumerate(_OTHERS)}
+PLACE = {b: i for i, b in enumerate(PRINTED)} # byte -> id
+BYTE = {c: b for b, c in PRINTED.items()} # character -> byte
 
 def utf8(text: str) -> bytes:
     "The text in UTF-8, or a `Problem` where it holds half a character."
@@ -43,7 +49,8 @@ def ids_of(word: str) -> list[int]:
 # %% ../../nbs/51_tokens.ipynb #merge
 def merge(ids: Sequence[int], pair: tuple[int, int], new: int) -> list[int]:
     "Each occurrence of the pair becomes `new`, from the left. Eq. 51.2."
-    out, i = [], 0
+    out = []
+    i = 0
     while i < len(ids):
         hit = tuple(ids[i:i + 2]) == pair
         out.append(new if hit else ids[i])
@@ -51,13 +58,17 @@ def merge(ids: Sequence[int], pair: tuple[int, int], new: int) -> list[int]:
     return out
 
 # %% ../../nbs/51_tokens.ipynb #learn
-def learn(
-    words: dict[str, int], n: int, least: int = 2
-) -> list[tuple[int, int]]: # words with their counts -> at most n pairs, by rank
-    "Merge the most frequent pair, until none occurs `least` times. Eq. 51.2 (Sennrich et al. 2016, Algorithm 1)."
-    ids, freq, count, where = [ids_of(w) for w in words], [*words.values()
-                                                           ], Counter(), defaultdict(set)
-    changed, heap, merges = set(), [], []
+def learn(words: dict[str, int], # with their counts
+          n: int, # at most so many merges
+          least: int = 2) -> list[tuple[int, int]]: # pairs, by rank
+    "Merge the most frequent pair, n times. Eq. 51.2 (Sennrich 2016, Algorithm 1)."
+    ids = [ids_of(w) for w in words]
+    freq = [*words.values()]
+    count = Counter() # of each pair
+    where = defaultdict(set) # the words that hold it
+    changed = set() # pairs whose count is not yet in the heap
+    heap = []
+    merges = []
 
     def tally(i, sign): # the pairs of word i come or go
         for p in pairwise(ids[i]):
@@ -67,15 +78,18 @@ def learn(
 
     for i in range(len(ids)):
         tally(i, 1)
+
     while len(merges) < n:
+        # the most frequent pair; entries with an outdated count are dropped
         for p in changed:
             heapq.heappush(heap, (-count[p], p))
         changed.clear()
-        # a count of long ago
         while heap and -heap[0][0] != count[heap[0][1]]:
             heapq.heappop(heap)
         if not heap or -heap[0][0] < least:
             break
+
+        # only the words that hold it change
         best = heap[0][1]
         for i in where.pop(best):
             tally(i, -1)
@@ -86,32 +100,39 @@ def learn(
 
 # %% ../../nbs/51_tokens.ipynb #split
 class _StandIn(dict):
+    "For each character one of ASCII that the patterns below treat alike."
     def __missing__(self, code: int) -> str:
-        # Python calls these four white space, Unicode does not
-        kind, control = unicodedata.category(chr(code))[0], 28 <= code <= 31
-        self[code] = '!' if control else chr(code) if code < 128 else '\t' if chr(
-            code).isspace() else {'L': 'a', 'N': '0'}.get(kind, '!')
-        return self[code]
+        c = chr(code)
+        if 28 <= code <= 31: # Python calls these four white space, Unicode does not
+            sign = '!'
+        elif code < 128:
+            sign = c
+        elif c.isspace():
+            sign = '\t'
+        else:
+            kind = unicodedata.category(c)[0]
+            sign = {'L': 'a', 'N': '0'}.get(kind, '!')
+        self[code] = sign
+        return sign
 
-STAND_IN, CONTRACTED = _StandIn(), "'s|'t|'re|'ve|'m|'ll|'d"
+STAND_IN = _StandIn()
+CONTRACTED = "'s|'t|'re|'ve|'m|'ll|'d"
 GPT2 = re.compile(CONTRACTED + r'| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s+',
                   re.ASCII)
-CLIP = re.compile(
-    r'<\|startoftext\|>|<\|endoftext\|>|' + CONTRACTED +
-    r'|[A-Za-z]+|[0-9]|[^\sA-Za-z0-9]+', re.ASCII)
-# its rule ignores case, where a long s is an s, and an iota below a letter is lost
+CLIP = re.compile(r'<\|startoftext\|>|<\|endoftext\|>|' + CONTRACTED +
+                  r'|[A-Za-z]+|[0-9]|[^\sA-Za-z0-9]+', re.ASCII)
+# CLIP's rule ignores case, where a long s is an s, and an iota below a letter is lost
 QUIRKS = {0x17f: 's', 0x345: ' '}
 
 def split_gpt2(text: str) -> list[str]:
-    "Words with the space before them, numbers, signs: together they are the text. Eq. 51.3."
-    return [text[slice(*m.span())] for m in GPT2.finditer(text.translate(STAND_IN))]
+    "Words with the space before them, numbers, signs; joined, the text. Eq. 51.3."
+    found = GPT2.finditer(text.translate(STAND_IN))
+    return [text[slice(*m.span())] for m in found]
 
 def split_clip(text: str) -> list[str]:
     "Words, single digits, signs; white space is dropped."
-    return [
-        text[slice(*m.span())]
-        for m in CLIP.finditer(text.translate(QUIRKS).translate(STAND_IN))
-    ]
+    found = CLIP.finditer(text.translate(QUIRKS).translate(STAND_IN))
+    return [text[slice(*m.span())] for m in found]
 
 # %% ../../nbs/51_tokens.ipynb #pieces
 Pair = tuple[str, str]
@@ -119,37 +140,45 @@ END = '</w>' # CLIP's mark on the last piece of a word
 
 class Pieces:
     "A list of pieces, and the merges that make them. Eq. 51.1, 51.4."
-    def __init__(
-        self,
-        pairs: Iterable[Pair],
-        special: Sequence[str] = (), # further pieces, which no text makes
-        ends: bool = False): # has the last piece of a word ids of its own?
-        pairs, letters = [*pairs], [*PRINTED.values()]
-        pieces = [
-            *letters, *([c + END for c in letters] if ends else []),
-            *(a + b for a, b in pairs)
-        ]
-        self.ends, self.pieces = ends, [*pieces, *special]
+    def __init__(self,
+                 pairs: Iterable[Pair],
+                 special: Sequence[str] = (), # further pieces, which no text makes
+                 ends: bool = False): # has the last piece of a word ids of its own?
+        pairs = [*pairs]
+        pieces = [*PRINTED.values()]
+        if ends:
+            pieces += [c + END for c in pieces]
+        pieces += [a + b for a, b in pairs]
+
+        self.ends = ends
+        self.pieces = [*pieces, *special]
         self.place = {p: i for i, p in enumerate(self.pieces)} # piece -> id
-        if strange := [p for pair in pairs for p in pair if p not in self.place]:
-            raise Problem(f'A merge names the piece "{strange[0]}", which no merge '
-                          'makes: is this the vocabulary you meant?')
-        # what was learnt later has the larger id
+        for pair in pairs:
+            for p in pair:
+                if p not in self.place:
+                    raise Problem(f'A merge names the piece "{p}", which no merge '
+                                  'makes: is this the vocabulary you meant?')
+
+        # a merge learnt later has the larger id
         self.rank = {(self.place[a], self.place[b]): self.place[a + b] for a, b in pairs}
         self._known = {} # words, once worked out
-        self.spelled = [
-            bytes(BYTE[c]
-                  for c in p.removesuffix(END)) + b' '*p.endswith(END)
-            for p in pieces
-        ] + [b'']*len(special)
+
+        # the bytes of each id; the mark at the end of a word is a space
+        self.spelled = []
+        for p in pieces:
+            letters = bytes(BYTE[c] for c in p.removesuffix(END))
+            self.spelled.append(letters + b' '*p.endswith(END))
+        self.spelled += [b'']*len(special)
 
     def word(self, word: str) -> list[int]:
-        "The ids of one word: of all pairs in it the one of the lowest rank is merged first. Eq. 51.4."
+        "The ids of one word: the pair of the lowest rank is merged first. Eq. 51.4."
         ids = ids_of(word)
         if self.ends:
             ids[-1] += 256
-        while len(ids) > 1 and (best := min(
-                pairwise(ids), key=lambda p: self.rank.get(p, math.inf))) in self.rank:
+        while len(ids) > 1:
+            best = min(pairwise(ids), key=lambda p: self.rank.get(p, math.inf))
+            if best not in self.rank:
+                break
             ids = merge(ids, best, self.rank[best])
         return ids
 
@@ -168,25 +197,24 @@ def in_letters(merges: Sequence[tuple[int, int]]) -> list[Pair]:
     return [(pieces[a], pieces[b]) for a, b in merges]
 
 # %% ../../nbs/51_tokens.ipynb #clean
-READ_AS = {chr(b): b for b in range(256)} | {
-               bytes([b]).decode('cp1252'): b
-               for b in range(128, 160)
-               if b not in (129, 141, 143, 144, 157)
-           }
-# quotes
-TIDY = (
-    {c: "'"
-     for c in (0x2bc, *range(0x2018, 0x201c))} | {c: '"' for c in range(0x201c, 0x2020)}
-    | {
-        c: unicodedata.normalize('NFKC', chr(c))
-        for c in (0x132, 0x133, 0x149, *range(0x1c4, 0x1cd), *range(0x1f1, 0x1f4),
-                  *range(0xfb00, 0xfb07), 0x3000, *range(0xff01, 0xfff0))
-    }
-    | dict.fromkeys((*range(9), 11, *range(14, 32), 127, *range(0x206a, 0x2070), 0xfeff,
-                     *range(0xfff9, 0xfffd)))) # controls
+# the byte of each character: by Windows-1252, and by Latin-1 where that has none
+_UNDEFINED = (129, 141, 143, 144, 157)
+READ_AS = {chr(b): b for b in range(256)}
+READ_AS |= {bytes([b]).decode('cp1252'): b
+            for b in range(128, 160) if b not in _UNDEFINED}
+
+# quotes; ligatures and wide letters; controls
+_WIDE = (0x132, 0x133, 0x149, *range(0x1c4, 0x1cd), *range(0x1f1, 0x1f4),
+        *range(0xfb00, 0xfb07), 0x3000, *range(0xff01, 0xfff0))
+_CONTROLS = (*range(9), 11, *range(14, 32), 127, *range(0x206a, 0x2070), 0xfeff,
+            *range(0xfff9, 0xfffd))
+TIDY = {c: "'" for c in (0x2bc, *range(0x2018, 0x201c))}
+TIDY |= {c: '"' for c in range(0x201c, 0x2020)}
+TIDY |= {c: unicodedata.normalize('NFKC', chr(c)) for c in _WIDE}
+TIDY |= dict.fromkeys(_CONTROLS)
 
 def repair(text: str) -> str:
-    "Text that was written as UTF-8 and read as Windows-1252, read again, as often as that succeeds."
+    "UTF-8 that was read as Windows-1252, read again, as often as that succeeds."
     while not text.isascii():
         try:
             text = bytes(READ_AS[c] for c in text).decode('utf-8')
@@ -198,36 +226,39 @@ def clean_clip(text: str) -> str:
     "The text as CLIP reads it: repaired, entities resolved, single spaces, lower case."
     if '<' not in text:
         text = html.unescape(text)
-    text = unicodedata.normalize(
-        'NFC',
-        repair(re.sub(r'\x1b\[[\d;]*[a-zA-Z]', '', text)).translate(TIDY))
+    text = re.sub(r'\x1b\[[\d;]*[a-zA-Z]', '', text) # colours of a terminal
+    text = unicodedata.normalize('NFC', repair(text).translate(TIDY))
     return ' '.join(html.unescape(html.unescape(text)).split()).lower()
 
 # %% ../../nbs/51_tokens.ipynb #tokenizer
 class Tokenizer(Pieces):
     "Text to rows of whole numbers, and back. Eq. 51.1, 51.4."
-    def __init__(
-        self,
-        pairs: Iterable[Pair],
-        split: Callable[[str], list[str]],
-        length: int, # of a row
-        special: Sequence[str], # further pieces
-        start: str | None = None,
-        end: str | None = None,
-        pad: str | None = None, # which of them; None: no such id, for padding 0
-        ends: bool = False, # has the last piece of a word ids of its own?
-        named: bool = False, # does the name of a special piece in a text mean that piece?
-        clean: Callable[[str], str] = str, # what `encode` does to a text first
-        lower: bool = False): # do rows hold lower case only?
+    def __init__(self,
+                 pairs: Iterable[Pair],
+                 split: Callable[[str], list[str]],
+                 length: int, # of a row
+                 special: Sequence[str], # further pieces
+                 start: str | None = None,
+                 end: str | None = None,
+                 pad: str | None = None, # which of them; None: no such id, for padding 0
+                 ends: bool = False, # has the last piece of a word ids of its own?
+                 named: bool = False, # do names of special pieces in a text mean them?
+                 clean: Callable[[str], str] = str, # what `encode` does to a text first
+                 lower: bool = False): # do rows hold lower case only?
         super().__init__(pairs, special, ends)
-        self.split, self.length, self.clean, self.lower, self.size = split, length, clean, lower, len(
-            self.pieces)
-        self.start, self.end, self.pad = self.place.get(start), self.place.get(
-            end), self.place.get(pad, 0)
+        self.split = split
+        self.length = length
+        self.clean = clean
+        self.lower = lower
+        self.size = len(self.pieces)
+
+        self.start = self.place.get(start)
+        self.end = self.place.get(end)
+        self.pad = self.place.get(pad, 0)
         # for the text itself
-        self.room = length - sum(i is not None for i in (self.start, self.end))
-        self._known |= {s: [self.place[s]] for s in special if named}
+        self.room = length - (self.start is not None) - (self.end is not None)
         if named:
+            self._known |= {s: [self.place[s]] for s in special}
             self.spelled[-len(special):] = map(utf8, special)
 
     def encode(self, text: str) -> list[int]:
@@ -235,30 +266,31 @@ class Tokenizer(Pieces):
         return [i for w in self.split(self.clean(text)) for i in self.known(w)]
 
     def decode(self, ids: Sequence[int] | Tensor) -> str:
-        "The text that these ids spell; half a character shows as a question mark in a diamond. Eq. 51.1."
+        "The text that these ids spell, with � for half a character. Eq. 51.1."
         ids = ids.tolist() if isinstance(ids, Tensor) else [*ids]
-        if strange := [i for i in ids if i not in range(self.size)]:
-            raise Problem(f'There is no id {strange[0]}: ids are 0 to {self.size - 1}.')
+        for i in ids:
+            if i not in range(self.size):
+                raise Problem(f'There is no id {i}: ids are 0 to {self.size - 1}.')
         return b''.join(self.spelled[i] for i in ids).decode('utf-8', 'replace')
 
-    def __call__(
-            self, texts: str | Sequence[str],
-            too_long: str = 'raise') -> Tensor: # 'raise' or 'truncate' -> [b l] int64
+    def __call__(self,
+                 texts: str | Sequence[str],
+                 too_long: str = 'raise', # or 'truncate'
+                 ) -> Tensor: # [b l] int64
         "Rows for a network: start, text, end, padding."
         if too_long not in ('raise', 'truncate'):
             raise Problem(f'too_long is "{too_long}": say raise or truncate.')
-        rows = [
-            row(self,
-                t.lower() if self.lower else t, too_long)
-            for t in ([texts] if isinstance(texts, str) else texts)
-        ]
+        texts = [texts] if isinstance(texts, str) else texts
+        rows = [row(self, t.lower() if self.lower else t, too_long) for t in texts]
         return torch.tensor(rows, dtype=torch.int64).reshape(-1, self.length)
 
     def mask(self, tokens: Tensor) -> Tensor: # [b l] or [l] -> bool of the same shape
         "True from the start to the first end, False on the padding."
         if self.end is None:
             return tokens != self.pad
-        return ((tokens == self.end).cumsum(-1) - (tokens == self.end).long()) == 0
+        is_end = tokens == self.end
+        ends_before = is_end.cumsum(-1) - is_end.long()
+        return ends_before == 0
 
 # %% ../../nbs/51_tokens.ipynb #row
 def row(tok: Tokenizer, text: str, too_long: str = 'raise') -> list[int]:
@@ -272,45 +304,48 @@ def row(tok: Tokenizer, text: str, too_long: str = 'raise') -> list[int]:
 
 # %% ../../nbs/51_tokens.ipynb #vocabularies
 def read_pairs(path, n: int | None = None) -> list[Pair]: # the first n
-    "The merges in a vocabulary file: after a first line of comment, two pieces a line."
+    "The merges in a vocabulary file: after a line of comment, two pieces a line."
     path = Path(path)
+    opened = gzip.open if path.suffix == '.gz' else open
+    most = 1 << 24 # characters; no vocabulary is so large
     try:
-        # none is so large
-        with (gzip.open if path.suffix == '.gz' else open)(path, 'rt',
-                                                           encoding='utf-8') as f:
-            text = f.read(1 << 24)
+        with opened(path, 'rt', encoding='utf-8') as f:
+            text = f.read(most)
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as e:
-        raise Problem(
-            f'{path} cannot be read as a list of merges ({e}): fetch it again.') from e
-    pairs = [tuple(l.split(' ')) for l in text.split('\n')[1:][:n] if l]
-    if len(text) == 1 << 24 or not pairs or any(len(p) != 2 or not all(p) for p in pairs):
+        raise Problem(f'{path} cannot be read as a list of merges ({e}): fetch it '
+                      'again.') from e
+    pairs = [tuple(line.split(' ')) for line in text.split('\n')[1:][:n] if line]
+    two_each = all(len(p) == 2 and all(p) for p in pairs)
+    if len(text) == most or not pairs or not two_each:
         raise Problem(f'{path.name} is not a list of merges: after a first line of '
                       'comment there should be two pieces a line.')
     return pairs
 
 def write_pairs(path, pairs: Iterable[Pair], comment: str):
     "A vocabulary file."
+    lines = [f'#{comment}\n', *(f'{a} {b}\n' for a, b in pairs)]
     with replacing(path) as p:
-        p.write_text(f'#{comment}\n' + ''.join(f'{a} {b}\n' for a, b in pairs),
-                     encoding='utf-8', newline='\n')
+        p.write_text(''.join(lines), encoding='utf-8', newline='\n')
 
 @cache
 def clip_tokenizer() -> Tokenizer:
     "CLIP's: 49,408 ids, rows of 77 from start to end, padded with 0."
     start, end = '<|startoftext|>', '<|endoftext|>'
-    return Tokenizer(
-        read_pairs(data_dir('vocab', 'bpe_simple_vocab_16e6.txt.gz'), 48_894), split_clip,
-        77, [start, end], start, end, ends=True, named=True, clean=clean_clip)
+    pairs = read_pairs(data_dir('vocab', 'bpe_simple_vocab_16e6.txt.gz'), 48_894)
+    return Tokenizer(pairs, split_clip, 77, [start, end], start, end, ends=True,
+                     named=True, clean=clean_clip)
 
 @cache
 def glide_tokenizer() -> Tokenizer:
-    "GLIDE's, which is GPT-2's in lower case: 50,257 ids, rows of 128 without start or end, padded with the last id."
-    return Tokenizer(read_pairs(data_dir('vocab', 'gpt2-vocab.bpe')), split_gpt2, 128,
-                     ['<|endoftext|>'], pad='<|endoftext|>', clean=str.lower)
+    "GLIDE's, GPT-2's in lower case: 50,257 ids, rows of 128, padded with the last id."
+    pairs = read_pairs(data_dir('vocab', 'gpt2-vocab.bpe'))
+    return Tokenizer(pairs, split_gpt2, 128, ['<|endoftext|>'], pad='<|endoftext|>',
+                     clean=str.lower)
 
 @cache
 def caption_tokenizer() -> Tokenizer:
-    "Ours, for our captions: 2,048 ids, the last three padding, start and end; rows of 32 in lower case."
-    pad, start, end = special = ['<|pad|>', '<|start|>', '<|end|>']
-    return Tokenizer(read_pairs(data_dir('vocab', 'captions.bpe')), split_gpt2, 32,
-                     special, start, end, pad, lower=True)
+    "Ours, for our captions: 2,048 ids, rows of 32 in lower case."
+    special = ['<|pad|>', '<|start|>', '<|end|>'] # the last three ids
+    pad, start, end = special
+    pairs = read_pairs(data_dir('vocab', 'captions.bpe'))
+    return Tokenizer(pairs, split_gpt2, 32, special, start, end, pad, lower=True)

@@ -9,7 +9,9 @@ __all__ = ['TEMPLATES', 'STYLE_FORMS', 'HUES', 'fill', 'class_vectors', 'zero_sh
            'by_probe', 'by_hue', 'changed', 'exchanged', 'by_scene', 'a_fifth', 'judge', 'table']
 
 # %% ../../nbs/55_zero_shot.ipynb #imports
-import functools, math, re
+import functools
+import math
+import re
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,9 +31,10 @@ from ..train.fit import find_recipe, register
 from ..train.measure import in_parts
 
 # %% ../../nbs/55_zero_shot.ipynb #prompts
-# as our training captions are worded
+# as our training captions are worded: the name alone, and two forms for each style
 TEMPLATES = ('{}', *(form for s in STYLES.values()
                      for form in (f'a {s} emoji of {{}}', f'{{}}, {s} style')))
+
 
 def fill(template: str, names: Sequence[str]) -> list[str]:
     "The template with each of the names in the place of {}."
@@ -40,194 +43,216 @@ def fill(template: str, names: Sequence[str]) -> list[str]:
                       f'a name: write {{}} just once, like "a noto emoji of {{}}".')
     return [template.replace('{}', n) for n in names]
 
+
 def class_vectors(
-    embed: Callable[[list[str]], Tensor], # sentences -> [n d], of length 1
+    embed: Callable[[list[str]], Tensor],  # sentences -> [n d], of length 1
     names: Sequence[str],
-    templates: Sequence[str] = ('{}', )
-) -> Tensor: # [k d], of length 1
-    "What a text tower makes of the names of classes: for each the direction of its mean over the templates. Eq. 55.1."
-    return unit(torch.stack([embed(fill(t, names)) for t in templates]).mean(0))
+    templates: Sequence[str] = ('{}', ),
+) -> Tensor:  # [k d], of length 1
+    "For each class the direction of the mean embedding of its name in the templates. Eq. 55.1."
+    each = [embed(fill(t, names)) for t in templates]
+    return unit(torch.stack(each).mean(0))
+
 
 def zero_shot(
-        z_image: Tensor, # [b d], of length 1
-        classes: Tensor, # [k d], of length 1
-        scale: Tensor, # []
-) -> Tensor: # [b k], rows sum to 1
+    z_image: Tensor,  # [b d], of length 1
+    classes: Tensor,  # [k d], of length 1
+    scale: Tensor,  # []
+) -> Tensor:  # [b k], rows sum to 1
     "The probability of each class, if all are equally common. Eq. 55.2 (CLIP section 3.1.2)."
     return (scale*z_image @ classes.T).softmax(-1)
 
 # %% ../../nbs/55_zero_shot.ipynb #pictures
-def read_picture(path) -> Tensor: # [3 h w] uint8
+def read_picture(path) -> Tensor:  # [3 h w] uint8
     "A picture file of any size and mode: in colour, upright, on white."
     if not Path(path).is_file():
         raise Problem(f'There is no picture {path}: check the name.')
     return picture_in(path, on_white)
 
-def fitted(pixels: Tensor, side: int,
-           official: bool = False) -> Tensor: # [3 h w] uint8 -> [1 3 side side] uint8
-    "The middle square at the size of a tower; for official weights as they were trained: bicubic, the short side first, then the middle."
+
+def fitted(
+    pixels: Tensor,  # [3 h w] uint8
+    side: int,
+    official: bool = False,  # bicubic, the short side first, as OpenAI's were trained
+) -> Tensor:  # [1 3 side side] uint8
+    "The middle square of a picture, at the size of a tower."
     if not official:
         return square(pixels[None], side)
     from PIL import Image
     h, w = pixels.shape[1:]
-    # the short side grows, and the long one with it
-    if max(h, w) > 100*min(h, w):
+    if max(h, w) > 100*min(h, w):  # the short side grows, and the long one with it
         raise Problem(f'A picture of {w} x {h} pixels is a thread: cut out what is to be '
                       'looked at.')
+
+    # the short side gets the length `side`; then the middle is cut out
     wide, high = (int(side*v/min(h, w)) for v in (w, h))
     left, top = round((wide - side)/2), round((high - side)/2)
-    image = Image.fromarray(pixels.permute(1, 2, 0).numpy()).resize(
-        (wide, high), Image.Resampling.BICUBIC).crop((left, top, left + side, top + side))
+    image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+    image = image.resize((wide, high), Image.Resampling.BICUBIC)
+    image = image.crop((left, top, left + side, top + side))
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
 
 # %% ../../nbs/55_zero_shot.ipynb #reader
 @functools.cache
 def symbols() -> frozenset[str]:
     "The letters, digits and signs in the captions that ours was trained on."
-    return frozenset(' '.join(
-        ' '.join((r['name'], r['group'], r['subgroup'], *r['keywords']))
-        for r in emoji_table()
-        if r['split'] == 'train').lower())
+    train = [r for r in emoji_table() if r['split'] == 'train']
+    texts = [(r['name'], r['group'], r['subgroup'], *r['keywords']) for r in train]
+    return frozenset(' '.join(' '.join(t) for t in texts).lower())
+
 
 @dataclass(frozen=True)
 class Reader:
     "A CLIP, with the tokenizer and the units of pictures that it was trained with."
     clip: CLIP
-    official: bool = False # OpenAI's weights, or ours
+    official: bool = False  # OpenAI's weights, or ours
 
     @property
     def side(self) -> int:
         return self.clip.image.shape[-1]
 
     @torch.no_grad()
-    def texts(
-        self, texts: Sequence[str]
-    ) -> Tensor: # [n d] of length 1, on the CPU; each distinct text is read once
+    def texts(self, texts: Sequence[str]) -> Tensor:  # [n d], of length 1, on the CPU
+        "The embeddings of captions; each distinct one is computed once."
         place = {t: i for i, t in enumerate(dict.fromkeys(texts))}
         for t in place:
             if not t.strip():
                 raise Problem(
                     'A caption is empty: say in words what the picture may show.')
-            if not self.official and (new := sorted(set(t.lower()) - symbols())):
+            new = [] if self.official else sorted(set(t.lower()) - symbols())
+            if new:
                 raise Problem(f'The caption "{t}" holds "{new[0]}", a sign that these '
                               'weights have never read: say it in plain words.')
-        tokens = (clip_tokenizer() if self.official else caption_tokenizer())([*place])
-        z = in_parts(
-            lambda part: self.clip.embed_text(part.to(self.clip.log_scale.device)).cpu(),
-            tokens)
+        device = self.clip.log_scale.device
+        tokenizer = clip_tokenizer() if self.official else caption_tokenizer()
+
+        def embed(part):
+            return self.clip.embed_text(part.to(device)).cpu()
+
+        z = in_parts(embed, tokenizer([*place]))
         return z[[place[t] for t in texts]]
 
     @torch.no_grad()
-    def pictures(
-        self, pixels: Tensor
-    ) -> Tensor: # [n 3 side side] uint8 -> [n d] of length 1, on the CPU
-        units = (lambda p: as_official(to_unit(p))) if self.official else to_unit
-        return in_parts(
-            lambda part: self.clip.embed_image(units(part.to(self.clip.log_scale.device)))
-            .cpu(), pixels)
+    def pictures(self, pixels: Tensor) -> Tensor:  # [n 3 side side] uint8 -> [n d]
+        "The embeddings of pictures, of length 1, on the CPU."
+        device = self.clip.log_scale.device
+
+        def embed(part):
+            x = to_unit(part.to(device))
+            return self.clip.embed_image(as_official(x) if self.official else x).cpu()
+
+        return in_parts(embed, pixels)
 
 # %% ../../nbs/55_zero_shot.ipynb #classify
 def classify(
     reader: Reader,
-    pixels: Tensor, # [n 3 side side] uint8
+    pixels: Tensor,  # [n 3 side side] uint8
     names: Sequence[str],
-    templates: Sequence[str] = ('{}', )
-) -> Tensor: # [n k], rows sum to 1
+    templates: Sequence[str] = ('{}', ),
+) -> Tensor:  # [n k], rows sum to 1
     "How likely each name is for each picture, among these names. Eq. 55.1, 55.2."
     if len(names) < 2:
         raise Problem(
             'To choose among fewer than two captions is no choice: give at least two.')
-    if twice := [n for n, k in Counter(names).items() if k > 1]:
+    twice = [n for n, k in Counter(names).items() if k > 1]
+    if twice:
         raise Problem(f'"{twice[0]}" is given more than once: each would get a part of '
                       'its share; give it once.')
     if any(not n.strip() for n in names):
         raise Problem('A caption is empty: say in words what the picture may show.')
-    return zero_shot(reader.pictures(pixels), class_vectors(reader.texts, names,
-                                                            templates),
-                     reader.clip.scale.detach().cpu())
+    g = class_vectors(reader.texts, names, templates)
+    return zero_shot(reader.pictures(pixels), g, reader.clip.scale.detach().cpu())
 
 # %% ../../nbs/55_zero_shot.ipynb #ranks
 def ranks(
-        scores: Tensor, # [n m] of n questions and m answers
-        fits: Tensor, # [n m] bool: which answers are right, one or several
-) -> Tensor: # [n] 1 is first
-    "The place of the best right answer; a wrong one that scores as high, or no number, stands before it. Eq. 55.5."
+    scores: Tensor,  # [n m] of n questions and m answers
+    fits: Tensor,  # [n m] bool: which answers are right, one or several
+) -> Tensor:  # [n], 1 is first
+    "The place of the best right answer; ties and NaN among the wrong ones come before. Eq. 55.5."
     best = scores.masked_fill(~fits, -math.inf).amax(1, keepdim=True)
-    # not below: also what is no number stands before
-    return 1 + (~(scores < best) & ~fits).sum(1)
+    before = ~(scores < best) & ~fits  # not `>=`, which is false for NaN
+    return 1 + before.sum(1)
 
-def chance(fits: Tensor, k: int) -> float: # [n m] bool
-    "The share of questions with a right answer among the first k of an order by chance. Eq. 55.6."
+
+def chance(fits: Tensor, k: int) -> float:  # [n m] bool
+    "The share of questions with a right answer among k answers drawn by chance. Eq. 55.6."
     m = fits.shape[1]
-    each = {
-        r: 1 - math.comb(m - r, k)/math.comb(m, k) for r in set(fits.sum(1).tolist())
-    }
-    return sum(each[r] for r in fits.sum(1).tolist())/len(fits)
+    right = fits.sum(1).tolist()
+    each = {r: 1 - math.comb(m - r, k)/math.comb(m, k) for r in set(right)}
+    return sum(each[r] for r in right)/len(fits)
+
 
 def middle(fits: Tensor) -> int:
-    "The median rank by chance: the first k that is reached by half of the questions. Eq. 55.6."
+    "The median rank by chance: the first k that half of the questions reach. Eq. 55.6."
     return next(k for k in range(1, fits.shape[1] + 1) if chance(fits, k) >= .5)
 
 # %% ../../nbs/55_zero_shot.ipynb #share
 def share(
-    hit: Tensor, # [n] bool, or 1/2 for a tie
-    groups: Sequence[Hashable]
-    | None = None, # which of them are of one family, and so no separate evidence
-) -> tuple[float, float]: # and its standard error
-    "The share of hits, and how far it would move with other families. Eq. 55.7."
+    hit: Tensor,  # [n] bool, or 1/2 for a tie
+    groups: Sequence[Hashable] | None = None,  # the family of each: not independent in it
+) -> tuple[float, float]:
+    "The share of hits and its standard error, with the families as the sample. Eq. 55.7."
     off = hit.double() - hit.double().mean()
     if groups is not None:
         place = {g: i for i, g in enumerate(dict.fromkeys(groups))}
-        off = torch.zeros(len(place), dtype=off.dtype).index_add(
-            0, torch.tensor([place[g] for g in groups]), off)
-    return hit.double().mean().item(), off.square().sum().sqrt().item()/len(hit)
+        sums = torch.zeros(len(place), dtype=off.dtype)
+        off = sums.index_add(0, torch.tensor([place[g] for g in groups]), off)
+    error = off.square().sum().sqrt().item()/len(hit)
+    return hit.double().mean().item(), error
 
-def row(task: str, measure: str, hits: dict[str, Tensor], by_chance: float, groups=None,
-        **more) -> dict:
-    "One line of a table: what was asked, of how many, and the share and standard error of each method. Eq. 55.7."
-    found = {name: share(hit, groups) for name, hit in hits.items()}
-    return dict(
-        task=task, measure=measure, n=len(next(iter(hits.values()))), chance=by_chance,
-        **{
-            k: v
-            for name, (p, error) in found.items()
-            for k, v in ((name, p), (f'{name}_error', error))
-        }, **more)
 
-def retrieval(task: str, scores: dict[str, Tensor], fits: Tensor, groups=None,
-              ks=(1, 5, 10)) -> list[dict]: # method -> [n m], [n m] bool
+def row(task: str, measure: str, hits: dict[str, Tensor], by_chance: float,
+        groups: Sequence[Hashable] | None = None, **more) -> dict:
+    "One row of a table: the share and the standard error of each method. Eq. 55.7."
+    n = len(next(iter(hits.values())))
+    found = dict(task=task, measure=measure, n=n, chance=by_chance)
+    for name, hit in hits.items():
+        found[name], found[f'{name}_error'] = share(hit, groups)
+    return found | more
+
+
+def retrieval(
+    task: str,
+    scores: dict[str, Tensor],  # method -> [n m]
+    fits: Tensor,  # [n m] bool
+    groups: Sequence[Hashable] | None = None,
+    ks: Sequence[int] = (1, 5, 10),
+) -> list[dict]:
     "R@k and the median rank of each method. Eq. 55.5-55.7."
     place = {name: ranks(s, fits) for name, s in scores.items()}
-    rows = [
-        row(task, f'R@{k}', {name: r <= k
-                             for name, r in place.items()}, chance(fits, k), groups)
-        for k in ks
-        if k < fits.shape[1]
-    ]
-    return rows + [
-        dict(task=task, measure='median rank', n=len(fits), chance=middle(fits), **
-             {name: r.median().item() for name, r in place.items()})
-    ]
+    rows = []
+    for k in ks:
+        if k < fits.shape[1]:
+            hits = {name: r <= k for name, r in place.items()}
+            rows.append(row(task, f'R@{k}', hits, chance(fits, k), groups))
+    medians = {name: r.median().item() for name, r in place.items()}
+    last = dict(task=task, measure='median rank', n=len(fits), chance=middle(fits))
+    return rows + [last | medians]
 
 # %% ../../nbs/55_zero_shot.ipynb #ridge
 def ridge(
-    x: Tensor,
-    y: Tensor, # [n d], [n k]
-    held: Tensor, # [n] bool: the part to choose the strength by
-    strengths: Sequence[float] = (.03, .1, .3, 1., 3.)
-) -> tuple[Callable[[Tensor], Tensor], float]: # [m d] -> [m k]; the strength
-    "The best linear guess at y that is not too steep; then once more with all rows. Eq. 55.8."
+    x: Tensor,  # [n d]
+    y: Tensor,  # [n k]
+    held: Tensor,  # [n] bool: the part to choose the strength by
+    strengths: Sequence[float] = (.03, .1, .3, 1., 3.),
+) -> tuple[Callable[[Tensor], Tensor], float]:  # [m d] -> [m k]; the strength
+    "Ridge regression; the strength is chosen on a held-out part, then all is fitted. Eq. 55.8."
+
     def fit(some, strength):
         a, b = x[some], y[some]
         mid_x, mid_y = a.mean(0), b.mean(0)
         a, b = a - mid_x, b - mid_y
-        w = torch.linalg.solve(
-            a.T @ a/len(a) + strength*torch.eye(a.shape[1], dtype=x.dtype),
-            a.T @ b/len(a))
+
+        # W = (X'X/n + lambda I)^-1 X'Y/n, X and Y being centred
+        penalty = strength*torch.eye(a.shape[1], dtype=x.dtype)
+        w = torch.linalg.solve(a.T @ a/len(a) + penalty, a.T @ b/len(a))
         return lambda new: mid_y + (new - mid_x) @ w
 
-    best = min(strengths, key=lambda s: (fit(~held, s)
-                                         (x[held]) - y[held]).square().mean().item())
+    def error(strength):
+        guess = fit(~held, strength)
+        return (guess(x[held]) - y[held]).square().mean().item()
+
+    best = min(strengths, key=error)
     return fit(held | ~held, best), best
 
 # %% ../../nbs/55_zero_shot.ipynb #linear
@@ -235,17 +260,17 @@ def words(text: str) -> list[str]:
     "The words of a text in lower case."
     return re.findall(r'[^\W_]+', text.lower())
 
+
 class Bag:
     "Texts as bags of words: a place for each word of some texts, the rare ones counting more."
+
     def __init__(self, texts: Sequence[str]):
         seen = Counter(w for t in texts for w in set(words(t)))
-        self.place, self.weight = {
-            w: i for i, w in enumerate(sorted(seen))
-        }, torch.tensor([math.log(len(texts)/seen[w]) for w in sorted(seen)])
+        self.place = {w: i for i, w in enumerate(sorted(seen))}
+        self.weight = torch.tensor([math.log(len(texts)/seen[w]) for w in sorted(seen)])
 
-    def __call__(
-            self, texts: Sequence[str]
-    ) -> Tensor: # [n v], of length 1; 0 where no word is known
+    def __call__(self, texts: Sequence[str]) -> Tensor:  # [n v]
+        "Weighted counts, scaled to length 1; 0 where no word is known."
         counts = torch.zeros(len(texts), len(self.place))
         for i, t in enumerate(texts):
             for w in words(t):
@@ -253,33 +278,46 @@ class Bag:
                     counts[i, self.place[w]] += 1
         return unit(counts*self.weight)
 
-class Linear:
-    "The plainest CLIP: pixels to words by ridge regression. It answers like a `Reader`. Eq. 55.8."
-    def __init__(self, pixels: Tensor, texts: Sequence[str], held: Tensor,
-                 size: int = 16):
-        self.bag, self.size = Bag(texts), size
-        y = self.bag(texts)
-        self.usual, (self.map, self.strength) = y.mean(0), ridge(
-            self.looks(pixels), y, held)
 
-    def looks(self, pixels: Tensor) -> Tensor: # [n 3 h h] uint8 -> [n d]
+class Linear:
+    "The plainest CLIP: from pixels to words by ridge regression; used like a `Reader`. Eq. 55.8."
+
+    def __init__(
+        self,
+        pixels: Tensor,  # [n 3 h h] uint8
+        texts: Sequence[str],
+        held: Tensor,  # [n] bool
+        size: int = 16,
+    ):
+        self.bag = Bag(texts)
+        self.size = size
+        y = self.bag(texts)
+        self.usual = y.mean(0)
+        self.map, self.strength = ridge(self.looks(pixels), y, held)
+
+    def looks(self, pixels: Tensor) -> Tensor:  # [n 3 h h] uint8 -> [n d]
         return to_unit(smaller(pixels, self.size)).flatten(1)
 
     def pictures(self, pixels: Tensor) -> Tensor:
-        return unit(
-            self.map(self.looks(pixels)) - self.usual) # what it has more of than most
+        more = self.map(self.looks(pixels)) - self.usual  # than most pictures have
+        return unit(more)
 
     def texts(self, texts: Sequence[str]) -> Tensor:
         return self.bag(texts)
 
 # %% ../../nbs/55_zero_shot.ipynb #probe
-def probe_loss(w: Tensor, x: Tensor, y: Tensor,
-               l2: float) -> Tensor: # [d+1 k], the last row added; [n d], [n] -> []
+def probe_loss(
+    w: Tensor,  # [d+1 k], the bias in the last row
+    x: Tensor,  # [n d]
+    y: Tensor,  # [n]
+    l2: float,
+) -> Tensor:  # []
     "Cross-entropy of a linear classifier, and a price for its size. Eq. 55.9."
     return F.cross_entropy(x @ w[:-1] + w[-1], y) + l2/2*w[:-1].square().sum()
 
-def probe(x: Tensor, y: Tensor, k: int, l2: float, steps: int = 100) -> Tensor: # [d+1 k]
-    "The classifier of least loss: there is but one. Eq. 55.9."
+
+def probe(x: Tensor, y: Tensor, k: int, l2: float, steps: int = 100) -> Tensor:  # [d+1 k]
+    "The classifier of least loss, which is unique. Eq. 55.9."
     w = torch.zeros(x.shape[1] + 1, k, dtype=x.dtype, requires_grad=True)
     opt = torch.optim.LBFGS([w], max_iter=steps, tolerance_grad=1e-9,
                             tolerance_change=1e-12, history_size=10,
@@ -294,21 +332,30 @@ def probe(x: Tensor, y: Tensor, k: int, l2: float, steps: int = 100) -> Tensor: 
     opt.step(again)
     return w.detach()
 
-def fit_probe(
-        x: Tensor, y: Tensor, k: int, held: Tensor, l2s=(1., 1e-1, 1e-2, 1e-3),
-        steps: int = 40
-) -> tuple[Callable[[Tensor], Tensor], float]: # [m d] -> [m k]; l2
-    "Probe with the l2 that predicts a held part best, then with all rows; features are shifted and scaled by what the training rows say. Eq. 55.9."
-    middle, spread = x.mean(0), x.std(0).square().mean().sqrt()
-    scaled = lambda v: (v - middle)/spread
-    z = scaled(x)
-    best = min(
-        l2s, key=lambda l2: probe_loss(probe(z[~held], y[~held], k, l2, steps), z[held],
-                                       y[held], 0.).item())
-    w = probe(z, y, k, best, steps)
-    return lambda new: scaled(new) @ w[:-1] + w[-1], best
 
-def colours(pixels: Tensor, bins: int = 4) -> Tensor: # [n 3 h w] uint8 -> [n bins^3]
+def fit_probe(
+    x: Tensor,  # [n d]
+    y: Tensor,  # [n]
+    k: int,
+    held: Tensor,  # [n] bool: the part to choose l2 by
+    l2s: Sequence[float] = (1., 1e-1, 1e-2, 1e-3),
+    steps: int = 40,
+) -> tuple[Callable[[Tensor], Tensor], float]:  # [m d] -> [m k]; l2
+    "A probe of standardised features; l2 is chosen on the held part, then all is used. Eq. 55.9."
+    middle = x.mean(0)
+    spread = x.std(0).square().mean().sqrt()
+    z = (x - middle)/spread
+
+    def error(l2):
+        w = probe(z[~held], y[~held], k, l2, steps)
+        return probe_loss(w, z[held], y[held], 0.).item()
+
+    best = min(l2s, key=error)
+    w = probe(z, y, k, best, steps)
+    return lambda new: (new - middle)/spread @ w[:-1] + w[-1], best
+
+
+def colours(pixels: Tensor, bins: int = 4) -> Tensor:  # [n 3 h w] uint8 -> [n bins^3]
     "The share of a picture's pixels in each cell of the cube of colours."
     cell = (pixels.long()*bins // 256).flatten(2)
     cell = (cell[:, 0]*bins + cell[:, 1])*bins + cell[:, 2]
@@ -317,9 +364,10 @@ def colours(pixels: Tensor, bins: int = 4) -> Tensor: # [n 3 h w] uint8 -> [n bi
 # %% ../../nbs/55_zero_shot.ipynb #emoji-tasks
 def some(data: Captioned, n: int) -> Captioned:
     "At most n pictures, spread over the whole set."
-    return data if n >= len(data) else data[torch.linspace(0,
-                                                           len(data) -
-                                                           1, n).long().tolist()]
+    if n >= len(data):
+        return data
+    return data[torch.linspace(0, len(data) - 1, n).long().tolist()]
+
 
 def named(data: Captioned, n: int, seed: int) -> Captioned:
     "All pictures of n names, drawn by chance."
@@ -327,138 +375,183 @@ def named(data: Captioned, n: int, seed: int) -> Captioned:
     keep = {names[i] for i in np.random.default_rng(seed).permutation(len(names))[:n]}
     return data[[i for i, r in enumerate(data.rows) if r.name in keep]]
 
+
 def told(r) -> str:
     "All that is known of an emoji, as one text."
     return ' '.join((STYLES[r.style], r.name, *r.keywords, r.group, r.subgroup))
 
-def by_name(title: str, part: Captioned, readers: dict,
-            known: set[str]) -> list[dict]: # known: the words of the training captions
-    "Pictures and names, both ways; names of known words and names with a new one apart; pictures and whole captions, both ways. Eq. 55.1, 55.5-55.7."
+# %% ../../nbs/55_zero_shot.ipynb #emoji-by-name
+def by_name(
+    title: str,
+    part: Captioned,
+    readers: dict,
+    known: set[str],  # the words of the training captions
+) -> list[dict]:
+    "Retrieval between pictures and names, pictures and captions, both ways. Eq. 55.1, 55.5-55.7."
+    family = [r.family for r in part.rows]
     names = sorted({r.name for r in part.rows})
     at = {n: i for i, n in enumerate(names)}
     y = torch.tensor([at[r.name] for r in part.rows])
-    fits, family = F.one_hot(y, len(names)).bool(), [r.family for r in part.rows]
+    fits = F.one_hot(y, len(names)).bool()
     z = {m: r.pictures(part.pixels) for m, r in readers.items()}
-    one, many = ({
-        m: z[m] @ class_vectors(r.texts, names, forms).T for m, r in readers.items()
-    } for forms in (('{}', ), TEMPLATES))
-    rows = retrieval(
-        f'{title}: picture to name, of {len(names)}', one, fits, family) + retrieval(
-            f'{title}: the same, {len(TEMPLATES)} templates', many, fits, family)
+
+    def to_names(templates):
+        "method -> scores of pictures and names."
+        return {m: z[m] @ class_vectors(r.texts, names, templates).T
+                for m, r in readers.items()}
+
+    # picture to name, by the name alone and by all templates
+    one, many = to_names(('{}', )), to_names(TEMPLATES)
+    rows = retrieval(f'{title}: picture to name, of {len(names)}', one, fits, family)
+    rows += retrieval(f'{title}: the same, {len(TEMPLATES)} templates', many, fits,
+                      family)
+
+    # names of known words, and names with a new one
     old = torch.tensor([set(words(r.name)) <= known for r in part.rows])
     for half, label in ((old, 'of known words only'), (~old, 'with a new word')):
         if half.any():
             rows += retrieval(f'{title}: names {label}',
                               {m: s[half] for m, s in many.items()}, fits[half],
                               [f for f, h in zip(family, half.tolist()) if h])
+
+    # name to picture
     rows += retrieval(f'{title}: name to picture, of {len(part)}',
                       {m: s.T for m, s in many.items()}, fits.T)
+
+    # whole captions, both ways
     said = [part.caption(i) for i in range(len(part))]
     own = torch.tensor([[a == b for b in said] for a in said])
     pairs = {m: z[m] @ r.texts(said).T for m, r in readers.items()}
-    return rows + retrieval(
-        f'{title}: picture to caption, of {len(said)}', pairs, own, family) + retrieval(
-            f'{title}: caption to picture', {m: s.T
-                                             for m, s in pairs.items()}, own, family)
+    back = {m: s.T for m, s in pairs.items()}
+    rows += retrieval(f'{title}: picture to caption, of {len(said)}', pairs, own, family)
+    rows += retrieval(f'{title}: caption to picture', back, own, family)
+    return rows
 
 # %% ../../nbs/55_zero_shot.ipynb #kinds
 STYLE_FORMS = ('{}', 'a {} emoji', '{} style', '{} emoji')
 
+
 def by_kind(title: str, part: Captioned, train: Captioned, readers: dict) -> list[dict]:
-    "The group and the style of each picture, chosen by their names; groups also by the names of their training emoji. Eq. 55.1, 55.2, 55.5."
-    rows, family = [], [r.family for r in part.rows]
+    "Group and style by their names, and group by its training emoji. Eq. 55.1, 55.2, 55.5."
+    rows = []
+    family = [r.family for r in part.rows]
     z = {m: r.pictures(part.pixels) for m, r in readers.items()}
 
-    def ask(task, names, label, vectors):
-        y = torch.tensor([names.index(v) for v in label])
-        rows.append(
-            row(
-                f'{title}: {task}', 'accuracy', {
-                    m: ranks(z[m] @ vectors(r).T,
-                             F.one_hot(y, len(names)).bool()) <= 1
-                    for m, r in readers.items()
-                }, 1/len(names), family, majority=y.bincount().max().item()/len(y)))
+    def ask(task, names, labels, vectors):
+        "One row: `vectors` gives a reader's vectors [k d] of the k names."
+        y = torch.tensor([names.index(v) for v in labels])
+        fits = F.one_hot(y, len(names)).bool()
+        hits = {m: ranks(z[m] @ vectors(r).T, fits) <= 1 for m, r in readers.items()}
+        most = y.bincount().max().item()/len(y)
+        rows.append(row(f'{title}: {task}', 'accuracy', hits, 1/len(names), family,
+                        majority=most))
 
-    groups, styles = sorted({r.group for r in train.rows}), [*STYLES.values()]
+    groups = sorted({r.group for r in train.rows})
+    styles = [*STYLES.values()]
+    group_of = [r.group for r in part.rows]
+    style_of = [STYLES[r.style] for r in part.rows]
     spoken = [g.replace('-', ' ') for g in groups]
-    ask(f'group, of {len(groups)}, by its name', groups, [r.group for r in part.rows],
+
+    def by_members(reader):
+        "For each group the mean embedding of the names in it."
+        each = []
+        for g in groups:
+            members = sorted({r.name for r in train.rows if r.group == g})
+            each.append(unit(reader.texts(members).mean(0)))
+        return torch.stack(each)
+
+    ask(f'group, of {len(groups)}, by its name', groups, group_of,
         lambda r: class_vectors(r.texts, spoken))
-    members = {g: sorted({r.name for r in train.rows if r.group == g}) for g in groups}
-    ask(
-        'group, by the names in it', groups, [r.group for r in part.rows], lambda r: torch
-        .cat([unit(r.texts(members[g]).mean(0, keepdim=True)) for g in groups]))
-    ask(f'style, of {len(styles)}', styles, [STYLES[r.style] for r in part.rows],
+    ask('group, by the names in it', groups, group_of, by_members)
+    ask(f'style, of {len(styles)}', styles, style_of,
         lambda r: class_vectors(r.texts, styles, STYLE_FORMS))
     return rows
 
+# %% ../../nbs/55_zero_shot.ipynb #kinds-probe
 def by_probe(title: str, part: Captioned, train: Captioned, held: Tensor,
              reader: Reader) -> list[dict]:
-    "Group and style by linear probes: of the picture's vector, of its pixels, of its colours. Eq. 55.9."
-    looks = dict(clip=reader.pictures, pixels=lambda p: to_unit(p).flatten(1),
-                 colours=colours)
-    rows, family = [], [r.family for r in part.rows]
-    for task, of in (('group', lambda r: r.group), ('style', lambda r: r.style)):
-        names = sorted({of(r) for r in train.rows})
-        y, want = (torch.tensor([names.index(of(r))
-                                 for r in s.rows])
-                   for s in (train, part))
+    "Group and style by probes of the embedding, of the pixels, of the colours. Eq. 55.9."
+    features = dict(clip=reader.pictures, pixels=lambda p: to_unit(p).flatten(1),
+                    colours=colours)
+    family = [r.family for r in part.rows]
+    rows = []
+    for task in ('group', 'style'):
+        names = sorted({getattr(r, task) for r in train.rows})
+        y = torch.tensor([names.index(getattr(r, task)) for r in train.rows])
+        want = torch.tensor([names.index(getattr(r, task)) for r in part.rows])
         hits = {}
-        for m, f in looks.items():
-            hits[m] = fit_probe(f(train.pixels), y, len(names),
-                                held)[0](f(part.pixels)).argmax(1) == want
-        rows.append(
-            row(f'{title}: {task}, probe', 'accuracy', hits, 1/len(names), family,
-                majority=want.bincount().max().item()/len(want)))
+        for m, f in features.items():
+            classifier, _ = fit_probe(f(train.pixels), y, len(names), held)
+            hits[m] = classifier(f(part.pixels)).argmax(1) == want
+        most = want.bincount().max().item()/len(want)
+        rows.append(row(f'{title}: {task}, probe', 'accuracy', hits, 1/len(names), family,
+                        majority=most))
     return rows
 
+# %% ../../nbs/55_zero_shot.ipynb #kinds-hue
 HUES = ('red', 'orange', 'yellow', 'green', 'blue', 'purple', 'brown', 'black', 'white')
 
+
 def by_hue(title: str, part: Captioned, readers: dict) -> list[dict]:
-    "Names with a colour in them: the right colour among nine, all else being as it is. Eq. 55.5."
-    at = [(i, hue)
-          for i, r in enumerate(part.rows)
-          for hue in words(r.name)
-          if hue in HUES]
+    "Names with a colour in them: the right one of nine, all other words being right. Eq. 55.5."
+    at = []  # picture and hue
+    for i, r in enumerate(part.rows):
+        at += [(i, hue) for hue in words(r.name) if hue in HUES]
     if not at:
         return []
-    texts = [
-        re.sub(rf'\b{hue}\b', new, part.rows[i].name) for i, hue in at for new in HUES
-    ]
+
+    # each name with each of the hues in the place of its own
+    texts = []
+    for i, hue in at:
+        texts += [re.sub(rf'\b{hue}\b', new, part.rows[i].name) for new in HUES]
     own = torch.tensor([[new == hue for new in HUES] for _, hue in at])
     pixels = part.pixels[[i for i, _ in at]]
-    hits = {
-        m: ranks((r.pictures(pixels)[:, None]*
-                  r.texts(texts).reshape(len(at), len(HUES), -1)).sum(-1), own) <= 1
-        for m, r in readers.items()
-    }
-    return [
-        row(f'{title}: the colour in the name, of {len(HUES)}', 'accuracy', hits,
-            1/len(HUES), [part.rows[i].family for i, _ in at])
-    ]
+    hits = {}
+    for m, r in readers.items():
+        z = r.texts(texts).reshape(len(at), len(HUES), -1)
+        hits[m] = ranks((r.pictures(pixels)[:, None]*z).sum(-1), own) <= 1
+    family = [part.rows[i].family for i, _ in at]
+    return [row(f'{title}: the colour in the name, of {len(HUES)}', 'accuracy', hits,
+                1/len(HUES), family)]
 
 # %% ../../nbs/55_zero_shot.ipynb #scene-tasks
-def changed(scene: Scene, what: str,
-            value: str) -> Scene: # what: shape, colour, size, where or ground
+def changed(
+    scene: Scene,
+    what: str,  # shape, colour, size, where or ground
+    value: str,
+) -> Scene:
     "The scene of one thing with one word of it changed."
-    return replace(scene, **{what: value}) if what in ('where', 'ground') else replace(
-        scene, things=(replace(scene.things[0], **{what: value}), ))
+    if what in ('where', 'ground'):
+        return replace(scene, **{what: value})
+    thing = replace(scene.things[0], **{what: value})
+    return replace(scene, things=(thing, ))
 
-def exchanged(scene: Scene, what: str) -> Scene: # what: things or colours
-    "The scene of two things in which these have changed places: the same words in another order."
+
+def exchanged(scene: Scene, what: str) -> Scene:  # what: things or colours
+    "The scene with its two things, or their colours, exchanged: the same words, reordered."
     a, b = scene.things
-    return replace(
-        scene, things=(b, a) if what == 'things' else
-        (replace(a, colour=b.colour), replace(b, colour=a.colour)))
+    if what == 'things':
+        return replace(scene, things=(b, a))
+    a, b = replace(a, colour=b.colour), replace(b, colour=a.colour)
+    return replace(scene, things=(a, b))
 
+# %% ../../nbs/55_zero_shot.ipynb #scene-by
 def by_scene(
-    title: str, split: str, readers: dict, n: int, seed: int
-) -> list[
-        dict]: # split: 'train' or 'test', whose pairs of shape and colour are in no training scene
-    "Scenes of shapes: the sentence among all, one word of it among all that could stand there, and which of two things is where. Eq. 55.5-55.7."
+    title: str,
+    split: str,  # 'train', or 'test': pairs of shape and colour in no training scene
+    readers: dict,
+    n: int,
+    seed: int,
+) -> list[dict]:
+    "Scenes: the sentence among all, each word of it, and what is where. Eq. 55.5-55.7."
     rng = np.random.default_rng(seed)
+
+    def pick(those):
+        return [those[i] for i in rng.permutation(len(those))[:n]]
+
+    # the sentence among those of all scenes
     every = scenes('all', 1)
     at = {s: i for i, s in enumerate(every)}
-    pick = lambda parts: [parts[i] for i in rng.permutation(len(parts))[:n]]
     asked = pick(scenes(split, 1))
     pixels = to_bytes(render(asked, 32, poses(asked, rng)))
     own = torch.tensor([at[s] for s in asked])
@@ -466,85 +559,94 @@ def by_scene(
     scores = {m: r.pictures(pixels) @ r.texts(said).T for m, r in readers.items()}
     rows = retrieval(f'{title}: scene to sentence, of {len(every)}', scores,
                      F.one_hot(own, len(every)).bool())
+
+    # one word of it among all that could stand there
     for what, options in (('shape', SHAPES), ('colour', COLOURS), ('size', SIZES),
                           ('where', PLACES), ('ground', GROUNDS)):
-        columns = torch.tensor([[at[changed(s, what, v)]
-                                 for v in options]
+        columns = torch.tensor([[at[changed(s, what, v)] for v in options]
                                 for s in asked])
-        rows.append(
-            row(
-                f'{title}: {what}, of {len(options)}', 'accuracy', {
-                    m: ranks(s.gather(1, columns), columns == own[:, None]) <= 1
-                    for m, s in scores.items()
-                }, 1/len(options)))
-    two = pick([
-        s for s in scenes(split, 2) if s.things[0].shape != s.things[1].shape
-        and s.things[0].colour != s.things[1].colour
-    ])
+        fits = columns == own[:, None]
+        hits = {m: ranks(s.gather(1, columns), fits) <= 1 for m, s in scores.items()}
+        rows.append(row(f'{title}: {what}, of {len(options)}', 'accuracy', hits,
+                        1/len(options)))
+
+    # two things: its own sentence against the exchanged one; a tie is half a hit
+    two = []
+    for s in scenes(split, 2):
+        a, b = s.things
+        if a.shape != b.shape and a.colour != b.colour:
+            two.append(s)
+    two = pick(two)
     pixels = to_bytes(render(two, 32, poses(two, rng)))
     for what in ('things', 'colours'):
-        score = {
-            m: [(r.pictures(pixels)*r.texts([sentence(s)
-                                             for s in those])).sum(1)
-                for those in (two, [exchanged(s, what)
-                                    for s in two])]
-            for m, r in readers.items()
-        }
-        rows.append(
-            row(f'{title}: are the {what} exchanged?', 'accuracy',
-                {m: (a > b) + .5*(a == b) for m, (a, b) in score.items()}, .5))
+        right = [sentence(s) for s in two]
+        wrong = [sentence(exchanged(s, what)) for s in two]
+        hits = {}
+        for m, r in readers.items():
+            a, b = ((r.pictures(pixels)*r.texts(t)).sum(1) for t in (right, wrong))
+            hits[m] = (a > b) + .5*(a == b)
+        rows.append(row(f'{title}: are the {what} exchanged?', 'accuracy', hits, .5))
     return rows
 
 # %% ../../nbs/55_zero_shot.ipynb #judge
-def a_fifth(data: Captioned) -> list[bool]: # of its families, whole
+def a_fifth(data: Captioned) -> list[bool]:  # of its families, whole
     "Which pictures to choose by, while learning from the rest."
     return [fraction(r.family) < 1/5 for r in data.rows]
 
-def judge(clip: CLIP, n: int = 2000,
-          seed: int = 0) -> Iterator[tuple[int, list[dict]]]: # per cent done, rows
-    "All that this notebook measures, part by part; of each part at most n pictures, four times as many to learn from."
-    reader, train, test = Reader(clip), some(emoji('train'), 4*n), some(emoji('test'), n)
+
+def judge(
+    clip: CLIP, n: int = 2000, seed: int = 0
+) -> Iterator[tuple[int, list[dict]]]:  # per cent done, rows
+    "All tasks, one after the other; at most n pictures in each, 4 n to learn from."
+    reader = Reader(clip)
+    train, test = some(emoji('train'), 4*n), some(emoji('test'), n)
     held = torch.tensor(a_fifth(train))
     rng = np.random.default_rng(seed)
-    things = [
-        s for k in (1, 2)
-        for s in (scenes('train', k)[i]
-                  for i in rng.integers(len(scenes('train', k)), size=min(n, 1500)))
-    ]
+    things = []
+    for k in (1, 2):
+        every = scenes('train', k)
+        things += [every[i] for i in rng.integers(len(every), size=min(n, 1500))]
     yield 10, []
-    linear = Linear(
-        torch.cat([train.pixels,
-                   to_bytes(render(things, 32, poses(things, rng)))]),
-        [told(r) for r in train.rows] + [sentence(s) for s in things],
-        torch.cat([held, torch.arange(len(things)) % 5 == 0]))
-    readers, known = dict(clip=reader,
-                          linear=linear), {w for r in train.rows for w in words(told(r))}
+
+    # the linear rival learns from the same drawings, and from scenes
+    pixels = torch.cat([train.pixels, to_bytes(render(things, 32, poses(things, rng)))])
+    texts = [told(r) for r in train.rows] + [sentence(s) for s in things]
+    linear = Linear(pixels, texts, torch.cat([held, torch.arange(len(things)) % 5 == 0]))
+    readers = dict(clip=reader, linear=linear)
+    known = {w for r in train.rows for w in words(told(r))}
     seen = named(train, len({r.name for r in test.rows}), seed)
+
     yield 20, by_name('new emoji', test, readers, known)
     yield 35, by_name('trained emoji', seen, readers, known)
-    yield 50, by_kind('new emoji', test, train, readers) + by_hue(
-        'new emoji', test, readers)
+    kinds = by_kind('new emoji', test, train, readers)
+    yield 50, kinds + by_hue('new emoji', test, readers)
     yield 60, by_scene('new pairs', 'test', readers, min(n, 500), seed)
     yield 70, by_scene('trained pairs', 'train', readers, min(n, 500), seed)
     yield 100, by_probe('new emoji', test, train, held, reader)
+
 
 register(replace(find_recipe('clip'), judge=judge));
 
 # %% ../../nbs/55_zero_shot.ipynb #table
 def table(rows: Sequence[dict]) -> str:
-    "Rows as text: shares in per cent with their standard errors; a heading wherever the methods change."
-    lines, before, wide = [], None, max(len(r['task']) for r in rows)
+    "Rows as text: shares in per cent, with standard errors; a heading where the methods change."
+
+    def number(r, m):
+        if r['measure'] == 'median rank':
+            return f'{r[m]:.0f}'
+        error = f' ± {100*r[f"{m}_error"]:.1f}' if f'{m}_error' in r else ''
+        return f'{100*r[m]:.1f}' + error
+
+    wide = max(len(r['task']) for r in rows)
+    lines = []
+    before = None
     for r in rows:
-        number = lambda m: f'{r[m]:.0f}' if r[
-            'measure'] == 'median rank' else f'{100*r[m]:.1f}' + (
-                f' ± {100*r[f"{m}_error"]:.1f}' if f'{m}_error' in r else '')
-        methods = [
-            k for k in r if k not in ('task', 'measure', 'n') and not k.endswith('_error')
-        ]
+        methods = [k for k in r if k not in ('task', 'measure', 'n')]
+        methods = [k for k in methods if not k.endswith('_error')]
         if methods != before:
-            lines.append(f'{"":{wide}} {"":11} {"n":>5}' +
-                         ''.join(f'{m:>13}' for m in methods))
+            heads = ''.join(f'{m:>13}' for m in methods)
+            lines.append(f'{"":{wide}} {"":11} {"n":>5}{heads}')
             before = methods
-        lines.append(f'{r["task"]:{wide}} {r["measure"]:11} {r["n"]:>5}' +
-                     ''.join(f'{number(m):>13}' for m in methods))
+        numbers = ''.join(f'{number(r, m):>13}' for m in methods)
+        lines.append(f'{r["task"]:{wide}} {r["measure"]:11} {r["n"]:>5}{numbers}')
     return '\n'.join(lines)

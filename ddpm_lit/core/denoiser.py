@@ -15,98 +15,109 @@ from .level import Level
 
 # %% ../../nbs/02_denoiser.ipynb #prediction
 class Prediction(NamedTuple):
-    "What a denoiser says of x_t: the clean data it sees in it and the noise that then remains. Eq. 02.1."
-    x0: Tensor # [b ...] the clean data
-    eps: Tensor # [b ...] the noise: x_t = signal x0 + sigma eps
-    # [b ...] the learned mix of variances, where the network has one; in [0, 1] if it behaves
+    "What a denoiser predicts from x_t: the clean data and the noise. Eq. 02.1."
+    x0: Tensor  # [b ...] the clean data
+    eps: Tensor  # [b ...] the noise: x_t = signal x0 + sigma eps
+    # [b ...] the learned mix of variances, where the network has one; in [0, 1] as a rule
     frac: Tensor | None = None
 
+
 class Denoiser(Protocol):
-    "Whatever can be asked what is behind x_t: a network, an exact mixture, a guided or an inpainting denoiser."
+    "(x_t, level) -> Prediction: a network, an exact mixture, a guided denoiser ..."
     def __call__(self, x: Tensor, t: Level) -> Prediction:
         ...
+
 
 # (the network's output, x_t, t): what the output means
 Parameterization = Callable[[Tensor, Tensor, Level], Prediction]
 
 # %% ../../nbs/02_denoiser.ipynb #from-eps
-def from_eps(
-        eps: Tensor, # [b ...] what the network said
-        x: Tensor, # [b ...] what it was shown
-        t: Level, # at which level
-) -> Prediction:
-    "The network says the noise. Eq. 02.2 (DDPM eq. 15)."
+def from_eps(eps: Tensor,  # [b ...] the network's output
+             x: Tensor,  # [b ...] its input x_t
+             t: Level,  # the level of x_t
+             ) -> Prediction:
+    "The network predicts the noise. Eq. 02.2 (DDPM eq. 15)."
     return Prediction((x - t.sigma*eps)/t.signal, eps)
 
-def from_x0(x0: Tensor, x: Tensor, t: Level) -> Prediction: # all [b ...]
-    "The network says the clean data. Eq. 02.3."
+
+def from_x0(x0: Tensor, x: Tensor, t: Level) -> Prediction:  # all [b ...]
+    "The network predicts the clean data. Eq. 02.3."
     return Prediction(x0, (x - t.signal*x0)/t.sigma)
 
 # %% ../../nbs/02_denoiser.ipynb #from-v
-def from_v(v: Tensor, x: Tensor, t: Level) -> Prediction: # all [b ...]
-    "The network says the velocity, v = signal eps - sigma x0. Eq. 02.4-02.5 (Salimans & Ho 2022)."
+def from_v(v: Tensor, x: Tensor, t: Level) -> Prediction:  # all [b ...]
+    "The network predicts v = signal eps - sigma x0. Eq. 02.4-02.5 (Salimans & Ho 2022)."
     return Prediction(t.signal*x - t.sigma*v, t.sigma*x + t.signal*v)
 
 # %% ../../nbs/02_denoiser.ipynb #from-score
-def from_score(score: Tensor, x: Tensor, t: Level) -> Prediction: # all [b ...]
-    "The network says the score, the gradient of log q(x_t). Eq. 02.6."
+def from_score(score: Tensor, x: Tensor, t: Level) -> Prediction:  # all [b ...]
+    "The network predicts the score, the gradient of log q(x_t). Eq. 02.6."
     return from_eps(-t.sigma*score, x, t)
 
 # %% ../../nbs/02_denoiser.ipynb #add-score
-def add_score(p: Prediction, t: Level, g: Tensor) -> Prediction: # g [b ...]
+def add_score(p: Prediction, t: Level, g: Tensor) -> Prediction:  # g [b ...]
     "The prediction when g is added to the score. Eq. 02.7."
     return p._replace(x0=p.x0 + t.sigma**2/t.signal*g, eps=p.eps - t.sigma*g)
 
 # %% ../../nbs/02_denoiser.ipynb #clock
 def level_clock(t: Level) -> Tensor:
-    "What our own networks are told of the level: 1000 at log SNR -20, 0 at +20, in between a straight line. Eq. 02.9."
+    "The time for a network: 1000 at log SNR -20, 0 at +20, linear in between. Eq. 02.9."
     return 500 - 25*t.log_snr.clamp(-20, 20)
 
 # %% ../../nbs/02_denoiser.ipynb #model
-def for_each(c: int | Tensor, x: Tensor) -> Tensor: # [], [1 ...] or [b ...] -> [b ...]
+def for_each(c: int | Tensor, x: Tensor) -> Tensor:  # [], [1 ...] or [b ...] -> [b ...]
     "A condition as one row for each sample of x. Eq. 02.11."
     c = torch.as_tensor(c, device=x.device)
     c = c[None] if c.ndim == 0 else c
     if len(c) not in (1, len(x)):
-        raise Problem(f'{len(c)} conditions do not fit {len(x)} samples: give one for '
-                      'each, or one for all.')
+        raise Problem(f'{len(c)} conditions do not fit {len(x)} samples: '
+                      'give one for each, or one for all.')
     return c if len(c) == len(x) else c.expand(len(x), *c.shape[1:])
+
 
 class Model(nn.Module):
     "A network behind a parameterization: a trainable denoiser. Eq. 02.10."
-    def __init__(
-        self,
-        net: nn.Module, # net(x [b ...], time [b], *condition) -> [b ...]
-        parameterization: Parameterization = from_v, # what the network's output means
-        clock: Callable[[Level],
-                        Tensor] = level_clock, # the time that the network is told
-        learned_variance: bool = False
-    ): # does the output hold a second half for the variance?
+    def __init__(self,
+                 net: nn.Module,  # net(x [b ...], time [b], *condition) -> [b ...]
+                 parameterization: Parameterization = from_v,  # what the output means
+                 clock: Callable[[Level], Tensor] = level_clock,  # the time for the net
+                 learned_variance: bool = False,  # a second half of channels for it?
+                 ):
         super().__init__()
-        self.net, self.parameterization, self.clock, self.learned_variance = net, parameterization, clock, learned_variance
+        self.net = net
+        self.parameterization = parameterization
+        self.clock = clock
+        self.learned_variance = learned_variance
 
-    def forward(self, x: Tensor, t: Level,
-                *condition) -> Prediction: # x [b ...], t [] or [b 1 ... 1]
-        # bfloat16 cannot tell step 999 from 1000
-        time = self.clock(t).to(x.device, torch.promote_types(x.dtype, torch.float32))
-        out = self.net(x, time.reshape(-1).expand(len(x)), *condition).to(x.dtype)
+    def forward(self,
+                x: Tensor,  # [b ...]
+                t: Level,  # [] or [b 1 ... 1]
+                *condition) -> Prediction:
+        # the time of each sample; bfloat16 cannot tell step 999 from 1000
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        time = self.clock(t).to(x.device, dtype).reshape(-1).expand(len(x))
+
+        out = self.net(x, time, *condition).to(x.dtype)
         wanted = [len(x), x.shape[1]*(1 + self.learned_variance), *x.shape[2:]]
         if [*out.shape] != wanted:
             raise Problem(f'The network answered {[*out.shape]} to x of {[*x.shape]}: '
                           f'build it so that it answers {wanted}.')
+
         if not self.learned_variance:
             return self.parameterization(out, x, t)
         out, frac = out.chunk(2, 1)
         return self.parameterization(out, x, t)._replace(frac=(frac + 1)/2)
 
     def told(self, *condition) -> tuple:
-        "What the network is told of a condition: here all of it; a system that encodes sentences does so here, once for a whole run."
+        "What the network receives of a condition; encoders of captions override this."
         return condition
 
-    def given(
-        self, *condition
-    ) -> Denoiser: # an int or a single row stands for a whole batch of it, None for no condition
-        "The denoiser that knows this condition. Eq. 02.11."
-        condition = self.told(*condition)
-        return lambda x, t: self(x, t,
-                                 *(c if c is None else for_each(c, x) for c in condition))
+    def given(self, *condition) -> Denoiser:  # an int or one row stands for a whole batch
+        "The denoiser conditioned on this; None is no condition. Eq. 02.11."
+        condition = self.told(*condition)  # once for a whole run
+
+        def denoiser(x, t):
+            rows = (c if c is None else for_each(c, x) for c in condition)
+            return self(x, t, *rows)
+
+        return denoiser

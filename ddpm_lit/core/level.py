@@ -15,63 +15,64 @@ from .check import Problem
 # %% ../../nbs/01_level.ipynb #level
 @dataclass(frozen=True)
 class Level:
-    "How noisy: one number, the log signal-to-noise ratio, read in every spelling. Eq. 01.5-01.7."
-    # [] (float64, when sampling) or [b 1 ... 1] (one level a sample, when training); a plain number will do
+    "How noisy: the log signal-to-noise ratio, read in every spelling. Eq. 01.5-01.7."
+    # [] (float64, when sampling) or [b 1 ... 1] (one level a sample, when training);
+    # a plain number will do
     log_snr: Tensor
 
     def __post_init__(self):
         object.__setattr__(self, 'log_snr', _number(self.log_snr))
 
     @property
-    def alpha_bar(self):
-        return self.log_snr.sigmoid(
-        ) # the signal's share of the variance, DDPM's alpha-bar
+    def alpha_bar(self):  # the signal's share of the variance, DDPM's alpha-bar
+        return self.log_snr.sigmoid()
 
     @property
-    def signal(self):
-        return self.log_snr.sigmoid().sqrt() # what multiplies x0
+    def signal(self):  # what multiplies x0
+        return self.log_snr.sigmoid().sqrt()
 
     @property
-    def sigma(self):
-        return (
-            -self.log_snr).sigmoid().sqrt() # what multiplies the noise; no 1 - alpha_bar
+    def sigma(self):  # what multiplies the noise; without 1 - alpha_bar (01.10)
+        return (-self.log_snr).sigmoid().sqrt()
 
     @property
-    def snr(self):
-        return self.log_snr.exp() # alpha_bar/(1 - alpha_bar)
+    def snr(self):  # alpha_bar/(1 - alpha_bar)
+        return self.log_snr.exp()
 
     @property
-    def edm_sigma(self):
-        return (-self.log_snr/2).exp() # sigma/signal: the noise level of NCSN and EDM
+    def edm_sigma(self):  # sigma/signal: the noise level of NCSN and EDM
+        return (-self.log_snr/2).exp()
 
-    def like(self, x: Tensor) -> 'Level': # x [b ...] floating
+    def like(self, x: Tensor) -> 'Level':  # x [b ...] floating
         "The same levels shaped [b 1 ... 1], on the device and in the dtype of x."
         if not x.is_floating_point():
-            raise Problem(
-                f'Levels cannot be {x.dtype}: turn x into floating numbers first.')
-        return Level(
-            self.log_snr.reshape(-1, *[1]*(x.ndim - 1)).to(x, non_blocking=x.is_cuda))
+            raise Problem(f'Levels cannot be {x.dtype}: '
+                          'turn x into floating numbers first.')
+        log_snr = self.log_snr.reshape(-1, *[1]*(x.ndim - 1))
+        return Level(log_snr.to(x, non_blocking=x.is_cuda))
 
-def _number(x) -> Tensor: # a tensor as it is, a plain number in float64
+
+def _number(x) -> Tensor:  # a tensor as it is, a plain number in float64
     "What a `Level` can hold."
     return x if isinstance(x, Tensor) else torch.tensor(x, dtype=torch.float64)
 
 # %% ../../nbs/01_level.ipynb #constructors
-def from_alpha_bar(alpha_bar: Tensor | float) -> Level: # alpha_bar in [0, 1]
+def from_alpha_bar(alpha_bar: Tensor | float) -> Level:  # alpha_bar in [0, 1]
     "The level whose alpha-bar is given. Eq. 01.8."
     alpha_bar = _number(alpha_bar)
     if not ((0 <= alpha_bar) & (alpha_bar <= 1)).all():
-        raise Problem(
-            'alpha_bar is a share of the variance: give numbers between 0 and 1.')
+        raise Problem('alpha_bar is a share of the variance: '
+                      'give numbers between 0 and 1.')
     return Level(alpha_bar.log() - (-alpha_bar).log1p())
 
-def from_edm_sigma(edm_sigma: Tensor | float) -> Level: # sigma/signal, in [0, inf]
+
+def from_edm_sigma(edm_sigma: Tensor | float) -> Level:  # sigma/signal, in [0, inf]
     "The level whose sigma/signal is given. Eq. 01.9."
     edm_sigma = _number(edm_sigma)
     if not (edm_sigma >= 0).all():
-        raise Problem(
-            'edm_sigma is a ratio of two sizes: give numbers that are not negative.')
+        raise Problem('edm_sigma is a ratio of two sizes: '
+                      'give numbers that are not negative.')
     return Level(-2*edm_sigma.log())
 
 # %% ../../nbs/01_level.ipynb #clean
-CLEAN = Level(math.inf) # signal 1, sigma 0
+CLEAN = Level(math.inf)  # signal 1, sigma 0

@@ -11,7 +11,13 @@ __all__ = ['STYLES', 'SHAPES', 'COLOURS', 'SIZES', 'GROUNDS', 'PLACES', 'RELATIO
            'said_picture', 'pictures_with_captions']
 
 # %% ../../nbs/50_captions.ipynb #imports
-import functools, hashlib, itertools, json, math, os, re
+import functools
+import hashlib
+import itertools
+import json
+import math
+import os
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Callable, Iterable, Sequence
@@ -25,65 +31,63 @@ from .images import DATASETS, Images, picture_in, square, to_bytes, to_unit
 # %% ../../nbs/50_captions.ipynb #captioned
 @dataclass(frozen=True)
 class Captioned:
-    "Pictures, held as bytes, and for each a row that can `say` what it shows."
+    "Images, held as bytes, and for each a row that can `say` what it shows."
     pixels: Tensor # [n 3 h w] uint8
-    rows: tuple # one per picture: Emoji, Scene or Said
-    skipped: tuple[str, ...] = () # why some pictures of a folder are not here
+    rows: tuple # one per image: Emoji, Scene or Said
+    skipped: tuple[str, ...] = () # why some images of a folder are not here
 
     def __post_init__(self):
-        if self.pixels.dtype != torch.uint8 or self.pixels.ndim != 4 or self.pixels.shape[
-                1] != 3:
-            raise Problem('Captioned pictures are bytes [n 3 h w], not '
-                          f'{self.pixels.dtype} {list(self.pixels.shape)}: convert them '
-                          'with to_bytes.')
-        if len(self.pixels) != len(self.rows):
-            raise Problem(f'{len(self.pixels)} pictures and {len(self.rows)} rows: give '
+        p = self.pixels
+        if p.dtype != torch.uint8 or p.ndim != 4 or p.shape[1] != 3:
+            raise Problem(f'Captioned pictures are bytes [n 3 h w], not {p.dtype} '
+                          f'{list(p.shape)}: convert them with to_bytes.')
+        if len(p) != len(self.rows):
+            raise Problem(f'{len(p)} pictures and {len(self.rows)} rows: give '
                           'each picture one row.')
 
     def __len__(self):
         return len(self.rows)
 
     def __getitem__(self, i): # a slice, a list or a mask
-        at = torch.arange(len(self))[i.cpu() if isinstance(i, Tensor) else i].reshape(-1)
+        i = i.cpu() if isinstance(i, Tensor) else i
+        at = torch.arange(len(self))[i].reshape(-1)
         return replace(self, pixels=self.pixels[at.to(self.pixels.device)],
                        rows=tuple(self.rows[k] for k in at.tolist()))
 
     def caption(self, i: int) -> str:
-        "The plain caption of picture i, always the same."
+        "The plain caption of image i, always the same."
         return self.rows[i].say()
 
     def say(self, i: int, rng: np.random.Generator) -> str:
-        "One of the ways to say what picture i shows."
+        "One of the ways to say what image i shows."
         return self.rows[i].say(rng)
 
     def to(self, device):
-        "The same pictures on another device."
+        "The same images on another device."
         return replace(self, pixels=self.pixels.to(device))
 
     def images(self, label: Callable) -> Images: # label: row -> a name
-        "The pictures without their sentences, with one label for each."
+        "The images without their captions, with one label for each."
         named = [label(r) for r in self.rows]
         names = tuple(sorted(set(named)))
-        return Images(
-            self.pixels,
-            torch.tensor([names.index(x) for x in named], device=self.pixels.device),
-            names)
+        labels = [names.index(x) for x in named]
+        return Images(self.pixels, torch.tensor(labels, device=self.pixels.device), names)
 
+# %% ../../nbs/50_captions.ipynb #join
 def join(*sets: Captioned) -> Captioned:
-    "Several sets as one; their pictures must be of one size."
+    "Several sets as one; their images must be of one size."
     sizes = {tuple(s.pixels.shape[1:]) for s in sets}
     if len(sizes) != 1:
         raise Problem(f'Sets of {len(sizes)} sizes cannot be joined: give at least one, '
                       'and ask for all of them at the same size.')
-    return Captioned(torch.cat([s.pixels for s in sets]), sum((s.rows for s in sets), ()),
-                     sum((s.skipped for s in sets), ()))
+    rows = sum((s.rows for s in sets), ())
+    skipped = sum((s.skipped for s in sets), ())
+    return Captioned(torch.cat([s.pixels for s in sets]), rows, skipped)
 
 # %% ../../nbs/50_captions.ipynb #emoji-row
 # and how they are called in captions
-STYLES = {
-    'noto': 'noto', 'twemoji': 'twemoji', 'fluent-flat': 'flat fluent',
-    'fluent-3d': '3d fluent', 'blob': 'blob'
-}
+STYLES = {'noto': 'noto', 'twemoji': 'twemoji', 'fluent-flat': 'flat fluent',
+          'fluent-3d': '3d fluent', 'blob': 'blob'}
 
 def chosen(forms: Sequence, rng): # the first one without a generator
     "One of several forms."
@@ -104,9 +108,11 @@ class Emoji:
 
     def say(self, rng=None) -> str:
         "'a noto emoji of red apple', or with a generator one of seven forms."
-        style, name = STYLES[self.style], self.name
+        style = STYLES[self.style]
+        name = self.name
         if rng is None:
             return f'a {style} emoji of {name}'
+
         form = int(rng.random()*7)
         if form < 2:
             return f'a {style} emoji of {name}'
@@ -115,16 +121,22 @@ class Emoji:
         if form == 3:
             return f'{name}, {style} style'
         if form == 4:
-            return f"{chosen((self.group, self.subgroup), rng).replace('-', ' ')}: {name}"
-        words = sorted({
-            chosen(self.keywords or (name, ), rng) for k in range(1 + int(rng.random()*3))
-        })
-        return f"{name}, {', '.join(words)}" if form == 5 else f"{style} emoji: {', '.join(words)}"
+            kind = chosen((self.group, self.subgroup), rng).replace('-', ' ')
+            return f'{kind}: {name}'
+
+        # one to three keywords, with the name or without
+        n = 1 + int(rng.random()*3)
+        words = {chosen(self.keywords or (name, ), rng) for _ in range(n)}
+        words = ', '.join(sorted(words))
+        return f'{name}, {words}' if form == 5 else f'{style} emoji: {words}'
 
 # %% ../../nbs/50_captions.ipynb #emoji
 def tiles(path: Path, n: int) -> Tensor: # [n 3 64 64] uint8
-    "The first n pictures of a sheet of 64-pixel tiles, row by row."
-    a = picture_in(path, lambda image: torch.from_numpy(np.array(image.convert('RGB'))))
+    "The first n images of a sheet of 64-pixel tiles, row by row."
+    def rgb_bytes(image):
+        return torch.from_numpy(np.array(image.convert('RGB')))
+
+    a = picture_in(path, rgb_bytes)
     h, w = (s // 64 for s in a.shape[:2])
     if h*w < n:
         raise Problem(f'{path} has room for {h*w} tiles, but its table names {n}: fetch '
@@ -138,149 +150,161 @@ def smaller(pixels: Tensor,
     if size < 1 or k*size != pixels.shape[-1]:
         raise Problem(f'Pictures of {pixels.shape[-1]} pixels do not divide into {size}: '
                       'choose 16, 32 or 64.')
-    return torch.cat(
-        [avg_pool2d(x.float(), k).round().to(torch.uint8)
-         for x in pixels.split(1000)]) if k > 1 else pixels.contiguous()
+    if k <= 1:
+        return pixels.contiguous()
+    means = [avg_pool2d(x.float(), k).round() for x in pixels.split(1000)]
+    return torch.cat([x.to(torch.uint8) for x in means])
 
 # %% ../../nbs/50_captions.ipynb #emoji-table
 def emoji_table() -> list[dict]:
     "What is known of each emoji."
-    path, texts = data_dir(
-        'emoji', 'base.jsonl'), ('name', 'group', 'subgroup', 'family', 'char', 'split')
+    path = data_dir('emoji', 'base.jsonl')
     try:
-        table = [
-            json.loads(line)
-            for line in path.read_text(encoding='utf-8').split('\n')
-            if line
-        ]
+        lines = path.read_text(encoding='utf-8').split('\n')
+        table = [json.loads(line) for line in lines if line]
     except (OSError, ValueError, RecursionError) as e:
         raise Problem(f'{path} is not a whole table ({e}): fetch it again.') from e
 
     def right(r):
+        "Whether a row has all fields, of the right types."
         if not isinstance(r, dict) or 'held_style' not in r:
             return False
-        keywords, tiles = r.get('keywords'), r.get('tiles')
-        return (all(isinstance(r.get(k), str)
-                    for k in texts) and isinstance(keywords, list)
-                and all(isinstance(k, str) for k in keywords) and isinstance(tiles, dict)
+        for k in ('name', 'group', 'subgroup', 'family', 'char', 'split'):
+            if not isinstance(r.get(k), str):
+                return False
+        words, tiles = r.get('keywords'), r.get('tiles')
+        if not isinstance(words, list) or not isinstance(tiles, dict):
+            return False
+        return (all(isinstance(word, str) for word in words)
                 and all(type(i) is int and i >= 0 for i in tiles.values()))
 
     for k, r in enumerate(table, 1):
         if not right(r):
-            raise Problem(
-                f'Line {k} of {path} does not describe an emoji: fetch the file again.')
+            raise Problem(f'Line {k} of {path} does not describe an emoji: fetch the '
+                          'file again.')
     return table
 
-def emoji(
-    split: str = 'train', # 'train', 'test' or 'all': families are on one side only
-    size: int = 32, # 16, 32 or 64
-    styles: Iterable[str] = tuple(STYLES)
-) -> Captioned:
+# %% ../../nbs/50_captions.ipynb #emoji-set
+def emoji(split: str = 'train', # or 'test', 'all'; a family is on one side only
+          size: int = 32, # 16, 32 or 64
+          styles: Iterable[str] = tuple(STYLES)) -> Captioned:
     "Real drawings with names, keywords and groups, in five styles."
     styles = (styles, ) if isinstance(styles, str) else tuple(styles)
     if split not in ('train', 'test', 'all'):
         raise Problem(f'The emoji have no part "{split}": ask for train, test or all.')
-    if not styles or set(styles) - STYLES.keys():
+    unknown = set(styles) - STYLES.keys()
+    if not styles or unknown:
         raise Problem('There is no style of emoji '
-                      f'{", ".join(set(styles) - STYLES.keys()) or "in an empty list"}: '
+                      f'{", ".join(unknown) or "in an empty list"}: '
                       f'choose from {", ".join(STYLES)}.')
-    table, pixels, rows = emoji_table(), [], []
+
+    table = emoji_table()
+    pixels = []
+    rows = []
     for style in styles:
-        if not any(style in r['tiles'] and split in (r['split'], 'all') for r in table):
+        drawn = [r for r in table if style in r['tiles']]
+        mine = [r for r in drawn if split in (r['split'], 'all')]
+        if not mine:
             raise Problem(f'The table of the emoji names none of style {style} to '
                           f'{split}: fetch it again.')
-        mine = sorted(
-            (r for r in table if style in r['tiles'] and split in (r['split'], 'all')),
-            key=lambda r: r['tiles'][style])
+
+        # the images, in the order of their tiles
+        mine.sort(key=lambda r: r['tiles'][style])
         sheet = tiles(data_dir('emoji', f'base-{style}-64.webp'),
-                      1 + max(r['tiles'][style] for r in table if style in r['tiles']))
+                      1 + max(r['tiles'][style] for r in drawn))
         pixels.append(smaller(sheet[[r['tiles'][style] for r in mine]], size))
-        rows += [
-            Emoji(r['name'], tuple(r['keywords']), r['group'], r['subgroup'], style,
-                  r['family'], r['char'], r['held_style'] == style) for r in mine
-        ]
+        for r in mine:
+            rows.append(Emoji(r['name'], tuple(r['keywords']), r['group'], r['subgroup'],
+                              style, r['family'], r['char'], r['held_style'] == style))
     return Captioned(torch.cat(pixels), tuple(rows))
 
 # %% ../../nbs/50_captions.ipynb #batches
-def shifted(
-        pixels: Tensor, # [b c h w]
-        by: Tensor, # [b 2] whole pixels down and right
-) -> Tensor:
-    "Each picture moved; the pixels of its edge fill what it leaves."
-    (b, c, h, w), at = pixels.shape, lambda n: torch.arange(n, device=pixels.device)
-    # [b h], [b w]
-    y, x = (at(h) - by[:, :1]).clamp(0, h - 1), (at(w) - by[:, 1:]).clamp(0, w - 1)
-    return pixels[at(b)[:, None, None, None],
-                  at(c)[:, None, None], y[:, None, :, None], x[:, None, None, :]]
+def shifted(pixels: Tensor, # [b c h w]
+            by: Tensor, # [b 2] whole pixels down and right
+            ) -> Tensor:
+    "Each image moved; the pixels of its edge fill what it leaves."
+    b, c, h, w = (torch.arange(n, device=pixels.device) for n in pixels.shape)
+    y = (h - by[:, :1]).clamp(0, len(h) - 1) # [b h]
+    x = (w - by[:, 1:]).clamp(0, len(w) - 1) # [b w]
+    return pixels[b[:, None, None, None], c[:, None, None], y[:, None, :, None],
+                  x[:, None, None, :]]
 
+# %% ../../nbs/50_captions.ipynb #caption-batches
 class CaptionBatches:
-    "step -> (x0, tokens): order from seed and epoch (Eq. 23.5), words and shifts from seed and step."
-    def __init__(
-        self,
-        data: Captioned,
-        tokenize: Callable, # list of str -> int64 [b l]
-        size: int, # pictures a batch
-        seed: int = 0,
-        drop: float = 0., # share of captions replaced by ''
-        shift: int = 0, # move each picture by up to so many pixels
-        keep: int = 50_000): # tokenised captions held at a time
+    "step -> (x0, tokens); order by seed and epoch, words by seed and step. Eq. 23.5."
+    def __init__(self,
+                 data: Captioned,
+                 tokenize: Callable, # list of str -> int64 [b l]
+                 size: int, # images a batch
+                 seed: int = 0,
+                 drop: float = 0., # share of captions replaced by ''
+                 shift: int = 0, # move each image by up to so many pixels
+                 keep: int = 50_000): # tokenised captions held at a time
         if not 1 <= size <= len(data):
             raise Problem(f'A batch of {size} does not fit {len(data)} pictures: choose '
                           f'1 to {len(data)}.')
         if not 0 <= drop <= 1 or shift < 0:
             raise Problem(f'drop {drop} and shift {shift} make no sense: drop is a share '
                           'from 0 to 1, shift a number of pixels from 0 up.')
-        self.data, self.tokenize, self.size, self.seed, self.drop, self.shift = data, tokenize, size, seed, drop, shift
-        self.keep, self.epoch, self.known = keep, None, {}
+        self.data = data
+        self.tokenize = tokenize
+        self.size = size
+        self.seed = seed
+        self.drop = drop
+        self.shift = shift
+        self.keep = keep
+        self.epoch = None
+        self.known = {}
 
     def words(self, step: int): # rows [b], the captions, and the generator that goes on
-        "Which pictures step takes, and what is said of them."
+        "The images of a step, and what is said of them."
         epoch, j = divmod(step, len(self.data) // self.size)
         if epoch != self.epoch:
-            self.epoch, self.order = epoch, np.random.default_rng([self.seed,
-                                                                   epoch]).permutation(
-                                                                       len(self.data))
-        rows, rng = self.order[j*self.size:][:self.size], np.random.default_rng(
-            [self.seed, step, 1])
+            rng = np.random.default_rng([self.seed, epoch])
+            self.order = rng.permutation(len(self.data))
+            self.epoch = epoch
+        rows = self.order[j*self.size:][:self.size]
+
+        # from here on only seed and step decide
+        rng = np.random.default_rng([self.seed, step, 1])
         dropped = rng.random(self.size) < self.drop
-        return rows, [
-            '' if d else self.data.say(i, rng)
-            for i, d in zip(rows.tolist(), dropped.tolist())
-        ], rng
+        texts = []
+        for i, drop in zip(rows.tolist(), dropped.tolist()):
+            texts.append('' if drop else self.data.say(i, rng))
+        return rows, texts, rng
 
     def tokens(self, texts: list[str]) -> Tensor: # [b l] int64
         "The tokens of some captions; each distinct caption is tokenised once."
         new = [t for t in dict.fromkeys(texts) if t not in self.known]
         if len(self.known) + len(new) > self.keep:
-            self.known, new = {}, list(dict.fromkeys(texts))
+            self.known = {}
+            new = list(dict.fromkeys(texts))
         if new:
             self.known.update(zip(new, self.tokenize(new)))
         return torch.stack([self.known[t] for t in texts])
 
     def __call__(self, step: int): # x0 [b 3 h w] float32, tokens [b l] int64
         rows, texts, rng = self.words(step)
-        pixels = self.data.pixels[torch.from_numpy(rows).to(self.data.pixels.device)]
+        device = self.data.pixels.device
+        pixels = self.data.pixels[torch.from_numpy(rows).to(device)]
         if self.shift:
-            pixels = shifted(
-                pixels,
-                torch.from_numpy(rng.integers(-self.shift, self.shift + 1,
-                                              (self.size, 2))).to(pixels.device))
-        return to_unit(pixels), self.tokens(texts).to(pixels.device)
+            by = rng.integers(-self.shift, self.shift + 1, (self.size, 2))
+            pixels = shifted(pixels, torch.from_numpy(by).to(device))
+        return to_unit(pixels), self.tokens(texts).to(device)
 
 # %% ../../nbs/50_captions.ipynb #scene
 SHAPES = ('circle', 'square', 'triangle', 'diamond', 'cross')
-COLOURS = {
-    'red': (225, 35, 45), 'orange': (245, 140, 20), 'yellow': (250, 225, 50),
-    'green': (35, 160, 75), 'blue': (40, 85, 225), 'purple': (150, 50, 190)
-}
-SIZES = {'small': .13, 'large': .194} # the radius, in sides of the picture
+COLOURS = {'red': (225, 35, 45), 'orange': (245, 140, 20), 'yellow': (250, 225, 50),
+           'green': (35, 160, 75), 'blue': (40, 85, 225), 'purple': (150, 50, 190)}
+SIZES = {'small': .13, 'large': .194} # the radius, in sides of the image
 GROUNDS = {'white': (255, 255, 255), 'grey': (150, 150, 150), 'black': (20, 20, 20)}
-PLACES = {
-    'at the top left': (.25, .25), 'at the top': (.5, .25),
-    'at the top right': (.75, .25), 'at the left': (.25, .5), 'in the centre': (.5, .5),
-    'at the right': (.75, .5), 'at the bottom left': (.25, .75),
-    'at the bottom': (.5, .75), 'at the bottom right': (.75, .75)
-} # across, down
+
+# across, down
+PLACES = {'at the top left': (.25, .25), 'at the top': (.5, .25),
+          'at the top right': (.75, .25), 'at the left': (.25, .5),
+          'in the centre': (.5, .5), 'at the right': (.75, .5),
+          'at the bottom left': (.25, .75), 'at the bottom': (.5, .75),
+          'at the bottom right': (.75, .75)}
 # where the first thing is, and the second
 RELATIONS = {'left of': ((.25, .5), (.75, .5)), 'above': ((.5, .25), (.5, .75))}
 OPPOSITE = {'left of': 'right of', 'above': 'below'}
@@ -294,78 +318,85 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    "What a picture of shapes shows, or as much of it as a caption says."
+    "What an image of shapes shows, or as much of it as a caption says."
     things: tuple[Thing, ...] # one, or two: the left or the upper one first
     where: str | None = None # of one thing its place, of two 'left of' or 'above'
     ground: str | None = None
 
     def say(self, rng=None) -> str:
-        "All that is known in plain words; with a generator some of it, in one of many ways."
+        "All that is known in plain words; with a generator some of it, in varied words."
         return sentence(self) if rng is None else sentence(forget(self, rng), rng)
 
 # %% ../../nbs/50_captions.ipynb #say
-WORDINGS = {
-    'small': ('small', 'little'), 'large': ('large', 'big'),
-    'left of': ('left of', 'to the left of'), 'right of': ('right of', 'to the right of'),
-    'above': ('above', 'over'), 'below': ('below', 'under'),
-    **{f'on {g}': (f'on {g}', f'on a {g} background') for g in GROUNDS}
-}
+WORDINGS = {'small': ('small', 'little'), 'large': ('large', 'big'),
+            'left of': ('left of', 'to the left of'),
+            'right of': ('right of', 'to the right of'),
+            'above': ('above', 'over'), 'below': ('below', 'under'),
+            **{f'on {g}': (f'on {g}', f'on a {g} background') for g in GROUNDS}}
 
 def sentence(scene: Scene, rng=None) -> str:
     "A scene in words; a generator chooses among equal wordings."
-    word = lambda w: chosen(WORDINGS.get(w, (w, )), rng)
+    def word(w):
+        return chosen(WORDINGS.get(w, (w, )), rng)
 
     def noun(t):
         words = ' '.join(word(w) for w in (t.size, t.colour, t.shape) if w)
         return ('an ' if words[0] in 'aeiou' else 'a ') + words
 
-    said, where = [noun(t) for t in scene.things], scene.where
+    said = [noun(t) for t in scene.things]
+    where = scene.where
     if len(said) == 2:
+        # in either order: "a left of b" or "b right of a"
         if chosen((False, True), rng):
-            said, where = said[::-1], OPPOSITE.get(where)
+            said = said[::-1]
+            where = OPPOSITE.get(where)
         said.insert(1, word(where or 'and'))
     elif where:
         said.append(where)
-    return ' '.join(said + ([word(f'on {scene.ground}')] if scene.ground else []))
+    if scene.ground:
+        said.append(word(f'on {scene.ground}'))
+    return ' '.join(said)
 
 def forget(scene: Scene, rng) -> Scene:
     "The scene without some of what is known: sizes, place and ground each may go."
     size, where, ground = (rng.random(3) < (.7, .8, .6)).tolist()
-    things = scene.things if size else tuple(
-        Thing(t.shape, t.colour) for t in scene.things)
+    things = scene.things
+    if not size:
+        things = tuple(Thing(t.shape, t.colour) for t in things)
     return Scene(things, scene.where if where else None, scene.ground if ground else None)
 
 # %% ../../nbs/50_captions.ipynb #every
 @functools.cache
-def every_scene(
-        objects: int) -> tuple[Scene, ...]: # 1,620 with one thing, 21,600 with two
+def every_scene(objects: int) -> tuple[Scene, ...]: # 1,620 of one thing, 21,600 of two
     "Every scene with one thing or with two."
     if objects not in (1, 2):
         raise Problem(f'A scene has one thing or two, not {objects}: choose objects=1 or '
                       'objects=2.')
     things = [Thing(*t) for t in itertools.product(SHAPES, COLOURS, SIZES)]
-    return tuple(
-        Scene(t, w, g)
-        for t in itertools.product(things, repeat=objects)
-        for w in (PLACES if objects == 1 else RELATIONS)
-        for g in GROUNDS)
+    groups = itertools.product(things, repeat=objects)
+    ways = PLACES if objects == 1 else RELATIONS
+    return tuple(Scene(*parts) for parts in itertools.product(groups, ways, GROUNDS))
 
 # %% ../../nbs/50_captions.ipynb #read
-def either(
-    words: Iterable[str]
-) -> str: # the longest first: 'at the top left' before 'at the top'
+def either(words: Iterable[str]) -> str:
     "A pattern that matches any of some words."
+    # the longest first: 'at the top left' before 'at the top'
     return '|'.join(sorted(words, key=len, reverse=True))
 
 PLAIN = {form: plain for plain, forms in WORDINGS.items() for form in forms}
 # all words of the grammar
 LEXICON = frozenset(
     re.findall('[a-z]+', ' '.join([*SHAPES, *COLOURS, *PLACES, *PLAIN, 'a an and'])))
-THING = f'an? (?:({either(w for w in PLAIN if PLAIN[w] in SIZES)}) )?(?:({either(COLOURS)}) )?({either(SHAPES)})'
-GRAMMAR = re.compile(
-    f'{THING}(?: ({either(PLACES)})| '
-    f'({either([w for w in PLAIN if PLAIN[w] in (*OPPOSITE, *OPPOSITE.values())] + ["and"])}) {THING})?'
-    f'(?: ({either(w for w in PLAIN if w.startswith("on "))}))?')
+
+_sizes = either(w for w in PLAIN if PLAIN[w] in SIZES)
+_relations = [w for w in PLAIN if PLAIN[w] in (*OPPOSITE, *OPPOSITE.values())]
+_ways = either(_relations + ['and'])
+_grounds = either(w for w in PLAIN if w.startswith('on '))
+
+# a thing, and its place or a second thing, and the ground
+THING = f'an? (?:({_sizes}) )?(?:({either(COLOURS)}) )?({either(SHAPES)})'
+GRAMMAR = re.compile(f'{THING}(?: ({either(PLACES)})| ({_ways}) {THING})?'
+                     f'(?: ({_grounds}))?')
 
 # %% ../../nbs/50_captions.ipynb #read-text
 def read(caption: str) -> Scene:
@@ -375,21 +406,28 @@ def read(caption: str) -> Scene:
         raise Problem('The caption is empty: say at least "a circle".')
     for w in text.split():
         if w not in LEXICON:
-            raise Problem(
-                f'The grammar has no word "{w}": it knows {", ".join(sorted(LEXICON))}.')
-    if not (m := GRAMMAR.fullmatch(text)):
+            raise Problem(f'The grammar has no word "{w}": it knows '
+                          f'{", ".join(sorted(LEXICON))}.')
+    m = GRAMMAR.fullmatch(text)
+    if not m:
         raise Problem(f'The words of "{caption}" are known, their order is not: say it '
                       'like "a small red circle left of a big blue square on white".')
-    size, colour, shape, place, way, size2, colour2, shape2, ground = (PLAIN.get(
-        w, w) for w in m.groups())
-    things = (Thing(shape, colour, size), ) + (
-        (Thing(shape2, colour2, size2), ) if shape2 else ())
-    for plain, opposite in OPPOSITE.items():
+
+    # each group of the pattern in its plain wording
+    plain = [PLAIN.get(w, w) for w in m.groups()]
+    size, colour, shape, place, way, size2, colour2, shape2, ground = plain
+    things = (Thing(shape, colour, size), )
+    if shape2:
+        things += (Thing(shape2, colour2, size2), )
+
+    # the left or upper thing first; "a and b" in no order, so in one order
+    for first, opposite in OPPOSITE.items():
         if way == opposite:
-            things, way = things[::-1], plain
-    # in no order, so in one order
+            things = things[::-1]
+            way = first
     if way == 'and':
-        things, way = tuple(sorted(things, key=str)), None
+        things = tuple(sorted(things, key=str))
+        way = None
     return Scene(things, place or way, ground and ground.removeprefix('on '))
 
 # %% ../../nbs/50_captions.ipynb #agree
@@ -401,10 +439,10 @@ def attributes(scene: Scene | None, caption: Scene | str) -> dict[str, bool]:
         same = len(things) == len(asked.things)
         said = {'things': same}
         for k in ('shape', 'colour', 'size'):
-            told = [getattr(t, k) for t in asked.things]
-            if any(told):
+            wanted = [getattr(t, k) for t in asked.things]
+            if any(wanted):
                 said[k] = same and all(want in (None, getattr(t, k))
-                                       for t, want in zip(things, told))
+                                       for t, want in zip(things, wanted))
         if asked.where:
             said['where'] = where == asked.where
         if asked.ground:
@@ -413,10 +451,13 @@ def attributes(scene: Scene | None, caption: Scene | str) -> dict[str, bool]:
 
     if scene is None:
         return verdict((), None)
-    orders = [verdict(scene.things, scene.where)
-              ] + ([verdict(scene.things[::-1], OPPOSITE.get(scene.where))]
-                   if len(scene.things) == 2 else [])
-    return max(orders, key=lambda v: sum(v.values()))
+
+    # of two things the better of both orders
+    first = verdict(scene.things, scene.where)
+    if len(scene.things) == 1:
+        return first
+    second = verdict(scene.things[::-1], OPPOSITE.get(scene.where))
+    return second if sum(second.values()) > sum(first.values()) else first
 
 def agrees(scene: Scene | None, caption: Scene | str) -> bool:
     "Whether a scene bears out all that a caption says."
@@ -424,7 +465,7 @@ def agrees(scene: Scene | None, caption: Scene | str) -> bool:
 
 # %% ../../nbs/50_captions.ipynb #held
 def fraction(text: str) -> float: # [0, 1)
-    "A number that a text determines and that looks random: the head of its SHA-256. Eq. 50.2."
+    "A number that a text determines and that looks random: its SHA-256. Eq. 50.2."
     return int(hashlib.sha256(text.encode()).hexdigest()[:13], 16)/16**13
 
 # of each shape, the colour with the least
@@ -432,111 +473,124 @@ HELD = frozenset(
     (min(COLOURS, key=lambda c: fraction(f'ddpm_lit shapes {c} {s}')), s) for s in SHAPES)
 
 @functools.cache
-def scenes(
-    split: str, # 'train', 'test' (something in it is HELD) or 'all'
-    objects: int) -> tuple[Scene, ...]:
+def scenes(split: str, # 'train', 'test' (something in it is HELD) or 'all'
+           objects: int) -> tuple[Scene, ...]:
     "The scenes of a part. Eq. 50.2."
     if split not in ('train', 'test', 'all'):
         raise Problem(f'The shapes have no part "{split}": ask for train, test or all.')
-    return tuple(s for s in every_scene(objects) if split == 'all' or any(
-        (t.colour, t.shape) in HELD for t in s.things) == (split == 'test'))
+    found = []
+    for s in every_scene(objects):
+        held = any((t.colour, t.shape) in HELD for t in s.things)
+        if split == 'all' or held == (split == 'test'):
+            found.append(s)
+    return tuple(found)
 
 # %% ../../nbs/50_captions.ipynb #distance
-DISTANCE = { # of a point from the edge of a shape of radius 1, negative inside
+# of a point from the edge of a shape of radius 1, negative inside
+DISTANCE = {
     'circle': lambda x, y: (x*x + y*y).sqrt() - 1,
     'square': lambda x, y: torch.maximum(x.abs(), y.abs()) - .85,
     'triangle': lambda x, y: torch.maximum(y, .75**.5*x.abs() - .5*y) - .55,
     'diamond': lambda x, y: (x.abs() + y.abs() - 1)*.5**.5,
-    'cross': lambda x, y: torch.maximum(
-        torch.minimum(x.abs(), y.abs()) - .35,
-        torch.maximum(x.abs(), y.abs()) - 1)
-}
+    'cross': lambda x, y: torch.maximum(torch.minimum(x.abs(), y.abs()) - .35,
+                                        torch.maximum(x.abs(), y.abs()) - 1)}
 # of radius 1
-AREA = {
-    'circle': math.pi, 'square': 4*.85**2, 'triangle': 3*3**.5*.55**2, 'diamond': 2.,
-    'cross': 4*(.7 - .35**2)
-}
+AREA = {'circle': math.pi, 'square': 4*.85**2, 'triangle': 3*3**.5*.55**2,
+        'diamond': 2., 'cross': 4*(.7 - .35**2)}
 
-def coverage(
-        shape: str,
-        pose: Tensor, # [n 3]: across, down, radius, in sides of the picture
-        size: int,
-        fine: int = 64) -> Tensor: # [n size size] in [0, 1]
-    "The share of each pixel that a shape covers: a ramp at `fine` pixels, averaged down to `size`. Eq. 50.4."
+def coverage(shape: str,
+             pose: Tensor, # [n 3]: across, down, radius, in sides of the image
+             size: int,
+             fine: int = 64) -> Tensor: # [n size size] in [0, 1]
+    "The share of each pixel that a shape covers, by a ramp at `fine` pixels. Eq. 50.4."
     if size < 1 or fine % size:
         raise Problem(f'Scenes are drawn at 16, 32 or 64 pixels, not at {size}.')
     at = (torch.arange(fine, device=pose.device, dtype=pose.dtype) + .5)/fine
     x, y, r = pose.T[..., None, None]
+
+    # a = 1/2 - d/h between 0 and 1, with the pixel's side h = 1/fine; then means
     d = DISTANCE[shape]((at - x)/r, (at[:, None] - y)/r)*r
-    return avg_pool2d((.5 - d*fine).clamp(0, 1)[:, None], fine // size)[:, 0]
+    ramp = (.5 - d*fine).clamp(0, 1)
+    return avg_pool2d(ramp[:, None], fine // size)[:, 0]
 
 # %% ../../nbs/50_captions.ipynb #render
 def poses(scenes: Sequence[Scene], rng=None) -> Tensor: # [n 2 3] across, down, radius
-    "Where and how large the things of each scene are; with a generator a little off, by less than the words can tell."
-    spots = [[
-        *((PLACES[s.where], ) if len(s.things) == 1 else RELATIONS[s.where]), (.5, .5)
-    ][:2] for s in scenes]
-    sizes = [[SIZES[t.size] for t in (*s.things, s.things[0])][:2] for s in scenes]
-    p = torch.cat(
-        [torch.tensor(spots).reshape(-1, 2, 2),
-         torch.tensor(sizes).reshape(-1, 2, 1)], -1)
-    return p if rng is None else p + torch.from_numpy(
-        rng.uniform(-1, 1, p.shape)*(.025, .025, .006)).float()
+    "The pose of each thing; with a generator a little off, by less than the words tell."
+    spots = []
+    sizes = []
+    for s in scenes:
+        # a scene of one thing gets a second pose, which is not used
+        one = len(s.things) == 1
+        spots.append((PLACES[s.where], (.5, .5)) if one else RELATIONS[s.where])
+        sizes.append([SIZES[s.things[0].size], SIZES[s.things[-1].size]])
+    at = torch.tensor(spots).reshape(-1, 2, 2)
+    radius = torch.tensor(sizes).reshape(-1, 2, 1)
+    p = torch.cat([at, radius], -1)
+    if rng is None:
+        return p
+    off = rng.uniform(-1, 1, p.shape)*(.025, .025, .006)
+    return p + torch.from_numpy(off).float()
 
 def rgb(table: dict, names: Iterable[str]) -> Tensor: # [n 3] in [-1, 1]
     "The colours of some names."
-    return to_unit(
-        torch.tensor([table[n] for n in names], dtype=torch.uint8).reshape(-1, 3))
+    colours = torch.tensor([table[n] for n in names], dtype=torch.uint8)
+    return to_unit(colours.reshape(-1, 3))
 
 def render(scenes: Sequence[Scene], size: int = 32,
            pose: Tensor | None = None) -> Tensor: # [n 3 size size] in [-1, 1]
-    "Pictures of scenes: each thing covers its share of the ground. Eq. 50.7."
-    if any(None in (s.where, s.ground, *(v
-                                         for t in s.things
-                                         for v in (t.colour, t.size)))
-           for s in scenes):
-        raise Problem('A scene that leaves something open cannot be drawn: say its '
-                      'colours, sizes, place and ground.')
+    "Images of scenes: each thing covers its share of the ground. Eq. 50.7."
+    for s in scenes:
+        of_things = [v for t in s.things for v in (t.colour, t.size)]
+        if None in (s.where, s.ground, *of_things):
+            raise Problem('A scene that leaves something open cannot be drawn: say its '
+                          'colours, sizes, place and ground.')
     if size < 1 or 64 % size:
         raise Problem(f'Scenes are drawn at 16, 32 or 64 pixels, not at {size}.')
     pose = poses(scenes) if pose is None else pose
     ground = rgb(GROUNDS, [s.ground for s in scenes]).to(pose)[..., None, None]
     x = ground.repeat(1, 1, size, size)
+
+    # x = b + a (c - b), for all first and all second things of one shape together
     for k, shape in itertools.product((0, 1), SHAPES):
-        rows = [
-            i for i, s in enumerate(scenes)
-            if len(s.things) > k and s.things[k].shape == shape
-        ]
-        ink = rgb(COLOURS, [scenes[i].things[k].colour for i in rows]).to(pose)[..., None,
-                                                                                None]
+        rows = [i for i, s in enumerate(scenes)
+                if len(s.things) > k and s.things[k].shape == shape]
         if rows:
-            x[rows] += coverage(shape, pose[rows, k], size)[:, None]*(ink - ground[rows])
+            colours = [scenes[i].things[k].colour for i in rows]
+            ink = rgb(COLOURS, colours).to(pose)[..., None, None]
+            covered = coverage(shape, pose[rows, k], size)[:, None]
+            x[rows] += covered*(ink - ground[rows])
     return x
 
 # %% ../../nbs/50_captions.ipynb #shapes
 def shapes(split: str = 'train', n: int = 10_000, size: int = 32, seed: int = 0,
            objects: int = 1) -> Captioned:
-    "n pictures of scenes with one thing or two, drawn evenly from a part."
-    every, rng = scenes(split, objects), np.random.default_rng(seed)
+    "n images of scenes with one thing or two, drawn evenly from a part."
+    every = scenes(split, objects)
+    rng = np.random.default_rng(seed)
     if n < 1:
         raise Problem(f'There are no {n} pictures of shapes: ask for 1 or more.')
     rows = tuple(every[i] for i in rng.integers(len(every), size=n))
     pose = poses(rows, rng)
-    return Captioned(
-        torch.cat([
-            to_bytes(render(rows[i:i + 1000], size, pose[i:i + 1000]))
-            for i in range(0, n, 1000)
-        ]), rows)
+    pixels = []
+    for i in range(0, n, 1000):
+        pixels.append(to_bytes(render(rows[i:i + 1000], size, pose[i:i + 1000])))
+    return Captioned(torch.cat(pixels), rows)
 
-DATASETS['emoji'] = lambda split, size, n: emoji(split, size or 32).images(lambda row: row
-                                                                           .style)
-DATASETS['shapes'] = lambda split, size, n: shapes(split, n or 10_000, size or 32).images(
-    lambda row: row.things[0].shape)
+def _emoji_images(split, size, n):
+    "The emoji without captions; the label is the style."
+    return emoji(split, size or 32).images(lambda row: row.style)
+
+def _shape_images(split, size, n):
+    "The shapes without captions; the label is the shape."
+    return shapes(split, n or 10_000, size or 32).images(lambda row: row.things[0].shape)
+
+DATASETS['emoji'] = _emoji_images
+DATASETS['shapes'] = _shape_images
 
 # %% ../../nbs/50_captions.ipynb #fit
 @dataclass
 class Fits:
-    "The thing that explains a region best, for each of n pictures."
+    "The thing that explains a region best, for each of n images."
     colour: Tensor
     shape: Tensor # [n] numbers of COLOURS and SHAPES
     at: Tensor # [n 2] across, down
@@ -544,102 +598,120 @@ class Fits:
     gain: Tensor # [n] squared error that it explains
     seen: Tensor # [n] whether that is enough for a thing
 
-def ink_of(d: Tensor, ground: Tensor): # [n 3 h w], the picture minus its ground [n 3]
-    "The colour that explains most, the share of it in each pixel [n h w], and its squared distance from the ground. Eq. 50.8."
+def ink_of(d: Tensor, ground: Tensor): # [n 3 h w], the image minus its ground [n 3]
+    "The best colour, its share of each pixel [n h w], its squared distance. Eq. 50.8."
     line = rgb(COLOURS, COLOURS).to(d) - ground[:, None] # [n colours 3]
     length = line.square().sum(-1)
+
+    # a = <d, line>/|line|^2 by pixel; a colour explains |line|^2 times the sum of a^2
     a = torch.einsum('nchw,nkc->nkhw', d, line)/length[..., None, None]
     k = (a.clamp(min=0).square().sum((2, 3))*length).argmax(1)
     i = torch.arange(len(d), device=d.device)
     return k, a[i, k], length[i, k]
 
+# %% ../../nbs/50_captions.ipynb #fit-thing
 def fit(d: Tensor, ground: Tensor, faint=.3, wide=.96, least=.3) -> Fits:
-    "Colour by projection, place and radius by moments, shape by drawing each one and comparing. Eq. 50.8-50.10."
+    "Colour by projection, place and radius by moments, shape by drawing. Eq. 50.8-50.10."
     k, a, length = ink_of(d, ground)
     n, w, _ = a.shape
-    g, b = (torch.arange(w, device=d.device) + .5)/w, torch.where(a > faint, a, 0.)
+    g = (torch.arange(w, device=d.device) + .5)/w
+
     # the first moments leave faint pixels out, the next those that are far
+    b = torch.where(a > faint, a, 0.)
     for last in (False, False, True):
         area = b.mean((1, 2)).clamp(min=1e-4)
-        x, y = (b.mean(1)*g).mean(1)/area, (b.mean(2)*g).mean(1)/area
-        reach = wide*area.sqrt()[:, None] + 1/w
+        x = (b.mean(1)*g).mean(1)/area
+        y = (b.mean(2)*g).mean(1)/area
         if not last:
-            b = a*((g - x[:, None]).abs() < reach)[:, None]*(
-                (g - y[:, None]).abs() < reach)[..., None]
-    radius, gain = [], []
+            reach = wide*area.sqrt()[:, None] + 1/w
+            near_x = (g - x[:, None]).abs() < reach
+            near_y = (g - y[:, None]).abs() < reach
+            b = a*near_x[:, None]*near_y[..., None]
+
+    # each shape t of this area explains the mean of 2 a t - t^2
+    radii = []
+    gains = []
     for s in SHAPES:
-        radius.append((area/AREA[s]).sqrt())
-        drawn = [coverage(s, torch.stack([x, y, radius[-1]], 1), w)]
-        # blurred; at 16 pixels a blurred circle would pass for a small diamond
-        if w > 16:
+        radius = (area/AREA[s]).sqrt()
+        drawn = [coverage(s, torch.stack([x, y, radius], 1), w)]
+        if w > 16: # blurred too; at 16 pixels a blurred circle would pass for a diamond
             drawn.append(avg_pool2d(drawn[0][:, None], 3, 1, 1)[:, 0])
-        gain.append(
-            torch.stack([(2*a*t - t*t).mean((1, 2))*length for t in drawn]).amax(0))
-    gain, shape = torch.stack(gain).max(0)
-    return Fits(k, shape, torch.stack([x, y], 1),
-                torch.stack(radius)[shape, torch.arange(n, device=d.device)], gain, gain
-                > least*length*AREA['triangle']*SIZES['small']**2)
+        explained = [(2*a*t - t*t).mean((1, 2))*length for t in drawn]
+        radii.append(radius)
+        gains.append(torch.stack(explained).amax(0))
+    gain, shape = torch.stack(gains).max(0)
+    radius = torch.stack(radii)[shape, torch.arange(n, device=d.device)]
+    seen = gain > least*length*AREA['triangle']*SIZES['small']**2
+    return Fits(k, shape, torch.stack([x, y], 1), radius, gain, seen)
 
 # %% ../../nbs/50_captions.ipynb #parse
 @torch.no_grad()
 def parse(pixels: Tensor, enough=.4) -> list[Scene | None]: # [n 3 h h] in [-1, 1]
-    "The scene that each picture shows; None where no scene explains two fifths of it."
-    if pixels.ndim != 4 or pixels.shape[1] != 3 or pixels.shape[2] != pixels.shape[
-            3] or not pixels.is_floating_point():
+    "The scene that each image shows; None where no scene explains two fifths of it."
+    square_rgb = (pixels.ndim == 4 and pixels.shape[1] == 3
+                  and pixels.shape[2] == pixels.shape[3])
+    if not square_rgb or not pixels.is_floating_point():
         raise Problem('The parser reads numbers [n 3 h h] in [-1, 1], not '
                       f'{pixels.dtype} {list(pixels.shape)}: use to_unit on bytes.')
     if pixels.shape[-1] not in (16, 32, 64):
-        raise Problem(
-            f'The parser reads pictures of 16, 32 or 64 pixels, not {pixels.shape[-1]}.')
+        raise Problem('The parser reads pictures of 16, 32 or 64 pixels, not '
+                      f'{pixels.shape[-1]}.')
     # a half has too few digits
     pixels = pixels.to(torch.promote_types(pixels.dtype, torch.float32))
     # what fits the processor's cache is faster
     if len(pixels) > 100:
         return [scene for part in pixels.split(100) for scene in parse(part, enough)]
+
+    # the ground: the median of the frame [n 3 pixels]
     p = avg_pool2d(pixels, 2) if pixels.shape[-1] == 64 else pixels
-    # [n 3]
     frame = torch.cat([p[..., 0, :], p[..., -1, :], p[..., 0], p[..., -1]], -1)
     ground = frame.median(-1).values
     noise = (frame - ground[..., None]).square().sum(1).median(-1).values
-    d, first = p - ground[..., None, None], torch.arange(
-        p.shape[-1], device=p.device) < p.shape[-1] // 2
-    halves = {
-        None: [first | True], 'left of': [first, ~first],
-        'above': [first[:, None], ~first[:, None]]
-    }
-    found = {
-        way: [fit(d*half, ground) for half in parts] for way, parts in halves.items()
-    }
-    gain = torch.stack([
-        torch.where(
-            torch.stack([f.seen
-                         for f in fs]).all(0), sum(f.gain
-                                                   for f in fs), -math.inf)
-        for fs in found.values()
-    ])
-    gain, way = gain.max(0)
-    known = (gain > enough*(d.square().sum(1).mean((1, 2)) - noise)).tolist()
-    back = torch.cdist(ground, rgb(GROUNDS, GROUNDS).to(p)).argmin(1).tolist()
-    return [
-        scene_of([*found.items()][w], i, [*GROUNDS][g]) if ok else None
-        for i, (w, g, ok) in enumerate(zip(way.tolist(), back, known))
-    ]
+    d = p - ground[..., None, None]
 
+    # one thing; one in each half, left and right; above and below
+    first = torch.arange(p.shape[-1], device=p.device) < p.shape[-1] // 2
+    halves = {None: [first | True], 'left of': [first, ~first],
+              'above': [first[:, None], ~first[:, None]]}
+    found = {way: [fit(d*half, ground) for half in parts]
+             for way, parts in halves.items()}
+
+    # the arrangement that explains most, among those whose things are all seen
+    gains = []
+    for fits in found.values():
+        seen = torch.stack([f.seen for f in fits]).all(0)
+        gains.append(torch.where(seen, sum(f.gain for f in fits), -math.inf))
+    gain, way = torch.stack(gains).max(0)
+
+    # in words, if it explains enough of what is not noise
+    known = gain > enough*(d.square().sum(1).mean((1, 2)) - noise)
+    back = torch.cdist(ground, rgb(GROUNDS, GROUNDS).to(p)).argmin(1)
+    ways = [*found.items()]
+    names = [*GROUNDS]
+    read_off = []
+    for i, (w, g, ok) in enumerate(zip(way.tolist(), back.tolist(), known.tolist())):
+        read_off.append(scene_of(ways[w], i, names[g]) if ok else None)
+    return read_off
+
+# %% ../../nbs/50_captions.ipynb #scene-of
 def scene_of(found, i: int, ground: str) -> Scene:
-    "Picture i of some fits, in the words of the grammar."
-    (where, fits), radius = found, sum(SIZES.values())/2
-    things = tuple(
-        Thing(SHAPES[f.shape[i]], [*COLOURS][f.colour[i]], 'large' if f.radius[i] >
-              radius else 'small') for f in fits)
-    return Scene(
-        things, where
-        or min(PLACES, key=lambda p: math.dist(PLACES[p], fits[0].at[i].tolist())),
-        ground)
+    "Image i of some fits, in the words of the grammar."
+    where, fits = found
+    colours = [*COLOURS]
+    middle = sum(SIZES.values())/2
+    things = []
+    for f in fits:
+        size = 'large' if f.radius[i] > middle else 'small'
+        things.append(Thing(SHAPES[f.shape[i]], colours[f.colour[i]], size))
+    if not where: # of one thing, the nearest place
+        at = fits[0].at[i].tolist()
+        where = min(PLACES, key=lambda p: math.dist(PLACES[p], at))
+    return Scene(tuple(things), where, ground)
 
 # %% ../../nbs/50_captions.ipynb #folder
 @dataclass(frozen=True)
 class Said:
-    "What somebody wrote about a picture: one sentence or several."
+    "What somebody wrote about an image: one sentence or several."
     captions: tuple[str, ...]
     name: str = '' # of the file
 
@@ -648,21 +720,26 @@ class Said:
         return chosen(self.captions, rng)
 
 def on_white(image) -> Tensor: # a PIL image -> [3 h w] uint8
-    "A picture of any mode in colour, upright, and on white where it is transparent."
+    "An image of any mode in colour, upright, and on white where it is transparent."
     from PIL import ImageOps
     image = ImageOps.exif_transpose(image)
+
     # 16 bits of grey
     if image.mode[0] == 'I':
-        return torch.from_numpy(
-            (np.array(image)/257).round().astype(np.uint8)).expand(3, -1, -1)
+        grey = (np.array(image)/257).round().astype(np.uint8)
+        return torch.from_numpy(grey).expand(3, -1, -1)
+
+    # no transparency
     if image.mode not in ('RGBA', 'LA', 'PA', 'P'):
         image = image.convert('RGB')
     if image.mode == 'RGB' and 'transparency' not in image.info:
         return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
     # numbers up to 255^2, which float32 holds
     a = torch.from_numpy(np.array(image.convert('RGBA'))).permute(2, 0, 1).float()
     return (255 + (a[:3] - 255)*a[3]/255).round().to(torch.uint8)
 
+# %% ../../nbs/50_captions.ipynb #folder-table
 def lines_of(path: Path) -> list[str]:
     "The lines of a text file."
     # some editors begin a text with a mark, which is no part of it
@@ -672,24 +749,23 @@ def lines_of(path: Path) -> list[str]:
         raise Problem(f'{path} is not a text in UTF-8 ({e}): save it anew.') from e
 
 def captions_in(folder: Path) -> dict[str, tuple[str, ...]]: # file name -> its captions
-    "The table metadata.jsonl of a folder, if there is one: a line of JSON for each caption."
+    "The table metadata.jsonl of a folder, if any: a line of JSON for each caption."
+    table = folder/'metadata.jsonl'
+    lines = lines_of(table) if table.exists() else []
     found: dict[str, tuple[str, ...]] = {}
-    for k, line in enumerate(
-            lines_of(folder/'metadata.jsonl') if
-        (folder/'metadata.jsonl').exists() else [], 1):
+    for k, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        # no half characters
         try:
             row = json.loads(line)
-            name, text = Path(
-                row['file_name']).as_posix(), row['text'].encode().decode().strip()
+            name = Path(row['file_name']).as_posix()
+            text = row['text'].encode().decode().strip() # no half characters
             name.encode()
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
-            raise Problem(f'Line {k} of {folder/"metadata.jsonl"} is not an object with '
+            raise Problem(f'Line {k} of {table} is not an object with '
                           f'file_name and text ({e}): mend it.') from e
         if name.startswith('/') or '\0' in name or name == '.' or '..' in name.split('/'):
-            raise Problem(f'Line {k} of {folder/"metadata.jsonl"} names {name!r}, which '
+            raise Problem(f'Line {k} of {table} names {name!r}, which '
                           'is no file in this folder: mend it.')
         found[name] = found.get(name, ()) + (text, )
     return found
@@ -697,49 +773,53 @@ def captions_in(folder: Path) -> dict[str, tuple[str, ...]]: # file name -> its 
 # %% ../../nbs/50_captions.ipynb #folder-set
 def said_picture(path: Path, name: str, said: tuple[str, ...],
                  size: int) -> tuple[Tensor, Said]: # [1 3 size size] uint8
-    "One picture and its captions, or the Problem with it."
+    "One image and its captions, or the Problem with it."
     beside = path.with_suffix('.txt')
     if os.path.isfile(beside):
         said += tuple(lines_of(beside))
-    if not (words := tuple(t.strip() for t in said if t.strip())):
+    words = tuple(t.strip() for t in said if t.strip())
+    if not words:
         raise Problem(f'{path} has {"an empty" if said else "no"} caption: write one '
                       f'into {beside.name}, or take the picture away.')
     return square(picture_in(path, on_white)[None], size), Said(words, name)
 
 def pictures_with_captions(
-    folder, size: int = 32, bad: str = 'refuse'
-) -> Captioned: # 'refuse' or 'skip' what cannot be read or has no caption
-    "Your own pictures: beside `dog.png` lies `dog.txt`, one caption a line; or `metadata.jsonl` holds file_name and text."
+        folder, # beside dog.png lies dog.txt, a caption a line; or metadata.jsonl has all
+        size: int = 32,
+        bad: str = 'refuse', # or 'skip' what cannot be read or has no caption
+        ) -> Captioned:
+    "Your own images with their captions."
     folder = Path(folder)
-    written, good, skipped = captions_in(folder), [], []
+    written = captions_in(folder)
     if bad not in ('refuse', 'skip'):
         raise Problem(f'What to do with bad pictures is "{bad}": choose refuse or skip.')
     if size < 1:
-        raise Problem(
-            f'A picture cannot be {size} pixels wide: give a size of 1 or more.')
-    inside = [
-        p.relative_to(folder)
-        for p in folder.rglob('*')
-        if p.suffix.lower() in ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif')
-    ]
-    # hidden files are not meant
-    names = {
-        p.as_posix() for p in inside if not any(part.startswith('.') for part in p.parts)
-    }
-    for name in sorted(names | written.keys()):
+        raise Problem(f'A picture cannot be {size} pixels wide: give a size of 1 or '
+                      'more.')
+
+    # all image files but hidden ones, and what the table names
+    endings = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif')
+    names = set(written)
+    for p in folder.rglob('*'):
+        inside = p.relative_to(folder)
+        hidden = any(part.startswith('.') for part in inside.parts)
+        if p.suffix.lower() in endings and not hidden:
+            names.add(inside.as_posix())
+
+    good = []
+    skipped = []
+    for name in sorted(names):
         try:
             good.append(said_picture(folder/name, name, written.get(name, ()), size))
         except Problem as e:
             if bad == 'refuse':
                 raise
             skipped.append(str(e))
+    if not good and skipped:
+        raise Problem(f'None of the {len(skipped)} pictures in {folder} can be used; the '
+                      f'first: {skipped[0]}')
     if not good:
-        raise Problem(
-            f'None of the {len(skipped)} pictures in {folder} can be used; the first: '
-            f'{skipped[0]}'
-            if skipped else
-            f'There are no pictures in {folder}: name a folder that holds .png or .jpg '
-            'files.'
-        )
-    return Captioned(torch.cat([p for p, _ in good]), tuple(r for _, r in good),
-                     tuple(skipped))
+        raise Problem(f'There are no pictures in {folder}: name a folder that holds .png '
+                      'or .jpg files.')
+    pixels, rows = zip(*good)
+    return Captioned(torch.cat(pixels), rows, tuple(skipped))

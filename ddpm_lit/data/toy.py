@@ -6,7 +6,8 @@
 __all__ = ['swiss_roll', 'moons', 'circles', 'branches', 'tree']
 
 # %% ../../nbs/03_toy.ipynb #imports
-import cmath, math
+import cmath
+import math
 import torch
 from torch import Tensor
 from ..core.check import Problem
@@ -14,58 +15,66 @@ from ..core.check import Problem
 # %% ../../nbs/03_toy.ipynb #count
 def _check(n: int, noise: float):
     if not isinstance(n, int) or n < 1:
-        raise Problem(
-            f'A world is drawn as a whole number of points, at least one, not {n!r}.')
+        raise Problem('A world is drawn as a whole number of points, at least one, '
+                      f'not {n!r}.')
     if not 0 <= noise < 1e30:
         raise Problem(f'The noise is {noise}: choose a standard deviation from 0 up.')
 
 # %% ../../nbs/03_toy.ipynb #roll
-def swiss_roll(n: int, noise: float = .05) -> Tensor: # [n 2]
+def swiss_roll(n: int, noise: float = .05) -> Tensor:  # [n 2]
     "A spiral of one and a half turns, within about +-2.2. Eq. 03.1."
     _check(n, noise)
     angle = 1.5*math.pi*(1 + 2*torch.rand(n))
-    return torch.normal(
-        angle[:, None]/7*torch.stack([angle.cos(), angle.sin()], 1), noise)
+    direction = torch.stack([angle.cos(), angle.sin()], 1)
+    return torch.normal(angle[:, None]/7*direction, noise)
 
 # %% ../../nbs/03_toy.ipynb #moons
 def moons(n: int, noise: float = .08,
-          labels: bool = False) -> Tensor | tuple[Tensor, Tensor]: # [n 2], [n]
+          labels: bool = False) -> Tensor | tuple[Tensor, Tensor]:  # [n 2], [n]
     "Two interlocked half circles; the label is 1 for the upper one, else 0. Eq. 03.4."
     _check(n, noise)
-    angle, label = math.pi*torch.rand(n), torch.arange(n) % 2
+    angle = math.pi*torch.rand(n)
+    label = torch.arange(n) % 2
     moon = 1.4*torch.stack([angle.cos() + .5, angle.sin() - .25], 1)
     x = torch.normal((2*label - 1)[:, None]*moon, noise)
     return (x, label) if labels else x
 
 # %% ../../nbs/03_toy.ipynb #circles
 def circles(n: int, noise: float = .08,
-            labels: bool = False) -> Tensor | tuple[Tensor, Tensor]: # [n 2], [n]
-    "Two circles, of radius .8 (label 0) and 1.6 (label 1, two thirds of the points). Eq. 03.5."
+            labels: bool = False) -> Tensor | tuple[Tensor, Tensor]:  # [n 2], [n]
+    "Circles of radius .8 (label 0) and 1.6 (label 1, two of three points). Eq. 03.5."
     _check(n, noise)
-    angle, label = 2*math.pi*torch.rand(n), (torch.arange(n) % 3 > 0).long()
-    x = torch.normal((.8*(1 + label)*torch.stack([angle.cos(), angle.sin()])).T, noise)
+    angle = 2*math.pi*torch.rand(n)
+    label = (torch.arange(n) % 3 > 0).long()
+    circle = torch.stack([angle.cos(), angle.sin()])
+    x = torch.normal((.8*(1 + label)*circle).T, noise)
     return (x, label) if labels else x
 
 # %% ../../nbs/03_toy.ipynb #tree
 def branches(arms: int = 3, forks: int = 3, length: float = .85, shorter: float = .65,
-             turn: float = math.pi/6) -> Tensor: # [arms k 2 2]
+             turn: float = math.pi/6) -> Tensor:  # [arms k 2 2]
     "The k branches of each arm of the tree, by their two ends: p and q of Eq. 03.6."
-    def grow(start, step, forks): # complex numbers: a turn is a product
-        yield start, start + step
+    def grow(start, step, forks):  # complex numbers: a turn is a product
+        end = start + step
+        yield start, end
         if forks:
             for side in (turn, -turn):
-                yield from grow(start + step, shorter*step*cmath.exp(1j*side), forks - 1)
+                yield from grow(end, shorter*step*cmath.exp(1j*side), forks - 1)
 
-    ends = [[*grow(0j, length*cmath.exp(1j*math.pi*(.5 + 2*arm/arms)), forks)]
-            for arm in range(arms)]
-    return torch.view_as_real(torch.tensor(ends)) # complex of the default precision
+    ends = []
+    for arm in range(arms):
+        direction = cmath.exp(1j*math.pi*(.5 + 2*arm/arms))
+        ends.append([*grow(0j, length*direction, forks)])
+    return torch.view_as_real(torch.tensor(ends))  # complex of the default precision
+
 
 def tree(n: int, noise: float = .03,
-         labels: bool = False) -> Tensor | tuple[Tensor, Tensor]: # [n 2], [n]
+         labels: bool = False) -> Tensor | tuple[Tensor, Tensor]:  # [n 2], [n]
     "Three forking arms; the label is the arm, 0 to 2. Eq. 03.6."
     _check(n, noise)
     arms = branches()
     start, end = arms.flatten(0, 1).unbind(1)
+    # a branch in proportion to its length, then a place on it
     which = torch.multinomial((end - start).norm(dim=1), n, replacement=True)
     x = torch.normal(torch.lerp(start[which], end[which], torch.rand(n, 1)), noise)
     return (x, which // arms.shape[1]) if labels else x

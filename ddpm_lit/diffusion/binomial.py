@@ -14,97 +14,116 @@ from torch import Tensor, nn
 from ..core.check import Problem
 
 # %% ../../nbs/28_binomial.ipynb #forward
-def share_kept(T: int) -> Tensor: # [T+1] float64: 1 at t = 0, 0 at t = T
-    "The chance that a bit was never tossed after t of T steps, each of which erases 1/T. Eq. 28.1 (Sohl-Dickstein 2015, sec. 2.4.1)."
+def share_kept(T: int) -> Tensor:  # [T+1] float64: 1 at t = 0, 0 at t = T
+    "The chance that a bit was never tossed in t of T steps. Eq. 28.1 (Sohl-Dickstein 2015)."
     if T < 2:
         raise Problem(f'A chain of {T} steps has nothing to learn: give at least 2.')
     return 1 - torch.arange(T + 1, dtype=torch.float64)/T
 
-def chance_one(x: Tensor, kept: Tensor) -> Tensor: # x [b ...] in {0, 1}
-    "The probability of a 1 where x was, if it was kept with that chance and else a coin was tossed. Eq. 28.1."
+
+def chance_one(x: Tensor, kept: Tensor) -> Tensor:  # x [b ...] in {0, 1}
+    "The probability of a 1 where x was: kept with that chance, else a fair coin. Eq. 28.1."
     return kept*x + (1 - kept)/2
 
 # %% ../../nbs/28_binomial.ipynb #posterior
-def bit_posterior(
-        x0: Tensor, # [b ...] in {0, 1}
-        x_t: Tensor, # [b ...] in {0, 1}
-        s: Tensor,
-        t: Tensor) -> Tensor: # shares kept at s and t, s >= t, broadcasting -> [b ...]
+def bit_posterior(x0: Tensor,   # [b ...] in {0, 1}
+                  x_t: Tensor,  # [b ...] in {0, 1}
+                  s: Tensor,    # shares kept at s and t, s >= t, broadcasting
+                  t: Tensor) -> Tensor:  # [b ...]
     "q(x_s = 1 | x_t, x0). Eq. 28.2."
     if (s < t).any():
         raise Problem('s is noisier than t here: give the larger share kept as s.')
-    one, now = chance_one(x0, s), t/s
-    # chance that x_t = 1, if x_s = k
-    seen_1, seen_0 = (chance_one(now.new_tensor(k), now) for k in (1., 0.))
-    like_1, like_0 = torch.where(x_t == 1, seen_1,
-                                 1 - seen_1), torch.where(x_t == 1, seen_0, 1 - seen_0)
-    return like_1*one/(like_1*one + like_0*(1 - one))
 
-def bit_step(x0_hat: Tensor, x_t: Tensor, s: Tensor,
-             t: Tensor) -> Tensor: # x0_hat [b ...] in [0, 1]
-    "p(x_s = 1 | x_t) of a guess at x0. Eq. 28.3."
-    return torch.lerp(bit_posterior(torch.zeros_like(x_t), x_t, s, t),
-                      bit_posterior(torch.ones_like(x_t), x_t, s, t), x0_hat)
+    # prior q(x_s = 1 | x0)
+    prior = chance_one(x0, s)
+
+    # likelihoods q(x_t | x_s = 1) and q(x_t | x_s = 0)
+    now = t/s
+    from_1 = chance_one(now.new_tensor(1.), now)
+    from_0 = chance_one(now.new_tensor(0.), now)
+    like_1 = torch.where(x_t == 1, from_1, 1 - from_1)
+    like_0 = torch.where(x_t == 1, from_0, 1 - from_0)
+
+    # Bayes
+    return like_1*prior/(like_1*prior + like_0*(1 - prior))
+
+
+def bit_step(x0_hat: Tensor,  # [b ...] in [0, 1]
+             x_t: Tensor, s: Tensor, t: Tensor) -> Tensor:
+    "p(x_s = 1 | x_t) for a prediction of x0. Eq. 28.3."
+    if_0 = bit_posterior(torch.zeros_like(x_t), x_t, s, t)
+    if_1 = bit_posterior(torch.ones_like(x_t), x_t, s, t)
+    return torch.lerp(if_0, if_1, x0_hat)
 
 # %% ../../nbs/28_binomial.ipynb #bound
-def bit_kl(q: Tensor, p: Tensor) -> Tensor: # both [b ...], chances of a 1
+def bit_kl(q: Tensor, p: Tensor) -> Tensor:  # both [b ...], chances of a 1
     "KL of two bits, in nats. Eq. 28.4."
-    return torch.xlogy(q, q) + torch.xlogy(1 - q, 1 - q) - torch.xlogy(
-        q, p) - torch.xlogy(1 - q, 1 - p)
+    minus_entropy = torch.xlogy(q, q) + torch.xlogy(1 - q, 1 - q)
+    return minus_entropy - torch.xlogy(q, p) - torch.xlogy(1 - q, 1 - p)
+
 
 # (x_t [b d] in {0, 1}, share kept [b 1]) -> chance of x0 = 1, [b d]
 BitDenoiser = Callable[[Tensor, Tensor], Tensor]
 
-def sequence_bits(
-        denoiser: BitDenoiser,
-        x0: Tensor, # [b d] in {0, 1}
-        T: int,
-        t: Tensor) -> Tensor: # t [b] in 1 .. T: the step that stands for all
-    "The bound on -log2 P(x0), by one random step for each sequence, times T. Eq. 28.4 (Sohl-Dickstein 2015, eq. 14)."
+
+def sequence_bits(denoiser: BitDenoiser,
+                  x0: Tensor,  # [b d] in {0, 1}
+                  T: int,
+                  t: Tensor,   # [b] in 1 .. T: the step that stands for all
+                  ) -> Tensor:  # [b]
+    "The bound on -log2 P(x0), by one random step a sequence, times T. Eq. 28.4."
     if not ((x0 == 0) | (x0 == 1)).all():
-        raise Problem(
-            'Binomial diffusion is for zeros and ones: give data of 0. and 1. only.')
+        raise Problem('Binomial diffusion is for zeros and ones: give data of 0. and 1. '
+                      'only.')
     kept = share_kept(T).to(x0)
     s, now = kept[t - 1, None], kept[t, None]
     x_t = torch.bernoulli(chance_one(x0, now))
+    q = bit_posterior(x0, x_t, s, now)
     p = bit_step(denoiser(x_t, now), x_t, s, now)
-    return T*bit_kl(bit_posterior(x0, x_t, s, now), p).sum(1)/math.log(2)
+    return T*bit_kl(q, p).sum(1)/math.log(2)
 
 # %% ../../nbs/28_binomial.ipynb #heartbeat
 def heartbeat(length: int = 20,
-              period: int = 5) -> Tensor: # [period length]: all there are
+              period: int = 5) -> Tensor:  # [period length]: all there are
     "Sequences of bits with a 1 at every `period`-th place, in each phase."
     return (torch.arange(length) % period == torch.arange(period)[:, None]).float()
+
 
 class BitOracle:
     "The perfect denoiser of equally likely sequences. Eq. 28.5."
     def __init__(self, states: Tensor):
-        self.states = states # [k d] in {0, 1}
+        self.states = states  # [k d] in {0, 1}
 
     def __call__(self, x_t: Tensor, kept: Tensor) -> Tensor:
-        one = chance_one(self.states.to(x_t), kept[..., None]) # [b k d]
+        # log q(x_t | state), [b k]
+        one = chance_one(self.states.to(x_t), kept[..., None])  # [b k d]
         x = x_t[:, None]
-        return (x*one + (1 - x)*(1 - one)).log().sum(2).softmax(1) @ self.states.to(x_t)
+        log_like = (x*one + (1 - x)*(1 - one)).log().sum(2)
+
+        # the posterior mean of the states
+        return log_like.softmax(1) @ self.states.to(x_t)
 
 # %% ../../nbs/28_binomial.ipynb #net
 class BitNet(nn.Module):
-    "A network for bits: told x_t and the share kept, it says the chance that each bit of x0 was 1. Eq. 28.3."
-    def __init__(self, net: nn.Module): # net(x [b d], time [b]) -> [b d], logits
+    "A network for bits: (x_t, share kept) -> the chance that each bit of x0 is 1. Eq. 28.3."
+    def __init__(self, net: nn.Module):  # net(x [b d], time [b]) -> [b d], logits
         super().__init__()
         self.net = net
 
     def forward(self, x_t: Tensor, kept: Tensor) -> Tensor:
         chance = self.net(2*x_t - 1, 1000*(1 - kept[:, 0])).sigmoid()
-        return chance.clamp(1e-6, 1 - 1e-6) # a surprise would cost infinitely many bits
+        return chance.clamp(1e-6, 1 - 1e-6)  # a chance of 0 could cost infinitely many bits
+
 
 def bit_chain(denoiser: BitDenoiser, x: Tensor, T: int,
-              every: int = 1) -> Iterator[Tensor]: # x [b d]: coins
-    "Run the film backwards from coins; yields each state, the last one clean. Eq. 28.3."
+              every: int = 1) -> Iterator[Tensor]:  # x [b d]: coins
+    "Run the chain backwards from coins; yields each state, the last one clean. Eq. 28.3."
     kept = share_kept(T)[range(T, -1, -every)].to(x)
     if kept[-1] != 1:
-        raise Problem(
-            f'A stride of {every} does not end at the data: choose a divisor of {T}.')
+        raise Problem(f'A stride of {every} does not end at the data: choose a divisor of '
+                      f'{T}.')
     with torch.no_grad():
         for t, s in zip(kept, kept[1:]):
-            x = torch.bernoulli(bit_step(denoiser(x, t.expand(len(x), 1)), x, s, t))
+            x0_hat = denoiser(x, t.expand(len(x), 1))
+            x = torch.bernoulli(bit_step(x0_hat, x, s, t))
             yield x

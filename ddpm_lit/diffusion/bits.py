@@ -20,12 +20,12 @@ from .sample import fixed_small
 from .schedule import Grid, Schedule, grid
 
 # %% ../../nbs/30_bits.ipynb #unit
-def to_bits(nats: Tensor) -> Tensor: # nats per dimension
+def to_bits(nats: Tensor) -> Tensor:  # nats per dimension
     "Nats to bits. Eq. 30.1."
     return nats/math.log(2)
 
-def density_to_grey(
-        nats: Tensor) -> Tensor: # -log of a density on [-1, 1], per dimension
+
+def density_to_grey(nats: Tensor) -> Tensor:  # -log density on [-1, 1], per dimension
     "Bits per dimension of the 256 grey values whose density is known. Eq. 30.2."
     return to_bits(nats) + math.log2(127.5)
 
@@ -33,27 +33,30 @@ def density_to_grey(
 # (prediction, x0, x_1, levels 1 and 2) -> nats [b ...]
 LastStep = Callable[[Prediction, Tensor, Tensor, Level, Level], Tensor]
 
-def byte_nats(p: Prediction, x0: Tensor, x_1: Tensor, one: Level,
-              two: Level) -> Tensor: # [b ...]
-    "L_0 of pictures made of bytes, with DDPM's standard deviation or the learned one. Eq. 20.7 in Eq. 30.3."
+
+def byte_nats(p: Prediction, x0: Tensor, x_1: Tensor,
+              one: Level, two: Level) -> Tensor:  # [b ...]
+    "L_0 of pictures of bytes, with DDPM's standard deviation or the learned one. Eq. 20.7, 30.3."
     if not (x0.abs() <= 1 + 1e-6).all():
         raise Problem('Bytes lie within [-1, 1], these pictures do not: scale them as '
                       '`to_unit` does.')
+
+    # interpolated in the log, from the standard deviation of beta-tilde to that of beta
     frac = 0. if p.frac is None else p.frac
-    return decoder_nats(x0, p.x0, one.sigma*new_noise(one, two)**((1 - frac)/2))
+    std = one.sigma*new_noise(one, two)**((1 - frac)/2)
+    return decoder_nats(x0, p.x0, std)
 
 # %% ../../nbs/30_bits.ipynb #bits-class
 @dataclass(frozen=True)
 class Bits:
     "A bound in bits per dimension, in its parts. Eq. 30.3."
-    each: Tensor # [b] the whole bound of each picture
-    prior: float # L_T
-    runs: Tensor # [n] what the steps cost in each run, the noisiest first
-    width: Tensor # [n] how much of the log SNR axis a run spans
-    decoder: float # L_0
-    log_snr: Tensor # [n] where these runs lie
-    # [n] root mean squared error of the clean guess there, in grey values
-    rmse: Tensor
+    each: Tensor  # [b] the whole bound of each picture
+    prior: float  # L_T
+    runs: Tensor  # [n] what the steps cost in each run, the noisiest first
+    width: Tensor  # [n] how much of the log SNR axis a run spans
+    decoder: float  # L_0
+    log_snr: Tensor  # [n] where these runs lie
+    rmse: Tensor  # [n] root mean squared error of the clean guess there, in grey values
 
     @property
     def total(self) -> float:
@@ -64,91 +67,111 @@ class Bits:
         return self.runs.sum().item()
 
     @property
-    def error(self) -> float: # of the total, one sigma; NaN for one picture
-        return self.each.std().item()/len(self.each)**.5 if len(
-            self.each) > 1 else math.nan
+    def error(self) -> float:  # standard error of the total; NaN for one picture
+        n = len(self.each)
+        return self.each.std().item()/n**.5 if n > 1 else math.nan
 
     @property
-    def rate(self) -> Tensor:
-        return self.prior + self.runs.cumsum(
-            0) - self.runs # [n] spent before the run begins. Eq. 30.9
+    def rate(self) -> Tensor:  # [n] spent before the run begins. Eq. 30.9
+        return self.prior + self.runs.cumsum(0) - self.runs
 
     def __str__(self):
-        return f'{self.total:.3f} ± {self.error:.3f} = {self.prior:.4f} (prior) + {self.steps:.3f} (steps) + {self.decoder:.3f} (decoder)'
+        return (f'{self.total:.3f} ± {self.error:.3f} = {self.prior:.4f} (prior) + '
+                f'{self.steps:.3f} (steps) + {self.decoder:.3f} (decoder)')
 
 # %% ../../nbs/30_bits.ipynb #bits
 @torch.no_grad()
 def bits_per_dim(
         denoiser: Denoiser,
-        x0: Tensor, # [b ...] clean pictures in [-1, 1]
-        levels: Schedule | Grid, # a grid brings its own steps
-        steps: int = 1000, # T
-        variance=fixed_small, # of the steps
-        draws: int | None = 16, # n, network calls a picture; None: every step
-        last: LastStep = byte_nats, # what the last step is asked for
+        x0: Tensor,  # [b ...] clean pictures in [-1, 1]
+        levels: Schedule | Grid,  # a grid brings its own steps
+        steps: int = 1000,  # T
+        variance=fixed_small,  # of the steps
+        draws: int | None = 16,  # n, network calls a picture; None: every step
+        last: LastStep = byte_nats,  # L_0
         noise=torch.randn_like) -> Bits:
-    "The variational bound of these pictures, by n random steps a picture. Eq. 30.3 (DDPM eq. 5)."
-    # [T], the cleanest first
-    log_snr = (levels if isinstance(levels, Grid) else grid(
-        levels, steps)).flip().log_snr.to(x0.device)
-    T, b, x = len(log_snr), len(x0), x0.double()
+    "The variational bound of pictures, by n random steps for each. Eq. 30.3 (DDPM eq. 5)."
+    chain = levels if isinstance(levels, Grid) else grid(levels, steps)
+    log_snr = chain.flip().log_snr.to(x0.device)  # [T], the cleanest first
+    T = len(log_snr)
     if T < 2 or not (log_snr.diff() < 0).all():
         raise Problem('The bound needs two or more levels, each noisier than the one '
                       'before: give another schedule or fewer steps.')
     if draws is not None and draws < 1:
-        raise Problem(
-            f'{draws} draws see nothing: ask for 1 or more, or None for every step.')
-    # of each step, in log SNR and in log(1 + SNR), which counts downwards
-    span, g = -log_snr.diff(), torch.nn.functional.softplus(log_snr).diff()
-    # where one step's chance ends and the next one's begins, from the noisy end
-    p_t = (1/len(g) + g/g.sum())/2
-    edges = p_t.flip(0).cumsum(0)[:-1]
-    n = draws or T - 1
-    at = lambda i: Level(log_snr[i].reshape(-1, *[1]*(x.ndim - 1)))
+        raise Problem(f'{draws} draws see nothing: ask for 1 or more, '
+                      'or None for every step.')
 
-    def look(t): # -> x_t and what the denoiser says of it
+    x = x0.double()
+    b = len(x)
+    n = draws or T - 1
+
+    # p_t, the chance of each step: half of it even, half by its share of log(1 + SNR)
+    span = -log_snr.diff()  # [T-1] width of each step
+    g = torch.nn.functional.softplus(log_snr).diff()
+    p_t = (1/len(g) + g/g.sum())/2
+    edges = p_t.flip(0).cumsum(0)[:-1]  # of the steps, from the noisy end
+
+    def at(i):
+        return Level(log_snr[i].reshape(-1, *[1]*(x.ndim - 1)))
+
+    def look(t):  # -> x_t and its prediction
         x_t = q_sample(x, t, noise(x))
         p = denoiser(x_t.to(x0), t.like(x0))
         return x_t, Prediction(*(v if v is None else v.double() for v in p))
 
-    x_1, p = look(at(0)) # first of all: it refuses pictures that are none
-    decoder, prior = (to_bits(v).flatten(1).mean(1)
-                      for v in (last(p, x, x_1, at(0), at(1)), prior_nats(x, at(T - 1))))
+    # L_0 and L_T, exactly; L_0 comes first, since it refuses what is no picture
+    x_1, p = look(at(0))
+    decoder = to_bits(last(p, x, x_1, at(0), at(1))).flatten(1).mean(1)
+    prior = to_bits(prior_nats(x, at(T - 1))).flatten(1).mean(1)
+
+    # the steps between: one draw from each n-th part of the chance, divided by n p_t
     terms, width, where, mse = [], [], [], []
     for j in range(n):
         u = (j + torch.rand(b, device=x.device, dtype=x.dtype))/n
-        i = T - 1 - (torch.searchsorted(edges, u) if draws else torch.full(
-            (b, ), j, device=x.device))
+        if draws:
+            i = T - 1 - torch.searchsorted(edges, u)
+            weight = 1/(n*p_t[i - 1])
+        else:
+            i = T - 1 - torch.full((b, ), j, device=x.device)
+            weight = torch.ones_like(u)
+
         s, t = at(i - 1), at(i)
         x_t, p = look(t)
-        times = 1/(n*p_t[i - 1]) if draws else torch.ones_like(u)
-        terms.append(times*bound_term(p, x, x_t, s, t, variance))
-        width.append(times*span[i - 1])
+        terms.append(weight*bound_term(p, x, x_t, s, t, variance))
+        width.append(weight*span[i - 1])
         where.append(log_snr[i])
         mse.append((x - p.x0).square().mean())
-    terms = to_bits(torch.stack(terms))
-    return Bits(prior + terms.sum(0) + decoder,
-                prior.mean().item(), terms.mean(1),
-                torch.stack(width).mean(1),
-                decoder.mean().item(),
-                torch.stack(where).mean(1), 127.5*torch.stack(mse).sqrt())
+
+    terms = to_bits(torch.stack(terms))  # [n b]
+    return Bits(each=prior + terms.sum(0) + decoder,
+                prior=prior.mean().item(),
+                runs=terms.mean(1),
+                width=torch.stack(width).mean(1),
+                decoder=decoder.mean().item(),
+                log_snr=torch.stack(where).mean(1),
+                rmse=127.5*torch.stack(mse).sqrt())
 
 # %% ../../nbs/30_bits.ipynb #join
-def join(
-        parts: list[Bits]
-) -> Bits: # of sets of pictures, all with the same number of draws
-    "One bill for pictures that were handled in several parts. Eq. 30.3."
-    share = [len(p.each)/sum(len(q.each) for q in parts) for p in parts]
-    mean = lambda value: sum(s*value(p) for s, p in zip(share, parts))
-    return Bits(torch.cat([p.each for p in parts]), mean(lambda p: p.prior),
-                mean(lambda p: p.runs), mean(lambda p: p.width),
-                mean(lambda p: p.decoder), mean(lambda p: p.log_snr),
-                mean(lambda p: p.rmse**2).sqrt())
+def join(parts: list[Bits]) -> Bits:  # all with the same number of draws
+    "One bound for pictures that were handled in several parts. Eq. 30.3."
+    each = torch.cat([p.each for p in parts])
+    share = [len(p.each)/len(each) for p in parts]
+
+    def mean(values):
+        return sum(s*v for s, v in zip(share, values))
+
+    return Bits(each=each,
+                prior=mean(p.prior for p in parts),
+                runs=mean(p.runs for p in parts),
+                width=mean(p.width for p in parts),
+                decoder=mean(p.decoder for p in parts),
+                log_snr=mean(p.log_snr for p in parts),
+                rmse=mean(p.rmse**2 for p in parts).sqrt())
 
 # %% ../../nbs/30_bits.ipynb #limit
 def continuous_nats(
-    log_snr: Tensor, # [l] in order, either way
-    mse: Tensor, # [l] squared error of the clean guess there, per dimension
-) -> Tensor: # [] nats per dimension
-    "What infinitely many steps between the ends would cost: half the integral of the error over SNR. Eq. 30.7 (VDM eq. 18)."
-    return .5*torch.trapezoid(mse*log_snr.exp(), log_snr).abs() # d SNR = SNR d log SNR
+        log_snr: Tensor,  # [l] in order, either way
+        mse: Tensor,  # [l] squared error of the clean guess there, per dimension
+) -> Tensor:  # [] nats per dimension
+    "The bound of infinitely many steps: half the integral of the error over SNR. Eq. 30.7."
+    return .5*torch.trapezoid(mse*log_snr.exp(), log_snr).abs()  # d SNR = SNR d log SNR

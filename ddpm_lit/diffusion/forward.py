@@ -14,43 +14,43 @@ from ..core.level import Level
 from .schedule import Grid
 
 # %% ../../nbs/11_forward.ipynb #q-sample
-def q_sample(
-        x0: Tensor, # [b ...] clean data
-        t: Level, # where to jump to
-        eps: Tensor, # [b ...] noise from N(0, I)
-) -> Tensor: # [b ...] x_t
+def q_sample(x0: Tensor,  # [b ...] clean data
+             t: Level,  # where to jump to
+             eps: Tensor,  # [b ...] noise from N(0, I)
+             ) -> Tensor:  # [b ...] x_t
     "Draw from q(x_t | x0) in one jump. Eq. 11.4 (DDPM eq. 4)."
     return t.signal*x0 + t.sigma*eps
 
 # %% ../../nbs/11_forward.ipynb #new-noise
 def ordered(s: Level, t: Level):
-    "Stop if s is noisier than t. Levels on a GPU are taken on trust: to look at them would make it wait."
+    "Stop if s is noisier than t; not checked on a GPU, which would have to wait."
     if s.log_snr.is_cpu and t.log_snr.is_cpu and (s.log_snr < t.log_snr).any():
-        raise Problem('s is noisier than t here: give the cleaner level as s and the '
-                      'noisier one as t.')
+        raise Problem('s is noisier than t here: '
+                      'give the cleaner level as s and the noisier one as t.')
 
-def new_noise(s: Level, t: Level) -> Tensor: # s cleaner than t
+
+def new_noise(s: Level, t: Level) -> Tensor:  # s cleaner than t
     "The share of t's noise variance that is newer than s: 1 - SNR_t/SNR_s. Eq. 11.5."
     return -torch.expm1(t.log_snr - s.log_snr)
 
-def q_step(
-        x_s: Tensor, # [b ...] the state at s
-        s: Level, # any level cleaner than t
-        t: Level, # where to jump to
-        eps: Tensor, # [b ...] noise from N(0, I)
-) -> Tensor: # [b ...] x_t
+
+def q_step(x_s: Tensor,  # [b ...] the state at s
+           s: Level,  # any level cleaner than t
+           t: Level,  # where to jump to
+           eps: Tensor,  # [b ...] noise from N(0, I)
+           ) -> Tensor:  # [b ...] x_t
     "Draw from q(x_t | x_s), across any number of steps. Eq. 11.6."
     ordered(s, t)
     return t.signal/s.signal*x_s + t.sigma*new_noise(s, t).sqrt()*eps
 
 # %% ../../nbs/11_forward.ipynb #chain
-def chain(
-    x0: Tensor, # [b ...] clean data
-    levels: Grid, # ends with CLEAN; walked from there upwards
-    noise: Callable[[Tensor], Tensor] = torch.randn_like
-) -> Iterator[Tensor]:
-    "The forward process step by step: yields each x_t, the cleanest first. Eq. 11.1, by Eq. 11.6."
-    x, (s, *rest) = x0, [*levels][::-1]
+def chain(x0: Tensor,  # [b ...] clean data
+          levels: Grid,  # ends with CLEAN; walked from there upwards
+          noise: Callable[[Tensor], Tensor] = torch.randn_like) -> Iterator[Tensor]:
+    "The forward process step by step: yields each x_t, cleanest first. Eq. 11.1, by Eq. 11.6."
+    x = x0
+    s, *rest = [*levels][::-1]
     for t in rest:
-        x, s = q_step(x, s, t, noise(x)), t
+        x = q_step(x, s, t, noise(x))
+        s = t
         yield x

@@ -20,61 +20,72 @@ from .sample import learned_range
 from .schedule import Schedule
 
 # %% ../../nbs/20_loss.ipynb #prior
-def prior_nats(
-        x0: Tensor, # [b ...] clean data
-        t: Level, # the noisiest level
-) -> Tensor: # [b ...], in nats
-    "L_T: what x_t still tells of x0 when p(x_T) is N(0, I). Eq. 20.4."
+def prior_nats(x0: Tensor,   # [b ...] clean data
+               t: Level,     # the noisiest level
+               ) -> Tensor:  # [b ...], in nats
+    "L_T: KL from q(x_T | x_0) to p(x_T) = N(0, I). Eq. 20.4."
     return .5*(t.alpha_bar*(x0**2 - 1) - 2*t.sigma.log())
 
 # %% ../../nbs/20_loss.ipynb #bound-term
-def bound_term(
-        p: Prediction, # what the denoiser says of x_t
-        x0: Tensor, # [b ...] clean data
-        x_t: Tensor, # [b ...] what it saw
-        s: Level, # where the step goes
-        t: Level, # where it comes from
-        variance=learned_range) -> Tensor: # [b], nats per dimension
-    "L_{t-1}: KL from the true posterior to the believed step, averaged over dimensions. Eq. 20.5 (DDPM eq. 5)."
-    believed = posterior(p.x0, x_t, s, t)[0], variance(p, x_t, s, t)
-    return gaussian_kl(*posterior(x0, x_t, s, t), *believed).flatten(1).mean(1)
+def bound_term(p: Prediction,  # what the denoiser predicts from x_t
+               x0: Tensor,     # [b ...] clean data
+               x_t: Tensor,    # [b ...] the noisy data
+               s: Level,       # where the step goes
+               t: Level,       # where it comes from
+               variance=learned_range) -> Tensor:  # [b], nats per dimension
+    "L_{t-1}: KL from the true posterior to the model's step. Eq. 20.5 (DDPM eq. 5)."
+    # the true posterior q(x_s | x_t, x_0)
+    true_mean, true_std = posterior(x0, x_t, s, t)
+
+    # the model's step p(x_s | x_t): the posterior given the predicted x_0
+    mean, _ = posterior(p.x0, x_t, s, t)
+    std = variance(p, x_t, s, t)
+    return gaussian_kl(true_mean, true_std, mean, std).flatten(1).mean(1)
 
 # %% ../../nbs/20_loss.ipynb #decoder
-def decoder_nats(
-        x0: Tensor, # [b ...] pictures in [-1, 1], in 256 steps
-        mean: Tensor, # [b ...]
-        std: Tensor, # anything that broadcasts
-        log_cdf=torch.special.log_ndtr, # log of Phi, or of what stands for it
-) -> Tensor: # [b ...], in nats
-    "L_0: -log of a Gaussian's mass in the pixel's bin; the outer bins reach to infinity. Eq. 20.7 (DDPM eq. 13)."
+def decoder_nats(x0: Tensor,    # [b ...] pictures in [-1, 1], in 256 steps
+                 mean: Tensor,  # [b ...]
+                 std: Tensor,   # anything that broadcasts
+                 log_cdf=torch.special.log_ndtr,  # log of Phi, or of what stands for it
+                 ) -> Tensor:   # [b ...], in nats
+    "L_0: -log of a Gaussian's mass in the pixel's bin. Eq. 20.7 (DDPM eq. 13)."
+    # both edges of the bin, in standard deviations; the outer bins reach to infinity
     hi = torch.where(x0 > .999, math.inf, (x0 - mean + 1/255)/std)
     lo = torch.where(x0 < -.999, -math.inf, (x0 - mean - 1/255)/std)
-    # the lower tail
+
+    # Phi(hi) - Phi(lo) = Phi(-lo) - Phi(-hi): in the lower tail no digits cancel
     flip = lo > 0
     hi, lo = torch.where(flip, -lo, hi), torch.where(flip, -hi, lo)
-    log_hi, log_lo = log_cdf(hi), log_cdf(lo)
+
+    # log(a - b) = log a + log(1 - exp(log b - log a))
+    log_hi = log_cdf(hi)
+    log_lo = log_cdf(lo)
     return -log_hi - torch.log(-torch.expm1((log_lo - log_hi).clamp(max=-1e-30)))
 
 # %% ../../nbs/20_loss.ipynb #l-simple
 # (denoiser, x0 [b ...], t, noise [b ...]) -> [b]
 Loss = Callable[[Denoiser, Tensor, Level, Tensor], Tensor]
 
-def l_simple(
-        denoiser: Denoiser, # what is to be trained
-        x0: Tensor, # [b ...] clean data
-        t: Level, # a level each, [b 1 ... 1]
-        eps: Tensor, # [b ...] noise from N(0, I)
-) -> Tensor: # [b]
+
+def l_simple(denoiser: Denoiser,  # what is to be trained
+             x0: Tensor,          # [b ...] clean data
+             t: Level,            # a level each, [b 1 ... 1]
+             eps: Tensor,         # [b ...] noise from N(0, I)
+             ) -> Tensor:         # [b]
     "The mean squared error of the noise. Eq. 20.8 (DDPM eq. 14)."
-    return (eps - denoiser(q_sample(x0, t, eps), t).eps).square().flatten(1).mean(1)
+    x_t = q_sample(x0, t, eps)
+    return (eps - denoiser(x_t, t).eps).square().flatten(1).mean(1)
 
 # %% ../../nbs/20_loss.ipynb #weighted
-Weight = Callable[[Tensor], Tensor] # log SNR -> what multiplies the squared error of x0
+Weight = Callable[[Tensor], Tensor]  # log SNR -> what multiplies the squared error of x0
+
 
 def weighted(weight: Weight) -> Loss:
     "The squared error of x0, times a weight of the level. Eq. 20.9."
+
     def loss(denoiser, x0, t, eps):
-        error = (x0 - denoiser(q_sample(x0, t, eps), t).x0).square().flatten(1).mean(1)
+        x_t = q_sample(x0, t, eps)
+        error = (x0 - denoiser(x_t, t).x0).square().flatten(1).mean(1)
         return weight(t.log_snr).reshape(-1)*error
 
     return loss
@@ -84,50 +95,65 @@ def x0_weight(log_snr: Tensor) -> Tensor:
     "Every error of x0 counts alike. Eq. 20.9."
     return torch.ones_like(log_snr)
 
+
 def eps_weight(log_snr: Tensor) -> Tensor:
     "L_simple: SNR. Eq. 20.10."
     return log_snr.exp()
+
 
 def v_weight(log_snr: Tensor) -> Tensor:
     "The squared error of v: 1 + SNR. Eq. 20.11 (Salimans & Ho 2022)."
     return 1 + log_snr.exp()
 
+
 def min_snr(gamma: float = 5.) -> Weight:
     "SNR, but no more than gamma. Eq. 20.12 (Hang et al. 2023)."
-    return lambda log_snr: log_snr.exp().clamp(max=gamma)
+    def weight(log_snr):
+        return log_snr.exp().clamp(max=gamma)
+    return weight
+
 
 def p2(k: float = 1., gamma: float = 1.) -> Weight:
     "L_simple divided by (k + SNR)^gamma. Eq. 20.13 (Choi et al. 2022)."
-    return lambda log_snr: log_snr.exp()/(k + log_snr.exp())**gamma
+    def weight(log_snr):
+        return log_snr.exp()/(k + log_snr.exp())**gamma
+    return weight
 
 # %% ../../nbs/20_loss.ipynb #hybrid
-def hybrid(
-    schedule: Schedule, # what draws the levels
-    n: int, # steps of the chain whose bound is meant
-    share: float = .001,
-    weight: Weight | None = None
-) -> Loss: # of the squared error of x0 (20.9) in place of L_simple's
-    "L_simple for the mean, or L_simple with another weight, and a share of the bound, in bits per dimension, for the variance. Eq. 20.15 (improved DDPM eq. 16)."
+def hybrid(schedule: Schedule,  # what draws the levels
+           n: int,              # steps of the chain whose bound is meant
+           share: float = .001,
+           weight: Weight | None = None,  # of the error of x0 (20.9); None: that of L_simple
+           ) -> Loss:
+    "A weighted error for the mean, a share of the bound for the variance. Eq. 20.15."
     if n < 2:
         raise Problem(f'A chain of {n} steps has no variance to learn: give at least 2.')
-    one, two = (schedule(torch.tensor(k/n, dtype=torch.float64)) for k in (1, 2))
+    one, two = [schedule(torch.tensor(k/n, dtype=torch.float64)) for k in (1, 2)]
 
     def loss(denoiser, x0, t, eps):
         x_t = q_sample(x0, t, eps)
         p = denoiser(x_t, t)
-        told = p._replace(x0=p.x0.detach(), eps=p.eps.detach())
+
+        # the bound trains the variance only: it sees the mean without its gradient
+        detached = p._replace(x0=p.x0.detach(), eps=p.eps.detach())
+
+        # s: a step of 1/n below t; a last step has none, and its entry, + 1, is not used
         time = schedule.time(t)
         last = (time*n < 1.001).to(x0.device)
-        # + 1: any number, not used
-        s = Level(
-            torch.where(last, t.log_snr + 1,
-                        schedule((time - 1/n).clamp(min=0)).log_snr.to(t.log_snr)))
-        middle = bound_term(told, x0, x_t, s, t)
-        end = decoder_nats(
-            x0, torch.where(last, told.x0, x0),
-            one.sigma*new_noise(one, two)**((1 - p.frac)/2)).flatten(1).mean(1)
-        error = eps - p.eps if weight is None else weight(t.log_snr).sqrt()*(x0 - p.x0)
-        return error.square().flatten(1).mean(1) + share*n/math.log(2)*torch.where(
-            last.reshape(-1), end, middle)
+        below = schedule((time - 1/n).clamp(min=0)).log_snr.to(t.log_snr)
+        s = Level(torch.where(last, t.log_snr + 1, below))
+
+        # L_{t-1} for steps in the middle, L_0 for the last step
+        middle = bound_term(detached, x0, x_t, s, t)
+        std = one.sigma*new_noise(one, two)**((1 - p.frac)/2)
+        mean = torch.where(last, detached.x0, x0)
+        end = decoder_nats(x0, mean, std).flatten(1).mean(1)
+        bits = torch.where(last.reshape(-1), end, middle)/math.log(2)
+
+        if weight is None:
+            error = eps - p.eps
+        else:
+            error = weight(t.log_snr).sqrt()*(x0 - p.x0)
+        return error.square().flatten(1).mean(1) + share*n*bits
 
     return loss

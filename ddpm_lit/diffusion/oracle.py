@@ -18,109 +18,112 @@ from ..core.level import Level, CLEAN
 @dataclass(frozen=True)
 class Gaussians:
     "Round Gaussians with weights, seen at any level of noise. Eq. 13.1."
-    weight: Tensor # [k], sums to 1
-    mean: Tensor # [k d]
-    std: Tensor # [k], the same in every direction; 0 makes a component a point
+    weight: Tensor  # [k], sums to 1
+    mean: Tensor  # [k d]
+    std: Tensor  # [k], the same in every direction; 0 makes a component a point
 
     def __post_init__(self):
-        w, k = self.weight, len(self.weight)
-        if self.mean.shape[:1] != (k, ) or self.mean.ndim != 2 or self.std.shape != (k, ):
+        w, mean, std = self.weight, self.mean, self.std
+        k = (len(w),)
+        if mean.shape[:1] != k or mean.ndim != 2 or std.shape != k:
             raise Problem(f'Give weight [k], mean [k d] and std [k], not {[*w.shape]}, '
-                          f'{[*self.mean.shape]} and {[*self.std.shape]}.')
-        if not ((w >= 0).all() and abs(w.sum() - 1) < 1e-5 and (self.std >= 0).all()):
-            raise Problem(
-                'Give weights that are not negative and sum to 1, and no negative std.')
+                          f'{[*mean.shape]} and {[*std.shape]}.')
+        if not ((w >= 0).all() and abs(w.sum() - 1) < 1e-5 and (std >= 0).all()):
+            raise Problem('Give weights that are not negative and sum to 1, '
+                          'and no negative std.')
 
-    def _parts(
-        self, x, t
-    ): # x [b d], t [b 1] -> v [b k], x_t - signal mean [b k d], log of the joint [b k]
+    def _parts(self, x, t):  # x [b d], t [b 1]
+        "Variance v [b k], x_t - signal mean [b k d], log of the joint [b k]."
         v = t.signal**2*self.std**2 + t.sigma**2
         if not (v > 0).all():
-            raise Problem('A component without width has no density without noise: ask '
-                          'at a level below CLEAN.')
+            raise Problem('A component without width has no density without noise: '
+                          'ask at a level below CLEAN.')
         diff = x[:, None] - t.signal[..., None]*self.mean
-        return v, diff, self.weight.log() - diff.square().sum(2)/(2*v) - x.shape[1]/2*(
-            2*math.pi*v).log()
+        exponent = diff.square().sum(2)/(2*v)
+        log_volume = x.shape[1]/2*(2*math.pi*v).log()
+        return v, diff, self.weight.log() - exponent - log_volume
 
-    def log_prob(self, x: Tensor, t: Level = CLEAN) -> Tensor: # [b d] -> [b]
+    def log_prob(self, x: Tensor, t: Level = CLEAN) -> Tensor:  # [b d] -> [b]
         "log q(x_t), in nats. Eq. 13.2."
         return self._parts(x, t.like(x))[2].logsumexp(1)
 
-    def classify(self, x: Tensor, t: Level = CLEAN) -> Tensor: # [b d] -> [b k]
+    def classify(self, x: Tensor, t: Level = CLEAN) -> Tensor:  # [b d] -> [b k]
         "log p(k | x_t): the exact noisy classifier. Eq. 13.3."
         return self._parts(x, t.like(x))[2].log_softmax(1)
 
     def given(self, k: int) -> 'Gaussians':
         "The world in which component k is the only one."
         if not 0 <= k < len(self.weight):
-            raise Problem(
-                f'There is no component {k}: ask for 0 to {len(self.weight) - 1}.')
-        return type(self)(torch.ones_like(self.weight[:1]), self.mean[k:k + 1],
-                          self.std[k:k + 1])
+            raise Problem(f'There is no component {k}: '
+                          f'ask for 0 to {len(self.weight) - 1}.')
+        one = slice(k, k + 1)
+        return type(self)(torch.ones_like(self.weight[:1]), self.mean[one], self.std[one])
 
-    def sample(self, n: int) -> Tensor: # [n d]
+    def sample(self, n: int) -> Tensor:  # [n d]
         "Draw clean data."
         k = torch.multinomial(self.weight, n, replacement=True)
         return torch.normal(self.mean[k], self.std[k, None].expand_as(self.mean[k]))
 
     def to(self, *where) -> 'Gaussians':
         "The same world on another device or in another dtype."
-        return type(self)(self.weight.to(*where), self.mean.to(*where),
-                          self.std.to(*where))
+        parts = (self.weight, self.mean, self.std)
+        return type(self)(*(v.to(*where) for v in parts))
 
 # %% ../../nbs/13_oracle.ipynb #mixture
 class Mixture(Gaussians):
-    "A mixture of round Gaussians: a world, and its own perfect denoiser at every level. Eq. 13.4-13.6."
-    def _clean(
-        self, x, t
-    ): # E[x0 | x_t, k] [b k d], p(k | x_t) [b k 1], (x_t - signal mean)/v [b k d], v [b k 1]
+    "A mixture of round Gaussians: a world and its exact denoiser. Eq. 13.4-13.6."
+    def _clean(self, x, t):
+        "E[x0 | x_t, k] [b k d], p(k | x_t) [b k 1], (x_t - signal mean)/v [b k d], v [b k 1]."
         v, diff, joint = self._parts(x, t)
         pull = diff/v[..., None]
-        return self.mean + (t.signal*self.std**2)[..., None]*pull, joint.softmax(1)[
-            ..., None], pull, v[..., None]
+        x0 = self.mean + (t.signal*self.std**2)[..., None]*pull
+        return x0, joint.softmax(1)[..., None], pull, v[..., None]
 
-    def __call__(self, x: Tensor, t: Level) -> Prediction: # [b d]
+    def __call__(self, x: Tensor, t: Level) -> Prediction:  # [b d]
         "E[x0 | x_t] and E[eps | x_t]: a Denoiser. Eq. 13.4-13.5."
         t = t.like(x)
         x0, p, pull, _ = self._clean(x, t)
         return Prediction((p*x0).sum(1), t.sigma*(p*pull).sum(1))
 
-    def var_x0(self, x: Tensor, t: Level) -> Tensor: # [b d]
+    def var_x0(self, x: Tensor, t: Level) -> Tensor:  # [b d]
         "Variance of each coordinate of x0 given x_t. Eq. 13.6."
         t = t.like(x)
         x0, p, _, v = self._clean(x, t)
         within = self.std[:, None]**2*t.sigma[..., None]**2/v
-        return (p*(within + (x0 - (p*x0).sum(1, keepdim=True))**2)).sum(1)
+        between = (x0 - (p*x0).sum(1, keepdim=True))**2
+        return (p*(within + between)).sum(1)
 
 # %% ../../nbs/13_oracle.ipynb #ring
 def ring(k: int = 8, std: float = .15, radius: float = 2.,
          dtype=torch.float32) -> Mixture:
     "k equal Gaussians on a circle: a world that the book comes back to."
     a = torch.arange(k, dtype=dtype)*2*math.pi/k
-    return Mixture(torch.full_like(a, 1/k), radius*torch.stack([a.cos(), a.sin()], 1),
-                   torch.full_like(a, std))
+    mean = radius*torch.stack([a.cos(), a.sin()], 1)
+    return Mixture(torch.full_like(a, 1/k), mean, torch.full_like(a, std))
 
 # %% ../../nbs/13_oracle.ipynb #ideal
 class Ideal:
-    "The perfect denoiser of a data set: each example is a component without width. Eq. 13.10."
-    def __init__(self, data: Tensor): # [n ...] floating
-        self.shape, self.data = data.shape[1:], data.flatten(1).double()
+    "The exact denoiser of a data set: each example is a point component. Eq. 13.10."
+    def __init__(self, data: Tensor):  # [n ...] floating
+        self.shape = data.shape[1:]
+        self.data = data.flatten(1).double()
         self.half_norm = .5*self.data.square().sum(1)
 
-    def weights(self, x: Tensor, t: Level) -> Tensor: # [b ...] -> [b n]
+    def weights(self, x: Tensor, t: Level) -> Tensor:  # [b ...] -> [b n]
         "p(example | x_t). Eq. 13.10."
         if x.shape[1:] != self.shape:
             raise Problem(f'The data are {[*self.shape]} each, x is {[*x.shape[1:]]}: '
                           'give x the same shape.')
         t = Level(t.log_snr.reshape(-1, 1).to(self.data))
         if not (t.sigma > 0).all():
-            raise Problem('The ideal denoiser has no answer without noise: ask at a '
-                          'level below CLEAN.')
-        return ((t.signal*
-                 (x.flatten(1).double() @ self.data.T) - t.alpha_bar*self.half_norm)/
-                t.sigma**2).softmax(1)
+            raise Problem('The ideal denoiser has no answer without noise: '
+                          'ask at a level below CLEAN.')
+        # -|x_t - signal x0|^2/(2 sigma^2), without |x_t|^2, which all examples share
+        overlap = x.flatten(1).double() @ self.data.T
+        log_p = (t.signal*overlap - t.alpha_bar*self.half_norm)/t.sigma**2
+        return log_p.softmax(1)
 
-    def __call__(self, x: Tensor, t: Level) -> Prediction: # [b ...]
-        "The average of the examples, weighted by how likely each is behind x_t: a Denoiser. Eq. 13.10."
+    def __call__(self, x: Tensor, t: Level) -> Prediction:  # [b ...]
+        "The mean of the examples, weighted by p(example | x_t): a Denoiser. Eq. 13.10."
         x0 = (self.weights(x, t) @ self.data).to(x).reshape(x.shape)
         return from_x0(x0, x, t.like(x))

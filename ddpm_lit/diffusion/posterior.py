@@ -12,24 +12,25 @@ from ..core.level import Level
 from .forward import new_noise, ordered
 
 # %% ../../nbs/12_posterior.ipynb #posterior
-def posterior(
-    x0: Tensor, # [b ...] clean data
-    x_t: Tensor, # [b ...] the noisier state
-    s: Level, # the level asked about, cleaner than t
-    t: Level, # the level of x_t
-) -> tuple[Tensor, Tensor]: # mean [b ...], standard deviation [] or [b 1 ... 1]
+def posterior(x0: Tensor,  # [b ...] clean data
+              x_t: Tensor,  # [b ...] the noisier state
+              s: Level,  # the level asked about, cleaner than t
+              t: Level,  # the level of x_t
+              ) -> tuple[Tensor, Tensor]:  # mean [b ...], std [] or [b 1 ... 1]
     "Mean and standard deviation of q(x_s | x_t, x0). Eq. 12.4 (DDPM eq. 6-7)."
     ordered(s, t)
     c = new_noise(s, t)
-    return s.signal*c*x0 + (s.sigma/t.sigma)**2*t.signal/s.signal*x_t, s.sigma*c.sqrt()
+    mean = s.signal*c*x0 + (s.sigma/t.sigma)**2*t.signal/s.signal*x_t
+    return mean, s.sigma*c.sqrt()
 
 # %% ../../nbs/12_posterior.ipynb #kl
 def gaussian_kl(mean_p: Tensor, std_p: Tensor, mean_q: Tensor,
-                std_q: Tensor) -> Tensor: # all [b ...] or broadcasting
+                std_q: Tensor) -> Tensor:  # all [b ...] or broadcasting
     "KL(p || q) of two Gaussians, element by element, in nats. Eq. 12.10."
     return (std_q/std_p).log() + (std_p**2 + (mean_p - mean_q)**2)/(2*std_q**2) - .5
 
-def posterior_kl(x0: Tensor, x0_hat: Tensor, s: Level,
-                 t: Level) -> Tensor: # [b ...] both, s cleaner than t
-    "KL between the posteriors of two guesses at the clean data, element by element, in nats. Eq. 12.11."
+
+def posterior_kl(x0: Tensor, x0_hat: Tensor,  # [b ...] both
+                 s: Level, t: Level) -> Tensor:  # s cleaner than t
+    "KL between the posteriors of x0 and its estimate, by element, in nats. Eq. 12.11."
     return .5*(s.snr - t.snr)*(x0 - x0_hat)**2

@@ -24,77 +24,86 @@ from .schedule import Betas, Grid
 @dataclass(frozen=True)
 class Kernel:
     "A Gaussian step p(x_s | x_t). Eq. 14.1."
-    mean: Tensor # [b ...]
-    std: Tensor # [], [b 1 ... 1] or [b ...]
+    mean: Tensor  # [b ...]
+    std: Tensor  # [], [b 1 ... 1] or [b ...]
 
-    def sample(self, noise: Tensor) -> Tensor: # [b ...] from N(0, I)
+    def sample(self, noise: Tensor) -> Tensor:  # [b ...] from N(0, I)
         "The step that this noise makes. Eq. 14.1."
         return self.mean + self.std*noise
 
-    def tilt(self, g: Tensor) -> 'Kernel': # g [b ...], the gradient of log r at the mean
-        "The step multiplied by r(x): exact if log r is linear, else to first order. Eq. 14.2."
+    def tilt(self, g: Tensor) -> 'Kernel':  # g [b ...], the gradient of log r at the mean
+        "The step times r(x): exact if log r is linear, else to first order. Eq. 14.2."
         return Kernel(self.mean + self.std**2*g, self.std)
 
 # %% ../../nbs/14_sample.ipynb #variances
 def fixed_small(p: Prediction, x: Tensor, s: Level,
-                t: Level) -> Tensor: # std [] or [b 1 ... 1]
-    "The posterior's own standard deviation, the root of beta-tilde: right if x0 is known. Eq. 14.5."
+                t: Level) -> Tensor:  # std [] or [b 1 ... 1]
+    "The posterior's standard deviation, root of beta-tilde: right if x0 is known. Eq. 14.5."
     return s.sigma*new_noise(s, t).sqrt()
 
-def fixed_large(p: Prediction, x: Tensor, s: Level,
-                t: Level) -> Tensor: # std [] or [b 1 ... 1]
-    "The forward step's standard deviation, the root of beta: right if the data are N(0, I). Eq. 14.6."
-    return t.sigma*new_noise(s, t).sqrt()*(s.sigma > 0) # the last step draws nothing
 
-def learned_range(p: Prediction, x: Tensor, s: Level, t: Level) -> Tensor: # [b ...]
-    "Between the two, on a log scale, as the network says. Eq. 14.7 (improved DDPM eq. 15)."
+def fixed_large(p: Prediction, x: Tensor, s: Level,
+                t: Level) -> Tensor:  # std [] or [b 1 ... 1]
+    "The forward step's standard deviation, root of beta: right for data N(0, I). Eq. 14.6."
+    return t.sigma*new_noise(s, t).sqrt()*(s.sigma > 0)  # the last step draws nothing
+
+
+def learned_range(p: Prediction, x: Tensor, s: Level, t: Level) -> Tensor:  # [b ...]
+    "Between the two, on a log scale, as predicted. Eq. 14.7 (improved DDPM eq. 15)."
     if p.frac is None:
-        raise Problem('This network has no learned variance: sample with fixed_small or '
-                      'fixed_large.')
+        raise Problem('This network has no learned variance: '
+                      'sample with fixed_small or fixed_large.')
     # the root of beta-tilde/beta, to a power
     std = fixed_large(p, x, s, t)*(s.sigma/t.sigma)**(1 - p.frac)
     return torch.where((s.sigma > 0).to(std.device), std, torch.zeros_like(std))
 
-def exact(world): # has var_x0(x, t)
-    "The true standard deviation of each coordinate of x_s given x_t, in a world that knows it. Eq. 14.4."
+
+def exact(world):  # has var_x0(x, t)
+    "The true standard deviation of x_s given x_t, in a world that knows it. Eq. 14.4."
     def variance(p, x, s, t):
-        return (fixed_small(p, x, s, t)**2 +
-                (s.signal*new_noise(s, t))**2*world.var_x0(x, t)).sqrt()
+        # given x0, and what not knowing x0 adds
+        known = fixed_small(p, x, s, t)**2
+        unknown = (s.signal*new_noise(s, t))**2*world.var_x0(x, t)
+        return (known + unknown).sqrt()
 
     return variance
 
 # %% ../../nbs/14_sample.ipynb #reverse
 def reverse(denoiser: Denoiser, x: Tensor, s: Level, t: Level,
             variance=fixed_small) -> Kernel:
-    "The step from t to s that the denoiser believes in: its guess in the place of x0. Eq. 14.3 (DDPM eq. 11)."
+    "The model's step from t to s: its x0 in the posterior. Eq. 14.3 (DDPM eq. 11)."
     p = denoiser(x, t)
-    return Kernel(posterior(p.x0, x, s, t)[0], variance(p, x, s, t))
+    mean, _ = posterior(p.x0, x, s, t)
+    return Kernel(mean, variance(p, x, s, t))
 
 # %% ../../nbs/14_sample.ipynb #ancestral
 # yields each x on the way, the last one clean
 Sampler = Callable[[Denoiser, Grid, Tensor], Iterator[Tensor]]
 
+
 def steps(levels: Iterable[Level], up: bool = False) -> list[tuple[Level, Level]]:
-    "The steps (t, s) of a run: each to a cleaner level or, with `up`, each to a noisier one."
+    "The steps (t, s) of a run, each to a cleaner level or, with `up`, each to a noisier one."
     pairs = [*pairwise(levels)]
     if not pairs:
-        raise Problem(
-            'A run needs at least two levels: give it a grid of one step or more.')
+        raise Problem('A run needs at least two levels: '
+                      'give it a grid of one step or more.')
+
     # the first step says which way
     rising = up and (pairs[0][1].log_snr < pairs[0][0].log_snr).all()
     for t, s in pairs:
         noisy, clean = (s, t) if rising else (t, s)
-        if not (noisy.log_snr < clean.log_snr).all():
-            raise Problem(
-                'A run goes one way: give levels that only get cleaner, or only noisier.'
-                if up else
-                'Random steps lead from noise to cleaner levels: give the noisiest '
-                'first, or walk up with ddim at eta 0.'
-            )
+        one_way = (noisy.log_snr < clean.log_snr).all()
+        if not one_way and up:
+            raise Problem('A run goes one way: '
+                          'give levels that only get cleaner, or only noisier.')
+        if not one_way:
+            raise Problem('Random steps lead from noise to cleaner levels: '
+                          'give the noisiest first, or walk up with ddim at eta 0.')
         if not (t.log_snr < math.inf).all():
-            raise Problem('No step starts at CLEAN: walk up from a level below it, as '
-                          'grid.flip() does.')
+            raise Problem('No step starts at CLEAN: '
+                          'walk up from a level below it, as grid.flip() does.')
     return pairs
+
 
 @torch.no_grad()
 def ancestral(denoiser: Denoiser, levels: Grid, x: Tensor, variance=fixed_small,
@@ -103,6 +112,7 @@ def ancestral(denoiser: Denoiser, levels: Grid, x: Tensor, variance=fixed_small,
     for t, s in steps(levels):
         x = reverse(denoiser, x, s, t, variance).sample(noise(x))
         yield x
+
 
 def last(states: Iterable[Tensor]) -> Tensor:
     "The end of a run: `last(ddim(denoiser, grid(Cosine(), 50), x))`."
@@ -114,15 +124,14 @@ def last(states: Iterable[Tensor]) -> Tensor:
 @torch.no_grad()
 def ddim(denoiser: Denoiser, levels: Grid, x: Tensor, eta: float = 0.,
          noise=torch.randn_like) -> Iterator[Tensor]:
-    "Keep the noise that remains, or renew a share of it: eta 0 is DDIM, eta 1 is `ancestral`. Eq. 14.9 (DDIM eq. 12)."
+    "Keep the noise (eta 0, DDIM) or renew some (eta 1, `ancestral`). Eq. 14.9 (DDIM eq. 12)."
     if not 0 <= eta <= 1:
-        raise Problem(
-            f'eta is {eta}: choose it from 0 (nothing random) to 1 (as ancestral).')
+        raise Problem(f'eta is {eta}: '
+                      'choose it from 0 (nothing random) to 1 (as ancestral).')
     for t, s in steps(levels, up=eta == 0):
         p = denoiser(x, t)
         eps = p.eps
-        # new: the share that is renewed
-        if eta:
+        if eta:  # renew a share of the noise
             new = eta**2*new_noise(s, t)
             eps = (1 - new).sqrt()*eps + new.sqrt()*noise(x)
         x = s.signal*p.x0 + s.sigma*eps
@@ -132,7 +141,8 @@ def ddim(denoiser: Denoiser, levels: Grid, x: Tensor, eta: float = 0.,
 # by the names that the command line knows
 SAMPLERS: dict[str, Sampler] = {'ancestral': ancestral, 'ddim': ddim}
 
-def find_sampler(name: str) -> Sampler: # (denoiser, grid, x) -> the states of a run
+
+def find_sampler(name: str) -> Sampler:  # (denoiser, grid, x) -> the states of a run
     "The sampler of that name."
     if name not in SAMPLERS:
         raise Problem(f'There is no sampler "{name}": choose {" or ".join(SAMPLERS)}.')
@@ -140,7 +150,7 @@ def find_sampler(name: str) -> Sampler: # (denoiser, grid, x) -> the states of a
 
 # %% ../../nbs/14_sample.ipynb #edit-x0
 def edit_x0(denoiser: Denoiser, edit: Callable[[Tensor], Tensor]) -> Denoiser:
-    "The denoiser whose clean estimate is edited; the noise that remains follows. Eq. 14.10."
+    "The denoiser whose clean estimate is edited; the noise follows from it. Eq. 14.10."
     def edited(x, t):
         p = denoiser(x, t)
         q = from_x0(edit(p.x0), x, t)
@@ -148,50 +158,58 @@ def edit_x0(denoiser: Denoiser, edit: Callable[[Tensor], Tensor]) -> Denoiser:
 
     return edited
 
+
 def clamp_x0(denoiser: Denoiser, limit: float = 1.) -> Denoiser:
     "The denoiser whose clean estimate stays within +-limit. Eq. 14.10."
     return edit_x0(denoiser, lambda x0: x0.clamp(-limit, limit))
 
+
 class Counted:
     "A denoiser that counts its evaluations, `nfe`."
     def __init__(self, denoiser: Denoiser):
-        self.denoiser, self.nfe = denoiser, 0
+        self.denoiser = denoiser
+        self.nfe = 0
 
     def __call__(self, x, t):
         self.nfe += 1
         return self.denoiser(x, t)
 
 # %% ../../nbs/14_sample.ipynb #respace
-def respace(
-        schedule: Betas,
-        spec: str) -> Grid: # "250", "ddim25", or counts per section as in "10,10,3,2,2"
-    "A grid on some of a schedule's own timesteps, named as improved DDPM names them. Eq. 14.11."
+def respace(schedule: Betas,
+            spec: str,  # "250", "ddim25", or counts per section as in "10,10,3,2,2"
+            ) -> Grid:
+    "A grid on some of a schedule's timesteps, named as in improved DDPM. Eq. 14.11."
     if not isinstance(schedule, Betas):
-        raise Problem('Respacing picks timesteps, and this schedule has none: use '
-                      'grid(schedule, n).')
+        raise Problem('Respacing picks timesteps, and this schedule has none: '
+                      'use grid(schedule, n).')
     try:
         counts = [int(n) for n in spec.removeprefix('ddim').split(',')]
     except ValueError:
-        raise Problem(f'"{spec}" is no respacing: write "250", "ddim25" or "10,10,3,2,2".'
-                      ) from None
-    T, k = len(schedule), len(counts)
-    # the first sections take what is left over
+        raise Problem(f'"{spec}" is no respacing: '
+                      'write "250", "ddim25" or "10,10,3,2,2".') from None
+
+    # sections of equal size; the first ones take what is left over
+    T = len(schedule)
+    k = len(counts)
     sizes = [T // k + (i < T % k) for i in range(k)]
     if any(not 1 <= n <= size for n, size in zip(counts, sizes)):
         raise Problem(f'"{spec}" does not fit into {T} timesteps: ask for fewer.')
+
     if spec.startswith('ddim'):
-        chosen = next((range(1, T + 1, stride)
-                       for stride in range(1, T + 1)
-                       if [len(range(0, T, stride))] == counts), None)
-        if chosen is None:
-            raise Problem(
-                f'No stride takes "{spec}" from {T} timesteps: write "{counts[0]}".')
-    else: # the stride is added up, as the authors do it, so that halves are rounded as theirs are
-        strides = [(size - 1)/max(n - 1, 1) for n, size in zip(counts, sizes)]
-        chosen = [
-            a + round(i)
-            for a, n, stride in zip(accumulate(sizes, initial=1), counts, strides)
-            for i in accumulate(repeat(stride, n - 1), initial=0.)
-        ]
+        # the smallest stride that takes as many as asked
+        strides = [n for n in range(1, T + 1) if [len(range(0, T, n))] == counts]
+        if not strides:
+            raise Problem(f'No stride takes "{spec}" from {T} timesteps: '
+                          f'write "{counts[0]}".')
+        chosen = range(1, T + 1, strides[0])
+    else:
+        # both ends of each section, and evenly between them; the stride is added up, as
+        # the authors do it, so that halves are rounded as theirs are
+        chosen = []
+        for first, n, size in zip(accumulate(sizes, initial=1), counts, sizes):
+            stride = (size - 1)/max(n - 1, 1)
+            places = accumulate(repeat(stride, n - 1), initial=0.)
+            chosen += [first + round(i) for i in places]
+
     step = torch.tensor([*chosen]).flip(0)
     return Grid(torch.cat([schedule.log_snr[step - 1], CLEAN.log_snr[None]]), step)

@@ -19,18 +19,20 @@ from ..core.level import Level, CLEAN, from_edm_sigma
 
 # %% ../../nbs/10_schedule.ipynb #schedule
 class Schedule(Protocol):
-    "A clock for noise: time in [0, 1] to level, and back."
+    "A noise schedule: time in [0, 1] to level, and back."
     def __call__(self, time) -> Level:
         ...
 
     def time(self, t: Level) -> Tensor:
         ...
 
-def clock(time) -> Tensor: # a number or a tensor of any shape -> float64, on the CPU
-    "Times that a schedule can be asked: all in [0, 1], none of them NaN."
-    # first home: not every device has float64
-    time = time.cpu().double() if isinstance(time, Tensor) else torch.as_tensor(
-        time, dtype=torch.float64)
+
+def clock(time) -> Tensor:  # a number or a tensor of any shape -> float64, on the CPU
+    "Times for a schedule: all in [0, 1], none of them NaN."
+    if isinstance(time, Tensor):
+        time = time.cpu().double()  # first to the CPU: not every device has float64
+    else:
+        time = torch.as_tensor(time, dtype=torch.float64)
     if not ((time >= 0) & (time <= 1)).all():
         raise Problem('Time runs from 0 (clean) to 1 (noisy): give times between them.')
     return time
@@ -38,37 +40,38 @@ def clock(time) -> Tensor: # a number or a tensor of any shape -> float64, on th
 # %% ../../nbs/10_schedule.ipynb #betas
 @dataclass(frozen=True, eq=False)
 class Betas:
-    "Any discrete schedule beta_1 .. beta_T; between its points log SNR is a straight line. Eq. 10.1-10.2."
+    "A discrete schedule beta_1 .. beta_T; log SNR is linear between steps. Eq. 10.1-10.2."
     # [T] float64, each in (0, 1): the share of the variance that each step replaces
     betas: Tensor
 
     def __post_init__(self):
-        if self.betas.ndim != 1 or len(self) < 2 or not ((self.betas > 0) &
-                                                         (self.betas < 1)).all():
-            raise Problem(
-                'A schedule is a row of two or more betas, each between 0 and 1.')
+        inside = (self.betas > 0) & (self.betas < 1)
+        if self.betas.ndim != 1 or len(self) < 2 or not inside.all():
+            raise Problem('A schedule is a row of two or more betas, '
+                          'each between 0 and 1.')
 
     def __len__(self) -> int:
-        return len(self.betas) # T
+        return len(self.betas)  # T
 
     @cached_property
-    def log_snr(self) -> Tensor: # [T], falling
+    def log_snr(self) -> Tensor:  # [T], falling
         log_ab = torch.log1p(-self.betas.cpu().double()).cumsum(0)
         return log_ab - torch.log(-torch.expm1(log_ab))
 
-    def __call__(self, time) -> Level: # any shape, in [0, 1]
-        # row i holds step i + 1
-        i = (clock(time)*len(self) - 1).clamp(min=0)
+    def __call__(self, time) -> Level:  # any shape, in [0, 1]
+        i = (clock(time)*len(self) - 1).clamp(min=0)  # row i holds step i + 1
         lo = i.floor().long()
-        return Level(torch.lerp(self.log_snr[lo], self.log_snr[i.ceil().long()], i - lo))
+        hi = i.ceil().long()
+        return Level(torch.lerp(self.log_snr[lo], self.log_snr[hi], i - lo))
 
-    def time(
-            self, t: Level
-    ) -> Tensor: # in [1/T, 1]: levels beyond the ends are taken for the ends
-        x, y = -self.log_snr, -t.log_snr.cpu().double().contiguous()
+    def time(self, t: Level) -> Tensor:  # in [1/T, 1]
+        # the two steps around each level; levels beyond the ends become the ends
+        x = -self.log_snr
+        y = -t.log_snr.cpu().double().contiguous()
         hi = torch.searchsorted(x, y).clamp(1, len(self) - 1)
         lo = hi - 1
-        return (hi + ((y - x[lo])/(x[hi] - x[lo])).clamp(0, 1))/len(self)
+        between = ((y - x[lo])/(x[hi] - x[lo])).clamp(0, 1)
+        return (hi + between)/len(self)
 
 # %% ../../nbs/10_schedule.ipynb #named
 def _row(T: int) -> int:
@@ -77,64 +80,71 @@ def _row(T: int) -> int:
         raise Problem(f'A schedule is a row of two or more betas, not of {T}.')
     return T
 
+
 def constant(T: int, beta: float) -> Betas:
     "The same beta at every step: the toys of the slides. Eq. 10.3."
-    return Betas(torch.full((_row(T), ), beta, dtype=torch.float64))
+    return Betas(torch.full((_row(T),), beta, dtype=torch.float64))
+
 
 def linear(T: int = 1000, first: float = 1e-4, last: float = .02) -> Betas:
     "Betas on a straight line from `first` to `last`. Eq. 10.4 (DDPM sec. 4)."
     return Betas(torch.linspace(first, last, _row(T), dtype=torch.float64))
 
-def linear_scaled(T: int) -> Betas: # T > 20
-    "The linear schedule for any T: betas times 1000/T, so that the last level stays near where it was. Eq. 10.5 (improved DDPM)."
+
+def linear_scaled(T: int) -> Betas:  # T > 20
+    "Linear for any T, betas times 1000/T: the last level stays near. Eq. 10.5 (improved DDPM)."
     return linear(T, .1/T, 20/T)
 
 # %% ../../nbs/10_schedule.ipynb #cosine
 @dataclass(frozen=True)
 class Cosine:
     "The cosine schedule in real time. Eq. 10.6 (improved DDPM eq. 17)."
-    s: float = .008 # offset that keeps the first steps from being too small
-    limit: float = 20. # log SNR stays within +-limit
+    s: float = .008  # offset that keeps the first steps from being too small
+    limit: float = 20.  # log SNR stays within +-limit
 
-    def angle(self, time):
-        return (time + self.s)/(1 +
-                                self.s)*math.pi/2 # in radians: a quarter turn at time 1
+    def angle(self, time):  # in radians: a quarter turn at time 1
+        return (time + self.s)/(1 + self.s)*math.pi/2
 
-    def __call__(self, time) -> Level: # any shape, in [0, 1]
-        a, a0 = self.angle(clock(time)), self.angle(0)
-        return Level((2*a.cos().log() - ((a + a0).sin()*(a - a0).sin()).log()).clamp(
-            -self.limit, self.limit))
+    def __call__(self, time) -> Level:  # any shape, in [0, 1]
+        a = self.angle(clock(time))
+        a0 = self.angle(0)
+        # SNR is cos^2 a over cos^2 a0 - cos^2 a, a product of two sines
+        log_snr = 2*a.cos().log() - ((a + a0).sin()*(a - a0).sin()).log()
+        return Level(log_snr.clamp(-self.limit, self.limit))
 
     def time(self, t: Level) -> Tensor:
-        a0, t = self.angle(0), Level(t.log_snr.cpu().double())
+        a0 = self.angle(0)
+        t = Level(t.log_snr.cpu().double())
+        # cos a = signal cos a0, and so sin^2 a = sigma^2 + signal^2 sin^2 a0
         a = torch.atan2((t.sigma**2 + t.alpha_bar*math.sin(a0)**2).sqrt(),
                         t.signal*math.cos(a0))
         return (a/(math.pi/2)*(1 + self.s) - self.s).clamp(0, 1)
 
 # %% ../../nbs/10_schedule.ipynb #cosine-table
 def cosine(T: int = 1000, s: float = .008) -> Betas:
-    "The published table of the cosine schedule, its betas cut at .999. Eq. 10.7 (improved DDPM eq. 17)."
-    f = torch.cos(Cosine(s).angle(torch.arange(_row(T) + 1, dtype=torch.float64)/T))**2
+    "The published cosine table, its betas cut at .999. Eq. 10.7 (improved DDPM eq. 17)."
+    times = torch.arange(_row(T) + 1, dtype=torch.float64)/T
+    f = torch.cos(Cosine(s).angle(times))**2
     return Betas((1 - f[1:]/f[:-1]).clamp(max=.999))
 
 # %% ../../nbs/10_schedule.ipynb #one-over-t
 def one_over_t(T: int = 1000) -> Betas:
-    "Each step erases about 1/T of the variance that the data had. Eq. 10.8 (Sohl-Dickstein 2015, sec. 2.4.1), with the bounds of the authors' code."
-    floor = torch.full((_row(T), ), 1e-6, dtype=torch.float64)
+    "Each step erases about 1/T of the data's variance. Eq. 10.8 (Sohl-Dickstein 2015, 2.4.1)."
+    floor = torch.full((_row(T),), 1e-6, dtype=torch.float64)  # as in the authors' code
     floor[0] += 1e-3
     return Betas(floor + (1 - floor - 1e-5)/torch.linspace(T, 2, T, dtype=torch.float64))
 
 # %% ../../nbs/10_schedule.ipynb #grid-class
 @dataclass(frozen=True, eq=False)
 class Grid:
-    "The levels of one run. Iterate over it for the levels, over `pairs()` for (noisier t, cleaner s). Eq. 10.9."
+    "The levels of one run; iterate over it, or over `pairs()`: (noisier t, cleaner s). Eq. 10.9."
     # [n+1] float64, rising; the last one is CLEAN in a sampler's grid
     log_snr: Tensor
-    # [n] the timestep 1..T of each level before the last, where the schedule has timesteps
+    # [n] the timestep 1..T of each level before the last, where the schedule has them
     step: Tensor | None = None
 
     def __len__(self) -> int:
-        return len(self.log_snr) - 1 # steps to take
+        return len(self.log_snr) - 1  # steps to take
 
     def __iter__(self) -> Iterator[Level]:
         return map(Level, self.log_snr)
@@ -143,7 +153,7 @@ class Grid:
         return pairwise(self)
 
     def flip(self) -> 'Grid':
-        "The same levels the other way, for inversion, without CLEAN, where eps is not defined."
+        "The levels from clean to noisy, for inversion, without CLEAN, where eps is undefined."
         return Grid(self.log_snr[self.log_snr.isfinite()].flip(0))
 
 # %% ../../nbs/10_schedule.ipynb #grids
@@ -155,23 +165,22 @@ def grid(schedule: Schedule, n: int) -> Grid:
     if T and n > T:
         raise Problem(f'This schedule has {T} steps: ask for at most as many, not {n}.')
     times = torch.arange(n, 0, -1, dtype=torch.float64)/n
-    return Grid(torch.cat([schedule(times).log_snr, CLEAN.log_snr[None]]),
-                (times*T).round().long() if T and T % n == 0 else None)
+    log_snr = torch.cat([schedule(times).log_snr, CLEAN.log_snr[None]])
+    step = (times*T).round().long() if T and T % n == 0 else None
+    return Grid(log_snr, step)
 
-def karras(n: int, lo: float = .002, hi: float = 80.,
-           rho: float = 7.) -> Grid: # lo and hi: edm_sigma at the ends
+
+def karras(n: int,
+           lo: float = .002, hi: float = 80.,  # edm_sigma at the ends
+           rho: float = 7.) -> Grid:
     "n levels spaced evenly in edm_sigma to the power 1/rho, then CLEAN. Eq. 10.10 (EDM eq. 5)."
     if n < 1:
         raise Problem(f'A run needs at least one step, not {n}.')
     if not 0 < lo < hi:
-        raise Problem(
-            f'The noise falls from hi to lo, both above 0: {hi} and {lo} do not.')
+        raise Problem('The noise falls from hi to lo, both above 0: '
+                      f'{hi} and {lo} do not.')
     if not (1e-20 <= lo and hi <= 1e20 and .1 <= rho <= 1e6):
         raise Problem(f'From {hi} to {lo} with rho {rho}, numbers are lost: choose hi up '
                       'to 1e20, lo from 1e-20 and rho from .1 to a million.')
-    return Grid(
-        torch.cat([
-            from_edm_sigma(
-                torch.linspace(hi**(1/rho), lo**(1/rho), n,
-                               dtype=torch.float64)**rho).log_snr, CLEAN.log_snr[None]
-        ]))
+    edm_sigma = torch.linspace(hi**(1/rho), lo**(1/rho), n, dtype=torch.float64)**rho
+    return Grid(torch.cat([from_edm_sigma(edm_sigma).log_snr, CLEAN.log_snr[None]]))

@@ -23,76 +23,103 @@ from ..nets.unet import small_unet
 from ..train.fit import Recipe, register
 
 # %% ../../nbs/31_score.ipynb #score
-def score(denoiser: Denoiser, x: Tensor, t: Level) -> Tensor: # [b ...]
-    "The gradient of log q(x_t) that the denoiser believes in. Eq. 31.1."
+def score(denoiser: Denoiser, x: Tensor, t: Level) -> Tensor:  # [b ...]
+    "The gradient of log q(x_t), by the denoiser. Eq. 31.1."
     return -denoiser(x, t).eps/t.sigma
 
 # %% ../../nbs/31_score.ipynb #ladder
 class Ladder(Betas):
-    "A table that knows its T levels and nothing between them: time is rounded up to the next one. Eq. 31.5."
-    def __call__(self, time) -> Level: # any shape, in [0, 1]
-        return Level(
-            self.log_snr[(clock(time)*len(self) - 1 - 1e-6).ceil().clamp(min=0).long()])
+    "A table of T levels and nothing between them: time is rounded up to the next. Eq. 31.5."
 
-def geometric(n: int = 10, lo: float = .02,
-              hi: float = 2.) -> Ladder: # lo, hi: edm_sigma at the ends
-    "n levels whose edm_sigma grow by a constant factor; by default NCSN's. Eq. 31.5 (NCSN sec. 5)."
+    def __call__(self, time) -> Level:  # any shape, in [0, 1]
+        place = clock(time)*len(self) - 1 - 1e-6
+        return Level(self.log_snr[place.ceil().clamp(min=0).long()])
+
+
+def geometric(n: int = 10,
+              lo: float = .02, hi: float = 2.) -> Ladder:  # edm_sigma at both ends
+    "n levels whose edm_sigma grow by a constant factor; by default NCSN's. Eq. 31.5."
     if n < 2 or not 0 < lo < hi:
         raise Problem(f'{n} levels from {lo} to {hi}: give two or more, and edm_sigma '
                       'that rise from above 0.')
-    var = lo**2*(hi/lo)**(2*torch.arange(n, dtype=torch.float64)/(n - 1))
+    i = torch.arange(n, dtype=torch.float64)
+    var = lo**2*(hi/lo)**(2*i/(n - 1))
     return Ladder(torch.cat([var[:1], var.diff()])/(1 + var))
 
 # %% ../../nbs/31_score.ipynb #langevin
 def langevin_step(
-        denoiser: Denoiser, x: Tensor, t: Level, step: float,
-        noise=torch.randn_like) -> Tensor: # step in units of the noise's variance
-    "One step of the walk at level t: what is distributed as q(x_t) stays so, nearly. Eq. 31.6 with alpha = step sigma^2, as in Eq. 31.8."
+        denoiser: Denoiser, x: Tensor, t: Level,
+        step: float,  # in units of the noise's variance
+        noise=torch.randn_like) -> Tensor:
+    "One step of Langevin dynamics at level t, of alpha = step sigma^2. Eq. 31.6, 31.8."
     return x - step/2*t.sigma*denoiser(x, t).eps + step**.5*t.sigma*noise(x)
+
 
 @torch.no_grad()
 def langevin(
-    denoiser: Denoiser, levels: Grid, x: Tensor, repeats: int = 100, step: float = .2,
-    noise=torch.randn_like, known: Tensor | None = None, mask: Tensor | None = None
-) -> Iterator[Tensor]: # known [b ...], kept where mask [b ...] is True
-    "Annealed Langevin dynamics; yields the state after each level. Eq. 31.8 (NCSN Algorithms 1 and 2)."
+        denoiser: Denoiser, levels: Grid, x: Tensor,
+        repeats: int = 100,  # steps at each level
+        step: float = .2,
+        noise=torch.randn_like,
+        known: Tensor | None = None,  # [b ...], kept where mask is True
+        mask: Tensor | None = None) -> Iterator[Tensor]:
+    "Annealed Langevin dynamics: the state after each level. Eq. 31.8 (NCSN Algorithms 1 and 2)."
     if repeats < 1 or not 0 < step < 4:
         raise Problem(f'{repeats} repeats of step {step}: take one or more, and a step '
                       'between 0 and 4, where the walk flies apart.')
     if (known is None) != (mask is None):
-        raise Problem(
-            'To inpaint, give both the known picture and the mask of what to keep.')
-    if known is not None and torch.broadcast_shapes(known.shape, mask.shape,
-                                                    x.shape) != x.shape:
-        raise Problem(f'known {[*known.shape]} and mask {[*mask.shape]} do not fit x '
-                      f'{[*x.shape]}: give them its shape.')
+        raise Problem('To inpaint, give both the known picture and the mask of what to '
+                      'keep.')
+    if known is not None:
+        shape = torch.broadcast_shapes(known.shape, mask.shape, x.shape)
+        if shape != x.shape:
+            raise Problem(f'known {[*known.shape]} and mask {[*mask.shape]} do not fit x '
+                          f'{[*x.shape]}: give them its shape.')
+
+    def hold(x, noisy):
+        return x if noisy is None else torch.where(mask, noisy, x)
+
     for t, s in steps(levels):
         if not (t.signal > 0).all():
             raise Problem('The walk needs some signal at each level: start below pure '
                           'noise, as geometric() does.')
-        held = None if known is None else q_sample(known, t, noise(x))
-        hold = lambda x: x if known is None else torch.where(mask, held, x)
-        x = hold(x)
+
+        # the known part, noisy as level t is, and drawn once for the level
+        noisy = None if known is None else q_sample(known, t, noise(x))
+        x = hold(x, noisy)
         for _ in range(repeats):
-            x = hold(langevin_step(denoiser, x, t, step, noise))
+            x = hold(langevin_step(denoiser, x, t, step, noise), noisy)
+
+        # the same picture at the next level: its signal is rescaled
         x = x*(s.signal/t.signal)
         yield x
 
-SAMPLERS['langevin'] = langevin # found by name once this module is imported
+
+SAMPLERS['langevin'] = langevin  # found by name once this module is imported
 
 # %% ../../nbs/31_score.ipynb #recipe
-register(
-    Recipe(
-        'ncsn', lambda: Model(small_unet(classes=0, base=40), from_eps),
-        lambda batch, seed, device: Batches(
-            replace(mnist('train'), label=None).to(device), batch, seed),
-        shape=(1, 28, 28), schedule=geometric(), loss=l_simple, steps=5000, batch=128,
-        data=('mnist', ), sampler='langevin'));
+def _unlabelled_digits(batch, seed, device):
+    digits = replace(mnist('train'), label=None)
+    return Batches(digits.to(device), batch, seed)
+
+
+register(Recipe(
+    'ncsn',
+    build=lambda: Model(small_unet(classes=0, base=40), from_eps),
+    batches=_unlabelled_digits,
+    shape=(1, 28, 28),
+    schedule=geometric(),
+    loss=l_simple,
+    steps=5000,
+    batch=128,
+    data=('mnist', ),
+    sampler='langevin'));
 
 # %% ../../nbs/31_score.ipynb #drift
 def drift(denoiser: Denoiser, x: Tensor, t: Level,
-          churn: float = 0.) -> Tensor: # [b ...]
-    "The velocity per unit of log SNR, towards clean: 0 is the probability flow, 1 the reverse equation. Eq. 31.11 (Song et al. 2021, eq. 6 and 13)."
+          churn: float = 0.,  # c, 0: the probability flow, 1: the reverse equation
+          ) -> Tensor:  # [b ...]
+    "The velocity per unit of log SNR, towards clean. Eq. 31.11 (Song et al. 2021, eq. 6 and 13)."
     return .5*t.sigma**2*x - (1 + churn)/2*t.sigma*denoiser(x, t).eps
 
 # %% ../../nbs/31_score.ipynb #divergence
@@ -100,12 +127,16 @@ def signs(x: Tensor) -> Tensor:
     "Random signs of the shape of x."
     return torch.randint(0, 2, x.shape, device=x.device).to(x)*2 - 1
 
-def divergence(f: Callable[[Tensor], Tensor], x: Tensor, probes: int | None = None,
-               noise=signs) -> tuple[Tensor, Tensor]: # f(x) [b ...], its divergence [b]
-    "The trace of the Jacobian: exact by d passes backwards, or the mean of `probes` estimates. Eq. 31.14 (Hutchinson)."
+
+def divergence(
+        f: Callable[[Tensor], Tensor], x: Tensor,
+        probes: int | None = None,  # None: the exact trace, by d passes backwards
+        noise=signs) -> tuple[Tensor, Tensor]:  # f(x) [b ...], its divergence [b]
+    "The trace of the Jacobian, or the mean of `probes` estimates of it. Eq. 31.14 (Hutchinson)."
     if probes is not None and probes < 1:
         raise Problem(f'{probes} probes see nothing: take one or more, or None for the '
                       'exact trace.')
+
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         y = f(x)
@@ -115,42 +146,51 @@ def divergence(f: Callable[[Tensor], Tensor], x: Tensor, probes: int | None = No
         if not y.requires_grad:
             raise Problem('This denoiser cannot be differentiated: take no_grad, detach '
                           'or rounding out of it.')
-        back = lambda z: (torch.autograd.grad(y, x, z, retain_graph=True)[0]*z).flatten(
-            1).sum(1)
+
+        def quadratic(z):  # z J z [b]
+            back = torch.autograd.grad(y, x, z, retain_graph=True)[0]
+            return (back*z).flatten(1).sum(1)
+
         if probes is None:
-            total = sum(
-                back(e.reshape(1, *x.shape[1:]).expand_as(x))
-                for e in torch.eye(x[0].numel()).to(x))
+            axes = torch.eye(x[0].numel()).to(x)
+            total = sum(quadratic(e.reshape(1, *x.shape[1:]).expand_as(x)) for e in axes)
         else:
-            total = sum(back(noise(x)) for _ in range(probes))/probes
+            total = sum(quadratic(noise(x)) for _ in range(probes))/probes
     return y.detach(), total
 
 # %% ../../nbs/31_score.ipynb #likelihood
 def log_likelihood(
         denoiser: Denoiser,
-        x: Tensor, # [b ...] at the first of the levels
-        levels: Grid, # ever noisier, as grid(...).flip() is
-        probes: int | None = None, # None: the exact trace
+        x: Tensor,  # [b ...] at the first of the levels
+        levels: Grid,  # ever noisier, as grid(...).flip() is
+        probes: int | None = None,  # None: the exact trace
         noise=signs,
-        prior: Callable[[Tensor, Level], Tensor]
-    | None = None, # log density [b] at the last level; None: N(0, I)
-) -> Tensor: # [b], nats
-    "log p(x) of what the probability flow samples, by the midpoint rule. Eq. 31.13 (Song et al. 2021, eq. 39)."
-    pairs = steps(levels, up=True)
+        # log density [b] at the last level; None: N(0, I)
+        prior: Callable[[Tensor, Level], Tensor] | None = None,
+) -> Tensor:  # [b], nats
+    "log p(x) by the probability flow and the midpoint rule. Eq. 31.13 (Song et al. 2021, eq. 39)."
     total = 0.
-    for t, s in pairs:
+    for t, s in steps(levels, up=True):
         if not ((s.log_snr < t.log_snr) & (s.log_snr > -math.inf)).all():
             raise Problem('The likelihood is carried from the data to the noise: give '
                           'levels that get ever noisier, with some signal left, as '
                           'grid(...).flip() does.')
-        h, middle = s.log_snr - t.log_snr, Level((s.log_snr + t.log_snr)/2)
+
+        # half a step along the flow, to the middle
+        h = s.log_snr - t.log_snr
+        middle = Level((s.log_snr + t.log_snr)/2)
         with torch.no_grad():
             half = x + h/2*drift(denoiser, x, t)
+
+        # the whole step by v = (sigma^2 x - sigma eps)/2 and its divergence there
         eps, div = divergence(lambda x: denoiser(x, middle).eps, half, probes, noise)
-        x, total = x + h/2*(middle.sigma**2*half - middle.sigma*eps), total + h/2*(
-            middle.sigma**2*x[0].numel() - middle.sigma*div)
-    end = prior(x,
-                s) if prior else -.5*(x.square() + math.log(2*math.pi)).flatten(1).sum(1)
+        x = x + h/2*(middle.sigma**2*half - middle.sigma*eps)
+        total = total + h/2*(middle.sigma**2*x[0].numel() - middle.sigma*div)
+
+    if prior:
+        end = prior(x, s)
+    else:
+        end = -.5*(x.square() + math.log(2*math.pi)).flatten(1).sum(1)
     if end.shape != total.shape:
         raise Problem(f'The prior gave {[*end.shape]} for {len(x)} samples: one log '
                       'density each, [b], is wanted.')

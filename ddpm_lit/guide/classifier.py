@@ -19,16 +19,17 @@ from ..data.images import Batches, mnist
 from ..diffusion.forward import q_sample
 from ..diffusion.sample import Kernel, fixed_small, reverse, steps
 from ..diffusion.schedule import Grid
-from ..nets.unet import Attention, Norm, ResBlock, Step, TimeEmbedding, attend, embed, inside, norm_adm, norm_small, way_down
+from ..nets.unet import Attention, Norm, ResBlock, Step, TimeEmbedding, attend
+from ..nets.unet import embed, inside, norm_adm, norm_small, way_down
 from ..train.fit import Recipe, register
 
 # %% ../../nbs/40_classifier.ipynb #match
-# (x [b ...], t) -> [b]: how well x_t fits what is wanted, log p(y | x_t)
+# (x [b ...], t) -> [b]: log p(y | x_t), how well x_t fits the condition y
 LogMatch = Callable[[Tensor, Level], Tensor]
 
 def match_label(classify: Callable[[Tensor, Level], Tensor],
                 label: int | Tensor) -> LogMatch: # classify -> [b k], label [] or [b]
-    "log p(label | x_t), from a classifier that says all log-probabilities. Eq. 40.1."
+    "log p(label | x_t), from a classifier that gives all log-probabilities. Eq. 40.1."
     label = torch.as_tensor(label)
 
     def log_match(x, t):
@@ -36,22 +37,21 @@ def match_label(classify: Callable[[Tensor, Level], Tensor],
         if label.numel() not in (1, len(x)):
             raise Problem(f'{label.numel()} labels do not fit {len(x)} samples: give one '
                           'for each, or one for all.')
-        if label.device.type == 'cpu' and not ((label >= 0) &
-                                               (label < logs.shape[1])).all():
+        on_cpu = label.device.type == 'cpu' # on a GPU the check would wait for it
+        if on_cpu and not ((label >= 0) & (label < logs.shape[1])).all():
             raise Problem(f'The labels are 0 to {logs.shape[1] - 1}, and '
                           f'{label.tolist()} holds another.')
-        # a clone, for inference mode
-        return logs.gather(1,
-                           label.to(x.device).reshape(-1, 1).expand(len(x), 1).clone())[:,
-                                                                                        0]
+
+        index = label.to(x.device).reshape(-1, 1).expand(len(x), 1)
+        return logs.gather(1, index.clone())[:, 0] # a clone, for inference mode
 
     return log_match
 
 def gradient(log_match: LogMatch, x: Tensor, t: Level) -> Tensor: # [b ...]
-    "The gradient of log p(y | x_t) by x_t, asked in float32 or better. Eq. 40.1."
+    "The gradient of log p(y | x_t) by x_t, computed in float32 or better. Eq. 40.1."
     with torch.inference_mode(False), torch.enable_grad():
-        at = x.detach().clone().to(torch.promote_types(x.dtype,
-                                                       torch.float32)).requires_grad_()
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        at = x.detach().clone().to(dtype).requires_grad_()
         logs = log_match(at, t)
         if logs.shape != x.shape[:1]:
             raise Problem(f'A log-likelihood is one number a sample, [{len(x)}], not '
@@ -61,25 +61,30 @@ def gradient(log_match: LogMatch, x: Tensor, t: Level) -> Tensor: # [b ...]
             raise Problem('This log-likelihood does not depend on x in a way that can be '
                           'differentiated: compute it from x without argmax, no_grad or '
                           'detach.')
+
+        # sample i depends on x_i alone, so the gradient of the sum holds all gradients
         return torch.autograd.grad(logs.sum(), at)[0].to(x.dtype)
 
 # %% ../../nbs/40_classifier.ipynb #guide
 def guide(denoiser: Denoiser, log_match: LogMatch,
           classifier_scale: float = 1.) -> Denoiser:
-    "The denoiser steered towards y by the gradient of log p(y | x_t): the score form. Eq. 40.2 (ADM Algorithm 2, first line)."
+    "The denoiser guided by the gradient of log p(y | x_t). Eq. 40.2 (ADM Algorithm 2)."
     def guided(x, t):
         p = denoiser(x, t)
         if not (t.sigma > 0).any():
-            return p # what is clean is not steered
+            return p # clean data are not guided
         if not (t.signal > 0).all():
             raise Problem('Pure noise tells a classifier nothing: start guided runs at a '
                           'level with some signal, as karras and grid(Cosine()) do.')
-        return add_score(p, t.like(x), classifier_scale*gradient(log_match, x, t))
+
+        # eps' = eps - sigma*g, x0' = x0 + sigma^2/signal*g
+        g = classifier_scale*gradient(log_match, x, t)
+        return add_score(p, t.like(x), g)
 
     return guided
 
 # %% ../../nbs/40_classifier.ipynb #tilt
-# (step, x_t, s, t) -> where, and at which level, the classifier is asked
+# (step, x_t, s, t) -> the point and the level at which the classifier is evaluated
 Place = Callable[[Kernel, Tensor, Level, Level], tuple[Tensor, Level]]
 
 def at_start(k: Kernel, x: Tensor, s: Level, t: Level) -> tuple[Tensor, Level]:
@@ -87,17 +92,20 @@ def at_start(k: Kernel, x: Tensor, s: Level, t: Level) -> tuple[Tensor, Level]:
     return x, t
 
 def at_mean(k: Kernel, x: Tensor, s: Level, t: Level) -> tuple[Tensor, Level]:
-    "At the mean of the step and the level it leads to, as ADM's derivation does. Eq. 40.6."
+    "At the mean of the step and the level it leads to: ADM's derivation. Eq. 40.6."
     return k.mean, s
 
 def tilted_step(denoiser: Denoiser, log_match: LogMatch, x: Tensor, s: Level, t: Level,
                 classifier_scale: float = 1., variance=fixed_small,
                 place: Place = at_start) -> Kernel:
-    "The step that the denoiser believes in, tilted towards y: the mean form. Eq. 40.6 (ADM Algorithm 1)."
+    "The denoiser's step, tilted towards y: the mean form. Eq. 40.6 (ADM Algorithm 1)."
     k = reverse(denoiser, x, s, t, variance)
     if not k.std.any():
         return k # a step without width is not tilted
-    return k.tilt(classifier_scale*gradient(log_match, *place(k, x, s, t)))
+
+    # N(mu + scale*Sigma*g, Sigma)
+    g = gradient(log_match, *place(k, x, s, t))
+    return k.tilt(classifier_scale*g)
 
 @torch.no_grad()
 def ancestral_tilted(denoiser: Denoiser, levels: Grid, x: Tensor, log_match: LogMatch,
@@ -105,93 +113,108 @@ def ancestral_tilted(denoiser: Denoiser, levels: Grid, x: Tensor, log_match: Log
                      place: Place = at_start, noise=torch.randn_like) -> Iterator[Tensor]:
     "Ancestral sampling with each step tilted towards y. Eq. 40.6 (ADM Algorithm 1)."
     for t, s in steps(levels):
-        x = tilted_step(denoiser, log_match, x, s, t, classifier_scale, variance,
-                        place).sample(noise(x))
+        k = tilted_step(denoiser, log_match, x, s, t, classifier_scale, variance, place)
+        x = k.sample(noise(x))
         yield x
 
 # %% ../../nbs/40_classifier.ipynb #pool
 class AttentionPool(nn.Module):
-    "One vector from a picture: its mean asks, all places answer. Eq. 40.12."
+    "One vector from an image: its mean is the query, all positions answer. Eq. 40.12."
     def __init__(self, c: int, places: int, out: int, heads: int):
         super().__init__()
         if c % heads:
-            raise Problem(
-                f'{c} channels do not split into {heads} heads: choose a divisor of {c}.')
-        self.heads, self.place = heads, nn.Parameter(torch.randn(places + 1, c)/c**.5)
-        self.qkv, self.out = nn.Linear(c, 3*c), nn.Linear(c, out)
+            raise Problem(f'{c} channels do not split into {heads} heads: '
+                          f'choose a divisor of {c}.')
+        self.heads = heads
+        self.place = nn.Parameter(torch.randn(places + 1, c)/c**.5)
+        self.qkv = nn.Linear(c, 3*c)
+        self.out = nn.Linear(c, out)
 
     def forward(self, h: Tensor) -> Tensor: # [b c h w] -> [b out]
+        # tokens: the mean of all positions, then the positions, each with a learned place
         h = h.flatten(2).mT
         h = torch.cat([h.mean(1, keepdim=True), h], 1) + self.place
-        # [b n l d] each
+
+        # attention with the query of the first token only; q, k, v are [b heads l d] each
         q, k, v = self.qkv(h).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         return self.out(attend(q[:, :, :1], k, v).flatten(1))
 
 # %% ../../nbs/40_classifier.ipynb #encoder
 class Encoder(nn.Module):
-    "The way down and the middle of a U-Net, pooled into one number for each class. Eq. 40.12 (ADM section 4)."
-    def __init__(
-            self,
-            channels_in: int,
-            classes: int,
-            side: int, # pictures are [b channels_in side side]
-            base: int,
-            mults: Sequence[float],
-            depth: int,
-            attention: Sequence[int] = (), # as for `UNet`
-            heads: int = 1, # of the pool
-            fold: int = 1, # squares of this side become one position first (24.9)
-            time=TimeEmbedding,
-            block=ResBlock,
-            attn=Attention,
-            down=None,
-            norm: Norm = norm_adm): # as for `UNet`; down None: inside a block
+    "Half a U-Net (the way down, the middle), pooled. Eq. 40.12 (ADM section 4)."
+    def __init__(self,
+                 channels_in: int,
+                 classes: int,
+                 side: int, # images are [b channels_in side side]
+                 base: int,
+                 mults: Sequence[float],
+                 depth: int,
+                 attention: Sequence[int] = (), # as for `UNet`
+                 heads: int = 1, # of the pool
+                 fold: int = 1, # squares of this side become one position first (24.9)
+                 time=TimeEmbedding,
+                 block=ResBlock,
+                 attn=Attention,
+                 down=None, # None: inside a block
+                 norm: Norm = norm_adm): # as for `UNet`
         super().__init__()
-        widths, emb = [int(m*base) for m in mults], 4*base
-        c, at = widths[-1], lambda level, c: attn(c) if level in attention else None
-        self.channels_in, self.side, self.fold, self.depth = channels_in, side, fold, depth
+        widths = [int(m*base) for m in mults]
+        emb = 4*base
+        c = widths[-1]
+
+        def at(level, c): # attention, on the levels that have it
+            return attn(c) if level in attention else None
+
+        self.channels_in = channels_in
+        self.side = side
+        self.fold = fold
+        self.depth = depth
         self.time = time(base, emb)
         self.first = nn.Conv2d(channels_in*fold**2, widths[0], 3, padding=1)
-        self.down, _ = way_down(widths, depth, emb, block, at, down
-                                or inside(block)['down'])
-        self.middle = nn.ModuleList(
-            [Step(block(c, c, emb), attn(c)),
-             Step(block(c, c, emb))])
-        self.norm, self.pool = norm(c), AttentionPool(
-            c, (side // fold // 2**(len(widths) - 1))**2, classes, heads)
+        down = down or inside(block)['down']
+        self.down, _ = way_down(widths, depth, emb, block, at, down)
+        self.middle = nn.ModuleList([Step(block(c, c, emb), attn(c)),
+                                     Step(block(c, c, emb))])
 
-    def forward(
-        self, x: Tensor, t: Tensor
-    ) -> Tensor: # [b c h w], [b] as counted by whoever trained it -> [b k], logits
+        # each level but the last halves the side
+        places = (side // fold // 2**(len(widths) - 1))**2
+        self.norm = norm(c)
+        self.pool = AttentionPool(c, places, classes, heads)
+
+    def forward(self,
+                x: Tensor, # [b c h w]
+                t: Tensor, # [b], as counted in training
+                ) -> Tensor: # [b k], logits
         if x.shape[1:] != (self.channels_in, self.side, self.side):
             raise Problem(f'This classifier reads pictures [b {self.channels_in} '
                           f'{self.side} {self.side}], not {[*x.shape]}.')
-        e, h = embed(self, t, x.dtype), self.first(F.pixel_unshuffle(x, self.fold))
+        e = embed(self, t, x.dtype)
+        h = self.first(F.pixel_unshuffle(x, self.fold))
         for step in [*self.down, *self.middle]:
             h = step(h, e)
         return self.pool(F.silu(self.norm(h)))
 
 def small_encoder(channels_in=1, classes=10, side=28, base=32, mults=(1, 2), depth=1,
                   attention=(1, ), fold=2) -> Encoder:
-    "A small fast classifier of this book's pictures: the half of `small_unet`."
+    "A small fast classifier of this book's images: the half of `small_unet`."
     block = partial(ResBlock, scale_shift=True, norm=norm_small)
+    attn = partial(Attention, heads=4, norm=norm_small)
     return Encoder(channels_in, classes, side, base, mults, depth, attention, 4, fold,
-                   block=block, attn=partial(Attention, heads=4,
-                                             norm=norm_small), norm=norm_small)
+                   block=block, attn=attn, norm=norm_small)
 
 # %% ../../nbs/40_classifier.ipynb #noisy
 class NoisyClassifier(nn.Module):
-    "A network that reads labels off noisy pictures, asked at a level as a denoiser is. Eq. 40.12."
-    def __init__(
-        self, net: nn.Module,
-        clock: Callable[[Level],
-                        Tensor] = level_clock): # net(x, time [b]) -> logits [b k]
+    "A classifier of noisy images, conditioned on the level as a denoiser is. Eq. 40.12."
+    def __init__(self,
+                 net: nn.Module, # net(x, time [b]) -> logits [b k]
+                 clock: Callable[[Level], Tensor] = level_clock):
         super().__init__()
-        self.net, self.clock = net, clock
+        self.net = net
+        self.clock = clock
 
     def forward(self, x: Tensor, t: Level) -> Tensor: # [b ...] -> [b k], log p(k | x_t)
-        time = self.clock(t).to(x.device, torch.promote_types(
-            x.dtype, torch.float32)).reshape(-1).expand(len(x))
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        time = self.clock(t).to(x.device, dtype).reshape(-1).expand(len(x))
         logits = self.net(x.to(next(self.parameters()).dtype), time)
         return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(1)
 
@@ -200,16 +223,15 @@ class NoisyClassifier(nn.Module):
         return match_label(self, label)
 
 # %% ../../nbs/40_classifier.ipynb #loss
-def label_nats(
-        log_match: LogMatch, # bound to the true labels
-        x0: Tensor, # [b ...] clean data
-        t: Level,
-        eps: Tensor) -> Tensor: # [b], in nats
-    "What the true label of a noised example costs. Eq. 40.13."
+def label_nats(log_match: LogMatch, # bound to the true labels
+               x0: Tensor, # [b ...] clean data
+               t: Level,
+               eps: Tensor) -> Tensor: # [b], in nats
+    "The cross-entropy of the true label, given a noised example. Eq. 40.13."
     return -log_match(q_sample(x0, t, eps), t)
 
-register(
-    Recipe('noisy-classifier', lambda: NoisyClassifier(small_encoder()),
-           lambda batch, seed, device: Batches(mnist('train').to(device), batch, seed),
-           shape=(1, 28, 28), loss=label_nats, steps=2000, batch=128, classes=10,
-           data=('mnist', ), sampler=''));
+register(Recipe(
+    'noisy-classifier', lambda: NoisyClassifier(small_encoder()),
+    lambda batch, seed, device: Batches(mnist('train').to(device), batch, seed),
+    shape=(1, 28, 28), loss=label_nats, steps=2000, batch=128, classes=10,
+    data=('mnist', ), sampler=''));

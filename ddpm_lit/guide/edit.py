@@ -18,15 +18,16 @@ from ..diffusion.schedule import Grid
 
 # %% ../../nbs/42_edit.ipynb #threshold
 def threshold_x0(denoiser: Denoiser,
-                 p: float = .995) -> Denoiser: # p: the share of pixels that is not cut
-    "The denoiser whose clean estimate is scaled into +-1, picture by picture. Eq. 42.1 (Imagen sec. 2.3)."
+                 p: float = .995) -> Denoiser: # the share of pixels that is not clamped
+    "The denoiser whose clean guess is scaled into +-1. Eq. 42.1 (Imagen sec. 2.3)."
     if not 0 < p <= 1:
-        raise Problem(
-            f'p is {p}: give the share of pixels to keep, above 0 and at most 1.')
+        raise Problem(f'p is {p}: give the share of pixels to keep, above 0 and at '
+                      'most 1.')
 
     def edit(x0):
-        r = x0.flatten(1).abs().to(torch.promote_types(x0.dtype, torch.float32)).quantile(
-            p, dim=1).clamp(min=1).to(x0).reshape(-1, *[1]*(x0.ndim - 1))
+        # r = max(1, the quantile of |x0| over each image), [b 1 ... 1]
+        size = x0.flatten(1).abs().to(torch.promote_types(x0.dtype, torch.float32))
+        r = size.quantile(p, dim=1).clamp(min=1).to(x0).reshape(-1, *[1]*(x0.ndim - 1))
         return x0.clamp(-r, r)/r
 
     return edit_x0(denoiser, edit)
@@ -35,38 +36,43 @@ def threshold_x0(denoiser: Denoiser,
 # linear, and P(P(x)) = P(x): what is known of x [b ...]
 Projection = Callable[[Tensor], Tensor]
 
-def pixels(
-    mask: Tensor
-) -> Projection: # [h w] or whatever broadcasts against x: 1 where known, 0 elsewhere
+def pixels(mask: Tensor) -> Projection: # 1 where known, else 0; broadcasts against x
     "Know some pixels. Eq. 42.2."
     if not ((mask == 0) | (mask == 1)).all():
-        raise Problem(
-            'A mask is 1 where pixels are known and 0 elsewhere: threshold it first.')
-    return lambda x: mask.to(x)*x
+        raise Problem('A mask is 1 where pixels are known and 0 elsewhere: threshold it '
+                      'first.')
+
+    def masked(x):
+        return mask.to(x)*x
+
+    return masked
 
 def blocks(size: int) -> Projection: # size x size pixels
-    "Know the mean of each block, a coarse picture. Eq. 42.2 (ILVR)."
+    "Know the mean of each block, a coarse image. Eq. 42.2 (ILVR)."
     def mean(x): # [b c h w]
         if x.ndim != 4 or x.shape[2] % size or x.shape[3] % size:
             raise Problem(f'Pictures of {[*x.shape]} have no whole blocks of {size} '
                           'pixels: choose a size that divides height and width.')
-        return torch.nn.functional.avg_pool2d(x, size).repeat_interleave(
-            size, 2).repeat_interleave(size, 3)
+        coarse = torch.nn.functional.avg_pool2d(x, size)
+        return coarse.repeat_interleave(size, 2).repeat_interleave(size, 3)
 
     return mean
 
 def keep(denoiser: Denoiser, known: Tensor,
          project: Projection) -> Denoiser: # known [b ...], only P(known) matters
-    "The denoiser whose guess agrees with what is known. Eq. 42.2."
+    "The denoiser whose clean guess agrees with what is known. Eq. 42.2."
     return edit_x0(denoiser, lambda x0: x0 + project(known.to(x0) - x0))
 
 # %% ../../nbs/42_edit.ipynb #replaced
 def replaced(denoiser: Denoiser, known: Tensor, project: Projection,
              noise=torch.randn_like) -> Denoiser:
-    "The denoiser that is shown what is known, freshly noised, and keeps to it. Eq. 42.2-42.3 (Song et al. 2021, app. I.2)."
+    "`keep`, evaluated at x_t with its known part noised anew. Eq. 42.2-42.3 (Song 2021)."
     def edited(x, t):
+        # x_t' = x_t + P(signal y + sigma z - x_t)
         y = known.to(x)
         p = denoiser(x + project(q_sample(y, t, noise(x)) - x), t)
+
+        # x0' = x0 + P(y - x0); the noise follows from x_t
         q = from_x0(p.x0 + project(y - p.x0), x, t)
         return p._replace(x0=q.x0, eps=q.eps)
 
@@ -76,11 +82,13 @@ def replaced(denoiser: Denoiser, known: Tensor, project: Projection,
 @torch.no_grad()
 def resampled(denoiser: Denoiser, levels: Grid, x: Tensor, repeats: int = 4,
               variance=fixed_small, noise=torch.randn_like) -> Iterator[Tensor]:
-    "`ancestral`, each step taken `repeats` times with a walk back up between. Eq. 11.6 (RePaint Algorithm 1)."
+    "`ancestral`, with each step taken `repeats` times. Eq. 11.6 (RePaint Algorithm 1)."
     if repeats < 1:
         raise Problem(f'{repeats} repeats take no step: ask for at least 1.')
+
     for t, s in steps(levels):
         for k in range(repeats):
+            # down from t to s and, but for the last time, up again with fresh noise
             y = reverse(denoiser, x, s, t, variance).sample(noise(x))
             if k < repeats - 1:
                 x = q_step(y, s, t, noise(x))
@@ -89,7 +97,7 @@ def resampled(denoiser: Denoiser, levels: Grid, x: Tensor, repeats: int = 4,
 
 # %% ../../nbs/42_edit.ipynb #below
 def below(levels: Grid, start: Level) -> Grid: # start: one level
-    "The same run from a level in its middle: `start`, then all cleaner levels of the grid. Eq. 42.7 (SDEdit)."
+    "The same run from `start` on: it, then all cleaner levels. Eq. 42.7 (SDEdit)."
     if start.log_snr.numel() != 1:
         raise Problem('A run starts at one level for all: give a single number.')
     at = start.log_snr.reshape(1).to(levels.log_snr)
@@ -101,29 +109,32 @@ def below(levels: Grid, start: Level) -> Grid: # start: one level
 @torch.no_grad()
 def sdedit(sampler, denoiser: Denoiser, levels: Grid, sketch: Tensor, start: Level,
            noise=torch.randn_like) -> Iterator[Tensor]:
-    "Noise a sketch [b ...] to a level, and walk back from there: the states. Eq. 42.7 (Meng et al. 2022, Algorithm 1)."
-    # a plain number takes the dtype and the device of the sketch
+    "Noise a sketch [b ...] to a level, and sample from there. Eq. 42.7 (Meng 2022)."
     run = below(levels, start)
+    # a plain number takes the dtype and the device of the sketch
     start = Level(start.log_snr.reshape(()))
     yield from sampler(denoiser, run, q_sample(sketch, start, noise(sketch)))
 
 # %% ../../nbs/42_edit.ipynb #slerp
 def slerp(a: Tensor, b: Tensor,
           w: float | Tensor) -> Tensor: # a, b [b ...]; w a number, or [b 1 ... 1]
-    "From a (w = 0) to b (w = 1) along the great circle, each example by itself. Eq. 42.8."
+    "From a (w = 0) to b (w = 1) along the great circle, example by example. Eq. 42.8."
     if a.shape != b.shape:
-        raise Problem(
-            f'Both ends must have one shape, not {[*a.shape]} and {[*b.shape]}.')
+        raise Problem(f'Both ends must have one shape, not {[*a.shape]} and '
+                      f'{[*b.shape]}.')
     # MPS has no float64
     wide = torch.float32 if a.device.type == 'mps' else torch.float64
-    u, v = (torch.nn.functional.normalize(x.flatten(1).to(wide)) for x in (a, b))
-    # keeps its digits, and its gradient, where acos has none
-    theta = 2*torch.atan2((u - v).norm(dim=1),
-                          (u + v).norm(dim=1)).reshape(-1, *[1]*(a.ndim - 1))
     w = torch.as_tensor(w, dtype=wide, device=a.device)
+
+    # the angle; atan2 keeps its digits, and its gradient, where acos has none
+    u, v = (torch.nn.functional.normalize(x.flatten(1).to(wide)) for x in (a, b))
+    theta = 2*torch.atan2((u - v).norm(dim=1), (u + v).norm(dim=1))
+    theta = theta.reshape(-1, *[1]*(a.ndim - 1))
     if (theta > torch.pi - 1e-6).any():
         raise Problem('These two point in opposite directions, and no great circle is '
                       'the shortest: change one of them a little.')
-    # sin(w theta)/sin(theta), and w at 0
-    part = lambda w: w*torch.sinc(w*theta/torch.pi)/torch.sinc(theta/torch.pi)
+
+    def part(w): # sin(w theta)/sin(theta), and w at theta = 0
+        return w*torch.sinc(w*theta/torch.pi)/torch.sinc(theta/torch.pi)
+
     return (part(1 - w)*a.to(wide) + part(w)*b.to(wide)).to(a)

@@ -15,38 +15,60 @@ from ..core.level import Level
 
 # %% ../../nbs/41_free.ipynb #cfg
 def as_w(w: float | None, guidance_scale: float | None) -> float:
-    "The weight w from either spelling: guidance_scale = 1 + w. Eq. 41.3."
+    "The weight w, given in either convention: guidance_scale = 1 + w. Eq. 41.3."
     if (w is None) == (guidance_scale is None):
         raise Problem('Give either w (0: the conditional network as it is) or '
                       'guidance_scale = 1 + w (1: the same), and not both.')
     return guidance_scale - 1 if w is None else w
 
 def extrapolate(c: Prediction, u: Prediction, w: float) -> Prediction:
-    "From u through c and on, w times as far; the mix of variances is that of c. Eq. 41.3 (Ho & Salimans eq. 6)."
-    return c._replace(x0=c.x0 + w*(c.x0 - u.x0), eps=c.eps + w*(c.eps - u.eps))
+    "From u through c and beyond, w times as far. Eq. 41.3 (Ho & Salimans eq. 6)."
+    x0 = c.x0 + w*(c.x0 - u.x0)
+    eps = c.eps + w*(c.eps - u.eps)
+    return c._replace(x0=x0, eps=eps) # a learned variance is that of c
 
 def cfg(cond: Denoiser, uncond: Denoiser, w: float | None = None,
         guidance_scale: float | None = None) -> Denoiser:
-    "Classifier-free guidance, in the spelling of Ho and Salimans or in GLIDE's. Eq. 41.3."
+    "Classifier-free guidance of two denoisers, w in either convention. Eq. 41.3."
     w = as_w(w, guidance_scale)
-    return lambda x, t: extrapolate(cond(x, t), uncond(x, t), w)
+
+    def guided(x, t):
+        return extrapolate(cond(x, t), uncond(x, t), w)
+
+    return guided
 
 # %% ../../nbs/41_free.ipynb #paired
 Pair = Callable[[Tensor, Level], tuple[Prediction, Prediction]]
-# a label or whatever `given` takes, one for all or one for each; several as a tuple; None for none
+
+# What `given` takes, for all samples or for each; several as a tuple; None for none
 Condition = int | Tensor | tuple | None
 
 def paired(model: Model, a: Condition, b: Condition) -> Pair:
-    "Two conditions in one doubled batch: (x, t) -> the predictions for a and for b. Eq. 41.3."
-    a, b = (model.told(*(c if isinstance(c, tuple) else (c, ))) for c in (a, b))
+    "(x, t) -> the predictions under a and under b, from one doubled batch. Eq. 41.3."
+
+    def encoded(condition):
+        "What the network receives, computed once for a whole run."
+        parts = condition if isinstance(condition, tuple) else (condition, )
+        return model.told(*parts)
+
+    a = encoded(a)
+    b = encoded(b)
+
+    def both(u, v, x):
+        "One input for the doubled batch: u for the first half, v for the second."
+        if u is None and v is None:
+            return None
+        rows = [for_each(-1 if part is None else part, x) for part in (u, v)]
+        return torch.cat(rows)
 
     def pair(x, t):
-        each = lambda c: for_each(-1 if c is None else c, x)
-        both = lambda u, v: None if u is None and v is None else torch.cat(
-            [each(u), each(v)])
+        # double the batch, and the levels if each sample has its own
         twice = Level(torch.cat([t.log_snr]*2)) if t.log_snr.ndim else t
-        p = model(torch.cat([x, x]), twice, *map(both, a, b))
-        first, second = zip(*[(None, None) if v is None else v.chunk(2) for v in p])
+        p = model(torch.cat([x, x]), twice, *[both(u, v, x) for u, v in zip(a, b)])
+
+        # split every part of the prediction: x0, eps and, if there is one, the variance
+        halves = [(None, None) if part is None else part.chunk(2) for part in p]
+        first, second = zip(*halves)
         return Prediction(*first), Prediction(*second)
 
     return pair
@@ -54,30 +76,42 @@ def paired(model: Model, a: Condition, b: Condition) -> Pair:
 def cfg_paired(model: Model, condition: Condition, w: float | None = None,
                guidance_scale: float | None = None,
                instead_of: Condition = None) -> Denoiser:
-    "`cfg` of one network, in one evaluation a step; `instead_of` is a condition to move away from, by default none. Eq. 41.3, 41.5."
-    w, pair = as_w(w, guidance_scale), paired(model, condition, instead_of)
-    return lambda x, t: extrapolate(*pair(x, t), w)
+    "`cfg` in one evaluation a step; `instead_of`: a negative condition. Eq. 41.3, 41.5."
+    w = as_w(w, guidance_scale)
+    pair = paired(model, condition, instead_of)
+
+    def guided(x, t):
+        return extrapolate(*pair(x, t), w)
+
+    return guided
 
 # %% ../../nbs/41_free.ipynb #within
-def within(guided: Denoiser, plain: Denoiser, noisiest: float,
-           cleanest: float) -> Denoiser: # log SNR of both ends
-    "Guided at the levels of an interval, plain elsewhere. Eq. 41.6 (Kynkaanniemi et al. 2024)."
+def within(guided: Denoiser, plain: Denoiser,
+           noisiest: float, cleanest: float) -> Denoiser: # log SNR of both ends
+    "Guided at levels of an interval, else plain. Eq. 41.6 (Kynkaanniemi et al. 2024)."
+
     def denoiser(x, t):
         inside = (t.log_snr >= noisiest) & (t.log_snr <= cleanest)
-        if inside.all() or not inside.any():
-            return (guided if inside.all() else plain)(x, t)
-        here, keep = (guided(x, t), plain(x, t)), inside.to(x.device)
-        return Prediction(*[
-            None if a is None or b is None else torch.where(keep, a, b)
-            for a, b in zip(*here)
-        ])
+
+        # all samples on one side: only one of the two is evaluated
+        if inside.all():
+            return guided(x, t)
+        if not inside.any():
+            return plain(x, t)
+
+        # some inside, some outside: evaluate both and choose sample by sample
+        inside = inside.to(x.device)
+        parts = []
+        for g, p in zip(guided(x, t), plain(x, t)):
+            parts.append(None if g is None or p is None else torch.where(inside, g, p))
+        return Prediction(*parts)
 
     return denoiser
 
 # %% ../../nbs/41_free.ipynb #rescale
 def rescaled(guided: Denoiser, cond: Denoiser,
-             share: float = .7) -> Denoiser: # share 0: as guided, 1: as spread as cond
-    "Guided, with the spread of the conditional guess. Eq. 41.7 (Lin et al. 2023, sec. 3.4)."
+             share: float = .7) -> Denoiser: # 0: as guided, 1: as spread as cond
+    "Guided, with the contrast of `cond`. Eq. 41.7 (Lin et al. 2023, sec. 3.4)."
     if not 0 <= share <= 1:
         raise Problem(f'The share is {share}: choose it from 0 (as guided) to 1 (as '
                       'spread as the conditional guess).')
@@ -86,11 +120,15 @@ def rescaled(guided: Denoiser, cond: Denoiser,
         p = guided(x, t)
         if not (t.sigma > 0).any():
             return p # clean data are left as they are
-        sd = lambda v: v.flatten(1).std(1).reshape(-1, *[1]*(x.ndim - 1))
-        now, noisy = sd(p.x0), t.like(x).sigma > 0
-        # a guess without spread stays
-        factor = torch.where(noisy & (now > 0),
-                             share*sd(cond(x, t).x0)/now + 1 - share, 1.)
+
+        def sd(v): # over all values of each sample, [b 1 ... 1]
+            return v.flatten(1).std(1).reshape(-1, *[1]*(x.ndim - 1))
+
+        now = sd(p.x0)
+        noisy = t.like(x).sigma > 0
+        factor = share*sd(cond(x, t).x0)/now + 1 - share
+        factor = torch.where(noisy & (now > 0), factor, 1.) # an image of one grey stays
+
         q = from_x0(factor*p.x0, x, t.like(x))
         return p._replace(x0=q.x0, eps=torch.where(noisy, q.eps, p.eps))
 

@@ -12,41 +12,40 @@ from torch import Tensor, nn
 from ..core.check import Problem
 
 # %% ../../nbs/21_mlp.ipynb #sinusoid
-def sinusoid(
-        time: Tensor, # [b] a number a sample, in units of timesteps
-        dim: int, # even: half sines, half cosines
-        sin_first: bool = False, # DDPM's order; ADM and its heirs put cosines first
-        slowest:
-    bool = False, # does the last wave have the full period (DDPM), or one notch less (ADM)?
-        max_period: float = 1e4, # in timesteps over 2 pi
-) -> Tensor: # [b dim]
+def sinusoid(time: Tensor,             # [b] a number a sample, in units of timesteps
+             dim: int,                 # even: half sines, half cosines
+             sin_first: bool = False,  # DDPM's order; ADM and its heirs put cosines first
+             slowest: bool = False,    # last wave: full period (DDPM) or a notch less (ADM)
+             max_period: float = 1e4,  # in timesteps over 2 pi
+             ) -> Tensor:              # [b dim]
     "Waves of falling frequency, read at `time`. Eq. 21.1-21.2 (DDPM, ADM)."
     half = dim // 2
     if dim % 2 or half <= slowest:
         raise Problem(f'Waves come in pairs of sine and cosine, so dim cannot be {dim}: '
                       f'make it even, and at least {4 if slowest else 2}.')
-    # or the speeds would be cut to whole numbers, too
-    time = time if time.is_floating_point() else time.float()
-    freq = torch.exp(-math.log(max_period)*torch.arange(half, dtype=torch.float64)/
-                     (half - slowest)).to(time, non_blocking=True)
+    if not time.is_floating_point():
+        time = time.float()  # or the frequencies would be cut to whole numbers, too
+
+    # omega_i = max_period^(-i/half), or with half - 1 below the bar (DDPM)
+    power = torch.arange(half, dtype=torch.float64)/(half - slowest)
+    freq = torch.exp(-math.log(max_period)*power).to(time, non_blocking=True)
+
     angle = time[:, None]*freq
-    return torch.cat([angle.sin(), angle.cos()]
-                     if sin_first else [angle.cos(), angle.sin()], 1)
+    waves = [angle.sin(), angle.cos()] if sin_first else [angle.cos(), angle.sin()]
+    return torch.cat(waves, 1)
 
 # %% ../../nbs/21_mlp.ipynb #mlp
 class MLP(nn.Module):
     "A small network for points: the level and the label scale and shift each layer. Eq. 21.4."
-    def __init__(
-            self,
-            dim: int = 2, # of a point
-            width: int = 128, # of each layer, even
-            depth: int = 3, # layers
-            classes: int = 0, # 0: no labels
-            dim_out: int | None = None): # of the answer; None: as the point
+    def __init__(self,
+                 dim: int = 2,      # of a point
+                 width: int = 128,  # of each layer, even
+                 depth: int = 3,    # layers
+                 classes: int = 0,  # 0: no labels
+                 dim_out: int | None = None):  # of the output; None: as the point
         super().__init__()
-        self.inp, self.time = nn.Linear(dim,
-                                        width), nn.Sequential(nn.Linear(width, width),
-                                                              nn.SiLU())
+        self.inp = nn.Linear(dim, width)
+        self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU())
         self.label = nn.Embedding(classes, width) if classes else None
         self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
         self.shifts = nn.ModuleList(nn.Linear(width, 2*width) for _ in range(depth))
@@ -54,17 +53,21 @@ class MLP(nn.Module):
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
-    def forward(
-        self, x: Tensor, time: Tensor, label: Tensor | None = None
-    ) -> Tensor: # [b d], [b], [b] (below 0: no label) -> [b dim_out]
+    def forward(self, x: Tensor,  # [b d]
+                time: Tensor,     # [b]
+                label: Tensor | None = None,  # [b]; below 0: no label
+                ) -> Tensor:      # [b dim_out]
+        # one vector for the level and the label
         emb = self.time(sinusoid(time, self.inp.out_features).to(x.dtype))
         if label is not None:
             if self.label is None:
                 raise Problem('This network knows no labels: call it without one.')
             emb = emb + self.label(label.clamp(min=0))*(label >= 0)[:, None]
+
+        # each layer normalizes, scales and shifts by that vector, and adds to its input
         h = self.inp(x)
         for layer, shift in zip(self.layers, self.shifts):
             scale, move = shift(emb).chunk(2, 1)
-            h = h + nn.functional.silu(
-                layer(nn.functional.layer_norm(h, h.shape[1:]))*(1 + scale) + move)
+            normed = nn.functional.layer_norm(h, h.shape[1:])
+            h = h + nn.functional.silu(layer(normed)*(1 + scale) + move)
         return self.out(h)

@@ -15,33 +15,37 @@ from .unet import attend
 
 # %% ../../nbs/52_transformer.ipynb #self-attention
 class SelfAttention(nn.Module):
-    "What each position learns from the others, by several heads, and from further tokens. Eq. 52.2, 52.6."
+    "Each position reads the others, and further tokens, by heads. Eq. 52.2, 52.6."
     def __init__(self, width: int, heads: int,
                  tokens: int = 0): # the width of further tokens, 0: none
         super().__init__()
         if not (isinstance(heads, int) and heads > 0) or width % heads:
             raise Problem(f'A width of {width} does not split into {heads} heads: choose '
                           f'a divisor of {width}.')
-        self.heads, self.qkv, self.out = heads, nn.Linear(width, 3*width), nn.Linear(
-            width, width)
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3*width)
+        self.out = nn.Linear(width, width)
         self.kv = nn.Linear(tokens, 2*width) if tokens else None
 
     def split(self, y: Tensor,
               parts: int) -> Tensor: # [b l parts*d] -> [parts b n l d/n]
         return y.unflatten(-1, (parts, self.heads, -1)).permute(2, 0, 3, 1, 4)
 
-    def forward(
-            self,
-            x: Tensor, # [b l d]
-            may: Tensor | None = None, # [b 1 l m+l] True where a query may read a key
-            nothing: Tensor
-        | None = None, # [b 1 l 1] True where a query may read no key at all
-            extra: Tensor | None = None, # [b m tokens]
-    ) -> Tensor: # [b l d]
+    def forward(self,
+                x: Tensor, # [b l d]
+                may: Tensor | None = None, # [b 1 l m+l] True where i may read j
+                nothing: Tensor | None = None, # [b 1 l 1] True where i may read none
+                extra: Tensor | None = None, # [b m tokens]
+                ) -> Tensor: # [b l d]
         q, k, v = self.split(self.qkv(x), 3)
+
+        # further keys and values come first
         if extra is not None:
             k_extra, v_extra = self.split(self.kv(extra), 2)
-            k, v = torch.cat([k_extra, k], 2), torch.cat([v_extra, v], 2)
+            k = torch.cat([k_extra, k], 2)
+            v = torch.cat([v_extra, v], 2)
+
+        # a query without keys reads all of them, and its output is set to 0
         a = attend(q, k, v, may if nothing is None else may | nothing) # [b n l d/n]
         if nothing is not None:
             a = a.masked_fill(nothing, 0.)
@@ -49,32 +53,39 @@ class SelfAttention(nn.Module):
 
 # %% ../../nbs/52_transformer.ipynb #allowed
 def allowed(
-    x: Tensor, # [b l d]
-    causal: bool = False,
-    mask: Tensor | None = None, # [b l] True where a position may be read
-    m: int = 0, # so many further tokens stand before, which all may read,
-    extra_mask: Tensor | None = None, # [b m] save where this is False
-) -> tuple[Tensor | None, Tensor
-           | None]: # [b 1 l m+l], [b 1 l 1]; b or l may be 1; None: no limits
+        x: Tensor, # [b l d]
+        causal: bool = False,
+        mask: Tensor | None = None, # [b l] True where a position may be read
+        m: int = 0, # so many further tokens stand before, which all may read,
+        extra_mask: Tensor | None = None, # [b m] save where this is False
+        ) -> tuple[Tensor | None, Tensor | None]: # [b 1 l m+l], [b 1 l 1]; None: no limit
     "Which keys each query may read, and which queries may read none. Eq. 52.4."
     if not causal and mask is None and extra_mask is None:
         return None, None
+
+    # the row itself: [1 l l] or [1 1 l], with a mask [b ...]
     at = torch.arange(x.shape[1], device=x.device)
-    # [1 l l] or [1 1 l]
-    own = (at <= at[:,
-                    None] if causal else torch.ones_like(at, dtype=torch.bool)).reshape(
-                        1, -1, len(at))
+    if causal:
+        own = (at <= at[:, None])[None]
+    else:
+        own = torch.ones_like(at, dtype=torch.bool)[None, None]
     if mask is not None:
         own = own & mask[:, None]
+
+    # further tokens: [1 1 m] or [b 1 m]
     more = own.new_ones(1, 1, m) if extra_mask is None else extra_mask[:, None]
-    b, l = max(len(own), len(more)), own.shape[1]
+    b = max(len(own), len(more))
+    l = own.shape[1]
     may = torch.cat([more.expand(b, l, m), own.expand(b, l, -1)], -1)[:, None]
+
     # without a mask each may read itself
-    return may, None if causal and mask is None else ~may.any(-1, keepdim=True)
+    if causal and mask is None:
+        return may, None
+    return may, ~may.any(-1, keepdim=True)
 
 # %% ../../nbs/52_transformer.ipynb #gelu
 def quick_gelu(x: Tensor) -> Tensor:
-    "x times a logistic curve that is nearly the normal distribution's. Eq. 52.8 (GELU section 2)."
+    "x times a logistic curve close to the normal's. Eq. 52.8 (GELU section 2)."
     return x*torch.sigmoid(1.702*x)
 
 def gelu(x: Tensor) -> Tensor:
@@ -83,44 +94,54 @@ def gelu(x: Tensor) -> Tensor:
 
 # %% ../../nbs/52_transformer.ipynb #block
 class Block(nn.Module):
-    "The stream, plus what attention finds, plus what a small network makes of each position. Eq. 52.7."
+    "The stream, plus attention, plus a small network at each position. Eq. 52.7."
     def __init__(self, width: int, heads: int,
                  act: Callable[[Tensor], Tensor] = quick_gelu, tokens: int = 0):
         super().__init__()
-        self.norm1, self.attn, self.norm2 = nn.LayerNorm(width), SelfAttention(
-            width, heads, tokens), nn.LayerNorm(width)
-        self.inner, self.outer, self.act = nn.Linear(width, 4*width), nn.Linear(
-            4*width, width), act
+        self.norm1 = nn.LayerNorm(width)
+        self.attn = SelfAttention(width, heads, tokens)
+        self.norm2 = nn.LayerNorm(width)
+        self.inner = nn.Linear(width, 4*width)
+        self.outer = nn.Linear(4*width, width)
+        self.act = act
 
     def forward(self, x: Tensor, may=None, nothing=None,
                 extra: Tensor | None = None) -> Tensor: # as `SelfAttention`'s
         y = x + self.attn(self.norm1(x), may, nothing, extra)
         return y + self.outer(self.act(self.inner(self.norm2(y))))
 
+# %% ../../nbs/52_transformer.ipynb #transformer
 class Transformer(nn.Module):
-    "A stack of blocks; if `causal`, no position sees a later one; `tokens`: the width of further tokens that all may see. Eq. 52.7."
-    def __init__(self, width: int, layers: int, heads: int, causal: bool = False,
-                 act: Callable[[Tensor], Tensor] = quick_gelu, tokens: int = 0):
+    "A stack of blocks. Eq. 52.7."
+    def __init__(self,
+                 width: int,
+                 layers: int,
+                 heads: int,
+                 causal: bool = False, # no position reads a later one
+                 act: Callable[[Tensor], Tensor] = quick_gelu,
+                 tokens: int = 0): # the width of further tokens that all may read
         super().__init__()
-        self.width, self.causal, self.tokens = width, causal, tokens
-        self.blocks = nn.ModuleList(
-            [Block(width, heads, act, tokens) for _ in range(layers)])
+        self.width = width
+        self.causal = causal
+        self.tokens = tokens
+        self.blocks = nn.ModuleList([Block(width, heads, act, tokens)
+                                     for _ in range(layers)])
         start(self)
 
-    def forward(
-            self,
-            x: Tensor, # [b l d], places already added
-            mask: Tensor | None = None, # [b l] True where a position may be read
-            extra: Tensor | None = None, # [b m tokens] further tokens
-            extra_mask: Tensor | None = None, # [b m] True where one of them may be read
-    ) -> Tensor: # [b l d]
+    def forward(self,
+                x: Tensor, # [b l d], places already added
+                mask: Tensor | None = None, # [b l] True where a position may be read
+                extra: Tensor | None = None, # [b m tokens] further tokens
+                extra_mask: Tensor | None = None, # [b m] True where one may be read
+                ) -> Tensor: # [b l d]
         check_input(self, x, mask, extra, extra_mask)
-        may = allowed(x, self.causal, mask, 0 if extra is None else extra.shape[1],
-                      extra_mask)
+        m = 0 if extra is None else extra.shape[1]
+        may, nothing = allowed(x, self.causal, mask, m, extra_mask)
         for block in self.blocks:
-            x = block(x, *may, extra)
+            x = block(x, may, nothing, extra)
         return x
 
+# %% ../../nbs/52_transformer.ipynb #check-input
 def check_input(net: Transformer, x: Tensor, mask, extra, extra_mask):
     "A `Problem` that says what does not fit."
     if x.ndim != 3 or x.shape[2] != net.width:
@@ -128,21 +149,26 @@ def check_input(net: Transformer, x: Tensor, mask, extra, extra_mask):
     if extra is not None and not net.tokens:
         raise Problem('This transformer was built without further tokens: give their '
                       'width as tokens.')
-    if extra is not None and (extra.ndim != 3 or
-                              (len(extra), extra.shape[2]) != (len(x), net.tokens)):
-        raise Problem(f'The further tokens should be [{len(x)} m {net.tokens}], not '
-                      f'{[*extra.shape]}.')
+    if extra is not None:
+        flat = extra.ndim != 3
+        if flat or len(extra) != len(x) or extra.shape[2] != net.tokens:
+            raise Problem(f'The further tokens should be [{len(x)} m {net.tokens}], not '
+                          f'{[*extra.shape]}.')
+
     for name, m, what in (('mask', mask, x), ('extra_mask', extra_mask, extra)):
-        if m is not None and (what is None or m.dtype != torch.bool
-                              or m.shape != what.shape[:2]):
+        if m is None:
+            continue
+        if what is None or m.dtype != torch.bool or m.shape != what.shape[:2]:
+            wanted = 'and there are none' if what is None else [*what.shape[:2]]
             raise Problem(f'The {name} should say True or False of each token, '
-                          f'{"and there are none" if what is None else [*what.shape[:2]]}; it is {[*m.shape]} of {m.dtype}.')
+                          f'{wanted}; it is {[*m.shape]} of {m.dtype}.')
 
 # %% ../../nbs/52_transformer.ipynb #start
 @torch.no_grad()
 def start(net: Transformer) -> Transformer:
-    "First weights that keep the variance of the stream bounded at any depth; biases 0. Eq. 52.9 (CLIP's)."
-    width, deep = net.width, (2*max(len(net.blocks), 1))**-.5
+    "CLIP's first weights: the stream stays bounded at any depth; biases 0. Eq. 52.9."
+    width = net.width
+    deep = (2*max(len(net.blocks), 1))**-.5
     for b in net.blocks:
         stds = [(b.attn.qkv, width**-.5), (b.attn.out, width**-.5*deep),
                 (b.inner, (2*width)**-.5), (b.outer, width**-.5*deep)]

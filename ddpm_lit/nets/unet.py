@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Norm', 'norm_ddpm', 'norm_adm', 'norm_small', 'TimeEmbedding', 'embed', 'halve', 'double', 'Downsample', 'Upsample',
            'Resample', 'zero', 'ResBlock', 'attend_plainly', 'attend', 'Attention', 'Step', 'way_down', 'way_up',
-           'UNet', 'check_picture', 'check_given', 'fan_average', 'inside', 'ddpm_unet', 'iddpm_unet', 'adm_unet',
-           'SuperRes', 'Unshuffled', 'small_unet']
+           'UNet', 'check_picture', 'check_given', 'check_label', 'fan_average', 'inside', 'ddpm_unet', 'iddpm_unet',
+           'adm_unet', 'SuperRes', 'Unshuffled', 'small_unet']
 
 # %% ../../nbs/24_unet.ipynb #imports
 import math
@@ -25,43 +25,49 @@ class TimeEmbedding(nn.Module):
                  slowest: bool = False):
         super().__init__()
         self.waves = partial(sinusoid, dim=dim, sin_first=sin_first, slowest=slowest)
-        self.inner, self.outer = nn.Linear(dim, width), nn.Linear(width, width)
+        self.inner = nn.Linear(dim, width)
+        self.outer = nn.Linear(width, width)
 
-    def forward(self, t: Tensor, dtype: torch.dtype) -> Tensor: # [b] -> [b d]
+    def forward(self, t: Tensor, dtype: torch.dtype) -> Tensor:  # [b] -> [b d]
         t = t.to(torch.float32 if t.device.type == 'mps' else torch.float64)
         return self.outer(F.silu(self.inner(self.waves(t).to(dtype))))
 
+
 def embed(net: nn.Module, t: Tensor, dtype: torch.dtype, label: Tensor | None = None,
           extra: Tensor | None = None) -> Tensor:
-    "All that the network is told, as one vector: [b], [b], [b d] -> [b d]. Eq. 24.1."
+    "Time, label and an extra vector in one embedding: [b], [b], [b d] -> [b d]. Eq. 24.1."
     e = net.time(t, dtype)
     if label is not None:
         e = e + net.label(label.clamp(min=0))*(label >= 0)[:, None]
     return F.silu(e if extra is None else e + extra)
 
 # %% ../../nbs/24_unet.ipynb #norm
-Norm = Callable[[int], nn.Module] # channels -> the layer that normalizes them
-norm_ddpm, norm_adm, norm_small = (partial(nn.GroupNorm, groups, eps=eps)
-                                   for groups, eps in ((32, 1e-6), (32, 1e-5), (8, 1e-5)))
+Norm = Callable[[int], nn.Module]  # channels -> the layer that normalizes them
+norm_ddpm = partial(nn.GroupNorm, 32, eps=1e-6)
+norm_adm = partial(nn.GroupNorm, 32, eps=1e-5)
+norm_small = partial(nn.GroupNorm, 8, eps=1e-5)
 
 # %% ../../nbs/24_unet.ipynb #size
-def halve(h: Tensor) -> Tensor: # [b c h w] -> [b c h/2 w/2]
+def halve(h: Tensor) -> Tensor:  # [b c h w] -> [b c h/2 w/2]
     "The mean of each square of four pixels. Eq. 24.3."
     return F.avg_pool2d(h, 2)
 
-def double(h: Tensor) -> Tensor: # [b c h w] -> [b c 2h 2w]
+
+def double(h: Tensor) -> Tensor:  # [b c h w] -> [b c 2h 2w]
     "Each pixel four times. Eq. 24.3."
     return F.interpolate(h, scale_factor=2., mode='nearest')
 
+
 class Downsample(nn.Module):
-    "Halve by a strided convolution, which looks one pixel further right and down with `corner`. Eq. 24.4."
+    "Halve by a strided convolution; `corner`: one pixel further right and down. Eq. 24.4."
     def __init__(self, c: int, emb: int = 0, corner: bool = False):
         super().__init__()
-        self.corner, self.conv = corner, nn.Conv2d(c, c, 3, stride=2,
-                                                   padding=0 if corner else 1)
+        self.corner = corner
+        self.conv = nn.Conv2d(c, c, 3, stride=2, padding=0 if corner else 1)
 
     def forward(self, h: Tensor, e: Tensor | None = None) -> Tensor:
         return self.conv(F.pad(h, (0, 1, 0, 1)) if self.corner else h)
+
 
 class Upsample(nn.Module):
     "Double, then a convolution."
@@ -71,6 +77,7 @@ class Upsample(nn.Module):
 
     def forward(self, h: Tensor, e: Tensor | None = None) -> Tensor:
         return self.conv(double(h))
+
 
 class Resample(nn.Module):
     "Halve or double without learning anything."
@@ -89,24 +96,31 @@ def zero(module: nn.Module) -> nn.Module:
     module.starts_at_zero = True
     return module
 
+
 class ResBlock(nn.Module):
-    "h plus what two convolutions find in it, told e. Eq. 24.5 (DDPM appendix B; ADM section 3)."
+    "h plus two convolutions of it, conditioned on e. Eq. 24.5 (DDPM appendix B; ADM section 3)."
     def __init__(self, c_in: int, c_out: int, emb: int, norm: Norm = norm_adm,
                  scale_shift: bool = False, dropout: float = 0.,
                  resample: Callable[[Tensor], Tensor] | None = None):
         super().__init__()
-        self.scale_shift, self.resample = scale_shift, resample
-        self.norm1, self.conv1 = norm(c_in), nn.Conv2d(c_in, c_out, 3, padding=1)
+        self.scale_shift = scale_shift
+        self.resample = resample
+        self.norm1 = norm(c_in)
+        self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
         self.emb = nn.Linear(emb, 2*c_out if scale_shift else c_out)
-        self.norm2, self.dropout = norm(c_out), nn.Dropout(dropout)
+        self.norm2 = norm(c_out)
+        self.dropout = nn.Dropout(dropout)
         self.conv2 = zero(nn.Conv2d(c_out, c_out, 3, padding=1))
         self.skip = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
 
-    def forward(self, h: Tensor, e: Tensor) -> Tensor: # [b c h w], [b d] -> [b c h w]
+    def forward(self, h: Tensor, e: Tensor) -> Tensor:  # [b c h w], [b d] -> [b c h w]
         r = F.silu(self.norm1(h))
         if self.resample is not None:
             h, r = self.resample(h), self.resample(r)
-        r, m = self.conv1(r), self.emb(e)[:, :, None, None]
+        r = self.conv1(r)
+
+        # the embedding: (1 + s) GN(r) + m in ADM, GN(r + m) in DDPM
+        m = self.emb(e)[:, :, None, None]
         if self.scale_shift:
             s, m = m.chunk(2, 1)
             n = torch.addcmul(m, self.norm2(r), 1 + s)
@@ -116,40 +130,45 @@ class ResBlock(nn.Module):
 
 # %% ../../nbs/24_unet.ipynb #attend
 def attend_plainly(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    "Means of values, weighted by fit; all [b n l d], the mask True where a key may be read. Eq. 24.6 (Vaswani et al. 2017, eq. 1)."
+    "Softmax attention on [b n l d]; the mask is True where a key may be read. Eq. 24.6."
     fit = (q*q.shape[-1]**-.5) @ k.mT
     if mask is not None:
         fit = fit.masked_fill(~mask, -math.inf)
     return fit.softmax(-1).to(v.dtype) @ v
 
+
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    "The same by the fastest road. Eq. 24.6."
-    # the table still fits a cache
-    plainly = q.device.type == 'cpu' and q.dtype == torch.bfloat16 and q.shape[:-1].numel(
-    )*k.shape[2] < 2**23
-    return attend_plainly(q, k, v, mask) if plainly else F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask)
+    "The same, computed the fastest way. Eq. 24.6."
+    entries = q.shape[:-1].numel()*k.shape[2]
+    in_cache = entries < 2**23  # the table of weights still fits a cache
+    if q.device.type == 'cpu' and q.dtype == torch.bfloat16 and in_cache:
+        return attend_plainly(q, k, v, mask)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 # %% ../../nbs/24_unet.ipynb #attention
 class Attention(nn.Module):
-    "h plus what each position learns from the others, and from tokens. Eq. 24.6, 24.7."
+    "h plus attention among its positions, and to tokens. Eq. 24.6, 24.7."
     def __init__(self, c: int, heads: int = 1, head_width: int | None = None,
                  tokens: int = 0, norm: Norm = norm_adm):
         super().__init__()
-        if not (isinstance(n := head_width or heads, int) and n > 0) or c % n:
+        n = head_width or heads
+        if not isinstance(n, int) or n <= 0 or c % n:
             raise Problem(f'{c} channels do not split into heads: choose a divisor of '
                           f'{c} in place of {n}.')
         self.heads = c // head_width if head_width else heads
-        self.norm, self.qkv = norm(c), nn.Linear(c, 3*c)
+        self.norm = norm(c)
+        self.qkv = nn.Linear(c, 3*c)
         self.kv = nn.Linear(tokens, 2*c) if tokens else None
         self.out = zero(nn.Linear(c, c))
 
-    def split(self, y: Tensor, parts: int) -> Tensor: # [b l parts*c] -> [parts b n l d]
+    def split(self, y: Tensor, parts: int) -> Tensor:  # [b l parts*c] -> [parts b n l d]
         return y.unflatten(-1, (parts, self.heads, -1)).permute(2, 0, 3, 1, 4)
 
     def forward(self, h: Tensor, tokens: Tensor | None = None,
                 mask: Tensor | None = None) -> Tensor:
         q, k, v = self.split(self.qkv(self.norm(h).flatten(2).mT), 3)
+
+        # tokens give further keys and values; positions of the picture are never masked
         if tokens is None:
             mask = None
         else:
@@ -157,16 +176,19 @@ class Attention(nn.Module):
             k, v = torch.cat([k_text, k], 2), torch.cat([v_text, v], 2)
             if mask is not None:
                 mask = F.pad(mask, (0, q.shape[2]), value=True)[:, None, None]
-        a = attend(q, k, v, mask).transpose(1, 2).flatten(2) # [b l c]
+
+        a = attend(q, k, v, mask).transpose(1, 2).flatten(2)  # [b l c]
         return h + self.out(a).mT.reshape(h.shape)
 
 # %% ../../nbs/24_unet.ipynb #step
 class Step(nn.Module):
-    "A step of the ladder: a block, attention, a change of size, each of them optional. Eq. 24.8."
+    "A step of the ladder: a block, attention, a change of size, each optional. Eq. 24.8."
     def __init__(self, res: nn.Module | None = None, attn: nn.Module | None = None,
                  resample: nn.Module | None = None):
         super().__init__()
-        self.res, self.attn, self.resample = res, attn, resample
+        self.res = res
+        self.attn = attn
+        self.resample = resample
 
     def forward(self, h: Tensor, e: Tensor, tokens: Tensor | None = None,
                 mask: Tensor | None = None) -> Tensor:
@@ -176,84 +198,102 @@ class Step(nn.Module):
             h = self.attn(h, tokens, mask)
         return h if self.resample is None else self.resample(h, e)
 
+
 def way_down(widths, depth, emb, block, attn_at, down) -> tuple[nn.ModuleList, list[int]]:
     "The steps down, and the channels of every copy on the trail. Eq. 24.8."
-    steps, trail = nn.ModuleList(), [widths[0]]
+    steps = nn.ModuleList()
+    trail = [widths[0]]
     for level, c in enumerate(widths):
         for _ in range(depth):
             steps.append(Step(block(trail[-1], c, emb), attn_at(level, c)))
             trail.append(c)
-        if c_next := widths[level + 1:]:
+        if level + 1 < len(widths):
             steps.append(Step(resample=down(c, emb)))
             trail.append(c)
     return steps, trail
 
+
 def way_up(widths, depth, emb, block, attn_at, up, trail) -> nn.ModuleList:
     "The steps up; each takes a copy off the trail. Eq. 24.8."
-    steps, c = nn.ModuleList(), widths[-1]
+    steps = nn.ModuleList()
+    c = widths[-1]
     for level, c_out in reversed([*enumerate(widths)]):
         for i in range(depth + 1):
-            steps.append(
-                Step(block(c + trail.pop(), c_out, emb), attn_at(level, c_out),
-                     up(c_out, emb) if level and i == depth else None))
+            res = block(c + trail.pop(), c_out, emb)
+            attn = attn_at(level, c_out)
+            resample = up(c_out, emb) if level and i == depth else None
+            steps.append(Step(res, attn, resample))
             c = c_out
     return steps
 
 # %% ../../nbs/24_unet.ipynb #unet
 class UNet(nn.Module):
     "A picture and a time in, a picture out. Eq. 24.8 (DDPM appendix B)."
-    def __init__(
-            self,
-            channels_in: int,
-            channels_out: int,
-            base: int, # channels at full size, in units of which mults are
-            mults: Sequence[float], # channels of each level
-            depth: int, # blocks a level on the way down
-            attention: Sequence[int] = (), # levels with attention; 0 is full size
-            middle: bool = True, # attention in the middle?
-            classes: int = 0, # labels it can be told
-            time=TimeEmbedding, # (dim, width) -> module
-            block=ResBlock, # (c_in, c_out, emb) -> module
-            attn=Attention, # (c) -> module
-            down=Downsample,
-            up=Upsample, # (c, emb) -> module
-            norm: Norm = norm_adm):
+    def __init__(self,
+                 channels_in: int,
+                 channels_out: int,
+                 base: int,               # channels at full size, in units of which mults are
+                 mults: Sequence[float],  # channels of each level
+                 depth: int,              # blocks a level on the way down
+                 attention: Sequence[int] = (),  # levels with attention; 0 is full size
+                 middle: bool = True,     # attention in the middle?
+                 classes: int = 0,        # number of labels
+                 time=TimeEmbedding,      # (dim, width) -> module
+                 block=ResBlock,          # (c_in, c_out, emb) -> module
+                 attn=Attention,          # (c) -> module
+                 down=Downsample,         # (c, emb) -> module
+                 up=Upsample,             # (c, emb) -> module
+                 norm: Norm = norm_adm):
         super().__init__()
-        widths, emb = [int(m*base) for m in mults], 4*base
-        c, attn_at = widths[-1], lambda level, c: attn(c) if level in attention else None
-        self.channels_in, self.depth, self.classes, self.emb, self.factor = channels_in, depth, classes, emb, 2**(
-            len(widths) - 1)
-        self.time, self.label = time(base,
-                                     emb), nn.Embedding(classes, emb) if classes else None
+        widths = [int(m*base) for m in mults]
+        emb = 4*base
+        self.channels_in = channels_in
+        self.depth = depth
+        self.classes = classes
+        self.emb = emb
+        self.factor = 2**(len(widths) - 1)  # sides must be multiples of it
+
+        def attn_at(level, c):
+            return attn(c) if level in attention else None
+
+        # the embedding, then the ladder: down, middle, up
+        self.time = time(base, emb)
+        self.label = nn.Embedding(classes, emb) if classes else None
         self.first = nn.Conv2d(channels_in, widths[0], 3, padding=1)
         self.down, trail = way_down(widths, depth, emb, block, attn_at, down)
-        self.middle = nn.ModuleList(
-            [Step(block(c, c, emb),
-                  attn(c) if middle else None),
-             Step(block(c, c, emb))])
+        c = widths[-1]
+        before = Step(block(c, c, emb), attn(c) if middle else None)
+        after = Step(block(c, c, emb))
+        self.middle = nn.ModuleList([before, after])
         self.up = way_up(widths, depth, emb, block, attn_at, up, trail)
-        self.norm, self.last = norm(widths[0]), zero(
-            nn.Conv2d(widths[0], channels_out, 3, padding=1))
-        self.tokens = max(
-            (m.kv.in_features for m in self.modules() if getattr(m, 'kv', None)),
-            default=0)
+        self.norm = norm(widths[0])
+        self.last = zero(nn.Conv2d(widths[0], channels_out, 3, padding=1))
 
-    def forward(
-            self,
-            x: Tensor, # [b c h w]
-            t: Tensor, # [b] or [], as counted by whoever trained it
-            label: Tensor | None = None, # [b] whole numbers; below 0: none
-            emb: Tensor | None = None, # [b d] more to tell, as wide as `net.emb`
-            tokens: Tensor | None = None, # [b l d] text for every attention to look at
-            mask: Tensor | None = None, # [b l] True where a token may be read
-    ) -> Tensor: # [b c h w]
+        # the width of the tokens that attention reads; 0: none
+        readers = [m.kv for m in self.modules() if getattr(m, 'kv', None)]
+        self.tokens = max((kv.in_features for kv in readers), default=0)
+
+    def forward(self,
+                x: Tensor,                     # [b c h w]
+                t: Tensor,                     # [b] or [], in the units of the training
+                label: Tensor | None = None,   # [b] whole numbers; below 0: none
+                emb: Tensor | None = None,     # [b d] a further condition, as wide as `net.emb`
+                tokens: Tensor | None = None,  # [b l d] text for every attention
+                mask: Tensor | None = None,    # [b l] True where a token may be read
+                ) -> Tensor:                   # [b c h w]
         t, label = check_given(self, x, t, label, emb, tokens)
-        e, h = embed(self, t, x.dtype, label, emb), self.first(x)
+        e = embed(self, t, x.dtype, label, emb)
+        h = self.first(x)
+
+        # down, with a copy of every state on the trail
         trail = [h]
         for step in self.down:
-            trail.append(h := step(h, e, tokens, mask))
+            h = step(h, e, tokens, mask)
+            trail.append(h)
         for step in self.middle:
             h = step(h, e, tokens, mask)
+
+        # up, with the copies beside
         for step in self.up:
             h = step(torch.cat([h, trail.pop()], 1), e, tokens, mask)
         return self.last(F.silu(self.norm(h))).to(x.dtype)
@@ -262,8 +302,8 @@ class UNet(nn.Module):
 def check_picture(x: Tensor, channels: int, factor: int):
     "A `Problem` unless x is [b channels h w] with sides that are multiples of `factor`."
     if x.ndim != 4 or x.shape[1] != channels:
-        raise Problem(
-            f'This network reads pictures [b {channels} h w], not {[*x.shape]}.')
+        raise Problem(f'This network reads pictures [b {channels} h w], '
+                      f'not {[*x.shape]}.')
     if not x.is_floating_point() or not x.numel():
         raise Problem('This network reads numbers, at least one picture of at least one '
                       f'pixel, not {x.dtype} {[*x.shape]}: turn bytes into numbers with '
@@ -272,6 +312,7 @@ def check_picture(x: Tensor, channels: int, factor: int):
         raise Problem(f'A picture of {x.shape[2]} x {x.shape[3]} does not fit: make both '
                       f'sides multiples of {factor}.')
 
+
 def check_given(net: UNet, x: Tensor, t: Tensor, label, emb,
                 tokens) -> tuple[Tensor, Tensor | None]:
     "One time and one label a picture, or a `Problem` that says what does not fit."
@@ -279,29 +320,34 @@ def check_given(net: UNet, x: Tensor, t: Tensor, label, emb,
     if t.numel() not in (1, len(x)):
         raise Problem(f'{t.numel()} times do not fit {len(x)} pictures: give one for '
                       'each, or one for all.')
-    if emb is not None and emb.shape[1:] != (net.emb, ):
+    if emb is not None and emb.shape[1:] != (net.emb,):
         raise Problem(f'The vector emb should be [b {net.emb}], not {[*emb.shape]}.')
-    if tokens is not None and tokens.shape[2:] != (net.tokens, ):
+    if tokens is not None and tokens.shape[2:] != (net.tokens,):
         raise Problem(f'The tokens are {[*tokens.shape]}, and the attention was built '
                       f'for [b l {net.tokens}].')
     if label is not None:
-        if not net.classes:
-            raise Problem('This network knows no labels: call it without one, or build '
-                          'it with classes.')
-        if label.numel() not in (1, len(x)):
-            raise Problem(f'{label.numel()} labels do not fit {len(x)} pictures: give '
-                          'one for each, or one for all.')
-        if label.device.type == 'cpu' and not torch.compiler.is_compiling() and (
-                label >= net.classes).any():
-            raise Problem(f'There is no label {int(label.max())}: labels are 0 to '
-                          f'{net.classes - 1}, and a negative one means none.')
-        label = label.reshape(-1).expand(len(x))
+        label = check_label(net, label, len(x))
     return t.reshape(-1).expand(len(x)), label
+
+
+def check_label(net: UNet, label: Tensor, n: int) -> Tensor:
+    "One label for each of n pictures, or a `Problem` that says what does not fit."
+    if not net.classes:
+        raise Problem('This network knows no labels: call it without one, or build '
+                      'it with classes.')
+    if label.numel() not in (1, n):
+        raise Problem(f'{label.numel()} labels do not fit {n} pictures: give '
+                      'one for each, or one for all.')
+    readable = label.device.type == 'cpu' and not torch.compiler.is_compiling()
+    if readable and (label >= net.classes).any():
+        raise Problem(f'There is no label {int(label.max())}: labels are 0 to '
+                      f'{net.classes - 1}, and a negative one means none.')
+    return label.reshape(-1).expand(n)
 
 # %% ../../nbs/24_unet.ipynb #makers
 @torch.no_grad()
 def fan_average(net: nn.Module) -> nn.Module:
-    "Weights uniform with variance 2/(fan in + fan out), biases zero; what starts at zero stays there."
+    "Weights of variance 2/(fan in + fan out), zero biases; what starts at zero stays there."
     for name, m in net.named_modules():
         if isinstance(m, (nn.Conv2d, nn.Linear)) and not hasattr(m, 'starts_at_zero'):
             for w in m.weight.chunk(3 if name.endswith('qkv') else 1):
@@ -309,31 +355,38 @@ def fan_average(net: nn.Module) -> nn.Module:
             nn.init.zeros_(m.bias)
     return net
 
+
 def inside(block) -> dict:
     "Change the size inside a block, rather than by a convolution between two."
     return dict(down=lambda c, emb: block(c, c, emb, resample=halve),
                 up=lambda c, emb: block(c, c, emb, resample=double))
 
-def ddpm_unet(base=128, mults=(1, 2, 2, 2), depth=2, attention=(1, ), channels_in=3,
+
+def ddpm_unet(base=128, mults=(1, 2, 2, 2), depth=2, attention=(1,), channels_in=3,
               channels_out=3, dropout=.1) -> UNet:
     "The network of Ho et al. 2020, by default theirs for CIFAR-10."
-    return fan_average(
-        UNet(channels_in, channels_out, base, mults, depth, attention, norm=norm_ddpm,
-             attn=partial(Attention, norm=norm_ddpm), block=partial(
-                 ResBlock, norm=norm_ddpm, dropout=dropout), down=partial(
-                     Downsample, corner=True), time=partial(TimeEmbedding, sin_first=True,
-                                                            slowest=True)))
+    time = partial(TimeEmbedding, sin_first=True, slowest=True)
+    block = partial(ResBlock, norm=norm_ddpm, dropout=dropout)
+    attn = partial(Attention, norm=norm_ddpm)
+    down = partial(Downsample, corner=True)
+    net = UNet(channels_in, channels_out, base, mults, depth, attention, time=time,
+               block=block, attn=attn, down=down, norm=norm_ddpm)
+    return fan_average(net)
+
 
 def iddpm_unet(base=128, mults=(1, 2, 2, 2), depth=3, attention=(1, 2), channels_in=3,
                channels_out=6, classes=0, dropout=.3, heads=4) -> UNet:
     "The network of Nichol and Dhariwal 2021, by default theirs for CIFAR-10."
+    block = partial(ResBlock, scale_shift=True, dropout=dropout)
+    attn = partial(Attention, heads=heads)
     return UNet(channels_in, channels_out, base, mults, depth, attention, classes=classes,
-                attn=partial(Attention, heads=heads), block=partial(
-                    ResBlock, scale_shift=True, dropout=dropout))
+                block=block, attn=attn)
+
 
 def adm_unet(base=256, mults=(1, 1, 2, 2, 4, 4), depth=2, attention=(3, 4, 5),
-             channels_in=3, channels_out=6, classes=0, dropout=0., attn=partial(
-                 Attention, head_width=64), middle=True, norm: Norm = norm_adm) -> UNet:
+             channels_in=3, channels_out=6, classes=0, dropout=0.,
+             attn=partial(Attention, head_width=64), middle=True,
+             norm: Norm = norm_adm) -> UNet:
     "The network of Dhariwal and Nichol 2021, by default theirs for pictures of 256 x 256."
     block = partial(ResBlock, scale_shift=True, dropout=dropout, norm=norm)
     return UNet(channels_in, channels_out, base, mults, depth, attention, middle, classes,
@@ -341,38 +394,41 @@ def adm_unet(base=256, mults=(1, 1, 2, 2, 4, 4), depth=2, attention=(3, 4, 5),
 
 # %% ../../nbs/24_unet.ipynb #wrappers
 class SuperRes(nn.Module):
-    "A network that also reads a smaller picture, enlarged and put behind x."
+    "A network that also takes a smaller picture, enlarged and concatenated to x."
     def __init__(self, net: nn.Module):
         super().__init__()
         self.net = net
 
     def forward(self, x: Tensor, t: Tensor, low_res: Tensor, *given,
-                **named) -> Tensor: # [b c h w], [b], [b c h' w'] -> [b c h w]
+                **named) -> Tensor:  # [b c h w], [b], [b c h' w'] -> [b c h w]
         low_res = F.interpolate(low_res, x.shape[2:], mode='bilinear',
                                 align_corners=False)
         return self.net(torch.cat([x, low_res], 1), t, *given, **named)
+
 
 class Unshuffled(nn.Module):
     "A network that takes each square of pixels for one position. Eq. 24.9."
     def __init__(self, net: UNet, factor: int = 2):
         super().__init__()
-        self.net, self.factor = net, factor
+        self.net = net
+        self.factor = factor
 
     def forward(self, x: Tensor, t: Tensor, *given,
-                **named) -> Tensor: # [b c h w] -> [b c h w]
-        check_picture(x, self.net.channels_in // self.factor**2,
-                      self.factor*self.net.factor)
-        return F.pixel_shuffle(
-            self.net(F.pixel_unshuffle(x, self.factor), t, *given, **named), self.factor)
+                **named) -> Tensor:  # [b c h w] -> [b c h w]
+        channels = self.net.channels_in // self.factor**2
+        check_picture(x, channels, self.factor*self.net.factor)
+        y = self.net(F.pixel_unshuffle(x, self.factor), t, *given, **named)
+        return F.pixel_shuffle(y, self.factor)
 
-def small_unet(channels_in=1, classes=10, base=48, mults=(1, 2), depth=1, attention=(1, ),
+
+def small_unet(channels_in=1, classes=10, base=48, mults=(1, 2), depth=1, attention=(1,),
                unshuffle=2, learn_variance=False, dropout=0., channels_out=None, tokens=0,
                middle=True) -> nn.Module:
-    "A small fast network for this book's pictures; `base` is a multiple of 8. With `learn_variance` the variances come after the rest."
-    out, square = (channels_out or channels_in)*(2 if learn_variance else 1), unshuffle**2
-    net = UNet(
-        channels_in*square, out*square, base, mults, depth, attention, middle, classes,
-        norm=norm_small, block=partial(ResBlock, scale_shift=True, dropout=dropout,
-                                       norm=norm_small),
-        attn=partial(Attention, heads=4, tokens=tokens, norm=norm_small))
+    "A small fast network; `base` is a multiple of 8, and learned variances come after the rest."
+    out = (channels_out or channels_in)*(2 if learn_variance else 1)
+    square = unshuffle**2
+    block = partial(ResBlock, scale_shift=True, dropout=dropout, norm=norm_small)
+    attn = partial(Attention, heads=4, tokens=tokens, norm=norm_small)
+    net = UNet(channels_in*square, out*square, base, mults, depth, attention, middle,
+               classes, block=block, attn=attn, norm=norm_small)
     return Unshuffled(net, unshuffle) if unshuffle > 1 else net

@@ -15,74 +15,75 @@ from ..core.check import Problem
 
 # %% ../../nbs/33_autoregressive.ipynb #rival
 class Rival(nn.Module):
-    "A model that brings its own loss. It knows no levels and no labels."
-    likelihood = 'none' # 'exact', 'bound' or 'none': what `nats` is
+    "A model that brings its own loss. It has no levels and no labels."
+    likelihood = 'none'  # 'exact', 'bound' or 'none': what `nats` is
 
-    def given(self, *condition) -> 'Rival': # so that `fit` can be told labels
-        "Itself: what it is told makes no difference."
+    def given(self, *condition) -> 'Rival':  # so that `fit` can be given labels
+        "Itself: conditions make no difference."
         return self
 
-    def nats(self, x: Tensor) -> Tensor: # [b ...] -> [b]
+    def nats(self, x: Tensor) -> Tensor:  # [b ...] -> [b]
         "-log p(x), or a bound on it."
-        raise Problem(
-            f'{type(self).__name__} gives no likelihood: judge it by its samples.')
+        raise Problem(f'{type(self).__name__} gives no likelihood: judge it by its '
+                      'samples.')
 
-    def loss(self, x0: Tensor) -> Tensor: # [b ...] -> [b]
+    def loss(self, x0: Tensor) -> Tensor:  # [b ...] -> [b]
         "What training minimises."
         return self.nats(x0)
 
-def own_loss(model: Rival, x0: Tensor, t, eps) -> Tensor: # [b]
+
+def own_loss(model: Rival, x0: Tensor, t, eps) -> Tensor:  # [b]
     "The loss of a rival, in the form that `fit` wants; level and noise are not used."
     return model.loss(x0)
 
 # %% ../../nbs/33_autoregressive.ipynb #masked
 class MaskedLinear(nn.Linear):
-    "A linear layer whose outputs see inputs of lower rank, or also of the same. Eq. 33.2 (MADE eq. 8-9)."
-    def __init__(self, ranks_in: Tensor, ranks_out: Tensor,
-                 strict: bool = False): # [in], [out] whole numbers
-        super().__init__(len(ranks_in), len(ranks_out))
-        self.register_buffer(
-            'mask',
-            ranks_out[:, None] > ranks_in if strict else ranks_out[:, None] >= ranks_in,
-            persistent=False)
+    "A linear layer whose outputs see inputs of lower or equal rank. Eq. 33.2 (MADE eq. 8-9)."
 
-    def forward(self, x: Tensor) -> Tensor: # [b in] -> [b out]
+    def __init__(self, ranks_in: Tensor, ranks_out: Tensor,  # [in], [out] whole numbers
+                 strict: bool = False):  # lower ranks only
+        super().__init__(len(ranks_in), len(ranks_out))
+        out = ranks_out[:, None]
+        mask = out > ranks_in if strict else out >= ranks_in
+        self.register_buffer('mask', mask, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:  # [b in] -> [b out]
         return F.linear(x, self.weight*self.mask, self.bias)
 
+
 class CausalPoints(Rival):
-    "Coordinate after coordinate, each a mixture of Gaussians given those before. Eq. 33.1-33.3."
+    "Coordinate by coordinate, each a mixture of Gaussians given those before. Eq. 33.1-33.3."
     likelihood = 'exact'
 
-    def __init__(
-        self, d: int = 2, width: int = 96, depth: int = 2, k: int = 8,
-        order: tuple[int, ...] | None = None
-    ): # the coordinates in the order in which they are drawn; None: as they come
+    def __init__(self, d: int = 2, width: int = 96, depth: int = 2, k: int = 8,
+                 order: tuple[int, ...] | None = None):  # of drawing; None: as they come
         super().__init__()
         self.order = tuple(order or range(d))
         if sorted(self.order) != [*range(d)]:
-            raise Problem(
-                f'An order names each of {d} coordinates once, {self.order} does not.')
-        ranks, hidden = torch.tensor(
-            self.order).argsort(), torch.arange(width) % max(d - 1, 1)
-        self.inp, self.layers = MaskedLinear(ranks, hidden), nn.ModuleList(
-            MaskedLinear(hidden, hidden) for _ in range(depth))
+            raise Problem(f'An order names each of {d} coordinates once, {self.order} '
+                          'does not.')
+
+        ranks = torch.tensor(self.order).argsort()
+        hidden = torch.arange(width) % max(d - 1, 1)
+        self.inp = MaskedLinear(ranks, hidden)
+        self.layers = nn.ModuleList(MaskedLinear(hidden, hidden) for _ in range(depth))
         self.out = MaskedLinear(hidden, ranks.repeat_interleave(3*k), strict=True)
+
+        # the means of the k Gaussians start spread over [-2, 2]
         with torch.no_grad():
             self.out.bias.reshape(d, 3, k)[:, 1] = torch.linspace(-2, 2, k)
 
-    def forward(
-        self, x: Tensor
-    ) -> MixtureSameFamily: # [b d] -> the conditionals of all coordinates, [b d]
+    def forward(self, x: Tensor) -> MixtureSameFamily:  # [b d]: all conditionals
         h = self.inp(x)
         for layer in self.layers:
             h = h + layer(F.silu(h))
-        w, mean, log_std = self.out(F.silu(h)).to(x.dtype).reshape(
-            len(x), len(self.order), 3, -1).unbind(2)
+        params = self.out(F.silu(h)).to(x.dtype).reshape(len(x), len(self.order), 3, -1)
+        w, mean, log_std = params.unbind(2)  # [b d k] each
         return MixtureSameFamily(Categorical(logits=w, validate_args=False),
                                  Normal(mean, log_std.exp(), validate_args=False),
                                  validate_args=False)
 
-    def nats(self, x: Tensor) -> Tensor: # [b d] -> [b]
+    def nats(self, x: Tensor) -> Tensor:  # [b d] -> [b]
         "-log p(x): the sum of its conditionals. Eq. 33.1."
         if x.shape[1:] != (len(self.order), ):
             raise Problem(f'This model knows points of {len(self.order)} coordinates, '
@@ -90,7 +91,7 @@ class CausalPoints(Rival):
         return -self(x).log_prob(x).sum(1)
 
     @torch.no_grad()
-    def sample(self, n: int) -> Tensor: # [n d]
+    def sample(self, n: int) -> Tensor:  # [n d]
         "Draw, one coordinate after another. Eq. 33.1."
         x = self.out.bias.new_zeros(n, len(self.order))
         for i in self.order:
@@ -102,58 +103,69 @@ def autoregressive_points() -> CausalPoints:
     "The model of points in the plane that notebook 37 compares: 23,568 parameters."
     return CausalPoints(2, width=96, depth=2, k=8)
 
+
 # batch: of points; the rest is for `fit`; some ten seconds of one core
 POINTS = dict(batch=256, steps=2000, lr=1e-2, warmup=50, bf16=False)
 
 # %% ../../nbs/33_autoregressive.ipynb #pixels
 class CausalPixels(Rival):
-    "Grey pixel after grey pixel, row by row, each a table of probabilities given those before. Eq. 33.5-33.6 (gated PixelCNN)."
+    "Pixel by pixel, row by row, tables of probabilities. Eq. 33.5-33.6 (gated PixelCNN)."
     likelihood = 'exact'
 
     def __init__(self, height: int = 14, columns: int = 14, values: int = 256,
                  width: int = 50, depth: int = 5):
         super().__init__()
-        self.size, self.values = (height, columns), values
-        convs = lambda n_in, n_out, *kernel: nn.ModuleList(
-            nn.Conv2d(n_in, n_out, kernel) for _ in range(depth))
-        self.start = nn.ModuleList(
-            [nn.Conv2d(1, width, (2, 3)),
-             nn.Conv2d(1, width, (1, 2))])
-        self.A, self.B = convs(width, 2*width, 2, 3), convs(width, 2*width, 1, 2)
-        self.C, self.E = convs(width, width, 1, 1), convs(width, 2*width, 1, 1)
+        self.size = (height, columns)
+        self.values = values
+
+        def convs(n_in, n_out, *kernel):
+            return nn.ModuleList(nn.Conv2d(n_in, n_out, kernel) for _ in range(depth))
+
+        self.start = nn.ModuleList([nn.Conv2d(1, width, (2, 3)),
+                                    nn.Conv2d(1, width, (1, 2))])
+        self.A = convs(width, 2*width, 2, 3)
+        self.B = convs(width, 2*width, 1, 2)
+        self.C = convs(width, width, 1, 1)
+        self.E = convs(width, 2*width, 1, 1)
         self.out = nn.Sequential(nn.SiLU(), nn.Conv2d(width, width, 1), nn.SiLU(),
                                  nn.Conv2d(width, values, 1))
 
-    def forward(
-            self,
-            x: Tensor) -> Tensor: # [b 1 h w] -> the logits of each pixel [b values h w]
-        above, left = lambda y: F.pad(y, (1, 1, 1, 0)), lambda y: F.pad(y, (1, 0, 0, 0))
-        a, b = self.start[0](above(F.pad(x, (0, 0, 1, -1)))), self.start[1](left(
-            F.pad(x, (1, -1, 0, 0))))
+    def forward(self, x: Tensor) -> Tensor:  # [b 1 h w] -> logits [b values h w]
+
+        def above(y):
+            return F.pad(y, (1, 1, 1, 0))
+
+        def left(y):
+            return F.pad(y, (1, 0, 0, 0))
+
+        # two streams: a of the rows above, b of the pixels to the left; both begin with
+        # a picture moved by one, so that no pixel sees itself
+        a = self.start[0](above(F.pad(x, (0, 0, 1, -1))))
+        b = self.start[1](left(F.pad(x, (1, -1, 0, 0))))
         for A, B, C, E in zip(self.A, self.B, self.C, self.E):
             a = a + F.glu(A(above(a)), 1)
             b = b + C(F.glu(B(left(b)) + E(a), 1))
         return self.out(b)
 
-    def nats(self, x: Tensor) -> Tensor: # [b 1 h w] in [-1, 1] -> [b]
+    def nats(self, x: Tensor) -> Tensor:  # [b 1 h w] in [-1, 1] -> [b]
         "-log of the probability of these bytes: the sum over pixels. Eq. 33.1, 33.5."
         if x.shape[1:] != (1, *self.size):
-            raise Problem(
-                f'This model knows pictures of {[1, *self.size]}, not {[*x.shape[1:]]}.')
+            raise Problem(f'This model knows pictures of {[1, *self.size]}, '
+                          f'not {[*x.shape[1:]]}.')
         if not (x.abs() <= 1 + 1e-6).all():
-            raise Problem(
-                'Pixels lie within [-1, 1], these do not: scale them as `to_unit` does.')
+            raise Problem('Pixels lie within [-1, 1], these do not: scale them as '
+                          '`to_unit` does.')
         value = ((x[:, 0] + 1)*((self.values - 1)/2)).round().long()
         return F.cross_entropy(self(x).to(x.dtype), value, reduction='none').sum((1, 2))
 
     @torch.no_grad()
-    def sample(self, n: int) -> Tensor: # [n 1 h w]
-        "Draw, one pixel after another, each by an evaluation of all rows so far. Eq. 33.1."
+    def sample(self, n: int) -> Tensor:  # [n 1 h w]
+        "Draw, pixel after pixel, each by an evaluation of all rows so far. Eq. 33.1."
         x = self.start[0].bias.new_zeros(n, 1, *self.size)
         for r in range(self.size[0]):
             for c in range(self.size[1]):
-                value = torch.multinomial(
-                    self(x[:, :, :r + 1])[:, :, r, c].softmax(1), 1)[:, 0]
+                p = self(x[:, :, :r + 1])[:, :, r, c].softmax(1)
+                value = torch.multinomial(p, 1)[:, 0]
                 x[:, 0, r, c] = value.to(x)*(2/(self.values - 1)) - 1
         return x
 
@@ -161,6 +173,7 @@ class CausalPixels(Rival):
 def autoregressive_pictures() -> CausalPixels:
     "The model of 14 x 14 grey pictures that notebook 37 compares: about 255 thousand parameters."
     return CausalPixels(14, 14, 256, width=50, depth=5)
+
 
 # a minute and a half of one core, if it has bfloat16
 PICTURES = dict(batch=32, steps=1000, lr=6e-3, warmup=50)

@@ -19,34 +19,35 @@ class Flow(Rival):
     "Layers that can be undone, between data and N(0, I). Eq. 35.1-35.2."
     likelihood = 'exact'
 
-    def __init__(self, layers: list[nn.Module], shape: tuple[int, ...]): # of one example
+    def __init__(self, layers: list[nn.Module], shape: tuple[int, ...]):  # of one example
         super().__init__()
-        self.layers, self.shape, self.d = nn.ModuleList(layers), tuple(shape), math.prod(
-            shape)
+        self.layers = nn.ModuleList(layers)
+        self.shape = tuple(shape)
+        self.d = math.prod(shape)
 
-    def forward(self,
-                x: Tensor) -> tuple[Tensor, Tensor]: # [b ...] -> z [b d], log|det| [b]
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # z [b d], log|det| [b]
         if x.shape[1:] != self.shape:
             raise Problem(f'This flow is for examples of {[*self.shape]}, not '
                           f'{[*x.shape[1:]]}: build it for their shape.')
-        z, total = x.flatten(1), x.new_zeros(len(x))
+        z = x.flatten(1)
+        total = x.new_zeros(len(x))
         for layer in self.layers:
             z, change = layer(z)
             total = total + change
         return z, total
 
-    def inverse(self, z: Tensor) -> Tensor: # [b d] -> [b ...]
+    def inverse(self, z: Tensor) -> Tensor:  # [b d] -> [b ...]
         for layer in reversed(self.layers):
             z = layer.inverse(z)
         return z.reshape(-1, *self.shape)
 
-    def nats(self, x: Tensor) -> Tensor: # [b ...] -> [b]
+    def nats(self, x: Tensor) -> Tensor:  # [b ...] -> [b]
         "-log density. Eq. 35.2."
         z, change = self(x)
         return (z**2/2 + math.log(2*math.pi)/2).sum(1) - change
 
     @torch.no_grad()
-    def sample(self, n: int) -> Tensor: # [n ...]
+    def sample(self, n: int) -> Tensor:  # [n ...]
         "Draw z and undo the layers."
         like = next(self.parameters())
         return self.inverse(torch.randn(n, self.d, device=like.device, dtype=like.dtype))
@@ -54,10 +55,11 @@ class Flow(Rival):
 # %% ../../nbs/35_flow.ipynb #affine
 class Affine(nn.Module):
     "Scale and move each coordinate."
+
     def __init__(self, d: int):
         super().__init__()
-        self.log_scale, self.shift = nn.Parameter(torch.zeros(d)), nn.Parameter(
-            torch.zeros(d))
+        self.log_scale = nn.Parameter(torch.zeros(d))
+        self.shift = nn.Parameter(torch.zeros(d))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return (x + self.shift)*self.log_scale.exp(), self.log_scale.sum()
@@ -67,8 +69,9 @@ class Affine(nn.Module):
 
 # %% ../../nbs/35_flow.ipynb #coupling
 class Coupling(nn.Module):
-    "Half of the coordinates stay, and say how the others are scaled and moved. Eq. 35.3-35.6 (RealNVP eq. 7-8)."
-    def __init__(self, stay: Tensor, width: int): # stay [d], true for those that stay
+    "Half of the coordinates stay, and scale and move the others. Eq. 35.3-35.6 (RealNVP eq. 7-8)."
+
+    def __init__(self, stay: Tensor, width: int):  # stay [d], true for those that stay
         super().__init__()
         self.register_buffer('a', stay.nonzero()[:, 0])
         self.register_buffer('b', (~stay).nonzero()[:, 0])
@@ -78,80 +81,86 @@ class Coupling(nn.Module):
         self.net = nn.Sequential(nn.Linear(len(self.a), width), nn.SiLU(),
                                  nn.Linear(width, width), nn.SiLU(),
                                  nn.Linear(width, 2*len(self.b)))
+
+        # at the start nothing is scaled or moved
         for p in self.net[-1].parameters():
             nn.init.zeros_(p)
 
-    def terms(
-            self, x: Tensor
-    ) -> tuple[Tensor, Tensor]: # [b d] -> log scale, shift, both [b moved]
+    def terms(self, x: Tensor) -> tuple[Tensor, Tensor]:  # [b d] -> [b moved] both
+        "Log scale and shift. Eq. 35.6."
         raw, shift = self.net(x[:, self.a]).chunk(2, 1)
         return 2*torch.tanh(raw/2), shift
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]: # -> z [b d], log|det| [b]
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # -> z [b d], log|det| [b]
         s, m = self.terms(x)
         return x.index_copy(1, self.b, x[:, self.b]*s.exp() + m), s.sum(1)
 
-    def inverse(self, z: Tensor) -> Tensor: # [b d]
+    def inverse(self, z: Tensor) -> Tensor:  # [b d]
         s, m = self.terms(z)
         return z.index_copy(1, self.b, (z[:, self.b] - m)*(-s).exp())
 
 # %% ../../nbs/35_flow.ipynb #constructors
 def flow_points(depth: int = 8, width: int = 48) -> Flow:
     "A flow of points in the plane, twenty thousand parameters. Eq. 35.3."
-    return Flow([
-        Affine(2), *(Coupling(torch.arange(2) % 2 == i % 2, width) for i in range(depth))
-    ], (2, ))
+    couplings = [Coupling(torch.arange(2) % 2 == i % 2, width) for i in range(depth)]
+    return Flow([Affine(2), *couplings], (2, ))
 
-def halves(d: int, n: int) -> list[Tensor]: # n masks [d]
+
+def halves(d: int, n: int) -> list[Tensor]:  # n masks [d]
     "Half of the coordinates, at random but always the same, then the other half, and so on."
-    first = [
-        torch.randperm(d, generator=torch.Generator().manual_seed(i)) < d // 2
-        for i in range(n)
-    ]
-    return [mask for half in first for mask in (half, ~half)][:n]
+    masks = []
+    for i in range(n):
+        g = torch.Generator().manual_seed(i)
+        half = torch.randperm(d, generator=g) < d // 2
+        masks += [half, ~half]
+    return masks[:n]
 
 # %% ../../nbs/35_flow.ipynb #settings
-# the batch is for whoever makes the batches, the rest for `fit`; each takes about a minute and a half of one core
+# batch: of points or pictures; the rest is for `fit`; each takes about a minute and a half
+# of one core
 POINTS = dict(batch=256, steps=15_000, lr=5e-3, warmup=50, bf16=False)
 PICTURES = dict(batch=128, steps=10_000, lr=2e-3, warmup=50, bf16=False)
 
 # %% ../../nbs/35_flow.ipynb #bytes
-GREY = 2/255 # the width of a grey value in [-1, 1]
+GREY = 2/255  # the width of a grey value in [-1, 1]
+
 
 class Logit(nn.Module):
-    "From noisy bytes in [-1, 1], half a grey value beyond, to the whole line. Eq. 35.10 (RealNVP sec. 4.1)."
+    "From noisy bytes, in [-1, 1] and half a grey value beyond, to the whole line. Eq. 35.10."
+
     def __init__(self, margin: float = 1e-6):
         super().__init__()
         self.margin = margin
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]: # [b d]
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # [b d]
         shrink = (1 - 2*self.margin)/(2 + GREY)
         v = self.margin + shrink*(x + 1 + GREY/2)
         return v.logit(), (math.log(shrink) - v.log() - torch.log1p(-v)).sum(1)
 
-    def inverse(self, z: Tensor) -> Tensor: # [b d]
+    def inverse(self, z: Tensor) -> Tensor:  # [b d]
         return (z.sigmoid() - self.margin)*(2 + GREY)/(1 - 2*self.margin) - 1 - GREY/2
+
 
 class ByteFlow(Flow):
     "A flow of pictures made of bytes. Eq. 35.9."
     likelihood = 'bound'
 
-    def nats(self, x: Tensor) -> Tensor: # [b ...] bytes in [-1, 1] -> [b]
-        "-log probability of the bytes, a bound on average over one draw of noise within each byte. Eq. 35.9."
+    def nats(self, x: Tensor) -> Tensor:  # [b ...] bytes in [-1, 1] -> [b]
+        "-log probability of the bytes, bounded by one draw of noise within each. Eq. 35.9."
         if not (x.abs() <= 1 + 1e-6).all():
             raise Problem('Bytes lie within [-1, 1], these pictures do not: scale them '
                           'as `to_unit` does.')
-        return super().nats(x + GREY*(torch.rand_like(x) - 1/2)) - self.d*math.log(GREY)
+        u = GREY*(torch.rand_like(x) - 1/2)
+        return super().nats(x + u) - self.d*math.log(GREY)
 
-    def sample(self, n: int) -> Tensor: # [n ...] bytes in [-1, 1]
+    def sample(self, n: int) -> Tensor:  # [n ...] bytes in [-1, 1]
         "Draw, and round to the byte in whose cell the draw lies."
         x = super().sample(n)
         return to_unit(to_bytes(x)).to(x)
 
+
 def flow_pictures(size: int = 14, depth: int = 6, width: int = 120) -> ByteFlow:
     "A flow of grey pictures, three hundred thousand parameters."
     d = size*size
-    return ByteFlow(
-        [Logit(),
-         Affine(d), *(Coupling(half, width) for half in halves(d, depth))],
-        (1, size, size))
+    couplings = [Coupling(half, width) for half in halves(d, depth)]
+    return ByteFlow([Logit(), Affine(d), *couplings], (1, size, size))

@@ -18,61 +18,70 @@ from .autoregressive import Rival
 from ..train.fit import Training
 
 # %% ../../nbs/36_gan.ipynb #critic
-def critic_loss(real: Tensor, fake: Tensor) -> Tensor: # logits [b] -> [b]
+def critic_loss(real: Tensor, fake: Tensor) -> Tensor:  # logits [b] -> [b]
     "What the critic pays, in nats. Eq. 36.1 (Goodfellow et al. eq. 1)."
     return F.softplus(-real) + F.softplus(fake)
 
 # %% ../../nbs/36_gan.ipynb #forger
-def generator_loss(fake: Tensor) -> Tensor: # logits [b] -> [b]
+def generator_loss(fake: Tensor) -> Tensor:  # logits [b] -> [b]
     "What the generator pays: the non-saturating loss. Eq. 36.4 (Goodfellow et al. sec. 3)."
     return F.softplus(-fake)
 
 # %% ../../nbs/36_gan.ipynb #gan
-def slope_price(critic: nn.Module, x: Tensor) -> Tensor: # [b ...] -> [b]
+def slope_price(critic: nn.Module, x: Tensor) -> Tensor:  # [b ...] -> [b]
     "The squared slope of the logit at x. Eq. 36.7 (Mescheder et al. eq. 9)."
     x = x.detach().requires_grad_()
     slope, = torch.autograd.grad(critic(x).sum(), x, create_graph=True)
     return slope.flatten(1).square().sum(1)
 
+
 class GAN(Rival):
     "A generator and its critic. Eq. 36.6-36.7."
     likelihood = 'none'
 
-    def __init__(
-        self,
-        generator: nn.Module, # [b noise] -> [b ...]
-        critic: nn.Module, # [b ...] -> logit [b]
-        noise: int, # numbers that a sample is made from
-        gamma: float = 1.): # price of the critic's slope
+    def __init__(self,
+                 generator: nn.Module,  # [b noise] -> [b ...]
+                 critic: nn.Module,  # [b ...] -> logit [b]
+                 noise: int,  # numbers that a sample is made from
+                 gamma: float = 1.):  # price of the critic's slope
         super().__init__()
-        self.generator, self.critic, self.noise, self.gamma = generator, critic, noise, gamma
+        self.generator = generator
+        self.critic = critic
+        self.noise = noise
+        self.gamma = gamma
 
-    def draw(self, n: int) -> Tensor: # [n ...], with its gradient
+    def draw(self, n: int) -> Tensor:  # [n ...], with its gradient
         like = next(self.parameters())
-        return self.generator(
-            torch.randn(n, self.noise, device=like.device, dtype=like.dtype))
+        z = torch.randn(n, self.noise, device=like.device, dtype=like.dtype)
+        return self.generator(z)
 
     @torch.no_grad()
-    def sample(self, n: int) -> Tensor:
-        return self.draw(n) # [n ...]
+    def sample(self, n: int) -> Tensor:  # [n ...]
+        return self.draw(n)
 
-    def loss(self, x0: Tensor) -> Tensor: # [b]
-        "Both players' losses as one number: its gradient by either is that of its own. It does not fall, and means nothing. Eq. 36.6."
-        fake, frozen = self.draw(
-            len(x0)), {k: v.detach() for k, v in self.critic.state_dict().items()}
+    def loss(self, x0: Tensor) -> Tensor:  # [b]
+        "Both losses as one number, whose gradient by either player is that of its own. Eq. 36.6."
+        # as a number the sum does not fall during training, and means nothing
+        fake = self.draw(len(x0))
+
+        # the critic: samples are taken as they are, and its slope at data has a price
         price = self.gamma/2*slope_price(self.critic, x0) if self.gamma else 0.
-        return critic_loss(self.critic(x0), self.critic(
-            fake.detach())) + price + generator_loss(
-                functional_call(self.critic, frozen, (fake, )))
+        critic = critic_loss(self.critic(x0), self.critic(fake.detach())) + price
+
+        # the generator: the critic's weights are taken as they are
+        frozen = {name: v.detach() for name, v in self.critic.state_dict().items()}
+        return critic + generator_loss(functional_call(self.critic, frozen, (fake, )))
 
 # %% ../../nbs/36_gan.ipynb #modes
-def modes(
-    x: Tensor, world: Mixture, reach: float = 4.
-) -> tuple[Tensor, float]: # [b d] -> shares [k], share off all modes
-    "Which modes the samples belong to: the nearest, within `reach` of its standard deviations. Eq. 36.9."
+def modes(x: Tensor,  # [b d]
+          world: Mixture,
+          reach: float = 4.,  # standard deviations
+          ) -> tuple[Tensor, float]:  # shares [k], share off all modes
+    "Which modes the samples belong to: the nearest one, if within reach. Eq. 36.9."
     distance, k = (torch.cdist(x, world.mean)/world.std).min(1)
     share = torch.bincount(k[distance < reach], minlength=len(world.mean))/len(x)
     return share, 1 - share.sum().item()
+
 
 def covered(share: Tensor) -> int:
     "How many modes get a quarter of an equal share or more. Eq. 36.9."
@@ -80,25 +89,28 @@ def covered(share: Tensor) -> int:
 
 # %% ../../nbs/36_gan.ipynb #constructors
 def layers(*widths: int) -> list[nn.Module]:
-    "Linear layers with a bend between them."
-    pairs = [
-        part for i, o in zip(widths, widths[1:]) for part in (nn.Linear(i, o), nn.SiLU())
-    ]
-    return pairs[:-1]
+    "Linear layers with an activation between them."
+    parts = []
+    for i, o in zip(widths, widths[1:]):
+        parts += [nn.Linear(i, o), nn.SiLU()]
+    return parts[:-1]
+
 
 def gan_points(width: int = 64, gamma: float = 1.) -> GAN:
     "A GAN of points in the plane, seventeen thousand parameters."
-    return GAN(nn.Sequential(*layers(2, width, width, width, 2)),
-               nn.Sequential(*layers(2, width, width, width, 1), nn.Flatten(0)), 2, gamma)
+    G = nn.Sequential(*layers(2, width, width, width, 2))
+    C = nn.Sequential(*layers(2, width, width, width, 1), nn.Flatten(0))
+    return GAN(G, C, 2, gamma)
+
 
 def gan_pictures(size: int = 14, channels: int = 64, noise: int = 32,
                  gamma: float = 1.) -> GAN:
-    "A GAN of grey pictures, a quarter of a million parameters. It works on squares of 2 x 2 pixels."
+    "A GAN of grey pictures, a quarter of a million parameters, on squares of 2 x 2 pixels."
     if size % 2:
         raise Problem(f'Pictures of {size} pixels do not split into squares of 2 x 2: '
                       'give an even size.')
-    # the side in squares, and after a step of two
-    half, quarter = size // 2, (size // 2 + 1) // 2
+    half = size // 2  # the side in squares,
+    quarter = (half + 1) // 2  # and after a step of two
 
     def conv(i, o, step=1):
         return nn.Conv2d(i, o, 3, step, 1)
@@ -116,9 +128,11 @@ def gan_pictures(size: int = 14, channels: int = 64, noise: int = 32,
                       nn.Linear(channels, 1), nn.Flatten(0))
     return GAN(G, C, noise, gamma)
 
-# for `fit`; the batch is for whoever makes the batches
+
+# batch: of points or pictures; the rest is for `fit`
 POINTS = dict(batch=256, steps=10_000, lr=2e-3, warmup=50, bf16=False)
 PICTURES = dict(batch=64, steps=4000, lr=5e-4, warmup=50, bf16=False)
+
 
 def players(gan: GAN, momentum: float = 0.) -> Training:
     "A run of both players at once, without momentum."

@@ -17,23 +17,26 @@ from ..diffusion.posterior import gaussian_kl
 from .autoregressive import Rival
 
 # %% ../../nbs/34_vae.ipynb #vae
-def network(n_in: int, width: int, n_out: int, depth: int = 2, first: float = 1.,
-            last: float = .3) -> nn.Sequential:
+def network(n_in: int, width: int, n_out: int, depth: int = 2,
+            first: float = 1., last: float = .3) -> nn.Sequential:
     "A plain network; `first` and `last` scale these layers at the start."
     sizes = [n_in, *[width]*depth, n_out]
-    layers = [
-        layer for a, b in zip(sizes, sizes[1:]) for layer in (nn.Linear(a, b), nn.SiLU())
-    ][:-1]
-    for layer in layers[::2]:
+    linear = [nn.Linear(a, b) for a, b in zip(sizes, sizes[1:])]
+    for layer in linear:
         nn.init.kaiming_normal_(layer.weight)
         nn.init.normal_(layer.bias, std=.5)
     with torch.no_grad():
-        layers[0].weight.mul_(first)
-        layers[-1].weight.mul_(last)
-        layers[-1].bias.zero_()
-    return nn.Sequential(*layers)
+        linear[0].weight.mul_(first)
+        linear[-1].weight.mul_(last)
+        linear[-1].bias.zero_()
 
-def density_nats(x: Tensor, mean: Tensor, std: Tensor) -> Tensor: # all [b ...]
+    layers = []
+    for layer in linear:
+        layers += [layer, nn.SiLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def density_nats(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:  # all [b ...]
     "-log of a Gaussian's density, coordinate by coordinate."
     return .5*((x - mean)/std)**2 + (std*math.sqrt(2*math.pi)).log()
 
@@ -42,90 +45,81 @@ class VAE(Rival):
     "A few latents behind each x: trained by a bound, drawn in one evaluation. Eq. 34.1-34.5."
     likelihood = 'bound'
 
-    def __init__(
-            self,
-            shape: tuple[int, ...],
-            latents: int,
-            width: int,
-            depth: int = 2,
-            bytes: bool = False, # are x pictures made of bytes, or points with a density?
-            first: float = 1.,
-            log_floor: float = -5.,
-            start: float = 0.): # log of the widths that both networks say at the start
+    def __init__(self, shape: tuple[int, ...], latents: int, width: int, depth: int = 2,
+                 bytes: bool = False,  # x are pictures of bytes, or else points
+                 first: float = 1.,
+                 log_floor: float = -5.,  # of the decoder's log std
+                 start: float = 0.):  # log std of both networks at the start
         super().__init__()
-        self.shape, self.latents, self.bytes, self.log_floor = tuple(
-            shape), latents, bytes, log_floor
+        self.shape = tuple(shape)
+        self.latents = latents
+        self.bytes = bytes
+        self.log_floor = log_floor
+
         d = math.prod(shape)
-        self.encoder, self.decoder = network(d, width, 2*latents, depth, first), network(
-            latents, width, 2*d, depth, first)
+        self.encoder = network(d, width, 2*latents, depth, first)
+        self.decoder = network(latents, width, 2*d, depth, first)
         with torch.no_grad():
             for net in (self.encoder, self.decoder):
                 net[-1].bias.chunk(2)[1].fill_(start)
 
-    def encode(
-        self, x: Tensor
-    ) -> tuple[Tensor, Tensor]: # [b ...] -> mean, std of q(z | x), [b latents] both
-        "Where the z behind x may lie. Eq. 34.2."
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:  # [b ...] -> [b latents] both
+        "Mean and std of q(z | x). Eq. 34.2."
         if x.shape[1:] != self.shape:
-            raise Problem(
-                f'This model knows data of {[*self.shape]} each, not {[*x.shape[1:]]}.')
+            raise Problem(f'This model knows data of {[*self.shape]} each, '
+                          f'not {[*x.shape[1:]]}.')
         if self.bytes and not (x.abs() <= 1 + 1e-6).all():
             raise Problem('Bytes lie within [-1, 1], these pictures do not: scale them '
                           'as `to_unit` does.')
         mean, log_std = self.encoder(x.flatten(1)).to(x.dtype).chunk(2, 1)
-        # far from all data an encoder may say anything, but not infinity
-        return mean, log_std.clamp(max=5).exp()
+        return mean, log_std.clamp(max=5).exp()  # finite even far from all data
 
-    def decode(
-        self, z: Tensor
-    ) -> tuple[Tensor, Tensor]: # [b latents] -> mean, std of p(x | z), [b ...] both
-        "What z says about x. Eq. 34.1."
+    def decode(self, z: Tensor) -> tuple[Tensor, Tensor]:  # [b latents] -> [b ...] both
+        "Mean and std of p(x | z). Eq. 34.1."
         mean, log_std = self.decoder(z).to(z.dtype).chunk(2, 1)
-        return mean.reshape(-1,
-                            *self.shape), log_std.clamp(min=self.log_floor).exp().reshape(
-                                -1, *self.shape)
+        std = log_std.clamp(min=self.log_floor).exp()
+        return mean.reshape(-1, *self.shape), std.reshape(-1, *self.shape)
 
-    def distortion(self, x: Tensor, z: Tensor) -> Tensor: # [b ...], [b latents] -> [b]
+    def distortion(self, x: Tensor, z: Tensor) -> Tensor:  # [b ...], [b latents] -> [b]
         "-log p(x | z). Eq. 34.4."
         price = decoder_nats if self.bytes else density_nats
         return price(x, *self.decode(z)).flatten(1).sum(1)
 
-    def terms(
-        self, x: Tensor, eps: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]: # [b ...], [b latents] -> [b], [b]
+    def terms(self, x: Tensor,  # [b ...]
+              eps: Tensor | None = None,  # [b latents]; None: drawn
+              ) -> tuple[Tensor, Tensor]:  # [b] both
         "Distortion, by one draw, and rate. Eq. 34.4-34.5."
         mean, std = self.encode(x)
         z = mean + std*(torch.randn_like(mean) if eps is None else eps)
-        return self.distortion(x, z), gaussian_kl(mean, std, torch.zeros_like(mean),
-                                                  torch.ones_like(std)).sum(1)
+        rate = gaussian_kl(mean, std, torch.zeros_like(mean), torch.ones_like(std))
+        return self.distortion(x, z), rate.sum(1)
 
-    def nats(self, x: Tensor) -> Tensor: # [b ...] -> [b]
+    def nats(self, x: Tensor) -> Tensor:  # [b ...] -> [b]
         "The bound, by one draw. Eq. 34.4."
         distortion, rate = self.terms(x)
         return distortion + rate
 
-    def importance(self, x: Tensor, k: int) -> Tensor: # [b ...] -> [b]
+    def importance(self, x: Tensor, k: int) -> Tensor:  # [b ...] -> [b]
         "The bound by k draws that are averaged before the logarithm. Eq. 34.8 (IWAE eq. 8)."
         if k < 1:
             raise Problem(f'{k} draws say nothing: ask for 1 or more.')
         mean, std = self.encode(x)
         log_w = []
         for _ in range(k):
-            eps = torch.randn_like(mean)
-            z = mean + std*eps
-            log_w.append(
-                density_nats(z, mean, std).sum(1) -
-                density_nats(z, torch.zeros_like(z), torch.ones_like(z)).sum(1) -
-                self.distortion(x, z))
+            z = mean + std*torch.randn_like(mean)
+
+            # the weight p(z) p(x | z)/q(z | x)
+            log_q = -density_nats(z, mean, std).sum(1)
+            log_p = -density_nats(z, torch.zeros_like(z), torch.ones_like(z)).sum(1)
+            log_w.append(log_p - self.distortion(x, z) - log_q)
         return math.log(k) - torch.stack(log_w).logsumexp(0)
 
     @torch.no_grad()
-    def sample(self, n: int) -> Tensor: # [n ...]
+    def sample(self, n: int) -> Tensor:  # [n ...]
         "Draw z, then x: one evaluation. Eq. 34.1."
         like = self.decoder[0].weight
-        mean, std = self.decode(
-            torch.randn(n, self.latents, dtype=like.dtype, device=like.device))
-        x = torch.normal(mean, std)
+        z = torch.randn(n, self.latents, dtype=like.dtype, device=like.device)
+        x = torch.normal(*self.decode(z))
         return to_unit(to_bytes(x)).to(x) if self.bytes else x
 
 # %% ../../nbs/34_vae.ipynb #make-points
@@ -133,13 +127,15 @@ def vae_points() -> VAE:
     "The model of points in the plane that notebook 37 compares: 19,976 parameters."
     return VAE((2, ), latents=2, width=96, depth=2, first=2., start=-2.)
 
+
 # batch: of points; the rest is for `fit`; half a minute of one core
 POINTS = dict(batch=256, steps=10_000, lr=5e-3, warmup=50, bf16=False)
 
 # %% ../../nbs/34_vae.ipynb #make-pictures
 def vae_pictures(latents: int = 16) -> VAE:
-    "The model of 14 x 14 grey pictures that notebook 37 compares: 295,336 parameters with 16 latents."
+    "The model of 14 x 14 grey pictures that notebook 37 compares: 295,336 parameters."
     return VAE((1, 14, 14), latents, width=256, depth=2, bytes=True)
+
 
 # 40 seconds of one core
 PICTURES = dict(batch=128, steps=6000, lr=2e-3, warmup=50, bf16=False)

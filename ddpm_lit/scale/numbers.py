@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['LOSSES', 'RUNS', 'elementwise_error', 'Place', 'table_row', 'step_row', 'tanh_cdf', 'vb_term', 'loss_row',
-           'diffusion_row', 'respaced', 'run_diffusion', 'sampler_times', 'Run', 'level_at', 'run_ddim', 'run_inverse',
-           'run_unit_signal', 'mirror', 'multistep', 'run_dpm', 'sampler_run', 'run_samplers']
+           'diffusion_row', 'respaced', 'spaced_row', 'run_diffusion', 'sampler_times', 'Run', 'level_at', 'run_ddim',
+           'run_inverse', 'run_unit_signal', 'mirror', 'multistep', 'run_dpm', 'sampler_run', 'run_samplers']
 
 # %% ../../nbs/74_numbers.ipynb #imports
-import math, re
+import math
+import re
 from functools import partial
 from typing import Iterator, NamedTuple
 import torch
@@ -18,355 +19,459 @@ from ..core.denoiser import Denoiser, Prediction, add_score, from_eps, from_x0
 from ..core.level import CLEAN, Level, from_edm_sigma
 from ..diffusion.bits import to_bits
 from ..diffusion.forward import new_noise, q_sample
-from ..diffusion.loss import bound_term, decoder_nats, hybrid, l_simple, prior_nats, weighted, x0_weight
+from ..diffusion.loss import bound_term, decoder_nats, hybrid, l_simple, prior_nats
+from ..diffusion.loss import weighted, x0_weight
 from ..diffusion.oracle import Mixture
 from ..diffusion.posterior import posterior
-from ..diffusion.sample import Kernel, ancestral, clamp_x0, ddim, fixed_large, fixed_small, last, learned_range, respace, reverse, steps
+from ..diffusion.sample import Kernel, ancestral, clamp_x0, ddim, fixed_large
+from ..diffusion.sample import fixed_small, last, learned_range, respace, reverse
+from ..diffusion.sample import steps
 from ..diffusion.schedule import Betas, cosine, karras, linear, linear_scaled
 from ..diffusion.solve import dpmpp_2m, gaussian_flow, heun
 from .weights import KINDS, Fixture, Kind
 
 # %% ../../nbs/74_numbers.ipynb #elementwise
 def elementwise_error(a: Tensor, b: Tensor) -> float:
-    "The largest difference, each against its own element of b where that is above 1. Eq. 74.1."
+    "The largest difference, relative to |b| where that is above 1. Eq. 74.1."
     if a.shape != b.shape:
         raise Problem(f'Our output is {[*a.shape]}, theirs {[*b.shape]}.')
-    return ((a.double() - b.double()).abs()/b.double().abs().clamp(min=1)).max().item()
+    a, b = a.double(), b.double()
+    return ((a - b).abs()/b.abs().clamp(min=1)).max().item()
 
 # %% ../../nbs/74_numbers.ipynb #place
 class Place:
-    "One timestep of a table, counted from 0, with its row of the fixture's inputs: the levels below, here and above, and x_t."
+    "A timestep k of a schedule: the levels s < t < up around it, the inputs, and x_t."
+
     def __init__(self, S: Betas, k: int, i: dict[str, Tensor]):
-        self.S, self.i, self.frac, self.inner = S, i, (i['var_range'] + 1)/2, k > 0
-        self.s, self.t, self.up = map(
-            Level,
-            torch.cat([CLEAN.log_snr[None], S.log_snr, -CLEAN.log_snr[None]])[k:k + 3])
+        self.S = S
+        self.i = i
+        self.frac = (i['var_range'] + 1)/2
+        self.inner = k > 0  # else the step ends in clean data
+        ends = CLEAN.log_snr[None]
+        around = torch.cat([ends, S.log_snr, -ends])[k:k + 3]
+        self.s, self.t, self.up = map(Level, around)
         self.x_t = q_sample(i['x0'], self.t, i['noise'])
 
     def deviations(self) -> dict[str, Tensor]:
-        "The standard deviations of the step down, by their names; where they are 0, with what stands in the place of 0."
+        "The standard deviations of the step from t to s, by name; never 0."
         s, t, f = self.s, self.t, self.frac
-        learned = dict(learned=(self.i['var_log']/2).exp())
+        std = dict(learned=(self.i['var_log']/2).exp())
         if self.inner:
-            return learned | {
-                v.__name__: v(Prediction(f, f, f), None, s, t)
-                for v in (fixed_small, fixed_large, learned_range)
-            }
+            for variance in (fixed_small, fixed_large, learned_range):
+                std[variance.__name__] = variance(Prediction(f, f, f), None, s, t)
+            return std
+
+        # to clean data the posterior has variance 0: the step above lends its own
         lent = fixed_small(None, None, t, self.up)
-        return learned | dict(fixed_small=lent, fixed_large=lent,
-                              learned_range=lent**(1 - f)*t.sigma**f)
+        std |= dict(fixed_small=lent, fixed_large=lent)
+        std |= dict(learned_range=lent**(1 - f)*t.sigma**f)
+        return std
 
     def readings(self) -> dict[str, Denoiser]:
-        "The network's output read as the noise, as the clean data, and as the mean of the step down."
-        def from_xprev(x, t):
-            return from_x0((self.i['xprev'] - posterior(0*x, x, self.s, t)[0])/
-                           (self.s.signal*new_noise(self.s, t)), x, t)
+        "The network's output read as the noise, as x_0, and as the mean of the step."
 
-        readings = dict(eps=lambda x, t: from_eps(self.i['eps'], x, t),
-                        x0=lambda x, t: from_x0(self.i['x0_pred'], x, t),
-                        xprev=from_xprev)
-        return {
-            kind: lambda x, t, read=read: read(x, t)._replace(frac=self.frac)
-            for kind, read in readings.items()
-        }
+        def from_xprev(x, t):
+            # the posterior mean (12.10) is linear in x_0: solve for x_0
+            offset = posterior(0*x, x, self.s, t)[0]
+            factor = self.s.signal*new_noise(self.s, t)
+            return from_x0((self.i['xprev'] - offset)/factor, x, t)
+
+        def reading(read):
+            return lambda x, t: read(x, t)._replace(frac=self.frac)
+
+        return dict(eps=reading(lambda x, t: from_eps(self.i['eps'], x, t)),
+                    x0=reading(lambda x, t: from_x0(self.i['x0_pred'], x, t)),
+                    xprev=reading(from_xprev))
 
 # %% ../../nbs/74_numbers.ipynb #table-row
 def table_row(p: Place) -> dict[str, Tensor]:
-    "Whatever needs no network, by its name in the fixture: q, the posterior, variances, L_T."
-    t, std, (mean, narrow) = p.t, p.deviations(), posterior(p.i['x0'], p.x_t, p.s, p.t)
-    row = {
-        'x_t': p.x_t, 'q.mean': t.signal*p.i['x0'], 'q.variance': t.sigma**2,
-        'q.log_variance': 2*t.sigma.log(), 'post.mean': mean, 'post.variance': narrow**2,
-        'post.log_variance_clipped': 2*std['fixed_small'].log()
-    }
-    row |= {f'p.var.{v}.log_variance': 2*w.log() for v, w in std.items()}
-    # this one is 0, but for its logarithm
-    row |= {f'p.var.{v}.variance': w**2
-            for v, w in std.items()} | {'p.var.fixed_small.variance': narrow**2}
-    prior = to_bits(prior_nats(p.i['x0'], Level(p.S.log_snr[-1]))).flatten(1).mean(1)
-    return {k: v.expand_as(p.x_t) for k, v in row.items()} | {'prior_bpd': prior}
+    "What needs no network, by its name in the fixture: q, the posterior, variances, L_T."
+    t = p.t
+    std = p.deviations()
+    mean, narrow = posterior(p.i['x0'], p.x_t, p.s, t)
+    row = {'x_t': p.x_t,
+           'q.mean': t.signal*p.i['x0'],
+           'q.variance': t.sigma**2,
+           'q.log_variance': 2*t.sigma.log(),
+           'post.mean': mean,
+           'post.variance': narrow**2,
+           'post.log_variance_clipped': 2*std['fixed_small'].log()}
+    for v, w in std.items():
+        row[f'p.var.{v}.log_variance'] = 2*w.log()
+        row[f'p.var.{v}.variance'] = w**2
+    # at the end it is 0: only its logarithm is clipped
+    row['p.var.fixed_small.variance'] = narrow**2
+    row = {k: v.expand_as(p.x_t) for k, v in row.items()}
+
+    # L_T
+    prior = to_bits(prior_nats(p.i['x0'], Level(p.S.log_snr[-1])))
+    row['prior_bpd'] = prior.flatten(1).mean(1)
+    return row
 
 # %% ../../nbs/74_numbers.ipynb #step-row
 def step_row(p: Place, d: Denoiser) -> dict[str, Tensor]:
-    "A step of each sampler from here, without guidance and with the gradient, by the names of the fixture."
-    x, s, t, noise, g = p.x_t, p.s, p.t, lambda x: p.i['step_noise'], p.i['grad']
+    "A step of each sampler, unguided and guided, by the names of the fixture."
+    x, s, t = p.x_t, p.s, p.t
+    g = p.i['grad']
+
+    def noise(x):
+        return p.i['step_noise']
 
     def guided(x, t):
         return add_score(d(x, t), t, g)
 
-    tilted = reverse(d, x, s, t, lambda *_: p.deviations()['fixed_large']).tilt(g).mean
+    def large(*_):
+        return p.deviations()['fixed_large']
+
+    # guidance by moving the mean of the step
+    tilted = reverse(d, x, s, t, large).tilt(g).mean
+    moved = Kernel(tilted, fixed_large(None, None, s, t))
     return {
         'p_sample.*': last(ancestral(d, [t, s], x, fixed_large, noise)),
-        'p_sample_cond.*': Kernel(tilted, fixed_large(None, None, s, t)).sample(noise(x)),
-        'ddim.eta0.*': last(ddim(d, [t, s], x)), 'ddim.eta1.*': last(
-            ddim(d, [t, s], x, 1., noise)), 'ddim_cond.eta0.*': last(
-                ddim(guided, [t, s], x)), 'ddim_reverse.*': last(ddim(d, [t, p.up], x)),
-        'condition_mean.*': tilted, 'condition_score.*.mean': reverse(
-            guided, x, s, t).mean, 'condition_score.*.pred_xstart': guided(x, t).x0
+        'p_sample_cond.*': moved.sample(noise(x)),
+        'ddim.eta0.*': last(ddim(d, [t, s], x)),
+        'ddim.eta1.*': last(ddim(d, [t, s], x, 1., noise)),
+        'ddim_cond.eta0.*': last(ddim(guided, [t, s], x)),
+        'ddim_reverse.*': last(ddim(d, [t, p.up], x)),
+        'condition_mean.*': tilted,
+        'condition_score.*.mean': reverse(guided, x, s, t).mean,
+        'condition_score.*.pred_xstart': guided(x, t).x0,
     }
 
 # %% ../../nbs/74_numbers.ipynb #bound-row
-def tanh_cdf(z: Tensor) -> Tensor: # [b ...]
-    "Log of what they take for the normal distribution function. Eq. 74.2."
+def tanh_cdf(z: Tensor) -> Tensor:  # [b ...]
+    "The logarithm of their approximate normal distribution function. Eq. 74.2."
     return torch.nn.functional.logsigmoid(math.sqrt(8/math.pi)*(z + .044715*z**3))
 
-def vb_term(p: Place, d: Denoiser, std: Tensor) -> Tensor: # [b]
-    "The term of the bound that belongs here, as they count it, in bits per dimension."
-    x0, said = p.i['x0'], d(p.x_t, p.t)
-    if p.inner:
-        return to_bits(bound_term(said, x0, p.x_t, p.s, p.t, lambda *_: std))
-    return to_bits(decoder_nats(x0, said.x0, std,
-                                tanh_cdf).clamp(max=12*math.log(10))).flatten(1).mean(1)
 
-def loss_row(p: Place, kind: str, v: str,
-             vb: Tensor) -> dict[str, Tensor]: # v: which variance
+def vb_term(p: Place, d: Denoiser, std: Tensor) -> Tensor:  # [b]
+    "The term of the bound at this timestep, as they count it, in bits per dimension."
+    x0 = p.i['x0']
+    prediction = d(p.x_t, p.t)
+    if p.inner:
+        nats = bound_term(prediction, x0, p.x_t, p.s, p.t, lambda *_: std)
+        return to_bits(nats)
+
+    # the decoder; no bin is less likely than 1e-12
+    nats = decoder_nats(x0, prediction.x0, std, tanh_cdf).clamp(max=12*math.log(10))
+    return to_bits(nats).flatten(1).mean(1)
+
+
+def loss_row(p: Place, kind: str, v: str, vb: Tensor) -> dict[str, Tensor]:  # v: variance
     "The losses of one reading, by the names of the fixture."
-    d, x0, noise, T = p.readings()[kind], p.i['x0'], p.i['noise'], len(p.S)
-    mse = (l_simple if kind == 'eps' else weighted(x0_weight))(d, x0, p.t, noise)
+    d = p.readings()[kind]
+    x0, noise = p.i['x0'], p.i['noise']
+    T = len(p.S)
+    squared = l_simple if kind == 'eps' else weighted(x0_weight)
+    mse = squared(d, x0, p.t, noise)
+
     row = {'kl.loss': vb, 'rescaled_kl.loss': T*vb}
     for name, share in (('mse', 1/T), ('rescaled_mse', .001)):
-        row |= {f'{name}.mse': mse, f'{name}.loss': mse}
-        if v == 'learned_range': # in the last step our hybrid has Phi itself
-            row |= {
-                f'{name}.vb': share*T*vb, f'{name}.loss': hybrid(p.S, T, share)(
-                    d, x0, p.t, noise) if p.inner else mse + share*T*vb
-            }
+        row[f'{name}.mse'] = mse
+        row[f'{name}.loss'] = mse
+        if v != 'learned_range':
+            continue
+        row[f'{name}.vb'] = share*T*vb
+        row[f'{name}.loss'] = mse + share*T*vb
+        if p.inner:  # in the last step our hybrid has Phi itself
+            row[f'{name}.loss'] = hybrid(p.S, T, share)(d, x0, p.t, noise)
     return {f'loss.{kind}.{v}.{k}': w for k, w in row.items()}
 
 # %% ../../nbs/74_numbers.ipynb #diffusion-row
 # those in the fixture
 LOSSES = ('eps', 'fixed_small'), ('eps', 'learned_range'), ('x0', 'fixed_large')
 
-def diffusion_row(
-    S: Betas, k: int,
-    i: dict[str,
-            Tensor]) -> dict[str, Tensor]: # i: the fixture's inputs, one row of each
-    "Whatever stands at timestep k, counted from 0, by the names of the fixture."
+
+def diffusion_row(S: Betas, k: int,
+                  i: dict[str, Tensor]  # the fixture's inputs, one row of each
+                  ) -> dict[str, Tensor]:
+    "What stands at timestep k, counted from 0, by the names of the fixture."
     p = Place(S, k, i)
     row = table_row(p)
     for kind, plain in p.readings().items():
         for clip, d in dict(noclip=plain, clip=clamp_x0(plain)).items():
-            steps_with = plain if kind == 'xprev' else d
-            row |= {
-                f'p.{kind}.{clip}.pred_xstart': d(p.x_t, p.t).x0,
-                f'p.{kind}.{clip}.mean': reverse(steps_with, p.x_t, p.s, p.t).mean
-            }
-            row |= {
-                f'vb.{kind}.{v}.{clip}': vb_term(p, steps_with, std)
-                for v, std in p.deviations().items()
-            }
+            row[f'p.{kind}.{clip}.pred_xstart'] = d(p.x_t, p.t).x0
+
+            # a mean that was predicted is taken as it is
+            stepping = plain if kind == 'xprev' else d
+            row[f'p.{kind}.{clip}.mean'] = reverse(stepping, p.x_t, p.s, p.t).mean
+            for v, std in p.deviations().items():
+                row[f'vb.{kind}.{v}.{clip}'] = vb_term(p, stepping, std)
             if kind == 'eps':
-                row |= {name.replace('*', clip): v for name, v in step_row(p, d).items()}
+                for name, v in step_row(p, d).items():
+                    row[name.replace('*', clip)] = v
     for kind, v in LOSSES:
         row |= loss_row(p, kind, v, row[f'vb.{kind}.{v}.noclip'])
     return row
 
 # %% ../../nbs/74_numbers.ipynb #diffusion
-def respaced(schedule: Betas, spec: str) -> Tensor: # timesteps counted from 0, rising
-    "The timesteps of a respacing, by name; GLIDE's own is not evenly spaced at the noisy end."
+def respaced(schedule: Betas, spec: str) -> Tensor:  # timesteps counted from 0, rising
+    "The timesteps of a respacing, by name; GLIDE's is uneven at the noisy end."
     step = respace(schedule, '10,10,3,2,2' if spec == 'fast27' else spec).step.flip(0) - 1
     if spec == 'fast27':
         step[-1] -= 2
     return step
 
+
+def spaced_row(S: Betas, spec: str) -> dict[str, Tensor]:
+    "The betas and the posterior's variances of a respaced schedule."
+    t = Level(S.log_snr[respaced(S, spec)])  # all steps at once
+    s = Level(torch.cat([CLEAN.log_snr[None], t.log_snr[:-1]]))
+    small = fixed_small(None, None, s, t)
+    small[0] = small[1]
+    return {f'spaced.{spec}.betas': new_noise(s, t)*t.sigma**2,
+            f'spaced.{spec}.posterior_log_variance_clipped': 2*small.log()}
+
+
 @torch.no_grad()
 def run_diffusion(f: Fixture, dtype: torch.dtype) -> dict[str, Tensor]:
     "What guided-diffusion computes around its network."
-    out, i = {}, {k: v.to(dtype) for k, v in f.inputs.items() if k != 't'}
+    inputs = {k: v.to(dtype) for k, v in f.inputs.items() if k != 't'}
+    out = {}
     for name, table in dict(linear=linear_scaled, cosine=cosine).items():
         if name not in f.config['schedules']:
             continue
         S = table(f.config['T'])
-        rows = [
-            diffusion_row(S, int(k), {n: v[b:b + 1]
-                                      for n, v in i.items()})
-            for b, k in enumerate(f.inputs['t'])
-        ]
-        out |= {
-            f'{name}.betas': S.betas, f'{name}.alphas_cumprod': Level(S.log_snr).alpha_bar
-        } | {f'{name}.{n}': torch.cat([r[n] for r in rows]) for n in rows[0]}
-        for spec in {
-                m[1]
-                for n in f.outputs
-                if (m := re.fullmatch(rf'{name}\.spaced\.(.+)\.betas', n))
-        }:
-            # all steps at once
-            t = Level(S.log_snr[respaced(S, spec)])
-            s = Level(torch.cat([CLEAN.log_snr[None], t.log_snr[:-1]]))
-            small = fixed_small(None, None, s, t)
-            small[0] = small[1]
-            out |= {
-                f'{name}.spaced.{spec}.betas': new_noise(s, t)*t.sigma**2,
-                f'{name}.spaced.{spec}.posterior_log_variance_clipped': 2*small.log()
-            }
-    spaces = [m for n in f.outputs if (m := re.fullmatch(r'space\.(\d+)\.(.+)', n))]
-    return out | {m[0]: respaced(linear_scaled(int(m[1])), m[2]) for m in spaces}
+        found = {'betas': S.betas, 'alphas_cumprod': Level(S.log_snr).alpha_bar}
 
-KINDS.append(
-    Kind(r'guided-diffusion GaussianDiffusion\b', run_diffusion, (1e-10, 1e-4),
-         elementwise_error))
+        # each example has a timestep of its own
+        rows = []
+        for b, k in enumerate(f.inputs['t']):
+            own = {n: v[b:b + 1] for n, v in inputs.items()}
+            rows.append(diffusion_row(S, int(k), own))
+        for n in rows[0]:
+            found[n] = torch.cat([r[n] for r in rows])
+
+        for n in f.outputs:
+            spaced = re.fullmatch(rf'{name}\.spaced\.(.+)\.betas', n)
+            if spaced:
+                found |= spaced_row(S, spaced[1])
+        out |= {f'{name}.{n}': v for n, v in found.items()}
+
+    for n in f.outputs:
+        space = re.fullmatch(r'space\.(\d+)\.(.+)', n)
+        if space:
+            out[n] = respaced(linear_scaled(int(space[1])), space[2])
+    return out
+
+
+KINDS.append(Kind(r'guided-diffusion GaussianDiffusion\b', run_diffusion, (1e-10, 1e-4),
+                  elementwise_error))
 
 # %% ../../nbs/74_numbers.ipynb #samplers
-def sampler_times(spacing: str, n: int, offset: int = 0, extra: int = 0,
+def sampler_times(spacing: str, n: int, offset: int = 0,
+                  extra: int = 0,  # 1: one more step at the end that is not listed
                   T: int = 1000) -> list[float]:
-    "The timesteps of a run as diffusers spaces them, counted from 0, the noisiest first; `extra` adds one at the end that is not listed."
+    "The timesteps of a run as diffusers spaces them, from 0, the noisiest first."
     if spacing == 'leading':
         return [i*(T // n) + offset for i in range(n)][::-1]
     if spacing == 'trailing':
         return [round(T - i*T/n) - 1 for i in range(n)]
     if spacing != 'linspace':
-        raise Problem(
-            f'There is no spacing "{spacing}": choose leading, trailing or linspace.')
+        raise Problem(f'There is no spacing "{spacing}": '
+                      'choose leading, trailing or linspace.')
     return [(T - 1)*i/(n - 1 + extra) for i in range(extra, n + extra)][::-1]
+
 
 class Run(NamedTuple):
     "What diffusers lists of a run."
     times: list
     states: list[Tensor]
-    start: Tensor # the first state in our units
+    start: Tensor  # the first state in our units
     sigmas: list[Tensor] | None = None
 
-def level_at(
-    S: Betas, k: int, clean: bool = True
-) -> Level: # counted from 0; below that lies clean data, or the first level again
+
+def level_at(S: Betas, k: int,  # counted from 0
+             clean: bool = True  # below 0 lie clean data, or the first level again
+             ) -> Level:
     "The level of a timestep."
-    return Level(S.log_snr[max(k, 0)]) if k >= 0 or not clean else CLEAN
+    if k < 0 and clean:
+        return CLEAN
+    return Level(S.log_snr[max(k, 0)])
 
 # %% ../../nbs/74_numbers.ipynb #sampler-runs
 def run_ddim(run: dict, S: Betas, d: Denoiser, i: dict[str, Tensor]) -> Run:
     "DDIM by its own stride, whatever the spacing."
-    o, n = run['options'], run['steps']
+    o = run['options']
+    n = run['steps']
     at = partial(level_at, S, clean=o.get('set_alpha_to_one', True))
-    times, states = [
-        *map(round, sampler_times(o['timestep_spacing'], n, o.get('steps_offset', 0)))
-    ], [i['x_T']]
+    spaced = sampler_times(o['timestep_spacing'], n, o.get('steps_offset', 0))
+    times = [round(k) for k in spaced]
+
+    states = [i['x_T']]
     for k, z in zip(times, i['noise']):
-        states.append(
-            last(
-                ddim(d, [at(k), at(k - len(S) // n)], states[-1], run['eta'],
-                     lambda x: z)))
+        levels = [at(k), at(k - len(S) // n)]
+        states.append(last(ddim(d, levels, states[-1], run['eta'], lambda x: z)))
     return Run(times, states, i['x_T'])
 
+
 def run_inverse(run: dict, S: Betas, d: Denoiser, i: dict[str, Tensor]) -> Run:
-    "DDIM upwards. No noise is seen in clean data, so the first step adds none."
+    "DDIM towards noise. Clean data contain none, so the first step adds none."
     times = sampler_times('leading', run['steps'])[::-1]
     levels = [level_at(S, k) for k in times]
     x = levels[0].signal*i['x_0']
     return Run(times, [i['x_0'], x, *ddim(d, levels, x)], i['x_0'])
 
+
 def run_unit_signal(run: dict, S: Betas, d: Denoiser, i: dict[str, Tensor]) -> Run:
-    "Euler's and Heun's methods on x/signal; each level of Heun's is listed twice, once for each time it is asked."
-    nodes, times, twice = Level(S.log_snr).edm_sigma, sampler_times(
-        'linspace', run['steps']), run['scheduler'] == 'heun'
-    sizes = [
-        torch.lerp(nodes[j], nodes[j + 1], k - j)
-        for k in times
-        for j in [min(int(k),
-                      len(S) - 2)]
-    ]
-    levels, asked = [*map(from_edm_sigma, sizes), CLEAN], []
+    "Euler's and Heun's methods on x/signal; Heun's lists each level twice."
+    twice = run['scheduler'] == 'heun'
+
+    # sigma/signal at fractional timesteps, on a line between two of the table
+    nodes = Level(S.log_snr).edm_sigma
+    times = sampler_times('linspace', run['steps'])
+    sizes = []
+    for k in times:
+        j = min(int(k), len(S) - 2)
+        sizes.append(torch.lerp(nodes[j], nodes[j + 1], k - j))
+    levels = [*map(from_edm_sigma, sizes), CLEAN]
+
+    seen = []
 
     def watched(x, t):
-        asked.append(x/t.signal)
+        seen.append(x/t.signal)
         return d(x, t)
 
+    solver = heun if twice else ddim
     start = levels[0].sigma*i['x_T']
-    end = last((heun if twice else ddim)(watched, levels, start))
-    listed = lambda v: v[:1] + [u for u in v[1:] for _ in range(1 + twice)]
-    return Run(listed(times), [*asked, end], start, [*listed(sizes), CLEAN.edm_sigma])
+    end = last(solver(watched, levels, start))
+
+    def listed(values):  # once for each evaluation
+        return values[:1] + [v for v in values[1:] for _ in range(1 + twice)]
+
+    sigmas = [*listed(sizes), CLEAN.edm_sigma]
+    return Run(listed(times), [*seen, end], start, sigmas)
 
 # %% ../../nbs/74_numbers.ipynb #multistep
 def mirror(t: Level) -> Level:
     "The level at which signal and sigma have changed places."
     return Level(-t.log_snr)
 
+
 @torch.no_grad()
-def multistep(
-        denoiser: Denoiser,
-        levels: list[Level],
-        x: Tensor,
-        orders: list[int], # the order of each step, 1 to 3
-        line: bool = False, # at order 2, take the average of the line and not its middle?
-        bend: float = .5, # the weight of m_2: theirs, by right 1
-) -> Iterator[Tensor]:
-    "DPM-Solver++ as diffusers has it: steps of DDIM from a guess averaged over each step. Eq. 74.3."
-    past = [] # half log SNR and guess, the newest first
+def multistep(denoiser: Denoiser, levels: list[Level], x: Tensor,
+              orders: list[int],   # the order of each step, 1 to 3
+              line: bool = False,  # at order 2: the line's average, not its middle
+              bend: float = .5     # the weight of m_2: theirs; consistent would be 1
+              ) -> Iterator[Tensor]:
+    "DPM-Solver++ as in diffusers: DDIM from a guess averaged over the step. Eq. 74.3."
+
+    def slope(a, b):
+        return (a[1] - b[1])/(a[0] - b[0])
+
+    past = []  # half log SNR and guess, the newest first
     for (t, s), order in zip(steps(levels, up=True), orders):
         past = [(t.log_snr/2, denoiser(x, t).x0), *past[:2]]
-        slope = lambda a, b: (a[1] - b[1])/(a[0] - b[0])
-        guess, h = past[0][1], (s.log_snr - t.log_snr)/2
+        guess = past[0][1]
+        h = (s.log_snr - t.log_snr)/2
         if h.isinf():
-            order = 1 # into clean data: the newest guess is the answer
+            order = 1  # into clean data: the newest guess is the answer
+
+        # the averages of u and of u^2 over the step, weighted by e^u
         m1 = h/ -torch.expm1(-h) - 1
         m2 = h**2/ -torch.expm1(-h) - 2*m1
-        if order == 2:
+
+        if order == 2:  # a line through two guesses
             guess = guess + (m1 if line else h/2)*slope(*past[:2])
-        if order == 3:
-            D, B = slope(*past[:2]), (slope(*past[:2]) - slope(*past[1:]))/(past[0][0] -
-                                                                            past[2][0])
-            guess = guess + m1*(D + (past[0][0] - past[1][0])*B) + bend*m2*B
+        if order == 3:  # Newton's parabola through three
+            D = slope(*past[:2])
+            B = (D - slope(*past[1:]))/(past[0][0] - past[2][0])
+            h_before = past[0][0] - past[1][0]
+            guess = guess + m1*(D + h_before*B) + bend*m2*B
+
         x = last(ddim(lambda x, t: from_x0(guess, x, t), [t, s], x))
         yield x
 
 # %% ../../nbs/74_numbers.ipynb #dpm
 def run_dpm(run: dict, S: Betas, d: Denoiser, i: dict[str, Tensor]) -> Run:
     "DPM-Solver and DPM-Solver++, with the orders that diffusers chooses. Eq. 74.3."
-    n, o, x, at = run['steps'], run['options'], i['x_T'], partial(level_at, S)
-    times = [*map(round, sampler_times(o['timestep_spacing'], n, extra=1))]
-    levels, ask = [*map(at, times),
-                   CLEAN if o['final_sigmas_type'] == 'zero' else at(0)], d
+    n = run['steps']
+    o = run['options']
+    x = i['x_T']
+    at = partial(level_at, S)
+
+    # the levels, and the timestep at which the network is evaluated at each
+    times = [round(k) for k in sampler_times(o['timestep_spacing'], n, extra=1)]
+    end = CLEAN if o['final_sigmas_type'] == 'zero' else at(0)
+    levels = [*map(at, times), end]
+    guess = d
     if o.get('use_karras_sigmas'):
         levels = [*karras(n, *Level(S.log_snr[[0, -1]]).edm_sigma.tolist())]
-        near = lambda t: round(S.time(t).item()*len(S) - 1)
-        times, ask = [*map(near, levels[:-1])
-                      ], lambda x, t: from_eps(d(x, at(near(t))).eps, x, t)
-    order, line, short = o['solver_order'], o.get('solver_type') == 'heun', n < 15
+
+        def near(t):
+            return round(S.time(t).item()*len(S) - 1)
+
+        def guess(x, t):
+            return from_eps(d(x, at(near(t))).eps, x, t)
+
+        times = [near(t) for t in levels[:-1]]
+
+    # the order of each step: it rises from 1, and falls again if the run is short
+    order = o['solver_order']
+    line = o.get('solver_type') == 'heun'
+    short = n < 15
+    orders = [min(k, order, n - k + 1 if short else order) for k in range(1, n + 1)]
+
     if o['algorithm_type'] == 'dpmsolver':
-        walk = dpmpp_2m(lambda x, t: Prediction(*ask(x, mirror(t))[1::-1]),
-                        [*map(mirror, levels)], x)
+
+        def exchanged(x, t):  # x_0 for eps and eps for x_0
+            p = guess(x, mirror(t))
+            return Prediction(p.eps, p.x0)
+
+        walk = dpmpp_2m(exchanged, [*map(mirror, levels)], x)
     elif order == 3 or line:
-        walk = multistep(
-            ask, levels, x,
-            [min(k, order, n - k + 1 if short else order) for k in range(1, n + 1)], line)
+        walk = multistep(guess, levels, x, orders, line)
     else:
-        walk = (ddim if order == 1 else dpmpp_2m)(ask, levels, x)
+        walk = (ddim if order == 1 else dpmpp_2m)(guess, levels, x)
+
     states = [x, *walk]
     if short or o.get('euler_at_final'):
-        states[-1] = last(ddim(ask, levels[-2:], states[-2]))
+        states[-1] = last(ddim(guess, levels[-2:], states[-2]))
     return Run(times, states, x, [t.edm_sigma for t in levels])
 
 # %% ../../nbs/74_numbers.ipynb #run-samplers
 RUNS = dict(ddim=run_ddim, inv=run_inverse, dpm=run_dpm, euler=run_unit_signal,
             heun=run_unit_signal)
 
+
 def sampler_run(run: dict, S: Betas, mean: float, std: float,
-                i: dict[str, Tensor]) -> dict[str, Tensor]: # i: the fixture's inputs
-    "One run of the fixture by our samplers, by the names of its outputs, with where the exact flow ends."
+                i: dict[str, Tensor]) -> dict[str, Tensor]:  # i: the fixture's inputs
+    "One run by our samplers, by the names of its outputs, and where the exact flow ends."
     one = torch.ones(1).to(i['x_T'])
+    gaussian = Mixture(one, mean*one[None], std*one)
 
     def d(x, t):
-        return Prediction(*(v.squeeze(-1) for v in Mixture(one, mean*one[None], std*
-                                                           one)(x[..., None], t)[:2]))
+        x0, eps = gaussian(x[..., None], t)[:2]
+        return Prediction(x0.squeeze(-1), eps.squeeze(-1))
 
-    r, flow = RUNS[run['scheduler']](run, S, d, i), partial(gaussian_flow, mean=mean,
-                                                            std=std)
-    ends = {'last_t': level_at(S, int(r.times[-1]))} if run['scheduler'] == 'inv' else {
-        'alpha_bar_1': CLEAN, 't0': level_at(S, 0)
-    }
-    start = CLEAN if run['scheduler'] == 'inv' else level_at(S, int(r.times[0]))
-    return ({f'exact_pf_at_{k}': flow(r.start, s, start) for k, s in ends.items()} |
-            ({'sigmas': torch.stack(r.sigmas)} if r.sigmas else {})
-            | dict(timesteps=torch.tensor(r.times, dtype=torch.float64), traj=torch.stack(
-                r.states), x_final=r.states[-1]))
+    r = RUNS[run['scheduler']](run, S, d, i)
+    out = dict(timesteps=torch.tensor(r.times, dtype=torch.float64),
+               traj=torch.stack(r.states), x_final=r.states[-1])
+    if r.sigmas:
+        out['sigmas'] = torch.stack(r.sigmas)
+
+    # the exact probability flow over the same levels
+    start = level_at(S, int(r.times[0]))
+    ends = {'alpha_bar_1': CLEAN, 't0': level_at(S, 0)}
+    if run['scheduler'] == 'inv':
+        start = CLEAN
+        ends = {'last_t': level_at(S, int(r.times[-1]))}
+    for k, s in ends.items():
+        out[f'exact_pf_at_{k}'] = gaussian_flow(r.start, s, start, mean, std)
+    return out
+
 
 @torch.no_grad()
 def run_samplers(f: Fixture, dtype: torch.dtype) -> dict[str, Tensor]:
     "Runs of diffusers' samplers, by ours."
-    i, c, S = {k: v.to(dtype) for k, v in f.inputs.items()}, f.config, linear()
-    return {
-        f'{name}.{k}': v
-        for name, run in c['runs'].items()
-        for k, v in sampler_run(run, S, c['data_mean'], c['data_std'], i).items()
-    }
+    inputs = {k: v.to(dtype) for k, v in f.inputs.items()}
+    mean, std = f.config['data_mean'], f.config['data_std']
+    S = linear()
+    out = {}
+    for name, run in f.config['runs'].items():
+        for k, v in sampler_run(run, S, mean, std, inputs).items():
+            out[f'{name}.{k}'] = v
+    return out
+
 
 KINDS.append(Kind(r'diffusers schedulers\b', run_samplers, (1e-10, 2e-5)))

@@ -21,14 +21,16 @@ from torch.nn import functional as F
 from ..clip.contrast import CLIP, TextTower
 from ..core.check import Problem
 from ..core.denoiser import Denoiser, Model, from_eps
-from ..diffusion.sample import ancestral, clamp_x0, fixed_small, last, learned_range, respace
+from ..diffusion.sample import ancestral, clamp_x0, fixed_small, last
+from ..diffusion.sample import learned_range, respace
 from ..diffusion.schedule import Grid, cosine
 from ..guide.free import cfg_paired, within as between
 from ..nets.transformer import gelu, quick_gelu
 from ..nets.unet import Attention, SuperRes, UNet, adm_unet
 from .glide import whose
 from .towers import CARRIED, NTH, TRANSFORMERS, Names, nearest_step, within
-from .weights import KINDS, Fixture, Kind, Layout, load_official, only, options, unet_diffusers
+from .weights import KINDS, Fixture, Kind, Layout, load_official, only
+from .weights import options, unet_diffusers
 from ..systems.dalle2 import Decoder, Seen
 from ..systems.glide import Glide, Told
 from ..systems.prior import Heard, Prior, PriorNet, hear
@@ -36,205 +38,233 @@ from ..train.fit import read_tensors
 
 # %% ../../nbs/77_unclip.ipynb #names
 class PriorNames(Names):
-    "diffusers' names for a prior; some of its tensors have further axes of length 1. Eq. 77.1."
+    "diffusers' names for a prior; some tensors have further axes of length 1. Eq. 77.1."
     AXES = {'mean': 1, 'std': 1, 'net.places': 1, 'net.query': 2}
 
     def export(self, net: nn.Module, key: str, w: Tensor) -> dict[str, Tensor]:
         "Our tensor as the official file holds it, by official name."
-        return {
-            k: v.reshape(*[1]*self.AXES.get(key, 0), *v.shape)
-            for k, v in super().export(net, key, w).items()
-        }
+        ones = [1]*self.AXES.get(key, 0)
+        state = super().export(net, key, w)
+        return {k: v.reshape(*ones, *v.shape) for k, v in state.items()}
 
     def read(self, net: nn.Module | None, key: str, state: dict[str, Tensor]) -> Tensor:
         "The way back."
         w = super().read(net, key, state)
         return w.reshape(w.shape[self.AXES.get(key, 0):])
 
+
 UNCLIP_BLOCK = {
-    'norm1.(.+)': 'norm1.{1}', 'norm2.(.+)': 'norm3.{1}',
-    'inner.(.+)': 'ff.net.0.proj.{1}', 'outer.(.+)': 'ff.net.2.{1}',
+    'norm1.(.+)': 'norm1.{1}',
+    'norm2.(.+)': 'norm3.{1}',
+    'inner.(.+)': 'ff.net.0.proj.{1}',
+    'outer.(.+)': 'ff.net.2.{1}',
     'attn.qkv.(.+)': 'attn1.to_q.{1} attn1.to_k.{1} attn1.to_v.{1}',
-    'attn.out.(.+)': 'attn1.to_out.0.{1}'
+    'attn.out.(.+)': 'attn1.to_out.0.{1}',
 }
-UNCLIP_PRIOR = PriorNames(
-    'diffusers prior', rules={
-        'mean': 'clip_mean', 'std': 'clip_std', 'net.query': 'prd_embedding',
-        'net.places': 'positional_embedding',
-        'net.words.(.+)': 'encoder_hidden_states_proj.{}',
-        'net.text.(.+)': 'embedding_proj.{}', 'net.image.(.+)': 'proj_in.{}',
-        'net.norm.(.+)': 'norm_out.{}', 'net.out.(.+)': 'proj_to_clip_embeddings.{}',
-        'net.time.inner.(.+)': 'time_embedding.linear_1.{}',
-        'net.time.outer.(.+)': 'time_embedding.linear_2.{}', **within(
-            f'net.transformer.blocks.{NTH}', 'transformer_blocks.{0}', UNCLIP_BLOCK)
-    })
+UNCLIP_PRIOR = PriorNames('diffusers prior', rules={
+    'mean': 'clip_mean',
+    'std': 'clip_std',
+    'net.query': 'prd_embedding',
+    'net.places': 'positional_embedding',
+    'net.words.(.+)': 'encoder_hidden_states_proj.{}',
+    'net.text.(.+)': 'embedding_proj.{}',
+    'net.image.(.+)': 'proj_in.{}',
+    'net.norm.(.+)': 'norm_out.{}',
+    'net.out.(.+)': 'proj_to_clip_embeddings.{}',
+    'net.time.inner.(.+)': 'time_embedding.linear_1.{}',
+    'net.time.outer.(.+)': 'time_embedding.linear_2.{}',
+    **within(f'net.transformer.blocks.{NTH}', 'transformer_blocks.{0}', UNCLIP_BLOCK),
+})
 
 # %% ../../nbs/77_unclip.ipynb #load
+# as published
 PRIOR_OPTIONS = dict(num_attention_heads=32, attention_head_dim=64, num_layers=20,
                      embedding_dim=768, num_embeddings=77, additional_embeddings=4,
                      time_embed_act_fn='silu', norm_in_type=None,
                      embedding_proj_norm_type=None, encoder_hid_proj_type='linear',
-                     added_emb_type='prd') # as published
+                     added_emb_type='prd')
+
 # the clock of a prior that counts the cosine table's timesteps
 STEPS = nearest_step(cosine())
 
-def prior_diffusers(
-    config: dict | None = None
-) -> Prior: # official options that differ from the published
-    "The prior that a configuration of diffusers' PriorTransformer describes, untrained; its clock counts their timesteps."
+
+def prior_diffusers(config: dict | None = None  # options that differ from the published
+                    ) -> Prior:
+    "The prior of a configuration of diffusers' PriorTransformer, untrained."
     c = options(config or {}, PRIOR_OPTIONS, 'dropout')
     only(c, additional_embeddings=[4], time_embed_act_fn=['silu'], norm_in_type=[None],
          embedding_proj_norm_type=[None], encoder_hid_proj_type=['linear'],
          added_emb_type=['prd'])
-    return Prior(
-        PriorNet(c['embedding_dim'], c['embedding_dim'], c['num_embeddings'],
-                 c['num_attention_heads']*c['attention_head_dim'], c['num_layers'],
-                 c['num_attention_heads']), STEPS)
+    heads = c['num_attention_heads']
+    net = PriorNet(c['embedding_dim'], c['embedding_dim'], c['num_embeddings'],
+                   heads*c['attention_head_dim'], c['num_layers'], heads)
+    return Prior(net, STEPS)
 
-def opened(
-    source
-) -> tuple[
-        dict[str, Tensor],
-        str]: # the path of a safetensors file, or a state -> the state, and what to call it
+
+def opened(source  # the path of a safetensors file, or a state
+           ) -> tuple[dict[str, Tensor], str]:  # the state, and what to call it
     "What a file holds, or a state as it is."
-    return (source, 'This state') if isinstance(source, dict) else (read_tensors(source),
-                                                                    str(source))
+    if isinstance(source, dict):
+        return source, 'This state'
+    return read_tensors(source), str(source)
 
-def load_prior(
-        source, # the path of a safetensors file, or a state
-        config: dict | None = None, # official options that differ from the published
-) -> Prior:
-    "A prior as its file has it, in float32 and ready to be asked. Eq. 77.1."
+
+def load_prior(source,  # the path of a safetensors file, or a state
+               config: dict | None = None  # options that differ from the published
+               ) -> Prior:
+    "A prior as its file has it, in float32. Eq. 77.1."
     state, origin = opened(source)
     with torch.device('meta'):
         prior = prior_diffusers(config)
     return load_official(prior.to_empty(device='cpu').eval(), state, UNCLIP_PRIOR, origin)
 
+# %% ../../nbs/77_unclip.ipynb #run-prior
 def not_causal(net: PriorNet, x: Tensor, t: Tensor, z_text: Tensor,
-               words: Tensor) -> Tensor: # [b d]
-    "What the original code computes when it is given no mask: every position sees every other. Eq. 62.3."
+               words: Tensor) -> Tensor:  # [b d]
+    "The original code without a mask: every position sees every other. Eq. 62.3."
+    rows = torch.cat([net.sentence(z_text, words), net.noised(x, t)], 1)
     net.transformer.causal = False
     try:
-        return net.out(
-            net.norm(
-                net.transformer(
-                    torch.cat([net.sentence(z_text, words),
-                               net.noised(x, t)], 1))[:, -1]))
+        last_row = net.transformer(rows)[:, -1]
     finally:
         net.transformer.causal = True
+    return net.out(net.norm(last_row))
+
 
 @torch.no_grad()
 def run_prior(f: Fixture, dtype: torch.dtype) -> dict[str, Tensor]:
     "Outputs of diffusers' prior, with its mask and without. Eq. 71.2, 77.1."
-    prior, i = load_prior(f.weights, f.config).to(dtype), {
-        k: v.to(dtype) if v.is_floating_point() else v for k, v in f.inputs.items()
-    }
+    prior = load_prior(f.weights, f.config).to(dtype)
+    i = {k: v.to(dtype) if v.is_floating_point() else v for k, v in f.inputs.items()}
     pred = prior.net(i['x'], i['t'], *prior.net.read(i['proj'], i['hid'], i['mask']))
-    return dict(pred=pred, post=prior.unscaled(pred),
-                pred_no_mask=not_causal(prior.net, i['x'], i['t'], i['proj'], i['hid']))
+    no_mask = not_causal(prior.net, i['x'], i['t'], i['proj'], i['hid'])
+    return dict(pred=pred, post=prior.unscaled(pred), pred_no_mask=no_mask)
+
 
 KINDS.append(Kind(r'diffusers PriorTransformer\b', run_prior))
 
 # %% ../../nbs/77_unclip.ipynb #hears
 @torch.no_grad()
-def hear_raw(clip: CLIP, tokens: Tensor) -> Heard: # [b l]
-    "What `hear` hears, with z_t at the length that CLIP gives it. Eq. 77.3."
+def hear_raw(clip: CLIP, tokens: Tensor) -> Heard:  # [b l]
+    "What `hear` computes, with z_t at the length that CLIP gives it. Eq. 77.3."
     return hear(clip, tokens)._replace(z_text=clip.text(tokens))
 
-class HeardText(nn.Module):
-    "What a decoder is told of a sentence that a frozen CLIP has heard: a vector for every block, and words. Eq. 77.3."
-    def __init__(self, dim: int, out: int,
-                 width: int): # of an embedding and of a state, of the vector, of a word
-        super().__init__()
-        self.whole, self.words, self.norm = nn.Linear(dim, out), nn.Linear(
-            dim, width), nn.LayerNorm(width)
 
-    def forward(self, heard: Heard) -> tuple[Tensor, Tensor]: # -> [b out], [b l width]
+class HeardText(nn.Module):
+    "A decoder's text condition: the features of a frozen CLIP, projected. Eq. 77.3."
+
+    def __init__(self, dim: int,    # of an embedding and of a state
+                 out: int,          # of the vector
+                 width: int):       # of a word
+        super().__init__()
+        self.whole = nn.Linear(dim, out)
+        self.words = nn.Linear(dim, width)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, heard: Heard) -> tuple[Tensor, Tensor]:  # -> [b out], [b l width]
         if not isinstance(heard, Heard):
             raise Problem('This decoder is told what a CLIP has heard: give '
                           'hear_raw(clip, tokens), and where nothing is said that of the '
                           'empty sentence.')
         return self.whole(heard.z_text), self.norm(self.words(heard.words))
 
+
 class Masked(Told):
-    "A U-Net that is also told which words may be read. Eq. 77.6."
-    def forward(
-        self, x: Tensor, t: Tensor, whole: Tensor, words: Tensor, mask: Tensor
-    ) -> Tensor: # [b c h w], [b], [b d], [b l width], [b l] -> [b c' h w]
+    "A U-Net that also receives a mask of the words that may be read. Eq. 77.6."
+
+    def forward(self,
+                x: Tensor,      # [b c h w]
+                t: Tensor,      # [b]
+                whole: Tensor,  # [b d]
+                words: Tensor,  # [b l width]
+                mask: Tensor    # [b l]
+                ) -> Tensor:    # [b c' h w]
         return self.net(x, t, emb=whole, tokens=words, mask=mask)
 
+
 class Karlo(Decoder):
-    "A decoder that is told an image embedding and what a CLIP has heard. Eq. 77.3."
-    def told(
-        self, z_image: Tensor | None = None, heard: Heard | None = None
-    ) -> tuple[Tensor,
-               ...]: # [b d] as CLIP gives it, None or zeros where nothing is seen
-        "Both are read once for a whole run; what is seen may always be read. Eq. 77.3, 77.6."
+    "A decoder conditioned on an image embedding and on a CLIP's text features. Eq. 77.3."
+
+    def told(self,
+             z_image: Tensor | None = None,  # [b d]; None or zeros where nothing is seen
+             heard: Heard | None = None) -> tuple[Tensor, ...]:
+        "Both are read once for a whole run. Eq. 77.3, 77.6."
         whole, words = super().told(z_image, heard)
-        return whole, words, torch.cat(
-            [heard.mask.new_ones(len(heard.mask), self.seen.shape[0]), heard.mask], 1)
+
+        # the words of the image stand in front, and may always be read
+        seen = heard.mask.new_ones(len(heard.mask), self.seen.shape[0])
+        return whole, words, torch.cat([seen, heard.mask], 1)
 
 # %% ../../nbs/77_unclip.ipynb #null
 class SeenRaw(Seen):
-    "What an image embedding tells, at the length that CLIP gives it; a learned one stands for nothing seen. Eq. 77.3, 77.4."
-    def __init__(self, dim: int, out: int, width: int,
-                 words: int = 4): # of an embedding, of the vector, of a word; how many
+    "The image condition, from CLIP's own embedding or a learned null. Eq. 77.3, 77.4."
+
+    def __init__(self, dim: int,      # of an embedding
+                 out: int,            # of the vector
+                 width: int,          # of a word
+                 words: int = 4):     # how many
         super().__init__(dim, out, width, words)
         self.null = nn.Parameter(torch.zeros(dim))
 
-    def forward(
-        self, z_image: Tensor | None
-    ) -> tuple[
-            Tensor,
-            Tensor]: # [b d], or rows of zeros where nothing is seen; None: nothing is -> [b out], [b words width]
-        z = self.null[None] if z_image is None else torch.where(
-            z_image.any(1, keepdim=True), z_image.to(self.null), self.null)
+    def forward(self, z_image: Tensor | None  # [b d]; None or zeros: nothing is seen
+                ) -> tuple[Tensor, Tensor]:   # [b out], [b words width]
+        if z_image is None:
+            z = self.null[None]
+        else:
+            seen = z_image.any(1, keepdim=True)
+            z = torch.where(seen, z_image.to(self.null), self.null)
         return self.whole(z), self.words(z).unflatten(1, self.shape)
 
 # %% ../../nbs/77_unclip.ipynb #layout
-UNCLIP_TEXT = Names(
-    'diffusers text_proj', rules={
-        'text.whole.(.+)': 'embedding_proj.{}',
-        'text.words.(.+)': 'encoder_hidden_states_proj.{}',
-        'text.norm.(.+)': 'text_encoder_hidden_states_norm.{}',
-        'seen.whole.(.+)': 'clip_image_embeddings_project_to_time_embeddings.{}',
-        'seen.words.(.+)': 'clip_extra_context_tokens_proj.{}',
-        'seen.null': 'learned_classifier_free_guidance_embeddings'
-    })
+UNCLIP_TEXT = Names('diffusers text_proj', rules={
+    'text.whole.(.+)': 'embedding_proj.{}',
+    'text.words.(.+)': 'encoder_hidden_states_proj.{}',
+    'text.norm.(.+)': 'text_encoder_hidden_states_norm.{}',
+    'seen.whole.(.+)': 'clip_image_embeddings_project_to_time_embeddings.{}',
+    'seen.words.(.+)': 'clip_extra_context_tokens_proj.{}',
+    'seen.null': 'learned_classifier_free_guidance_embeddings',
+})
+
 
 @dataclass(frozen=True)
 class KarloLayout(Layout):
-    "diffusers' two files of a decoder in one state: the U-Net's names begin with `decoder.`, the rest with `text_proj.`. Eq. 77.5."
+    "Two files in one state: names begin with `decoder.` or `text_proj.`. Eq. 77.5."
+
     def export(self, net: Karlo, key: str, w: Tensor) -> dict[str, Tensor]:
         "Our tensor as the official files hold it, by official name."
         module, rest = whose(net, key)
         if isinstance(module, UNet):
-            return {f'decoder.{k}': v for k, v in super().export(module, rest, w).items()}
-        if key.startswith('seen.words.'):
+            state = super().export(module, rest, w)
+            return {f'decoder.{k}': v for k, v in state.items()}
+        if key.startswith('seen.words.'):  # row k D + j -> row j K + k
             w = w.unflatten(0, net.seen.shape).transpose(0, 1).flatten(0, 1)
-        return {f'text_proj.{k}': v for k, v in UNCLIP_TEXT.export(net, key, w).items()}
+        state = UNCLIP_TEXT.export(net, key, w)
+        return {f'text_proj.{k}': v for k, v in state.items()}
 
     def read(self, net: Karlo, key: str, state: dict[str, Tensor]) -> Tensor:
         "The way back."
         module, rest = whose(net, key)
         if isinstance(module, UNet):
-            return super().read(module, rest,
-                                {k.removeprefix('decoder.'): v for k, v in state.items()})
-        w = UNCLIP_TEXT.read(net, key,
-                             {k.removeprefix('text_proj.'): v for k, v in state.items()})
-        return w.unflatten(0, net.seen.shape[::-1]).transpose(0, 1).flatten(
-            0, 1) if key.startswith('seen.words.') else w
+            unet = {k.removeprefix('decoder.'): v for k, v in state.items()}
+            return super().read(module, rest, unet)
+        text = {k.removeprefix('text_proj.'): v for k, v in state.items()}
+        w = UNCLIP_TEXT.read(net, key, text)
+        if key.startswith('seen.words.'):  # row j K + k -> row k D + j
+            w = w.unflatten(0, net.seen.shape[::-1]).transpose(0, 1).flatten(0, 1)
+        return w
 
 # %% ../../nbs/77_unclip.ipynb #decoder
-# as published, and so on
+# as published
 KARLO_TEXT = dict(clip_extra_context_tokens=4, clip_embeddings_dim=768,
                   time_embed_dim=1280, cross_attention_dim=1536)
 KARLO = dict(
     in_channels=3, out_channels=6,
-    down_block_types=('ResnetDownsampleBlock2D', ) + ('SimpleCrossAttnDownBlock2D', )*3,
-    up_block_types=('SimpleCrossAttnUpBlock2D', )*3 + ('ResnetUpsampleBlock2D', ),
+    down_block_types=('ResnetDownsampleBlock2D',) + ('SimpleCrossAttnDownBlock2D',)*3,
+    up_block_types=('SimpleCrossAttnUpBlock2D',)*3 + ('ResnetUpsampleBlock2D',),
     block_out_channels=(320, 640, 960, 1280), layers_per_block=3, attention_head_dim=64,
     cross_attention_dim=1536, norm_num_groups=32)
+
+# no other value is built here
 KARLO_ONLY = dict(
     mid_block_type='UNetMidBlock2DSimpleCrossAttn', class_embed_type='identity',
     class_embeddings_concat=False, resnet_time_scale_shift='scale_shift',
@@ -242,112 +272,122 @@ KARLO_ONLY = dict(
     time_embedding_type='positional', flip_sin_to_cos=True, freq_shift=0,
     center_input_sample=False, mid_block_scale_factor=1, only_cross_attention=False,
     dual_cross_attention=False, conv_in_kernel=3, conv_out_kernel=3)
-# no matter for these blocks
-KARLO_MUTE = 'sample_size downsample_padding dropout upcast_attention use_linear_projection attention_type transformer_layers_per_block addition_embed_type_num_heads'
 
-def karlo_unet(config: dict) -> UNet: # official options that differ from the published
-    "The U-Net that a configuration of diffusers' UNet2DConditionModel describes, if its blocks are Karlo's: ADM's, with words. Eq. 24.7, 24.8."
+# of no effect in these blocks
+KARLO_MUTE = ('sample_size downsample_padding dropout upcast_attention '
+              'use_linear_projection attention_type transformer_layers_per_block '
+              'addition_embed_type_num_heads')
+
+
+def karlo_unet(config: dict) -> UNet:  # official options that differ from the published
+    "The U-Net of a UNet2DConditionModel's configuration, of Karlo's blocks. Eq. 24.7, 24.8."
     c = options(config, KARLO | KARLO_ONLY, KARLO_MUTE)
     c |= {k: tuple(c[k]) for k in ('down_block_types', 'up_block_types')}
     for k in ('in_channels', 'layers_per_block', 'norm_num_groups'):
         if not (type(c[k]) is int and c[k] > 0):
             raise Problem(f'The option {k}={c[k]!r} is no number of them.')
-    wide, attention = c['block_out_channels'], [
-        'Attn' in kind for kind in c['down_block_types']
-    ]
-    down, up = ((f'Resnet{way}sampleBlock2D', f'SimpleCrossAttn{way}Block2D')
-                for way in ('Down', 'Up'))
+
+    # each level has a block with attention or one without, the same on the way up
+    attention = ['Attn' in kind for kind in c['down_block_types']]
+    down = ('ResnetDownsampleBlock2D', 'SimpleCrossAttnDownBlock2D')
+    up = ('ResnetUpsampleBlock2D', 'SimpleCrossAttnUpBlock2D')
     only(c, down_block_types=[tuple(down[a] for a in attention)],
          up_block_types=[tuple(up[a] for a in attention[::-1])],
          out_channels=[2*c['in_channels']], **{k: [v] for k, v in KARLO_ONLY.items()})
-    return adm_unet(
-        wide[0], [Fraction(w, wide[0]) for w in wide], c['layers_per_block'],
-        [level for level, a in enumerate(attention) if a], c['in_channels'],
-        c['out_channels'], attn=partial(Attention, head_width=c['attention_head_dim'],
-                                        tokens=c['cross_attention_dim']), norm=partial(
-                                            nn.GroupNorm, c['norm_num_groups'],
-                                            eps=c['norm_eps']))
 
+    wide = c['block_out_channels']
+    factors = [Fraction(w, wide[0]) for w in wide]
+    levels = [level for level, a in enumerate(attention) if a]
+    attn = partial(Attention, head_width=c['attention_head_dim'],
+                   tokens=c['cross_attention_dim'])
+    norm = partial(nn.GroupNorm, c['norm_num_groups'], eps=c['norm_eps'])
+    return adm_unet(wide[0], factors, c['layers_per_block'], levels, c['in_channels'],
+                    c['out_channels'], attn=attn, norm=norm)
+
+# %% ../../nbs/77_unclip.ipynb #decoder-load
 def decoder_diffusers(
-    config: dict | None = None
-) -> Karlo: # {'decoder': ..., 'text_proj': ...}: official options of either that differ from the published
-    "The decoder that two of diffusers' configurations describe, untrained; its clock counts their timesteps. Eq. 77.3."
+        config: dict | None = None  # {'decoder': ..., 'text_proj': ...}: of either
+        ) -> Karlo:
+    "The decoder that two of diffusers' configurations describe, untrained. Eq. 77.3."
     c = dict(decoder={}, text_proj={}) | (config or {})
     if len(c) > 2:
         raise Problem('A decoder has two configurations: give them as {"decoder": ..., '
                       '"text_proj": ...}.')
-    net, told = karlo_unet(c['decoder']), options(c['text_proj'], KARLO_TEXT, '')
-    only(told, time_embed_dim=[net.emb], cross_attention_dim=[net.tokens])
-    sizes = told['clip_embeddings_dim'], net.emb, net.tokens
-    return Karlo(Glide(Masked(net), HeardText(*sizes), from_eps, STEPS),
-                 SeenRaw(*sizes, told['clip_extra_context_tokens']))
+    net = karlo_unet(c['decoder'])
+    text = options(c['text_proj'], KARLO_TEXT, '')
+    only(text, time_embed_dim=[net.emb], cross_attention_dim=[net.tokens])
+    sizes = text['clip_embeddings_dim'], net.emb, net.tokens
+    glide = Glide(Masked(net), HeardText(*sizes), from_eps, STEPS)
+    return Karlo(glide, SeenRaw(*sizes, text['clip_extra_context_tokens']))
 
-def load_decoder(
-        text_proj,
-        decoder, # the paths of two safetensors files, or their states
-        config: dict | None = None, # official options that differ from the published
-) -> Karlo:
-    "A decoder as its two files have it, in float32 and ready to be asked. Eq. 77.3-77.5."
-    state = {
-        f'{who}.{k}': v
-        for who, source in (('text_proj', text_proj), ('decoder', decoder))
-        for k, v in opened(source)[0].items()
-    }
+
+def load_decoder(text_proj, decoder,  # the paths of two safetensors files, or states
+                 config: dict | None = None  # options that differ from the published
+                 ) -> Karlo:
+    "A decoder as its two files have it, in float32. Eq. 77.3-77.5."
+    state = {}
+    for part, source in (('text_proj', text_proj), ('decoder', decoder)):
+        for k, v in opened(source)[0].items():
+            state[f'{part}.{k}'] = v
     with torch.device('meta'):
         net = decoder_diffusers(config)
-    return load_official(
-        net.to_empty(device='cpu').eval(), state, KarloLayout('diffusers'),
-        'This pair of files')
+    return load_official(net.to_empty(device='cpu').eval(), state,
+                         KarloLayout('diffusers'), 'This pair of files')
 
 # %% ../../nbs/77_unclip.ipynb #run-decoder
 @torch.no_grad()
 def run_decoder(f: Fixture, dtype: torch.dtype) -> dict[str, Tensor]:
-    "What diffusers' decoder is told and what it predicts, for nothing seen and for an embedding. Eq. 71.2, 77.3."
-    parts = ({k.removeprefix(who): v
-              for k, v in f.weights.items()
-              if k.startswith(who)}
-             for who in ('text_proj.', 'decoder.'))
-    net, i = load_decoder(*parts, f.config).to(dtype), {
-        k: v.to(dtype) if v.is_floating_point() else v for k, v in f.inputs.items()
-    }
-    # nothing comes first
-    told = net.told(torch.cat([0*i['z_i'], i['z_i']]), Heard(i['z_t'], i['hid'],
-                                                             i['mask']))
-    return dict(add=told[0], ctx=told[1], pred=net.net(i['x'], i['t'], *told))
+    "The conditions and the prediction of diffusers' decoder. Eq. 71.2, 77.3."
 
-KINDS.append(
-    Kind(r'diffusers UnCLIPTextProjModel and UNet2DConditionModel\b', run_decoder))
+    def part(name):
+        return {k.removeprefix(name): v for k, v in f.weights.items()
+                if k.startswith(name)}
+
+    net = load_decoder(part('text_proj.'), part('decoder.'), f.config).to(dtype)
+    i = {k: v.to(dtype) if v.is_floating_point() else v for k, v in f.inputs.items()}
+
+    # nothing seen comes first, then the embedding
+    z_image = torch.cat([0*i['z_i'], i['z_i']])
+    whole, words, mask = net.told(z_image, Heard(i['z_t'], i['hid'], i['mask']))
+    pred = net.net(i['x'], i['t'], whole, words, mask)
+    return dict(add=whole, ctx=words, pred=pred)
+
+
+KINDS.append(Kind(r'diffusers UnCLIPTextProjModel and UNet2DConditionModel\b',
+                  run_decoder))
 
 # %% ../../nbs/77_unclip.ipynb #upsampler
-def bicubic(low: Tensor,
-            factor: int = 4) -> Tensor: # [b c h w] -> [b c factor*h factor*w]
+def bicubic(low: Tensor, factor: int = 4) -> Tensor:  # [b c h w]: h and w times factor
     "Enlarged by the cubic filter that draws straight lines. Eq. 77.8."
     return F.interpolate(low, scale_factor=float(factor), mode='bicubic',
                          align_corners=False, antialias=True)
 
+
 # as published
 KARLO_UP = dict(
-    in_channels=6, out_channels=3, down_block_types=('ResnetDownsampleBlock2D', )*4,
-    up_block_types=('ResnetUpsampleBlock2D', )*4,
+    in_channels=6, out_channels=3, down_block_types=('ResnetDownsampleBlock2D',)*4,
+    up_block_types=('ResnetUpsampleBlock2D',)*4,
     block_out_channels=(320, 640, 960, 1280), layers_per_block=3, add_attention=False)
 
+
 def upsampler_diffusers(
-    config: dict | None = None
-) -> Model: # official options that differ from the published
-    "The upsampler that a configuration of diffusers' UNet2DModel describes, untrained: a denoiser that is told a picture enlarged already."
+        config: dict | None = None  # options that differ from the published
+        ) -> Model:
+    "The upsampler of a UNet2DModel's configuration; its condition: `bicubic(low)`."
     c = KARLO_UP | (config or {})
     only(c, in_channels=[2*c['out_channels']])
     return Model(SuperRes(unet_diffusers(c)), from_eps, STEPS)
 
-def load_upsampler(
-    source, config: dict | None = None
-) -> Model: # the path of a safetensors file, or a state; official options that differ from the published
-    "An upsampler as its file has it, in float32 and ready to be asked."
+
+def load_upsampler(source,  # the path of a safetensors file, or a state
+                   config: dict | None = None  # options that differ from the published
+                   ) -> Model:
+    "An upsampler as its file has it, in float32."
     state, origin = opened(source)
     with torch.device('meta'):
         model = upsampler_diffusers(config)
-    load_official(
-        model.to_empty(device='cpu').eval().net.net, state, Layout('diffusers'), origin)
+    model = model.to_empty(device='cpu').eval()
+    load_official(model.net.net, state, Layout('diffusers'), origin)
     return model
 
 # %% ../../nbs/77_unclip.ipynb #relay
@@ -356,38 +396,39 @@ def relay(first: Denoiser, final: Denoiser, levels: Grid) -> Denoiser:
     return between(final, first, levels.log_snr[-2], math.inf)
 
 # %% ../../nbs/77_unclip.ipynb #chain-parts
+# as published
 TEXT_OPTIONS = dict(vocab_size=49_408, hidden_size=768, projection_dim=768,
                     num_hidden_layers=12, num_attention_heads=12,
                     max_position_embeddings=77, hidden_act='quick_gelu',
-                    intermediate_size=3072, layer_norm_eps=1e-5) # as published
+                    intermediate_size=3072, layer_norm_eps=1e-5)
+
 
 class Ears(nn.Module):
-    "The half of a CLIP that reads, which is all that `hear` asks."
+    "The text half of a CLIP, which is all that `hear` needs."
+
     def __init__(self, text: TextTower):
         super().__init__()
         self.text = text
 
-def load_text(
-    source, # the path of a safetensors file, or a state
-    config: dict |
-    None = None, # of transformers' CLIPTextModelWithProjection, where it differs from the published
-) -> Ears:
-    "The reading half of a CLIP in transformers' layout, in float32 and ready to hear. Eq. 75.1, 77.3."
-    # the rest of theirs is of no matter here
-    (state, origin), c = opened(source), TEXT_OPTIONS | {
-        k: v for k, v in (config or {}).items() if k in TEXT_OPTIONS
-    }
+
+def load_text(source,  # the path of a safetensors file, or a state
+              config: dict | None = None  # of transformers' CLIPTextModelWithProjection
+              ) -> Ears:
+    "The text half of a CLIP in transformers' layout, in float32. Eq. 75.1, 77.3."
+    state, origin = opened(source)
+    state = {k: w for k, w in state.items() if k not in CARRIED}
+
+    # their other options are of no effect here
+    c = TEXT_OPTIONS | {k: v for k, v in (config or {}).items() if k in TEXT_OPTIONS}
     only(c, hidden_act=['quick_gelu', 'gelu'], layer_norm_eps=[1e-5],
          intermediate_size=[4*c['hidden_size']])
     act = dict(quick_gelu=quick_gelu, gelu=gelu)[c['hidden_act']]
     with torch.device('meta'):
-        ears = Ears(
-            TextTower(c['vocab_size'], c['max_position_embeddings'], c['hidden_size'],
-                      c['num_hidden_layers'], c['num_attention_heads'],
-                      c['projection_dim'], act))
-    return load_official(
-        ears.to_empty(device='cpu').eval(),
-        {k: w for k, w in state.items() if k not in CARRIED}, TRANSFORMERS, origin)
+        text = TextTower(c['vocab_size'], c['max_position_embeddings'], c['hidden_size'],
+                         c['num_hidden_layers'], c['num_attention_heads'],
+                         c['projection_dim'], act)
+        ears = Ears(text)
+    return load_official(ears.to_empty(device='cpu').eval(), state, TRANSFORMERS, origin)
 
 # %% ../../nbs/77_unclip.ipynb #chain
 class Unclip(NamedTuple):
@@ -397,76 +438,87 @@ class Unclip(NamedTuple):
     decoder: Karlo
     first: Model
     final: Model
-    sides: tuple[int, int] = (64, 256) # of the decoder's pictures, and of the enlarged
-    limit: float = 5. # of the prior's coordinates, in deviations
+    sides: tuple[int, int] = (64, 256)  # of the decoder's pictures, and of the enlarged
+    limit: float = 5.  # of the prior's coordinates, in deviations
+
 
 @torch.no_grad()
 def draw_unclip(
-    parts: Unclip,
-    tokens: Tensor,
-    silence: Tensor, # [b l], and [1 l] of the empty sentence
-    prior_scale: float = 4.,
-    guidance_scale: float = 8.,
-    steps: tuple[int, int,
-                 int] = (25, 25, 7), # of the prior, the decoder and the upsamplers
-    noise=torch.randn_like,
-    watch: Callable[[Denoiser], Denoiser] = lambda d: d, # watch: sees every evaluation
-) -> tuple[Tensor, Tensor, Tensor]: # z_i [b d], [b 3 64 64], [b 3 256 256]
-    "From a sentence to an embedding, from both to a small picture, from that to a large one. Eq. 77.7, 77.8, 41.6."
-    heard, unheard, (small, large) = hear_raw(parts.ears, tokens), hear_raw(
-        parts.ears, silence), parts.sides
+        parts: Unclip,
+        tokens: Tensor,   # [b l]
+        silence: Tensor,  # [1 l] of the empty sentence
+        prior_scale: float = 4., guidance_scale: float = 8.,
+        steps: tuple[int, int, int] = (25, 25, 7),  # of prior, decoder and upsamplers
+        noise=torch.randn_like,
+        watch: Callable[[Denoiser], Denoiser] = lambda d: d  # sees every evaluation
+        ) -> tuple[Tensor, Tensor, Tensor]:  # z_i [b d], [b 3 64 64], [b 3 256 256]
+    "From a sentence to an embedding, a small picture, a large one. Eq. 77.7, 77.8, 41.6."
+    heard = hear_raw(parts.ears, tokens)
+    unheard = hear_raw(parts.ears, silence)
+    small, large = parts.sides
 
     def run(denoiser, n, limit, variance, *shape):
         start = noise(heard.z_text.new_empty(len(tokens), *shape))
-        return last(
-            ancestral(watch(clamp_x0(denoiser, limit)), respace(cosine(), str(n)), start,
-                      variance, noise))
+        denoiser = watch(clamp_x0(denoiser, limit))
+        levels = respace(cosine(), str(n))
+        return last(ancestral(denoiser, levels, start, variance, noise))
 
+    # the prior: a sentence -> an image embedding
     guided = cfg_paired(parts.prior, heard, guidance_scale=prior_scale,
                         instead_of=unheard)
-    z = parts.prior.unscaled(
-        run(guided, steps[0], parts.limit, fixed_small, heard.z_text.shape[1]))
+    dim = heard.z_text.shape[1]
+    z = parts.prior.unscaled(run(guided, steps[0], parts.limit, fixed_small, dim))
+
+    # the decoder: both -> a small picture
     guided = cfg_paired(parts.decoder, (z, heard), guidance_scale=guidance_scale,
                         instead_of=(None, unheard))
     x = run(guided, steps[1], 1., learned_range, 3, small, small).clamp(-1, 1)
-    low, levels = bicubic(x, large // small), respace(cosine(), str(steps[2]))
+
+    # the upsamplers: a small picture -> a large one
+    low = bicubic(x, large // small)
+    levels = respace(cosine(), str(steps[2]))
     larger = relay(parts.first.given(low), parts.final.given(low), levels)
     return z, x, run(larger, steps[2], 1., fixed_small, 3, large, large)
 
 # %% ../../nbs/77_unclip.ipynb #run-unclip
-def unclip_parts(
-    state: dict[str, Tensor], config: dict
-) -> Unclip: # keys begin with the part's folder; configurations by folder
+def unclip_parts(state: dict[str, Tensor],  # keys begin with the part's folder
+                 config: dict               # configurations by folder
+                 ) -> Unclip:
     "A whole unCLIP as diffusers keeps it, a folder for each part. Eq. 77.1, 77.3, 77.5."
-    of = lambda part: {
-        k.removeprefix(f'{part}.'): w
-        for k, w in state.items()
-        if k.startswith(f'{part}.')
-    }
-    clip, first, final = load_text(
-        of('text_encoder'),
-        config['text_encoder']), *(load_upsampler(of(k), config[k])
-                                   for k in ('super_res_first', 'super_res_last'))
-    return Unclip(
-        clip, load_prior(of('prior'), config['prior']),
-        load_decoder(of('text_proj'), of('decoder'),
-                     {k: config[k] for k in ('decoder', 'text_proj')}), first, final,
-        tuple(config[k]['sample_size'] for k in ('decoder', 'super_res_first')),
-        config['prior_scheduler']['clip_sample_range'])
+
+    def of(part):
+        prefix = f'{part}.'
+        return {k.removeprefix(prefix): w for k, w in state.items()
+                if k.startswith(prefix)}
+
+    ears = load_text(of('text_encoder'), config['text_encoder'])
+    prior = load_prior(of('prior'), config['prior'])
+    decoder = load_decoder(of('text_proj'), of('decoder'),
+                           {k: config[k] for k in ('decoder', 'text_proj')})
+    first = load_upsampler(of('super_res_first'), config['super_res_first'])
+    final = load_upsampler(of('super_res_last'), config['super_res_last'])
+    sides = config['decoder']['sample_size'], config['super_res_first']['sample_size']
+    limit = config['prior_scheduler']['clip_sample_range']
+    return Unclip(ears, prior, decoder, first, final, sides, limit)
+
 
 def run_unclip(f: Fixture, dtype: torch.dtype) -> dict[str, Tensor]:
-    "Everything that a whole pipeline of diffusers computes on the way from two sentences to two pictures, with its own noise. Eq. 71.2, 77.7."
+    "What a pipeline of diffusers computes, with its own noise. Eq. 71.2, 77.7."
     parts = unclip_parts(f.weights, f.config)
     parts = Unclip(*(net.to(dtype) for net in parts[:5]), *parts[5:])
-    each = [f.inputs[f'noise_{k}'].to(dtype) for k in ('prior', 'decoder', 'super_res')]
+
     # the first state, each step's, and one for the last step, which draws nothing
-    queue = [v for row in each for v in [*row, row[0]]]
-    heard = hear_raw(parts.ears, f.inputs['tokens'])
-    z, small, image = draw_unclip(parts, f.inputs['tokens'], f.inputs['silence'],
-                                  steps=tuple(map(len,
-                                                  each)), noise=lambda x: queue.pop(0))
+    each = [f.inputs[f'noise_{k}'].to(dtype) for k in ('prior', 'decoder', 'super_res')]
+    queue = [v for row in each for v in (*row, row[0])]
+    tokens = f.inputs['tokens']
+    heard = hear_raw(parts.ears, tokens)
+    z, small, image = draw_unclip(parts, tokens, f.inputs['silence'],
+                                  steps=tuple(len(row) for row in each),
+                                  noise=lambda x: queue.pop(0))
+    enlarged = bicubic(small, parts.sides[1] // parts.sides[0])
     return dict(z_text=heard.z_text, hidden=heard.words, z_image=z, small=small,
-                enlarged=bicubic(small, parts.sides[1] // parts.sides[0]), image=image)
+                enlarged=enlarged, image=image)
+
 
 # guided random networks magnify rounding
 KINDS.append(Kind(r'diffusers UnCLIPPipeline\b', run_unclip, (1e-10, 5e-5)))

@@ -24,26 +24,26 @@ from ..train.fit import Recipe, register
 
 # %% ../../nbs/43_adm.ipynb #recipe
 def small_adm(channels: int = 1, classes: int = 10) -> Model:
-    "ADM's network, sized for digits: it says the noise and, in a second half, the mix of variances. Eq. 43.1-43.3, 14.7."
+    "ADM's network for digits: eps and the mix of variances. Eq. 43.1-43.3, 14.7."
     net = adm_unet(base=32, mults=(1, 2), depth=2, attention=(1, ),
                    channels_in=4*channels, channels_out=8*channels, classes=classes,
                    norm=norm_small)
     return Model(Unshuffled(net, 2), from_eps, learned_variance=True)
 
-register(
-    Recipe(
-        'adm', small_adm, lambda batch, seed, device: Batches(
-            mnist('train').to(device), batch, seed, drop=.1), shape=(1, 28, 28),
-        classes=10, limit=1., loss=hybrid(Cosine(),
-                                          1000), steps=5000, batch=128, data=('mnist', )));
+register(Recipe(
+    'adm', small_adm,
+    lambda batch, seed, device: Batches(mnist('train').to(device), batch, seed, drop=.1),
+    shape=(1, 28, 28), classes=10, limit=1., loss=hybrid(Cosine(), 1000), steps=5000,
+    batch=128, data=('mnist', )));
 
 # %% ../../nbs/43_adm.ipynb #best
 def best_variance(
         mse: Tensor, # E (x0 - guess)^2 given x_t, for each coordinate or for all alike
         s: Level,
         t: Level) -> Tensor:
-    "The variance of a step from t to s that costs least, for a guess of x0 with this squared error. Eq. 43.4."
-    small, large = (f(None, None, s, t)**2 for f in (fixed_small, fixed_large))
+    "The best variance of a step from t to s, given the error of the guess. Eq. 43.4."
+    small = fixed_small(None, None, s, t)**2
+    large = fixed_large(None, None, s, t)**2
     return small + (large - small)*mse/t.sigma**2
 
 def price(best: Tensor, variance: Tensor) -> Tensor: # nats for each coordinate
@@ -53,13 +53,13 @@ def price(best: Tensor, variance: Tensor) -> Tensor: # nats for each coordinate
 
 # %% ../../nbs/43_adm.ipynb #told
 def told_mse(p: Prediction, s: Level, t: Level) -> Tensor: # [b ...]
-    "The squared error of its own guess that a network tells by frac, if it was trained on the step from t to s. Eq. 43.6."
+    "The error of the guess, implied by frac if trained on the step t to s. Eq. 43.6."
     if not (s.sigma > 0).all():
         raise Problem('The step to CLEAN has no width to mix, so it tells no error: give '
                       'a noisier s.')
-    # of beta to beta-tilde
-    log_ratio = torch.nn.functional.softplus(s.log_snr) - torch.nn.functional.softplus(
-        t.log_snr)
+    # mse = sigma_t^2 (R^frac - 1)/(R - 1), R = sigma_t^2/sigma_s^2
+    softplus = torch.nn.functional.softplus
+    log_ratio = softplus(s.log_snr) - softplus(t.log_snr)
     return t.sigma**2*(p.frac*log_ratio).expm1()/log_ratio.expm1()
 
 # %% ../../nbs/43_adm.ipynb #measured
@@ -69,25 +69,28 @@ def measure_mse(denoiser: Denoiser, x0: Tensor, levels: Iterable[Level],
     "Mean squared error of the clean guess at each level. Eq. 43.4."
     # MPS has no float64
     wide = torch.float32 if x0.device.type == 'mps' else torch.float64
-    return torch.stack(
-        [(x0 - denoiser(q_sample(x0, t, noise(x0)), t).x0).to(wide).square().mean()
-         for t in levels]).cpu().double()
+    errors = []
+    for t in levels:
+        guess = denoiser(q_sample(x0, t, noise(x0)), t).x0
+        errors.append((x0 - guess).to(wide).square().mean())
+    return torch.stack(errors).cpu().double()
 
 @dataclass(frozen=True)
 class Measured:
-    "The best variance that knows nothing but the level, from errors measured at some levels. Eq. 43.4."
+    "The best variance that depends on the level only, from measured errors. Eq. 43.4."
     log_snr: Tensor # [n] float64, rising
     mse: Tensor # [n]
 
     def __post_init__(self):
-        if len(self.log_snr) < 2 or not (self.log_snr.isfinite().all() and
-                                         (self.log_snr.diff() > 0).all()):
+        finite = self.log_snr.isfinite().all()
+        if len(self.log_snr) < 2 or not (finite and (self.log_snr.diff() > 0).all()):
             raise Problem('Measure at two or more levels, rising and without CLEAN, '
                           'where no step starts.')
 
-    def rho(self, t: Level) -> Tensor: # between measured levels along a straight line
-        x, y = self.log_snr, t.log_snr.cpu().double().clamp(
-            self.log_snr[0], self.log_snr[-1]).contiguous()
+    def rho(self, t: Level) -> Tensor: # mse/sigma^2, at most 1
+        "Between measured levels along a straight line. Eq. 43.4."
+        x = self.log_snr
+        y = t.log_snr.cpu().double().clamp(x[0], x[-1]).contiguous()
         hi = torch.searchsorted(x, y).clamp(min=1)
         lo = hi - 1
         rho = (self.mse/Level(x).sigma**2).clamp(max=1)

@@ -16,23 +16,28 @@ from ..train.fit import Recipe, register
 # %% ../../nbs/25_ddpm.ipynb #recipe
 def picture_recipe(name: str, channels: int, size: int, classes: int, flip: bool = False,
                    **settings) -> Recipe:
-    "A class-conditional diffusion model of a picture data set, sized for a laptop. Eq. 25.1-25.2."
-    return Recipe(
-        name,
-        lambda: Model(small_unet(channels_in=channels, classes=classes, base=40), from_v),
-        lambda batch, seed, device: Batches(
-            load_images(name, 'train').to(device), batch, seed, drop=.1, flip=flip),
-        shape=(channels, size, size), classes=classes, limit=1., **settings)
+    "A class-conditional model of a picture data set, sized for a laptop. Eq. 25.1-25.2."
 
-register(picture_recipe('mnist', 1, 28, 10, steps=5000, batch=128, data=('mnist', )))
+    def build():
+        net = small_unet(channels_in=channels, classes=classes, base=40)
+        return Model(net, from_v)
+
+    def batches(batch, seed, device):
+        images = load_images(name, 'train').to(device)
+        return Batches(images, batch, seed, drop=.1, flip=flip)
+
+    return Recipe(name, build, batches, shape=(channels, size, size), classes=classes,
+                  limit=1., **settings)
+
+
+register(picture_recipe('mnist', 1, 28, 10, steps=5000, batch=128, data=('mnist',)))
 register(picture_recipe('fashion-mnist', 1, 28, 10, steps=5000, batch=128))
 register(picture_recipe('cifar10', 3, 32, 10, flip=True, steps=20_000, batch=128));
 
 # %% ../../nbs/25_ddpm.ipynb #nearest
-def nearest(
-    x: Tensor, # [b ...]
-    data: Tensor, # [n ...] of the same shape each
-) -> tuple[Tensor, Tensor]: # distance [b], row in data [b]
+def nearest(x: Tensor,     # [b ...]
+            data: Tensor,  # [n ...] of the same shape each
+            ) -> tuple[Tensor, Tensor]:  # distance [b], row in data [b]
     "The nearest example in Euclidean distance. Eq. 25.3."
     distance, row = torch.cdist(x.flatten(1), data.flatten(1).to(x)).min(1)
     return distance, row

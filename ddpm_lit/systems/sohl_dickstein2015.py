@@ -25,168 +25,186 @@ from ..nets.unet import small_unet
 from ..train.fit import Recipe, register
 
 # %% ../../nbs/26_sohl_dickstein2015.ipynb #published
-def published(
-    drift: Tensor, # [b ...] what the network says of the mean
-    spread: Tensor, # [b ...] and of the variance
-    x: Tensor, # [b ...] x_t
-    s: Level,
-    t: Level, # neighbours of the chain, s the cleaner one
-    T: int
-) -> Prediction: # T: steps of the chain
-    "The step back of 2015, as a prediction of this house. Eq. 26.1-26.3 (Sohl-Dickstein 2015, code)."
+def published(drift: Tensor,   # [b ...] the network's output for the mean
+              spread: Tensor,  # [b ...] and for the variance
+              x: Tensor,       # [b ...] x_t
+              s: Level,        # s, t: neighbours of the chain, s the cleaner one
+              t: Level,
+              T: int,          # steps of the chain
+              ) -> Prediction:
+    "The step back of 2015, as a `Prediction`. Eq. 26.1-26.3 (Sohl-Dickstein 2015, code)."
     n = new_noise(s, t)
     beta = t.sigma**2*n
-    log_var = nn.functional.logsigmoid(spread/T**.5 + torch.logit(beta))
-    return from_v(-drift/(s.signal*n.sqrt()), x,
-                  t)._replace(frac=1 + (log_var - beta.log())/(2*(t.sigma/s.sigma).log()))
 
-def neighbours(chain: Betas, t: Level) -> tuple[Level, Level]: # s, t, of the shape of t
+    # the drift is a multiple of v (26.2)
+    v = -drift/(s.signal*n.sqrt())
+
+    # the spread mixes beta-tilde and beta on the log scale (26.3)
+    log_var = nn.functional.logsigmoid(spread/T**.5 + torch.logit(beta))
+    frac = 1 + (log_var - beta.log())/(2*(t.sigma/s.sigma).log())
+    return from_v(v, x, t)._replace(frac=frac)
+
+
+def neighbours(chain: Betas, t: Level) -> tuple[Level, Level]:  # s, t, of the shape of t
     "The step of the chain that starts nearest to t: its end s and its start. Eq. 26.1."
     table = torch.cat([CLEAN.log_snr[None], chain.log_snr])
     i = (chain.time(t)*len(chain)).round().long()
     return Level(table[i - 1].to(t.log_snr)), Level(table[i].to(t.log_snr))
 
+
 class Published(Model):
-    "A network that says drift and spread of the step to the next level of a chain. Eq. 26.1."
+    "A network that predicts drift and spread of the step to the chain's next level. Eq. 26.1."
     def __init__(self, net: nn.Module, chain: Betas, **settings):
         super().__init__(net, lambda out, x, t: Prediction(out, out),
                          learned_variance=True, **settings)
         self.chain = chain
 
     def forward(self, x: Tensor, t: Level, *condition) -> Prediction:
-        # Model reads the second half u as (u + 1)/2
         drift, _, half = super().forward(x, t, *condition)
-        return published(drift, 2*half - 1, x, *neighbours(self.chain, t),
-                         len(self.chain))
+        spread = 2*half - 1  # Model reads the second half u as (u + 1)/2
+        return published(drift, spread, x, *neighbours(self.chain, t), len(self.chain))
 
 # %% ../../nbs/26_sohl_dickstein2015.ipynb #bound
-def end_nats(x0: Tensor, chain: Betas) -> Tensor: # [b ...] -> [b], nats per dimension
-    "What the bound of 2015 costs besides the steps. Eq. 26.4."
+def end_nats(x0: Tensor, chain: Betas) -> Tensor:  # [b ...] -> [b], nats per dimension
+    "The bound of 2015 without the steps. Eq. 26.4."
     one, end = Level(chain.log_snr[0]), Level(chain.log_snr[-1])
-    square = end.sigma**2 - one.sigma**2 + (1 + end.alpha_bar -
-                                            one.alpha_bar)*x0.square().flatten(1).mean(1)
+    mean_square = x0.square().flatten(1).mean(1)
+    square = end.sigma**2 - one.sigma**2 + (1 + end.alpha_bar - one.alpha_bar)*mean_square
     return (one.sigma/end.sigma).log() + .5*(math.log(2*math.pi) + square)
 
-def whole_bits(
-    denoiser: Denoiser,
-    x0: Tensor, # [b ...] clean data
-    chain: Betas,
-    noise: Tensor, # [T-1 b ...] from N(0, I), for the levels 2 .. T
-    variance=learned_range
-) -> Tensor: # [b]
-    "-K, the bound on -log p(x0) in bits per dimension, all steps at once. Eq. 26.4 (Sohl-Dickstein 2015, eq. 14)."
+
+def whole_bits(denoiser: Denoiser,
+               x0: Tensor,     # [b ...] clean data
+               chain: Betas,
+               noise: Tensor,  # [T-1 b ...] from N(0, I), for the levels 2 .. T
+               variance=learned_range) -> Tensor:  # [b]
+    "-K, the bound on -log p(x0) in bits per dimension, all steps at once. Eq. 26.4."
     if [*noise.shape] != [len(chain) - 1, *x0.shape]:
         raise Problem(f'The bound needs noise of {[len(chain) - 1, *x0.shape]}, for all '
                       f'levels but the first, not {[*noise.shape]}.')
-    s, t = (Level(l.repeat_interleave(len(x0))).like(x0)
-            for l in (chain.log_snr[:-1], chain.log_snr[1:]))
+
+    # every sample at every level, as one batch
+    n = len(x0)
+    s = Level(chain.log_snr[:-1].repeat_interleave(n)).like(x0)
+    t = Level(chain.log_snr[1:].repeat_interleave(n)).like(x0)
     x = x0.repeat(len(noise), *[1]*(x0.ndim - 1))
     x_t = q_sample(x, t, noise.flatten(0, 1))
-    kl = bound_term(denoiser(x_t, t), x, x_t, s, t, variance)
-    return (kl.reshape(len(noise), len(x0)).sum(0) + end_nats(x0, chain))/math.log(2)
 
-def null_bits(x0: Tensor) -> Tensor: # [b ...] -> []
-    "What the best round Gaussian pays for these data, in bits per dimension. Eq. 26.5."
+    kl = bound_term(denoiser(x_t, t), x, x_t, s, t, variance)
+    return (kl.reshape(len(noise), n).sum(0) + end_nats(x0, chain))/math.log(2)
+
+
+def null_bits(x0: Tensor) -> Tensor:  # [b ...] -> []
+    "The cost of these data under the best round Gaussian, in bits per dimension. Eq. 26.5."
     return .5*torch.log2(2*math.pi*math.e*x0.var(correction=0))
 
 # %% ../../nbs/26_sohl_dickstein2015.ipynb #draws
 @dataclass(frozen=True)
 class Even:
     "A clock that runs evenly through log SNR. Eq. 26.6."
-    clean: float # log SNR at time 0
-    noisy: float # and at time 1
+    clean: float  # log SNR at time 0
+    noisy: float  # and at time 1
 
     def __call__(self, time) -> Level:
-        return Level(
-            torch.lerp(*torch.tensor([self.clean, self.noisy], dtype=torch.float64),
-                       clock(time)))
+        ends = torch.tensor([self.clean, self.noisy], dtype=torch.float64)
+        return Level(torch.lerp(ends[0], ends[1], clock(time)))
 
     def time(self, t: Level) -> Tensor:
-        return ((t.log_snr.double().cpu() - self.clean)/(self.noisy - self.clean)).clamp(
-            0, 1)
+        time = (t.log_snr.double().cpu() - self.clean)/(self.noisy - self.clean)
+        return time.clamp(0, 1)
+
 
 def even(chain: Betas) -> Even:
     "Evenly from the first level of a chain to its last. Eq. 26.6."
     return Even(*chain.log_snr[[0, -1]].tolist())
 
+
 def chain_bits(chain: Betas,
-               variance=learned_range) -> Loss: # for levels that `even(chain)` draws
-    "The bound as a loss, in bits per dimension: the step that the level falls into stands for all. Eq. 26.6."
+               variance=learned_range) -> Loss:  # for levels that `even(chain)` draws
+    "The bound as a loss, in bits per dimension: a level's step stands for all. Eq. 26.6."
     table = chain.log_snr
 
     def loss(denoiser, x0, t, eps):
-        i = torch.searchsorted(-table, -t.log_snr.double().cpu().reshape(-1)).clamp(
-            1,
-            len(table) - 1)
-        s, t = (Level(table[j]).like(x0) for j in (i - 1, i))
+        # s, t: the ends of the step that the level falls into
+        i = torch.searchsorted(-table, -t.log_snr.double().cpu().reshape(-1))
+        i = i.clamp(1, len(table) - 1)
+        s, t = Level(table[i - 1]).like(x0), Level(table[i]).like(x0)
+
+        # KL_t/p_t, p_t in proportion to the step's width
         x_t = q_sample(x0, t, eps)
+        kl = bound_term(denoiser(x_t, t), x0, x_t, s, t, variance)
         share = (s.log_snr - t.log_snr).reshape(-1)/(table[0] - table[-1])
-        return (bound_term(denoiser(x_t, t), x0, x_t, s, t, variance)/share +
-                end_nats(x0, chain))/math.log(2)
+        return (kl/share + end_nats(x0, chain))/math.log(2)
 
     return loss
 
 # %% ../../nbs/26_sohl_dickstein2015.ipynb #bumps
 class Bumps(nn.Module):
-    "A body that knows no time, read out by a mix of k answers that the time decides. Eq. 26.8 (Sohl-Dickstein 2015, appendix D)."
-    def __init__(
-            self,
-            body: nn.Module, # [b d] -> [b width]
-            width: int,
-            dim_out: int,
-            first: float,
-            last: float,
-            k: int = 10): # first, last: times of the outer bumps
+    "A body without time; its k outputs are mixed by the time. Eq. 26.8 (2015, appendix D)."
+    def __init__(self,
+                 body: nn.Module,  # [b d] -> [b width]
+                 width: int,
+                 dim_out: int,
+                 first: float,     # first, last: times of the outer bumps
+                 last: float,
+                 k: int = 10):
         super().__init__()
-        self.body, self.read = body, nn.Linear(width, k*dim_out)
+        self.body = body
+        self.read = nn.Linear(width, k*dim_out)
         nn.init.zeros_(self.read.weight)
         nn.init.zeros_(self.read.bias)
         self.register_buffer('centre', torch.linspace(first, last, k))
 
-    def forward(self, x: Tensor, time: Tensor) -> Tensor: # [b d], [b] -> [b dim_out]
-        g = (-((time[:, None] - self.centre)/(self.centre[1] - self.centre[0]))**2/
-             2).softmax(1)
-        return torch.einsum('bk,bkd->bd', g,
-                            self.read(self.body(x)).unflatten(1, (len(self.centre), -1)))
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:  # [b d], [b] -> [b dim_out]
+        w = self.centre[1] - self.centre[0]
+        g = (-((time[:, None] - self.centre)/w)**2/2).softmax(1)
+        z = self.read(self.body(x)).unflatten(1, (len(self.centre), -1))
+        return torch.einsum('bk,bkd->bd', g, z)
 
 # %% ../../nbs/26_sohl_dickstein2015.ipynb #recipe
 def dequantized(batches: Callable[[int], tuple]) -> Callable[[int], tuple]:
     "The same pictures without labels, each grey value spread over its cell. Eq. 26.9."
     def draw(step):
         x0 = batches(step)[0]
-        return x0 + (torch.rand_like(x0) - .5)/127.5,
-
+        return (x0 + (torch.rand_like(x0) - .5)/127.5,)
     return draw
+
 
 def bound_recipe(name: str, images: str, channels: int, size: int, T: int = 1000,
                  **settings) -> Recipe:
-    "An unconditional model of pictures, trained by the bound on a chain of T steps. Eq. 26.4, 26.6."
+    "An unconditional picture model, trained by the bound on a chain of T steps. Eq. 26.4, 26.6."
     chain = one_over_t(T)
-    return Recipe(
-        name, lambda: Model(small_unet(channels, 0, base=40, learn_variance=True), from_v,
-                            learned_variance=True),
-        lambda batch, seed, device: dequantized(
-            Batches(load_images(images, 'train').to(device), batch, seed)),
-        shape=(channels, size, size), schedule=even(chain), loss=chain_bits(chain),
-        limit=1., batch=128, sampler='ancestral', sample_steps=100, **settings)
 
-register(bound_recipe('diffusion2015', 'mnist', 1, 28, steps=4500, data=('mnist', )))
+    def build():
+        net = small_unet(channels, 0, base=40, learn_variance=True)
+        return Model(net, from_v, learned_variance=True)
+
+    def batches(batch, seed, device):
+        pictures = load_images(images, 'train').to(device)
+        return dequantized(Batches(pictures, batch, seed))
+
+    return Recipe(name, build, batches, shape=(channels, size, size), schedule=even(chain),
+                  loss=chain_bits(chain), limit=1., batch=128, sampler='ancestral',
+                  sample_steps=100, **settings)
+
+
+register(bound_recipe('diffusion2015', 'mnist', 1, 28, steps=4500, data=('mnist',)))
 register(bound_recipe('diffusion2015-cifar10', 'cifar10', 3, 32, steps=20_000));
 
 # %% ../../nbs/26_sohl_dickstein2015.ipynb #multiplied
 # (a step, the level it leads to) -> the step times r, normalised
 Multiplier = Callable[[Kernel, Level], Kernel]
 
-def tilted(
-    grad_log_r: Callable[[Tensor, Level],
-                         Tensor]) -> Multiplier: # (x [b ...], s) -> [b ...]
-    "Multiply by a smooth r: the mean moves along the gradient that log r has there. Eq. 14.2 (Sohl-Dickstein 2015, appendix C)."
+
+def tilted(grad_log_r: Callable[[Tensor, Level], Tensor],  # (x [b ...], s) -> [b ...]
+           ) -> Multiplier:
+    "Multiply by a smooth r: the mean moves along the gradient of log r there. Eq. 14.2."
     return lambda k, s: k.tilt(grad_log_r(k.mean, s))
 
-def near(
-    y: Tensor, # [b ...]
-    std: Tensor | float
-) -> Multiplier: # one for all, or one a coordinate; 0: known, infinity: unknown
+
+def near(y: Tensor,            # [b ...]
+         std: Tensor | float,  # for all or by coordinate; 0: known, infinity: unknown
+         ) -> Multiplier:
     "Multiply by r(x) = N(x; y, std^2). Eq. 26.10 (Sohl-Dickstein 2015, code)."
     std = torch.as_tensor(std)
     if not (std >= 0).all():
@@ -200,36 +218,36 @@ def near(
 
     return product
 
+
 @torch.no_grad()
 def multiplied(denoiser: Denoiser, levels: Grid, x: Tensor, r: Multiplier,
                variance=learned_range, noise=torch.randn_like) -> Iterator[Tensor]:
     "Ancestral sampling with each step multiplied by r. Eq. 26.10 (Sohl-Dickstein 2015, sec. 2.5)."
     for t, s in steps(levels):
-        x = r(reverse(denoiser, x, s, t, variance), s).sample(noise(x))
+        step = r(reverse(denoiser, x, s, t, variance), s)
+        x = step.sample(noise(x))
         yield x
 
 # %% ../../nbs/26_sohl_dickstein2015.ipynb #edits
-def denoise(
-        denoiser: Denoiser,
-        noisy: Tensor,
-        level:
-    Level, # noisy [b ...]: data plus noise of standard deviation level.edm_sigma
-        levels: Grid,
-        variance=learned_range,
-        noise=torch.randn_like) -> Iterator[Tensor]:
-    "Draw what may be behind white noise: run the film from the level where it is. Eq. 26.12."
+def denoise(denoiser: Denoiser,
+            noisy: Tensor,  # [b ...] data plus noise of standard deviation level.edm_sigma
+            level: Level,
+            levels: Grid,
+            variance=learned_range,
+            noise=torch.randn_like) -> Iterator[Tensor]:
+    "Draw from p(x0 | data plus white noise): run the chain from that noise level. Eq. 26.12."
     rest = levels.log_snr[levels.log_snr > level.log_snr.reshape(())]
-    return ancestral(denoiser, Grid(torch.cat([level.log_snr.reshape(1).to(rest), rest])),
-                     level.signal*noisy, variance, noise)
+    from_there = Grid(torch.cat([level.log_snr.reshape(1).to(rest), rest]))
+    return ancestral(denoiser, from_there, level.signal*noisy, variance, noise)
 
-def inpaint(
-        denoiser: Denoiser,
-        known: Tensor, # [b ...]
-        mask: Tensor, # true where `known` is known; broadcasts to it
-        levels: Grid,
-        variance=learned_range,
-        noise=torch.randn_like) -> Iterator[Tensor]:
-    "Draw the unknown part, with the known one held at its value at all levels. Eq. 26.10, at its limits (Sohl-Dickstein 2015, sec. 3.2)."
+
+def inpaint(denoiser: Denoiser,
+            known: Tensor,  # [b ...]
+            mask: Tensor,   # true where `known` is known; broadcasts to it
+            levels: Grid,
+            variance=learned_range,
+            noise=torch.randn_like) -> Iterator[Tensor]:
+    "Draw the unknown part, with the known one held at all levels. Eq. 26.10, at its limits."
     if mask.dtype != torch.bool:
         raise Problem(f'A mask says yes or no, not {mask.dtype}: give True where the '
                       'picture is known.')
@@ -238,19 +256,18 @@ def inpaint(
     except RuntimeError as e:
         raise Problem(f'A mask of {[*mask.shape]} does not fit {[*known.shape]}: give it '
                       'the last sides of the pictures.') from e
-    return multiplied(denoiser, levels, noise(known),
-                      near(known, torch.where(mask, 0., math.inf)), variance, noise)
+    hold = near(known, torch.where(mask, 0., math.inf))
+    return multiplied(denoiser, levels, noise(known), hold, variance, noise)
 
 # %% ../../nbs/26_sohl_dickstein2015.ipynb #learn
-def learn_schedule(
-        denoiser: Denoiser,
-        x0: Tensor,
-        chain: Betas,
-        noise: Tensor, # as for whole_bits: drawn once
-        n: int = 200,
-        lr: float = .1,
-        variance=learned_range) -> Iterator[tuple[Betas, Tensor]]:
-    "Follow the gradient of the bound in all betas but the first; yields each chain and its bound in bits. Eq. 26.14 (Sohl-Dickstein 2015, sec. 2.4.1)."
+def learn_schedule(denoiser: Denoiser,
+                   x0: Tensor,
+                   chain: Betas,
+                   noise: Tensor,  # as for whole_bits: drawn once
+                   n: int = 200,
+                   lr: float = .1,
+                   variance=learned_range) -> Iterator[tuple[Betas, Tensor]]:
+    "Descend the bound in all betas but the first; yields chains and their bits. Eq. 26.14."
     free = chain.betas[1:].logit().requires_grad_()
     opt = torch.optim.Adam([free], lr)
     for _ in range(n):

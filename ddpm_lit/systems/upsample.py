@@ -442,7 +442,7 @@ def paint_glide(request: Request, progress: Callable[[int, int],
     return in_stages(request, guided, ('glide-up-32', 'glide-up-64'), progress, at_once)
 
 # %% ../../nbs/61_upsample.ipynb #judging
-def judging(paint: Callable) -> Callable: # as `System.paint` -> as `System.judge`
+def judging(paint: Callable, request: type = Request) -> Callable: # as `System.paint` -> as `System.judge`
     "Weigh a system by its pictures of 64 pixels: by the exact parser, and by the judges of emoji. Eq. 56.5, 56.10."
     def judge(n: int = 200, seed: int = 0):
         # the last one is told nothing
@@ -452,7 +452,7 @@ def judging(paint: Callable) -> Callable: # as `System.paint` -> as `System.judg
                  for s in ('train', 'test')][:5]
         for k, (objects, split, named) in enumerate(parts):
             said = asked_scenes(objects, split, n, seed)
-            x = paint(Request(tuple(said) if named else ('', )*n, 'shapes', seed))[64]
+            x = paint(request(tuple(said) if named else ('', )*n, 'shapes', seed))[64]
             title = f'{objects} thing{"s"*(objects > 1)}, {"seen" if split == "train" else "kept back"}{"" if named else ", but told nothing"}'
             yield 12*(k + 1), [
                 r | dict(task=f'shapes, {title}: {r["task"]}')
@@ -460,7 +460,7 @@ def judging(paint: Callable) -> Callable: # as `System.paint` -> as `System.judg
             ]
         for k, part in enumerate(('trained on', 'new styles', 'new names')):
             rows = asked_emoji(part, n, seed)
-            x = paint(Request(tuple(r.say() for r in rows), 'emoji', seed))[64]
+            x = paint(request(tuple(r.say() for r in rows), 'emoji', seed))[64]
             yield (74, 87, 100)[k], [
                 r | dict(task=f'emoji, {part}: {r["task"]}')
                 for r in weigh_emoji(x, rows, trained=all_but_held(32), seed=seed)['rows']

@@ -17,62 +17,70 @@ from ..diffusion.schedule import Schedule, grid
 from ..systems.adm import measure_mse
 
 # %% ../../nbs/91_diagnosis.ipynb #line
-def line_error(
-        x0: Tensor, # [n ...] clean data
-        t: Level) -> Tensor: # [] float64
+def line_error(x0: Tensor,  # [n ...] clean data
+               t: Level) -> Tensor:  # [] float64
     "What the best straight line, pixel by pixel, leaves of the variance of x0. Eq. 91.1."
     var = x0.double().cpu().var(0, correction=0)
     return (var*t.sigma**2/(t.alpha_bar*var + t.sigma**2)).mean()
 
-def errors_by_level(
-        denoiser: Denoiser,
-        x0: Tensor, # [n ...] clean data
-        levels: Iterable[Level],
-        noise=torch.randn_like) -> Tensor: # [levels] float64
-    "The error of the clean guess at each level, in units of the best straight line's: below 1 if all is well. Eq. 91.2."
+
+def errors_by_level(denoiser: Denoiser,
+                    x0: Tensor,  # [n ...] clean data
+                    levels: Iterable[Level],
+                    noise=torch.randn_like) -> Tensor:  # [levels] float64
+    "The error of the clean guess over that of the line, below 1 if all is well. Eq. 91.2."
     if len(x0) < 2:
         raise Problem('One sample has no variance to compare with: give two or more.')
     levels = [*levels]
-    return measure_mse(denoiser, x0, levels, noise)/torch.stack(
-        [line_error(x0, t) for t in levels])
+    lines = torch.stack([line_error(x0, t) for t in levels])
+    return measure_mse(denoiser, x0, levels, noise)/lines
 
 # %% ../../nbs/91_diagnosis.ipynb #drift
-def drift(
-        run: Iterable[Tensor], # the states [b ...] of a run, its start included
-        levels: Iterable[Level], # of each state
-        x0: Tensor) -> Tensor: # [n ...] clean data -> [states 2] float64
+def drift(run: Iterable[Tensor],  # the states [b ...] of a run, its start included
+          levels: Iterable[Level],  # of each state
+          x0: Tensor) -> Tensor:  # [n ...] clean data -> [states 2] float64
     "Brightness (0 if all is well) and power (1) of each state of a run. Eq. 91.3."
-    mean, power, x0 = x0.double().mean().cpu(), x0.double().square().mean().cpu(), None
-    one = lambda x, t: torch.stack(
-        [x.mean() - t.signal*mean,
-         x.square().mean()/(t.alpha_bar*power + t.sigma**2)])
-    return torch.stack(
-        [one(x.double().cpu(), t) for x, t in zip(run, levels, strict=True)])
+    mean = x0.double().mean().cpu()
+    power = x0.double().square().mean().cpu()
+
+    rows = []
+    for x, t in zip(run, levels, strict=True):
+        x = x.double().cpu()
+        brightness = x.mean() - t.signal*mean
+        strength = x.square().mean()/(t.alpha_bar*power + t.sigma**2)
+        rows.append(torch.stack([brightness, strength]))
+    return torch.stack(rows)
 
 # %% ../../nbs/91_diagnosis.ipynb #grain
-def grain(x: Tensor) -> Tensor: # [n c h w], most of it plain -> []
+def grain(x: Tensor) -> Tensor:  # [n c h w], most of it plain -> []
     "The standard deviation of white noise on pictures. Eq. 91.4 (Donoho & Johnstone 1994)."
     if x.ndim != 4 or min(x.shape[2:]) < 2:
         raise Problem('Grain is seen on pictures [n c h w] of two pixels a side or '
                       f'more, not {[*x.shape]}.')
+
+    # the diagonal Haar coefficient of each block of four pixels
     h, w = (n // 2*2 for n in x.shape[2:])
     a, b, c, d = (x[..., i:h:2, j:w:2].double() for i in (0, 1) for j in (0, 1))
-    return (a - b - c + d).abs().median()/2/torch.special.ndtri(
-        torch.tensor(.75, dtype=torch.float64))
+    diagonal = (a - b - c + d)/2
 
-def spread(x: Tensor, real: Tensor) -> Tensor: # [n ...], [m ...] -> []
-    "How different samples are from each other, contrast apart, in units of real ones. Eq. 91.5."
+    # half of all |N(0, 1)| lie below the quantile of 3/4
+    quantile = torch.special.ndtri(torch.tensor(.75, dtype=torch.float64))
+    return diagonal.abs().median()/quantile
+
+
+def spread(x: Tensor, real: Tensor) -> Tensor:  # [n ...], [m ...] -> []
+    "How different samples are from each other, contrast apart, over real ones. Eq. 91.5."
     def total(v):
         v = v.flatten(1).double()
-        return ((v - v.mean(1, keepdim=True))/
-                v.std(1, keepdim=True).clamp(min=1e-9)).var(0).sum()
+        contrast = v.std(1, keepdim=True).clamp(min=1e-9)
+        return ((v - v.mean(1, keepdim=True))/contrast).var(0).sum()
 
     return total(x)/total(real)
 
 # %% ../../nbs/91_diagnosis.ipynb #scale
 @torch.no_grad()
-def scale_of(guided: Denoiser, cond: Denoiser, uncond: Denoiser, x: Tensor,
-             t: Level) -> Tensor: # x [b ...] -> []
+def scale_of(guided: Denoiser, cond: Denoiser, uncond: Denoiser,
+             x: Tensor, t: Level) -> Tensor:  # x [b ...] -> []
     "The guidance scale, 1 + w, that a guided denoiser in fact uses at a level. Eq. 91.6."
     g, c, u = (d(x, t).x0.double() for d in (guided, cond, uncond))
     if not (c != u).any():
@@ -82,43 +90,58 @@ def scale_of(guided: Denoiser, cond: Denoiser, uncond: Denoiser, x: Tensor,
 
 # %% ../../nbs/91_diagnosis.ipynb #checkup
 @torch.no_grad()
-def checkup(
-        model: Model,
-        x0: Tensor, # [n ...] real data, some dozens
-        schedule: Schedule,
-        label: Tensor | None = None, # [n] of the data, where the model is told them
-        steps: int = 16,
-        tell: Callable[[str], None] = print) -> list[str]:
-    "A table of numbers with the bounds that healthy models keep; returns the names of the rows outside. Eq. 91.1-91.5."
-    told, pictures, end = model.given(label), x0.ndim == 4, schedule(1.)
-    rows = [('lowest value', x0.min(), -1.01, -.9),
-            ('highest value', x0.max(), .9, 1.01)] if pictures else []
+def checkup(model: Model,
+            x0: Tensor,  # [n ...] real data, some dozens
+            schedule: Schedule,
+            label: Tensor | None = None,  # [n] of the data, where the model is told them
+            steps: int = 16,
+            tell: Callable[[str], None] = print) -> list[str]:
+    "A table of numbers with the bounds of healthy models; names those outside. Eq. 91.1-91.5."
+    told = model.given(label)
+    pictures = x0.ndim == 4
+    rows = []  # (name, value, lower bound, upper bound)
+
+    # the data, and the schedule
+    if pictures:
+        rows += [('lowest value', x0.min(), -1.01, -.9),
+                 ('highest value', x0.max(), .9, 1.01)]
     rows += [('power of the data', x0.square().mean(), .05, 4.),
-             ('signal at the last level', end.signal, 0., .1)]
-    rows += [(f'error at log SNR {l:g}',
-              errors_by_level(told, x0, [Level(torch.tensor(l))])[0], 0., 1.05)
-             for l in (-4., -2., 0., 2., 4.)]
+             ('signal at the last level', schedule(1.).signal, 0., .1)]
+
+    # the network, level by level
+    for log_snr in (-4., -2., 0., 2., 4.):
+        error = errors_by_level(told, x0, [Level(torch.tensor(log_snr))])[0]
+        rows.append((f'error at log SNR {log_snr:g}', error, 0., 1.05))
+
+    # its condition: the error with other labels and without, on the same noise
     if label is not None:
-        z, t = torch.randn_like(x0), [Level(torch.tensor(-2.))]
-        error = lambda c: measure_mse(model.given(c), x0, t, lambda x: z)[0]
-        rows += [('error if told other labels', error(label.roll(1))/error(label),
-                  1.02, 99.),
-                 ('error if told none', error(None)/line_error(x0, t[0]), 0., 1.05)]
+        noise = torch.randn_like(x0)
+        t = Level(torch.tensor(-2.))
+
+        def error(label):
+            return measure_mse(model.given(label), x0, [t], lambda x: noise)[0]
+
+        rows += [('error if told other labels', error(label.roll(1))/error(label), 1.02, 99.),
+                 ('error if told none', error(None)/line_error(x0, t), 0., 1.05)]
+
+    # a run, and its samples
     levels = grid(schedule, steps)
     start = torch.randn_like(x0)
     run = [start, *ddim(told, levels, start)]
-    moved = drift(run, levels, x0)
-    rows += [('least power of a run', moved[:, 1].min(), .8, 1.25),
-             ('most power of a run', moved[:, 1].max(), .8, 1.25),
-             ('brightness of the samples', moved[-1, 0], -.2, .2)]
+    brightness, power = drift(run, levels, x0).T
+    rows += [('least power of a run', power.min(), .8, 1.25),
+             ('most power of a run', power.max(), .8, 1.25),
+             ('brightness of the samples', brightness[-1], -.2, .2)]
     if pictures:
-        rows += [('grain of the samples', grain(run[-1]) - grain(x0), -.05, .05)]
-    rows += [('spread of the samples', spread(run[-1], x0), .6,
-              1.5)] if x0[0].numel() > 16 else []
-    ill = [name for name, value, lo, hi in rows if not lo <= value <= hi]
+        rows.append(('grain of the samples', grain(run[-1]) - grain(x0), -.05, .05))
+    if x0[0].numel() > 16:
+        rows.append(('spread of the samples', spread(run[-1], x0), .6, 1.5))
+
+    ill = []
     for name, value, lo, hi in rows:
-        tell(
-            f'{name:28}{float(value):10.3f}   {lo:g} to '
-            f'{hi:g}{"   <- look" if name in ill else ""}'
-        )
+        mark = ''
+        if not lo <= value <= hi:
+            ill.append(name)
+            mark = '   <- look'
+        tell(f'{name:28}{float(value):10.3f}   {lo:g} to {hi:g}{mark}')
     return ill

@@ -5,10 +5,13 @@
 # %% auto #0
 __all__ = ['RECIPES', 'ALIASES', 'stratified', 'ema_decay', 'ema_update', 'learning_rate', 'has_bf16', 'read_tensors',
            'write_tensors', 'check_same', 'load_strictly', 'Training', 'Progress', 'fit', 'Recipe', 'register',
-           'find_recipe', 'save_weights', 'load_weights']
+           'find_recipe', 'roll_batches', 'save_weights', 'load_weights']
 
 # %% ../../nbs/22_fit.ipynb #imports
-import copy, json, math, time
+import copy
+import json
+import math
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable, Iterator
@@ -25,14 +28,15 @@ from ..diffusion.schedule import Cosine, Schedule
 from ..nets.mlp import MLP
 
 # %% ../../nbs/22_fit.ipynb #stratified
-def stratified(n: int) -> Tensor: # [n] float64
+def stratified(n: int) -> Tensor:  # [n] float64
     "n times in [0, 1], one in each n-th of it: uniform, but never all alike. Eq. 22.1."
     return (torch.arange(n) + torch.rand(n, dtype=torch.float64))/n
 
 # %% ../../nbs/22_fit.ipynb #ema
 def ema_decay(step: int, halflife: float, ramp: float = .1) -> float:
-    "How much of the average stays: half of it for `halflife` steps, but never longer than `ramp` times the run so far. Eq. 22.3."
+    "What one step leaves of the average; the half-life is at most `ramp` times the run. Eq. 22.3."
     return .5**(1/max(min(halflife, ramp*step), 1e-9))
+
 
 @torch.no_grad()
 def ema_update(average: nn.Module, model: nn.Module, decay: float):
@@ -44,21 +48,22 @@ def ema_update(average: nn.Module, model: nn.Module, decay: float):
 # %% ../../nbs/22_fit.ipynb #rate
 def learning_rate(step: int, steps: int, peak: float, warmup: int,
                   decay: bool = True) -> float:
-    "Up along a straight line for `warmup` steps, then down along half a cosine, or level without `decay`. Eq. 22.4."
+    "Up along a line for `warmup` steps, then down along half a cosine, if `decay`. Eq. 22.4."
     rate = peak*min(1, (step + 1)/max(warmup, 1))
     return rate*.5*(1 + math.cos(math.pi*step/steps)) if decay else rate
 
 # %% ../../nbs/22_fit.ipynb #bf16
 def has_bf16(device: torch.device) -> bool:
-    "Does this processor have instructions that multiply in bfloat16? The same answer at each start, or no run could be resumed to the bit."
+    "Can the processor multiply in bfloat16? Asked, not timed: a resumed run gets the same answer."
     if device.type == 'cuda':
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    return device.type == 'cpu' and torch.backends.mkldnn.is_available() and getattr(
-        torch.cpu, '_is_avx512_bf16_supported', bool)()
+    if device.type != 'cpu' or not torch.backends.mkldnn.is_available():
+        return False
+    return getattr(torch.cpu, '_is_avx512_bf16_supported', bool)()
 
 # %% ../../nbs/22_fit.ipynb #files
 def read_tensors(path) -> dict[str, Tensor]:
-    "The tensors of a safetensors file. Pickles are refused: unpickling runs whatever code they hold."
+    "The tensors of a safetensors file. Pickles are refused: unpickling runs the code in them."
     if not Path(path).is_file():
         raise Problem(f'There is no file {path}: check the name, or train it.')
     try:
@@ -74,6 +79,7 @@ def read_tensors(path) -> dict[str, Tensor]:
         raise Problem(f'{path} is not a whole safetensors file ({e}): fetch it again, or '
                       'convert it to safetensors.') from e
 
+
 def write_tensors(path, tensors: dict[str, Tensor], **metadata: str):
     "Write a safetensors file: beside, then in place. Nothing is pickled."
     try:
@@ -82,6 +88,7 @@ def write_tensors(path, tensors: dict[str, Tensor], **metadata: str):
     except SafetensorError as e:
         raise Problem(f'{path} could not be written ({e}): free some space or choose '
                       'another place.') from e
+
 
 def check_same(own: dict[str, Tensor], tensors: dict[str, Tensor], origin):
     "A missing, unknown, mis-shaped or damaged tensor is named."
@@ -99,6 +106,7 @@ def check_same(own: dict[str, Tensor], tensors: dict[str, Tensor], origin):
             raise Problem(f'{origin} is damaged: "{k}" holds numbers that are not '
                           'finite; fetch it again, or train it anew.')
 
+
 def load_strictly(module: nn.Module, tensors: dict[str, Tensor], origin):
     "Copy tensors into a module that has exactly these."
     check_same(module.state_dict(), tensors, origin)
@@ -107,35 +115,36 @@ def load_strictly(module: nn.Module, tensors: dict[str, Tensor], origin):
 # %% ../../nbs/22_fit.ipynb #training
 class Training:
     "All that a run needs to go on: model, average, optimizer and the number of steps taken."
-    def __init__(self, model: nn.Module, place: Callable[[nn.Module],
-                                                         nn.Module] = lambda model: model
-                 ): # puts a model where it is to lie; 72 spreads it over many devices
-        self.average, self.step = place(
-            copy.deepcopy(model).eval().requires_grad_(False)), 0
+    def __init__(self, model: nn.Module,
+                 # puts a model where it is to lie; 72 spreads it over many devices
+                 place: Callable[[nn.Module], nn.Module] = lambda model: model):
+        self.step = 0
+        self.average = place(copy.deepcopy(model).eval().requires_grad_(False))
         self.model = model = place(model)
         fused = all(p.device.type in ('cpu', 'cuda') for p in model.parameters())
         self.opt = torch.optim.AdamW(model.parameters(), betas=(.9, .99), weight_decay=0.,
                                      fused=fused)
-        for p in model.parameters(): # what AdamW would make at its first step
+
+        # the state that AdamW would make at its first step
+        for p in model.parameters():
             self.opt.state[p] = dict(
                 step=torch.zeros((), device=p.device if fused else 'cpu'),
                 exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
 
     def losses(self, loss: Loss, x0: Tensor, t: Level, eps: Tensor,
-               *condition) -> Tensor: # [b]
-        "What each sample costs."
+               *condition) -> Tensor:  # [b]
+        "The loss of each sample."
         return loss(self.model.given(*condition), x0, t, eps)
 
-    def backward(
-            self, value: Tensor,
-            clip: float) -> tuple[Tensor, Tensor]: # the loss; how long its gradient was
+    def backward(self, value: Tensor,
+                 clip: float) -> tuple[Tensor, Tensor]:  # the loss, the norm of its gradient
         "The gradient of the loss, shortened to `clip`. Eq. 22.5."
         self.opt.zero_grad()
         value.backward()
         return value.detach(), nn.utils.clip_grad_norm_(self.model.parameters(), clip)
 
     def averaged(self) -> nn.Module:
-        "What is worth keeping of it."
+        "The model to keep."
         return self.average
 
     def kept(self, path) -> Path | None:
@@ -144,17 +153,14 @@ class Training:
 
     def state(self) -> dict[str, Tensor]:
         "The live tensors, by name."
-        parts = {
-            f'{part}.{k}': v
-            for part in ('model', 'average')
-            for k, v in getattr(self, part).state_dict().items()
-        }
-        moments = {
-            f'opt.{k}.{n}': v
-            for n, p in self.model.named_parameters()
-            for k, v in self.opt.state[p].items()
-        }
-        return {'step': torch.tensor(self.step), **parts, **moments}
+        state = {'step': torch.tensor(self.step)}
+        for part in ('model', 'average'):
+            for k, v in getattr(self, part).state_dict().items():
+                state[f'{part}.{k}'] = v
+        for name, p in self.model.named_parameters():
+            for k, v in self.opt.state[p].items():
+                state[f'opt.{k}.{name}'] = v
+        return state
 
     def save(self, path):
         "Write the whole state."
@@ -163,7 +169,8 @@ class Training:
     @torch.no_grad()
     def load(self, path) -> 'Training':
         "Go on where `save` was called; a file that does not fit changes nothing."
-        own, state = self.state(), read_tensors(path)
+        own = self.state()
+        state = read_tensors(path)
         check_same(own, state, path)
         if state['step'] < 0:
             raise Problem(f'{path} is damaged: no run has taken {int(state["step"])} '
@@ -177,41 +184,45 @@ class Training:
 @dataclass
 class Progress:
     "One step of a run."
-    step: int # steps taken
-    loss: Tensor # []
-    seconds: float # since this call began
-    samples: int # seen since this call began
+    step: int       # steps taken
+    loss: Tensor    # []
+    seconds: float  # since this call began
+    samples: int    # seen since this call began
 
 # %% ../../nbs/22_fit.ipynb #fit-loop
-def fit(
-    training: Training,
-    batches: Callable[[int], tuple], # step -> (x0 [b ...], *condition)
-    schedule: Schedule,
-    loss: Loss,
-    steps: int, # in all, those of earlier calls included
-    lr: float = 2e-3,
-    warmup: int = 100,
-    clip: float = 1.,
-    halflife: float = 350.,
-    seed: int = 0,
-    decay: bool = True, # does the rate fall towards the end?
-    adam: dict |
-    None = None, # settings of AdamW other than those of (22.6): betas, eps, weight_decay
-    bf16: bool | None = None, # None: if the processor has it
-    look: int
-    | None = None, # steps from one look for NaN to the next; None: 20 on a GPU, else 1
-) -> Iterator[Progress]:
-    "Train, a step at a time. Step i draws from the seed (seed, i) alone, so a resumed run is the uninterrupted one. Eq. 22.5-22.6 (DDPM Algorithm 1)."
+def fit(training: Training,
+        batches: Callable[[int], tuple],  # step -> (x0 [b ...], *condition)
+        schedule: Schedule,
+        loss: Loss,
+        steps: int,               # in all, those of earlier calls included
+        lr: float = 2e-3,
+        warmup: int = 100,
+        clip: float = 1.,
+        halflife: float = 350.,
+        seed: int = 0,
+        decay: bool = True,       # does the rate fall towards the end?
+        adam: dict | None = None,  # AdamW's settings if not (22.6): betas, eps, weight_decay
+        bf16: bool | None = None,  # None: if the processor has it
+        look: int | None = None,   # steps between two looks for NaN; None: 20 on a GPU, else 1
+        ) -> Iterator[Progress]:
+    "Train, step by step; step i draws from the seed (seed, i). Eq. 22.5-22.6 (DDPM Algorithm 1)."
     if steps < 1:
         raise Problem(f'A run of {steps} steps trains nothing: ask for at least one.')
     if steps < training.step:
         raise Problem(f'This run has taken {training.step} steps, more than {steps}: ask '
                       'for more, or start a new one.')
-    model, opt = training.model.train(), training.opt
+    model = training.model.train()
+    opt = training.opt
     fused = opt.defaults['fused']
     device = next(model.parameters()).device
-    bf16, look = has_bf16(device) if bf16 is None else bf16, look or (20 if device.type
-                                                                      == 'cuda' else 1)
+    if bf16 is None:
+        bf16 = has_bf16(device)
+    look = look or (20 if device.type == 'cuda' else 1)
+
+    began = time.perf_counter()
+    seen = 0
+    step = training.step
+    broken = torch.zeros((), device=device)
 
     def check():
         unseen = f', or in the {min(look - 1, step)} before' if fused and look > 1 else ''
@@ -220,28 +231,33 @@ def fit(
                           f'{step}{unseen}: lower the learning rate, or look for NaN in '
                           'the data.')
 
-    began, seen, step, broken = time.perf_counter(), 0, training.step, torch.zeros(
-        (), device=device)
     while training.step < steps:
         step = training.step
         with torch.random.fork_rng([device] if device.type == 'cuda' else []):
             torch.manual_seed(seed*1_000_003 + step)
+
+            # data, a level each, noise
             x0, *condition = (v.to(device, non_blocking=True) for v in batches(step))
-            t, eps = Level(
-                schedule(stratified(len(x0))).log_snr.float().to(
-                    device, non_blocking=True)).like(x0), torch.randn_like(x0)
+            log_snr = schedule(stratified(len(x0))).log_snr.float()
+            t = Level(log_snr.to(device, non_blocking=True)).like(x0)
+            eps = torch.randn_like(x0)
+
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                 value = training.losses(loss, x0, t, eps, *condition).mean()
         value, norm = training.backward(value, clip)
+
+        # is it finite? a fused step with found_inf 1 changes nothing, and no GPU waits
         bad = (~(value.isfinite() & norm.isfinite())).float()
         broken += bad
-        # a fused step with found_inf 1 changes nothing
         if fused:
             opt.grad_scale, opt.found_inf = None, bad
         if step % look == 0 or not fused:
             check()
+
+        # Adam's step at the present rate, then the average
+        rate = learning_rate(step, steps, lr, warmup, decay)
         for group in opt.param_groups:
-            group.update(adam or {}, lr=learning_rate(step, steps, lr, warmup, decay))
+            group.update(adam or {}, lr=rate)
         opt.step()
         training.step += 1
         seen += len(x0)
@@ -252,71 +268,79 @@ def fit(
 # %% ../../nbs/22_fit.ipynb #recipe
 @dataclass(frozen=True)
 class Recipe:
-    "All that `ddpm_lit train NAME` has to know. A new one is registered in the notebook that defines its system."
+    "All that `ddpm_lit train NAME` has to know; registered where the system is defined."
     name: str
-    build: Callable[[], Model] # the untrained model
+    build: Callable[[], Model]    # the untrained model
     # (batch size, seed, device) -> step -> (x0, *condition)
     batches: Callable[[int, int, torch.device], Callable[[int], tuple]]
-    shape: tuple[int, ...] # of one sample
+    shape: tuple[int, ...]        # of one sample
     schedule: Schedule = Cosine()
     loss: Loss = weighted(min_snr())
     steps: int = 2000
     batch: int = 128
-    settings: dict = field(default_factory=dict) # further arguments of `fit`
-    classes: int = 0 # labels are 0 .. classes-1; 0: none
-    limit: float | None = None # clamp the clean estimate to +-limit
-    # files and folders of data_dir whose hash the card tells
-    data: tuple[str, ...] = ()
-    # how it is drawn where nothing else is asked for; '': not at all
-    sampler: str = 'ddim'
-    sample_steps: int = 50 # and in how many steps
+    settings: dict = field(default_factory=dict)  # further arguments of `fit`
+    classes: int = 0              # labels are 0 .. classes-1; 0: none
+    limit: float | None = None    # clamp the clean estimate to +-limit
+    data: tuple[str, ...] = ()    # files and folders of data_dir whose hash the card holds
+    sampler: str = 'ddim'         # how it is sampled by default; '': not at all
+    sample_steps: int = 50        # and in how many steps
     # what a new run makes of the untrained model: it may begin with another's weights
     start: Callable[[Model], Model] = lambda model: model
-    # (model, n, seed) -> (per cent done, rows), part by part, where answers are weighed and not samples
+    # (model, n, seed) -> (per cent done, rows), part by part, for models that are not sampled
     judge: Callable | None = None
 
+
 RECIPES: dict[str, Recipe] = {}
-ALIASES: dict[str, str] = {} # a shorter name -> the name of a recipe and its weights
+ALIASES: dict[str, str] = {}  # a shorter name -> the name of a recipe and its weights
+
 
 def register(recipe: Recipe) -> Recipe:
     "Make a recipe known by its name."
     RECIPES[recipe.name] = recipe
     return recipe
 
+
 def find_recipe(name: str) -> Recipe:
     "The recipe of that name."
     name = ALIASES.get(name, name)
     if name not in RECIPES:
-        raise Problem(
-            f'There is no recipe "{name}": choose one of {", ".join(sorted(RECIPES))}.')
+        raise Problem(f'There is no recipe "{name}": choose one of '
+                      f'{", ".join(sorted(RECIPES))}.')
     return RECIPES[name]
 
 # %% ../../nbs/22_fit.ipynb #roll
-register(
-    Recipe('roll', lambda: Model(MLP(2, 128, 3)), lambda size, seed, device: lambda step:
-           (swiss_roll(size).to(device), ), shape=(2, ), loss=weighted(v_weight),
-           steps=2000, batch=256, settings=dict(bf16=False, lr=6e-3, warmup=40)));
+def roll_batches(size: int, seed: int, device: torch.device) -> Callable[[int], tuple]:
+    "Points of the swiss roll, drawn anew at each step."
+    def batch(step):
+        return (swiss_roll(size).to(device),)
+    return batch
+
+
+register(Recipe('roll', lambda: Model(MLP(2, 128, 3)), roll_batches, shape=(2,),
+                loss=weighted(v_weight), steps=2000, batch=256,
+                settings=dict(bf16=False, lr=6e-3, warmup=40)));
 
 # %% ../../nbs/22_fit.ipynb #store
 def save_weights(path, model: nn.Module, card: dict):
-    "Write weights in half precision and, beside them, the card NAME.json that tells how they came about."
-    tensors = {
-        k: v.half() if v.is_floating_point() else v
-        for k, v in model.state_dict().items()
-    }
-    if bad := [k for k, v in tensors.items() if not v.isfinite().all()]:
-        raise Problem(f'"{bad[0]}" is not finite in half precision: these weights are '
-                      'not worth keeping, train again with a lower rate.')
+    "Write weights in half precision and, beside them, the card NAME.json of how they were made."
+    tensors = {}
+    for k, v in model.state_dict().items():
+        tensors[k] = v.half() if v.is_floating_point() else v
+        if not tensors[k].isfinite().all():
+            raise Problem(f'"{k}" is not finite in half precision: these weights are '
+                          'not worth keeping, train again with a lower rate.')
     write_tensors(path, tensors, recipe=card['recipe'])
     with replacing(Path(path).with_suffix('.json')) as p:
         p.write_text(json.dumps(card, indent=1) + '\n')
 
-def load_weights(
-    name: str, # a shipped name, or the path of a file that `save_weights` wrote
-) -> tuple[Model, Recipe]: # in eval mode, on the CPU, float32
+
+def load_weights(name: str,  # a shipped name, or the path of a file that `save_weights` wrote
+                 ) -> tuple[Model, Recipe]:  # in eval mode, on the CPU, float32
     "A trained model, and the recipe that it came from."
-    path = Path(name) if str(name).endswith('.safetensors') else data_dir(
-        'weights', f'{ALIASES.get(name, name)}.safetensors')
+    if str(name).endswith('.safetensors'):
+        path = Path(name)
+    else:
+        path = data_dir('weights', f'{ALIASES.get(name, name)}.safetensors')
     tensors = read_tensors(path)
     with safe_open(path, 'pt') as f:
         made_by = (f.metadata() or {}).get('recipe')

@@ -8,7 +8,10 @@ __all__ = ['gaussian_distance', 'pairable', 'too_few', 'frechet_distance', 'frec
            'ship_classifier', 'load_classifier', 'inception_score', 'measure', 'weigh', 'weigh_digits']
 
 # %% ../../nbs/27_measure.ipynb #imports
-import os, platform, time, warnings
+import os
+import platform
+import time
+import warnings
 from hashlib import sha256
 from typing import Callable
 import torch
@@ -20,19 +23,22 @@ from ..data.images import Batches, Images, mnist, to_unit
 from .fit import learning_rate, load_strictly, read_tensors, save_weights
 
 # %% ../../nbs/27_measure.ipynb #frechet
-def gaussian_distance(
-        mean_a: Tensor, # [d] float64
-        cov_a: Tensor, # [d d]
-        mean_b: Tensor, # [d]
-        cov_b: Tensor, # [d d]
-) -> Tensor: # []
+def gaussian_distance(mean_a: Tensor,  # [d] float64
+                      cov_a: Tensor,   # [d d]
+                      mean_b: Tensor,  # [d]
+                      cov_b: Tensor,   # [d d]
+                      ) -> Tensor:     # []
     "Squared Wasserstein distance between two Gaussians. Eq. 27.2 (FID, Heusel et al. eq. 6)."
+    # the symmetric root of A
     values, axes = torch.linalg.eigh(cov_a)
     root = axes*values.clamp(min=0).sqrt() @ axes.T
+
+    # the trace of (A^1/2 B A^1/2)^1/2
     overlap = torch.linalg.eigvalsh(root @ cov_b @ root).clamp(min=0).sqrt().sum()
     return ((mean_a - mean_b)**2).sum() + cov_a.trace() + cov_b.trace() - 2*overlap
 
-def pairable(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]: # [n d], [m d] float64
+
+def pairable(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:  # [n d], [m d] float64
     "Two sets of features, or a sentence that says why not."
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
         raise Problem(f'Features are [n d] and [m d] with one d, not {[*a.shape]} and '
@@ -41,81 +47,105 @@ def pairable(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]: # [n d], [m d] floa
         raise Problem(f'A set of {min(len(a), len(b))} tells nothing of its spread: draw '
                       'at least two samples.')
     if not (a.isfinite().all() and b.isfinite().all()):
-        raise Problem(
-            'These features hold NaN or infinity: look for where the samples were made.')
+        raise Problem('These features hold NaN or infinity: look for where the samples '
+                      'were made.')
     return a.double(), b.double()
 
-def too_few(n: int, d: int) -> str | None: # samples, features
-    "A sentence if a covariance of d features is singular for want of samples, and else nothing."
-    return f'{n} samples for {d} features: the covariance is singular and the Frechet distance is biased upwards, by far; use more than {d} samples.' if n <= d else None
 
-def frechet_distance(
-        a: Tensor, # [n d] features
-        b: Tensor, # [m d] features
-) -> float:
+def too_few(n: int, d: int) -> str | None:  # samples, features
+    "A sentence if a covariance of d features is singular for want of samples, else None."
+    if n > d:
+        return None
+    return (f'{n} samples for {d} features: the covariance is singular and the Frechet '
+            f'distance is biased upwards, by far; use more than {d} samples.')
+
+
+def frechet_distance(a: Tensor,  # [n d] features
+                     b: Tensor,  # [m d] features
+                     ) -> float:
     "Eq. 27.2 with the means and covariances of two sets."
     a, b = pairable(a, b)
-    if note := too_few(min(len(a), len(b)), a.shape[1]):
+    note = too_few(min(len(a), len(b)), a.shape[1])
+    if note:
         warnings.warn(note, stacklevel=2)
     return gaussian_distance(a.mean(0), a.T.cov(), b.mean(0), b.T.cov()).item()
 
 # %% ../../nbs/27_measure.ipynb #floor
-def frechet_floor(
-        cov: Tensor, # [d d] float64
-        n: int,
-        m: int) -> float: # sizes of the sets
-    "Expected Frechet distance of two sets of one Gaussian, to first order in 1/n and 1/m. Eq. 27.3."
+def frechet_floor(cov: Tensor,  # [d d] float64
+                  n: int,       # n, m: sizes of the sets
+                  m: int) -> float:
+    "Expected Frechet distance of two sets of one Gaussian, to first order. Eq. 27.3."
     values = torch.linalg.eigvalsh(cov).clamp(min=1e-12)
     rows, columns = values[:, None], values[None]
     moved = (rows*columns/(rows + columns)).sum() + (values/2).sum()
     return ((1/n + 1/m)*(values.sum() + moved/2)).item()
 
 # %% ../../nbs/27_measure.ipynb #kernel
-def kernel_distance(
-        a: Tensor, # [n d] features
-        b: Tensor, # [m d] features
-) -> float:
+def kernel_distance(a: Tensor,  # [n d] features
+                    b: Tensor,  # [m d] features
+                    ) -> float:
     "Unbiased distance between the first three moments. Eq. 27.4 (KID, Binkowski et al. 2018)."
     a, b = pairable(a, b)
-    k = lambda x, y: (x @ y.T/x.shape[1] + 1)**3
-    within = lambda x: (k(x, x).sum() - k(x, x).trace())/(len(x)*(len(x) - 1))
+
+    def k(x, y):
+        return (x @ y.T/x.shape[1] + 1)**3
+
+    def within(x):
+        "The mean of k over all pairs of two different samples."
+        table = k(x, x)
+        return (table.sum() - table.trace())/(len(x)*(len(x) - 1))
+
     return (within(a) + within(b) - 2*k(a, b).mean()).item()
 
 # %% ../../nbs/27_measure.ipynb #energy
-def two_sample_test(
-    a: Tensor, # [n d]
-    b: Tensor, # [m d]
-    shuffles: int = 199,
-) -> tuple[float, float]: # energy distance, p
+def two_sample_test(a: Tensor,  # [n d]
+                    b: Tensor,  # [m d]
+                    shuffles: int = 199,
+                    ) -> tuple[float, float]:  # energy distance, p
     "Energy distance, and how often chance would make it as large. Eq. 27.6-27.7."
     a, b = pairable(a, b)
-    x, n = torch.cat([a, b]), len(a)
-    w = torch.full((len(x), ), -1/len(b), dtype=x.dtype, device=x.device)
-    w[:n] = 1/n
-    w = torch.stack([w] +
-                    [w[torch.randperm(len(x), device=x.device)] for _ in range(shuffles)])
-    energy = -(
-        (w @ torch.cdist(x, x, compute_mode='donot_use_mm_for_euclid_dist'))*w).sum(1)
-    return energy[0].item(), ((energy >= energy[0]*(1 - 1e-9)).double().mean()).item()
+    x = torch.cat([a, b])
+
+    # weights 1/n on a and -1/m on b; the other rows: the same, shuffled
+    w = torch.full((len(x),), -1/len(b), dtype=x.dtype, device=x.device)
+    w[:len(a)] = 1/len(a)
+    orders = [torch.randperm(len(x), device=x.device) for _ in range(shuffles)]
+    w = torch.stack([w] + [w[order] for order in orders])
+
+    # energy distance: minus the weighted sum of all distances
+    distances = torch.cdist(x, x, compute_mode='donot_use_mm_for_euclid_dist')
+    energy = -((w @ distances)*w).sum(1)
+    as_large = energy >= energy[0]*(1 - 1e-9)
+    return energy[0].item(), as_large.double().mean().item()
 
 # %% ../../nbs/27_measure.ipynb #manifold
-def manifold(
-        real: Tensor, # [n d] features
-        fake: Tensor, # [m d] features
-        k: int = 3, # neighbours that a ball reaches
-) -> dict[str, float]:
+def manifold(real: Tensor,  # [n d] features
+             fake: Tensor,  # [m d] features
+             k: int = 3,    # neighbours that a ball reaches
+             ) -> dict[str, float]:
     "Precision, recall (Kynkaanniemi et al. 2019) and coverage (Naeem et al. 2020). Eq. 27.8."
     real, fake = pairable(real, fake)
     if min(len(real), len(fake)) <= k:
-        raise Problem(
-            f'A ball that reaches {k} neighbours needs more than {k} samples: draw more.')
-    distance = lambda x, y: torch.cdist(x, y, compute_mode='donot_use_mm_for_euclid_dist')
-    # the nearest is the point itself
-    radius = lambda x: distance(x, x).kthvalue(k + 1, dim=1).values
-    across, real_ball, fake_ball = distance(real, fake), radius(real), radius(fake)
-    share = lambda hit, dim: hit.any(dim).double().mean().item()
-    return dict(precision=share(across <= real_ball[:, None], 0), recall=share(
-        across <= fake_ball[None], 1), coverage=share(across <= real_ball[:, None], 1))
+        raise Problem(f'A ball that reaches {k} neighbours needs more than {k} samples: '
+                      'draw more.')
+
+    def distance(x, y):
+        return torch.cdist(x, y, compute_mode='donot_use_mm_for_euclid_dist')
+
+    def radius(x):
+        "The distance to the k-th neighbour; the nearest is the point itself."
+        return distance(x, x).kthvalue(k + 1, dim=1).values
+
+    def share(hit, dim):
+        return hit.any(dim).double().mean().item()
+
+    # [n m]: is the sample in the ball of the real point, and the other way round?
+    across = distance(real, fake)
+    in_real = across <= radius(real)[:, None]
+    in_fake = across <= radius(fake)[None]
+    return dict(precision=share(in_real, 0), recall=share(in_fake, 1),
+                coverage=share(in_real, 1))
+
 
 def expected_coverage(n: int, m: int, k: int = 3) -> float:
     "Coverage by m samples that are as good as n real ones. Eq. 27.9."
@@ -129,34 +159,42 @@ class Digits(nn.Module):
     "Reads digits [b 1 28 28] in [-1, 1]; `features` are the 64 numbers before its last layer."
     def __init__(self):
         super().__init__()
-        # halves the side: 28, 14, 7, 3
-        block = lambda i, o: [nn.Conv2d(i, o, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+
+        def block(c_in, c_out):
+            return [nn.Conv2d(c_in, c_out, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+
+        # the side: 28, 14, 7, 3
         self.body = nn.Sequential(*block(1, 24), *block(24, 48), *block(48, 80),
                                   nn.Flatten(), nn.Linear(80*9, 64))
         self.head = nn.Linear(64, 10)
 
     def features(self, x: Tensor) -> Tensor:
-        return self.body(x) # [b 64]
+        return self.body(x)  # [b 64]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.features(x).relu()) # [b 10], logits
+        return self.head(self.features(x).relu())  # [b 10], logits
+
 
 @torch.no_grad()
 def in_parts(f: Callable[[Tensor], Tensor], x: Tensor, at_once: int = 500) -> Tensor:
     "f(x), a few pictures at a time."
     return torch.cat([f(part) for part in x.split(at_once)])
 
-def fit_classifier(
-        images: Images, steps: int = 1400, batch: int = 128, lr: float = 2e-3,
-        seed: int = 0) -> tuple[Digits, list[float]]: # the network and its losses
-    "Train a reader of digits by cross-entropy."
+
+def fit_classifier(images: Images, steps: int = 1400, batch: int = 128, lr: float = 2e-3,
+                   seed: int = 0,
+                   ) -> tuple[Digits, list[float]]:  # the network and its losses
+    "Train a classifier of digits by cross-entropy."
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        net, batches, losses = Digits(), Batches(images, batch, seed), []
+        net = Digits()
+        batches = Batches(images, batch, seed)
         opt = torch.optim.AdamW(net.parameters())
+        losses = []
         for step in range(steps):
+            rate = learning_rate(step, steps, lr, min(100, steps // 5))
             for group in opt.param_groups:
-                group['lr'] = learning_rate(step, steps, lr, min(100, steps // 5))
+                group['lr'] = rate
             x, label = batches(step)
             loss = F.cross_entropy(net(x), label)
             opt.zero_grad()
@@ -164,128 +202,150 @@ def fit_classifier(
             opt.step()
             losses.append(loss.item())
     net.eval().requires_grad_(False)
+
+    # features of variance 1: relu(f/c) c = relu(f), so the logits stay
     spread = in_parts(net.features, to_unit(images.pixels[:2000])).var(0).mean().sqrt()
     for part in (net.body[-1].weight, net.body[-1].bias):
         part.div_(spread)
-    # relu(f/c) c = relu(f): it reads as before, and its features have variance 1
     net.head.weight.mul_(spread)
     return net, losses
 
+
 def accuracy(net: nn.Module, images: Images) -> float:
     "Share of pictures whose label it reads."
-    return (in_parts(net, to_unit(
-        images.pixels)).argmax(1) == images.label).double().mean().item()
+    read = in_parts(net, to_unit(images.pixels)).argmax(1)
+    return (read == images.label).double().mean().item()
 
 # %% ../../nbs/27_measure.ipynb #ship
-def data_digest(name: str) -> str: # as it stands on cards
-    "SHA-256 of a file of the shipped data, or of all files of a folder in the order of their names, texts left out."
-    path, digest = data_dir(name), sha256()
-    for file in sorted(f for f in path.rglob('*')
-                       if f.is_file() and f.suffix != '.md') if path.is_dir() else [path]:
+def data_digest(name: str) -> str:  # as it stands on cards
+    "SHA-256 of a file of the shipped data, or of a folder's files by name, texts left out."
+    path = data_dir(name)
+    files = [path]
+    if path.is_dir():
+        files = sorted(f for f in path.rglob('*') if f.is_file() and f.suffix != '.md')
+    digest = sha256()
+    for file in files:
         digest.update(file.read_bytes())
     return digest.hexdigest()
 
-def ship_classifier(
-        path=None,
-        steps: int = 1400,
-        batch: int = 128,
-        lr: float = 2e-3,
-        seed: int = 0,
-        n: int | None = None, # only the first so many pictures, for a try
-) -> dict: # the card
+
+def ship_classifier(path=None,
+                    steps: int = 1400,
+                    batch: int = 128,
+                    lr: float = 2e-3,
+                    seed: int = 0,
+                    n: int | None = None,  # only the first so many pictures, for a try
+                    ) -> dict:             # the card
     "Train on all of MNIST, test, and write weights and card; by default to data/weights."
     path = path or data_dir('weights')/'digits-classifier.safetensors'
-    began, cpu = time.perf_counter(), time.process_time()
+    began = time.perf_counter()
+    cpu = time.process_time()
     net, losses = fit_classifier(mnist('train')[:n], steps, batch, lr, seed)
     spent = dict(seconds=round(time.perf_counter() - began, 3),
                  cpu_seconds=round(time.process_time() - cpu, 3))
-    command = f'python -c "from ddpm_lit.train.measure import ship_classifier; ship_classifier(steps={steps}, batch={batch}, lr={lr}, seed={seed})"'
+
+    # what is shipped is what is tested
+    net.load_state_dict({k: v.half() for k, v in net.state_dict().items()})
+
+    settings = f'steps={steps}, batch={batch}, lr={lr}, seed={seed}'
+    command = ('python -c "from ddpm_lit.train.measure import ship_classifier; '
+               f'ship_classifier({settings})"')
     machine = dict(processor=platform.processor() or platform.machine(),
                    cores=os.cpu_count(), threads=torch.get_num_threads(),
                    torch=torch.__version__, ddpm_lit=__version__, device='cpu')
-    # what is shipped is what is tested
-    net.load_state_dict({k: v.half() for k, v in net.state_dict().items()})
+    late = losses[-50:]
     card = dict(recipe='digits-classifier', command=command, steps=steps, batch=batch,
                 **spent, machine=machine,
-                parameters=sum(p.numel() for p in net.parameters()), loss=round(
-                    sum(losses[-50:])/len(losses[-50:]), 6), accuracy=accuracy(
-                        net,
-                        mnist('test')[:n]), data=dict(mnist=data_digest('mnist')))
+                parameters=sum(p.numel() for p in net.parameters()),
+                loss=round(sum(late)/len(late), 6),
+                accuracy=accuracy(net, mnist('test')[:n]),
+                data=dict(mnist=data_digest('mnist')))
     save_weights(path, net, card)
     return card
 
-def load_classifier(path=None) -> Digits: # in eval mode, on the CPU, float32
-    "The reader of digits that ships with the book, or one that `ship_classifier` wrote."
+
+def load_classifier(path=None) -> Digits:  # in eval mode, on the CPU, float32
+    "The classifier of digits that ships with the book, or one that `ship_classifier` wrote."
     path = path or data_dir('weights', 'digits-classifier.safetensors')
     net = Digits()
     load_strictly(net, read_tensors(path), path)
     return net.eval().requires_grad_(False)
 
 # %% ../../nbs/27_measure.ipynb #score
-def inception_score(
-        logits: Tensor) -> float: # [n k], what the reader says of each sample
-    "From 1 (no sample says anything of its label) to k (each is sure, all are alike frequent). Eq. 27.10 (Salimans et al. 2016)."
+def inception_score(logits: Tensor) -> float:  # [n k], of a classifier, for each sample
+    "From 1 (no information on labels) to k (each sure, all equally frequent). Eq. 27.10."
     p = logits.double().softmax(1)
-    # minus the entropies
-    each, mean = (torch.special.xlogy(q, q).sum(-1) for q in (p, p.mean(0)))
-    return (each.mean() - mean).exp().item()
+
+    # minus the entropies: of each sample's labels, and of all together
+    each = torch.special.xlogy(p, p).sum(1)
+    mean = p.mean(0)
+    together = torch.special.xlogy(mean, mean).sum()
+    return (each.mean() - together).exp().item()
 
 # %% ../../nbs/27_measure.ipynb #measure
 @torch.no_grad()
-def measure(
-    samples: Tensor, # [n ...]
-    reference: Tensor, # [m ...] real data that the model was not trained on
-    features: Callable[[Tensor], Tensor] = lambda x: x.flatten(1), # [b ...] -> [b d]
-    k: int = 3,
-    pairs:
-    int = 5000, # how many of each side are compared pair by pair: n^2 distances must fit into memory
-) -> dict[str, float]:
-    "All instruments of this notebook at once. Eq. 27.2-27.9."
+def measure(samples: Tensor,    # [n ...]
+            reference: Tensor,  # [m ...] real data that the model was not trained on
+            features: Callable[[Tensor], Tensor] = lambda x: x.flatten(1),  # [b ...] -> [b d]
+            k: int = 3,
+            # how many of each side are compared pair by pair: n^2 distances must fit into memory
+            pairs: int = 5000,
+            ) -> dict[str, float]:
+    "All measures of this notebook at once. Eq. 27.2-27.9."
     a, b = pairable(in_parts(features, samples), in_parts(features, reference))
-    far = dict(n=len(a), reference=len(b), features=a.shape[1], frechet=frechet_distance(
-        a, b), floor=frechet_floor(b.T.cov(), len(a), len(b)))
+    found = dict(n=len(a), reference=len(b), features=a.shape[1],
+                 frechet=frechet_distance(a, b),
+                 floor=frechet_floor(b.T.cov(), len(a), len(b)))
+
     a, b = a[:pairs], b[:pairs]
     energy, p = two_sample_test(a, b)
-    return far | dict(kernel=kernel_distance(a, b), energy=energy, p=p, **manifold(
-        b, a, k), expected_coverage=expected_coverage(len(b), len(a), k))
+    return dict(**found, kernel=kernel_distance(a, b), energy=energy, p=p,
+                **manifold(b, a, k), expected_coverage=expected_coverage(len(b), len(a), k))
 
 # %% ../../nbs/27_measure.ipynb #weigh
-def weigh(
-        samples: Tensor, # [n ...]
-        real:
-    Tensor, # [m ...] real data that the model was not trained on: twice as many as samples, if there are
-        features: Callable[[Tensor], Tensor] = lambda x: x.flatten(1), # [b ...] -> [b d]
-        k: int = 3,
-        pairs: int = 5000) -> dict:
-    "Samples against one half of the real data; under `real` the other half against the same one. Eq. 27.2-27.9."
-    n, m = len(samples), min(len(samples), len(real) // 2)
+def weigh(samples: Tensor,  # [n ...]
+          # [m ...] real data that the model was not trained on: twice as many, if there are
+          real: Tensor,
+          features: Callable[[Tensor], Tensor] = lambda x: x.flatten(1),  # [b ...] -> [b d]
+          k: int = 3,
+          pairs: int = 5000) -> dict:
+    "Samples, and as `real` half of the real data, against the other half. Eq. 27.2-27.9."
+    n = len(samples)
+    m = min(n, len(real) // 2)
+    reference, held_out = real[:2*m:2], real[1:2*m:2]
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore') # told below
-        found, perfect = (measure(x, real[:2*m:2], features, k, pairs)
-                          for x in (samples, real[1:2*m:2]))
-    notes = [
-        too_few(m, found['features']),
-        f'The real data hold only {m} for the reference and as many to play the perfect '
-        f'model: compare {n} samples with its floor of {m} with care.'
-        if m < n else None,
-        'Kernel distance, energy distance, precision, recall and coverage are those of '
-        f'the first {pairs} on each side.'
-        if n > pairs else None
-    ]
-    return dict(**found, real=perfect, warnings=[note for note in notes if note])
+        warnings.simplefilter('ignore')  # told below
+        found = measure(samples, reference, features, k, pairs)
+        perfect = measure(held_out, reference, features, k, pairs)
+
+    notes = []
+    note = too_few(m, found['features'])
+    if note:
+        notes.append(note)
+    if m < n:
+        notes.append(f'The real data hold only {m} for the reference and as many to play '
+                     f'the perfect model: compare {n} samples with its floor of {m} '
+                     'with care.')
+    if n > pairs:
+        notes.append('Kernel distance, energy distance, precision, recall and coverage '
+                     f'are those of the first {pairs} on each side.')
+    return dict(**found, real=perfect, warnings=notes)
+
 
 @torch.no_grad()
-def weigh_digits(
-        samples: Tensor, # [n 1 28 28]
-        asked: Tensor | None, # [n] the label asked for, if one was
-        images: Images, # labelled digits that the model was not trained on
-        net: Digits) -> dict:
-    "Digits on all scales, and how many are read as the label asked for. Eq. 27.2-27.10."
+def weigh_digits(samples: Tensor,       # [n 1 28 28]
+                 asked: Tensor | None,  # [n] the label asked for, if one was
+                 images: Images,        # labelled digits that the model was not trained on
+                 net: Digits) -> dict:
+    "Digits by all measures, and how many are read as the label asked for. Eq. 27.2-27.10."
     found = weigh(samples, to_unit(images.pixels), net.features)
-    read, other = (in_parts(net, x)
-                   for x in (samples, to_unit(images.pixels[1:2*found['real']['n']:2])))
-    found['agreement'] = None if asked is None else (read.argmax(1)
-                                                     == asked).double().mean().item()
-    found['score'], found['real']['score'] = inception_score(read), inception_score(other)
-    found['real']['agreement'] = accuracy(net, images[1:2*found['real']['n']:2])
+    held_out = images[1:2*found['real']['n']:2]
+
+    logits = in_parts(net, samples)
+    found['agreement'] = None
+    if asked is not None:
+        found['agreement'] = (logits.argmax(1) == asked).double().mean().item()
+    found['score'] = inception_score(logits)
+    found['real']['score'] = inception_score(in_parts(net, to_unit(held_out.pixels)))
+    found['real']['agreement'] = accuracy(net, held_out)
     return found
