@@ -27,14 +27,14 @@ def gaussian_flow(x: Tensor, s: Level, t: Level, mean: Tensor | float, std: Tens
 # %% ../../nbs/32_solve.ipynb #heun
 def mean_slope(s: Level, t: Level) -> Tensor:
     "What Heun's method multiplies the change of eps by. Eq. 32.4."
-    # from much noise the mean of two slopes has no bound; that of two guesses ends at -1/2
-    return ((s.sigma - s.signal*t.edm_sigma)/2).clamp(min=-.5)
+    # without a bound a leap from nearly no signal would be multiplied by hundreds
+    return ((s.sigma - s.signal*t.edm_sigma)/2).clamp(min=-1)
 
 @torch.no_grad()
 def heun(denoiser: Denoiser, levels: Grid, x: Tensor, churn: float = 0.,
          noise=torch.randn_like) -> Iterator[Tensor]:
     """Two evaluations a step, an error of second order; with churn, fresh noise.
-    Eq. 32.4-32.5 (EDM Algorithms 1 and 2, wherever their factor is above -1/2)."""
+    Eq. 32.4-32.5 (EDM Algorithms 1 and 2, wherever their factor is above -1)."""
     if churn < 0:
         raise Problem(f'churn is {churn}: choose 0 (nothing random) or more.')
     pairs = steps(levels, up=churn == 0)
