@@ -33,8 +33,8 @@ class TimeEmbedding(nn.Module):
         return self.outer(F.silu(self.inner(self.waves(t).to(dtype))))
 
 
-def embed(net: nn.Module, t: Tensor, dtype: torch.dtype, label: Tensor | None = None,
-          extra: Tensor | None = None) -> Tensor:
+def embed(net, t: Tensor, dtype: torch.dtype, label: Tensor | None = None,
+          extra: Tensor | None = None) -> Tensor:  # net has .time, and .label if one is given
     "Time, label and an extra vector in one embedding: [b], [b], [b d] -> [b d]. Eq. 24.1."
     e = net.time(t, dtype)
     if label is not None:
@@ -313,7 +313,7 @@ def check_picture(x: Tensor, channels: int, factor: int):
                       f'sides multiples of {factor}.')
 
 
-def check_given(net: UNet, x: Tensor, t: Tensor, label, emb,
+def check_given(net, x: Tensor, t: Tensor, label, emb,  # net: a UNet or a DiT
                 tokens) -> tuple[Tensor, Tensor | None]:
     "One time and one label a picture, or a `Problem` that says what does not fit."
     check_picture(x, net.channels_in, net.factor)
@@ -330,7 +330,7 @@ def check_given(net: UNet, x: Tensor, t: Tensor, label, emb,
     return t.reshape(-1).expand(len(x)), label
 
 
-def check_label(net: UNet, label: Tensor, n: int) -> Tensor:
+def check_label(net, label: Tensor, n: int) -> Tensor:  # net: a UNet or a DiT
     "One label for each of n pictures, or a `Problem` that says what does not fit."
     if not net.classes:
         raise Problem('This network knows no labels: call it without one, or build '
@@ -346,7 +346,7 @@ def check_label(net: UNet, label: Tensor, n: int) -> Tensor:
 
 # %% ../../nbs/24_unet.ipynb #makers
 @torch.no_grad()
-def fan_average(net: nn.Module) -> nn.Module:
+def fan_average(net: UNet) -> UNet:
     "Weights of variance 2/(fan in + fan out), zero biases; what starts at zero stays there."
     for name, m in net.named_modules():
         if isinstance(m, (nn.Conv2d, nn.Linear)) and not hasattr(m, 'starts_at_zero'):
