@@ -1,5 +1,8 @@
-"""Builds the package from settings.ini; data/ travels inside the wheel as ddpm_lit/data_files (without data/parity, and without weights that only
-begin a training or serve drawn scenes alone: a wheel stays below 100 MB; data_dir says what to fetch when one is asked for)."""
+"""Builds the package from settings.ini; data/ travels inside the wheel as ddpm_lit/data_files.
+
+Left out are data/parity, and weights that only begin a training or serve drawn scenes alone: a
+wheel stays below 100 MB, and data_dir says what to fetch when one of them is asked for.
+"""
 from configparser import ConfigParser
 from pathlib import Path
 from setuptools import find_packages, setup
@@ -22,11 +25,13 @@ setup(
                  *(f'Programming Language :: Python :: 3.{n}' for n in range(10, 14))],
     python_requires='>=' + cfg['min_python'],
     install_requires=cfg['requirements'].split(),
-    extras_require={extra: cfg[extra + '_requirements'].split() for extra in ('dev', 'docs', 'peers')},
+    extras_require={extra: cfg[extra + '_requirements'].split()
+                    for extra in ('dev', 'docs', 'peers')},
     entry_points=dict(console_scripts=cfg['console_scripts'].split()),
     packages=find_packages(str(here), include=[lib, lib + '.*']) + [files],
     package_dir={lib: lib, files: 'data'},
-    package_data={files: ['*', '**/*']},
-    exclude_package_data={files: ['parity/*', '**/*.tmp', 'weights/sketch-*', 'weights/glide-shapes-inpaint.*', 'weights/shapes.*']},
+    package_data={lib: ['py.typed'], files: ['*', '**/*']},
+    exclude_package_data={files: ['parity/*', '**/*.tmp', 'weights/sketch-*',
+                                  'weights/glide-shapes-inpaint.*', 'weights/shapes.*']},
     include_package_data=False, zip_safe=False,
 )
