@@ -85,7 +85,8 @@ def slopes_in_chunks(
     rows,
 ):
     "Slopes by pictures, texts and scale, over the scale; without the own scores. Eq. 53.12."
-    d_image, d_text = torch.empty_like(z_image), torch.zeros_like(z_text)
+    d_image = torch.empty_like(z_image)
+    d_text = torch.zeros_like(z_text)
     d_scale = 0.
     start = 0
     for z in z_image.split(rows):
@@ -206,7 +207,8 @@ class VisionTower(nn.Module):
         self.patches = nn.Conv2d(channels, width, patch, patch, bias=False)
         self.first = nn.Parameter(std*torch.randn(width))
         self.places = nn.Parameter(std*torch.randn((side // patch)**2 + 1, width))
-        self.before, self.after = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.before = nn.LayerNorm(width)
+        self.after = nn.LayerNorm(width)
         self.transformer = Transformer(width, layers, heads, act=act)
         self.out = nn.Parameter(std*torch.randn(width, out))
 

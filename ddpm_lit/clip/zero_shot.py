@@ -401,7 +401,8 @@ def by_name(
                 for m, r in readers.items()}
 
     # picture to name, by the name alone and by all templates
-    one, many = to_names(('{}', )), to_names(TEMPLATES)
+    one = to_names(('{}', ))
+    many = to_names(TEMPLATES)
     rows = retrieval(f'{title}: picture to name, of {len(names)}', one, fits, family)
     rows += retrieval(f'{title}: the same, {len(TEMPLATES)} templates', many, fits,
                       family)
@@ -599,7 +600,8 @@ def judge(
 ) -> Iterator[tuple[int, list[dict]]]:  # per cent done, rows
     "All tasks, one after the other; at most n pictures in each, 4 n to learn from."
     reader = Reader(clip)
-    train, test = some(emoji('train'), 4*n), some(emoji('test'), n)
+    train = some(emoji('train'), 4*n)
+    test = some(emoji('test'), n)
     held = torch.tensor(a_fifth(train))
     rng = np.random.default_rng(seed)
     things = []

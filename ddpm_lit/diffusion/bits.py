@@ -125,7 +125,10 @@ def bits_per_dim(
     prior = to_bits(prior_nats(x, at(T - 1))).flatten(1).mean(1)
 
     # the steps between: one draw from each n-th part of the chance, divided by n p_t
-    terms, width, where, mse = [], [], [], []
+    terms = []
+    width = []
+    where = []
+    mse = []
     for j in range(n):
         u = (j + torch.rand(b, device=x.device, dtype=x.dtype))/n
         if draws:

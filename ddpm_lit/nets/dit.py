@@ -16,7 +16,7 @@ from .unet import TimeEmbedding, check_given, zero
 
 # %% ../../nbs/66_dit.ipynb #places
 def sin_cos(width: int, side: int) -> Tensor:  # [side*side width]
-    "The place of each patch: waves across in one half, waves down in the other. Eq. 66.2."
+    "The place of each patch: waves across, then waves down. Eq. 66.2."
     if width % 4:
         raise Problem(f'A width of {width} does not split into four kinds of waves: '
                       'choose a multiple of 4.')
@@ -67,24 +67,27 @@ class DiTBlock(nn.Module):
 
 # %% ../../nbs/66_dit.ipynb #dit
 class DiT(nn.Module):
-    "A picture or a latent and a time in, as much out. Eq. 66.1-66.5 (Peebles & Xie 2023)."
+    "A picture or a latent and a time in, as much out. Eq. 66.1-66.5 (DiT)."
 
-    def __init__(self, channels_in: int, channels_out: int, width: int, depth: int, heads: int,
+    def __init__(self, channels_in: int, channels_out: int,
+                 width: int, depth: int, heads: int,
                  side: int,         # of the picture
                  patch: int = 2,    # side of a patch
                  classes: int = 0,  # labels it can be conditioned on
                  tokens: int = 0,   # width of the caption's tokens
                  act: Callable[[Tensor], Tensor] = gelu_tanh):
         super().__init__()
-        if side % patch:
+        if not (side > 0 and patch > 0) or side % patch:
             raise Problem(f'A side of {side} does not divide into patches of {patch}.')
         self.channels_in, self.side, self.factor = channels_in, side, patch
         self.emb, self.tokens, self.classes = width, tokens, classes
         self.first = nn.Conv2d(channels_in, width, patch, stride=patch)
         self.places = nn.Parameter(sin_cos(width, side//patch), requires_grad=False)
         self.time = TimeEmbedding(256, width)
-        self.label = nn.Embedding(classes + 1, width) if classes else None  # the last: no label
-        self.blocks = nn.ModuleList(DiTBlock(width, heads, tokens, act) for _ in range(depth))
+        # one more row for 'no label'
+        self.label = nn.Embedding(classes + 1, width) if classes else None
+        blocks = [DiTBlock(width, heads, tokens, act) for _ in range(depth)]
+        self.blocks = nn.ModuleList(blocks)
         self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.ada = zero(nn.Linear(width, 2*width))
         self.last = zero(nn.Linear(width, patch**2*channels_out))

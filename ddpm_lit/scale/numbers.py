@@ -79,8 +79,8 @@ class Place:
         def reading(read):
             return lambda x, t: read(x, t)._replace(frac=self.frac)
 
-        return dict(eps=reading(lambda x, t: from_eps(self.i['eps'], x, t)),
-                    x0=reading(lambda x, t: from_x0(self.i['x0_pred'], x, t)),
+        return dict(eps=reading(partial(from_eps, self.i['eps'])),
+                    x0=reading(partial(from_x0, self.i['x0_pred'])),
                     xprev=reading(from_xprev))
 
 # %% ../../nbs/74_numbers.ipynb #table-row

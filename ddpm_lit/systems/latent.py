@@ -29,8 +29,8 @@ from ..guide.free import cfg_paired
 from ..nets.dit import DiT
 from .autoencoder import Autoencoder, encoded, latent_scale
 from .glide import TextEncoder, Told, all_but_held, small_text
-from .upsample import (SYSTEMS, Finer, Request, System, judging, own_noise,
-                                       weights_on)
+from .upsample import (SYSTEMS, Finer, Request, System, judging,
+                                       own_noise, weights_on)
 from ..train.fit import Recipe, load_weights, register
 
 # %% ../../nbs/67_latent.ipynb #objective
@@ -51,28 +51,29 @@ class LogitNormal:
 
 
 def flow_loss(denoiser: Denoiser, x0: Tensor, t: Level, eps: Tensor) -> Tensor:  # [b]
-    "The squared error of the velocity along the straight path. Eq. 67.2 (Lipman et al. 2023)."
+    "The squared error of the velocity. Eq. 67.2 (Lipman et al. 2023)."
     p = denoiser(q_sample(x0, t, eps), t)
     return (eps - x0 - (p.eps - p.x0)).square().flatten(1).mean(1)
 
 
 def flow_clock(t: Level) -> Tensor:
-    "1000 times the time u of the straight path: what the network is conditioned on. Eq. 67.5."
+    "1000 u: the time that the network is conditioned on. Eq. 67.5."
     return 1000*(-t.log_snr/2).sigmoid()
 
 # %% ../../nbs/67_latent.ipynb #model
 class LatentDiffusion(Model):
     "A denoiser of standardised latents, conditioned on a caption. Eq. 67.1."
 
-    def __init__(self, net: nn.Module, text: TextEncoder, channels: int = 8, side: int = 8):
+    def __init__(self, net: nn.Module, text: TextEncoder,
+                 channels: int = 8, side: int = 8):  # of a latent
         super().__init__(net, from_flow, flow_clock)
         self.text = text
         self.register_buffer('mean', torch.zeros(channels, 1, 1))
         self.register_buffer('std', torch.ones(channels, 1, 1))
         self.register_buffer('probe', torch.zeros(channels, side, side))
 
-    def told(self, tokens: Tensor | None = None) -> tuple:  # [b l]; None: the empty caption
-        "The caption is encoded once for a whole run."
+    def told(self, tokens: Tensor | None = None) -> tuple:
+        "Tokens [b l], None for the empty caption, encoded once for a whole run."
         return self.text(tokens)
 
 
@@ -101,8 +102,8 @@ def check_pair(model: LatentDiffusion, auto: Autoencoder):
     "A `Problem` unless the model was trained in the latents of this autoencoder."
     off = (probe_of(model, auto) - model.probe).square().mean().sqrt()
     if off > .2:
-        raise Problem('This transformer was trained in the latents of another autoencoder: '
-                      'use the two that were trained together.')
+        raise Problem('This transformer was trained in the latents of another '
+                      'autoencoder: use the two that were trained together.')
 
 # %% ../../nbs/67_latent.ipynb #data
 @cache
@@ -115,7 +116,7 @@ def latents_of(seed: int) -> tuple[Captioned, Kernel]:
 
 
 class LatentBatches(CaptionBatches):
-    "step -> (z0, tokens): a draw of each standardised latent, and a caption of its picture."
+    "step -> (z0, tokens): standardised latents, drawn, and captions of their pictures."
 
     def __init__(self, size: int, seed: int, device, drop: float = .1,
                  often: int = 3):  # times that an emoji comes for each time of a scene
@@ -159,27 +160,28 @@ register(Recipe('latent', small_latent, LatentBatches, shape=(8, 8, 8),
 # %% ../../nbs/67_latent.ipynb #request
 @dataclass(frozen=True, eq=False)
 class LatentRequest(Request):
-    "What latent diffusion can be asked: steps[0] of the transformer, the others are not used."
+    "What latent diffusion can be asked; of the steps the first number counts."
     steps: tuple[int, int, int] = (20, 1, 1)
     w: float = 2.
 
     def __post_init__(self):
         super().__post_init__()
         if self.guidance != 'cfg':
-            raise Problem('Latent diffusion is guided without a classifier: leave the guidance '
-                          'at cfg.')
+            raise Problem('Latent diffusion is guided without a classifier: leave the '
+                          'guidance at cfg.')
 
 
 def latent_levels(request: LatentRequest, rho: float = 1.5) -> Grid:
-    "The straight path, shifted towards noise; for a picture to begin with, from `strength` on. Eq. 67.6."
+    "The straight path, shifted towards noise, or from `strength` on. Eq. 67.6."
     levels = grid(Finer(Straight(), rho), request.steps[0])
     if request.strength == 1:
         return levels
     return below(levels, Finer(Straight(), rho)(request.strength))
 
 # %% ../../nbs/67_latent.ipynb #paint
-def latent_init(request: LatentRequest, model: LatentDiffusion, auto: Autoencoder) -> Tensor:
-    "The picture to begin with, as a standardised latent [1 c h w]. Eq. 65.6."
+def latent_init(request: LatentRequest, model: LatentDiffusion,
+                auto: Autoencoder) -> Tensor:  # [1 c h w]
+    "The picture to begin with, as a standardised latent. Eq. 65.6."
     x = request.init.float().to(model.mean)[None]
     return (auto.encode(x).mean - model.mean)/model.std
 
@@ -191,12 +193,14 @@ def kept_latents(request: LatentRequest, auto: Autoencoder) -> Tensor:  # [1 1 h
 
 
 @torch.no_grad()
-def paint_latent(request: LatentRequest, progress: Callable[[int, int], None] = lambda done, of: None,
+def paint_latent(request: LatentRequest,
+                 progress: Callable[[int, int], None] = lambda done, of: None,
                  at_once: int = 64) -> dict[int, Tensor]:  # {64: [n 3 64 64]}
     "Captions to latents to pictures. Eq. 67.1, 67.7."
     model, auto = (weights_on(name, request.device) for name in ('latent', 'autoencoder'))
     check_pair(model, auto)
-    tokens = caption_tokenizer()([*request.captions], too_long='truncate').to(request.device)
+    tokens = caption_tokenizer()([*request.captions], too_long='truncate')
+    tokens = tokens.to(request.device)
     levels = latent_levels(request)
     first = next(iter(levels))
     known = None if request.init is None else latent_init(request, model, auto)
@@ -218,7 +222,8 @@ def paint_latent(request: LatentRequest, progress: Callable[[int, int], None] = 
 
         # what a mask keeps is put back at every level
         if request.mask is not None:
-            denoiser = replaced(denoiser, known, pixels(kept_latents(request, auto)), noise)
+            keep = pixels(kept_latents(request, auto))
+            denoiser = replaced(denoiser, known, keep, noise)
 
         # from noise, or from the picture, noised to the first level
         eps = noise(torch.empty(len(some), *model.probe.shape, device=request.device))
@@ -228,8 +233,8 @@ def paint_latent(request: LatentRequest, progress: Callable[[int, int], None] = 
 
         # kept pixels are kept to the bit
         if request.mask is not None:
-            keep = request.mask.float().to(request.device)
-            x = keep*request.init.to(x) + (1 - keep)*x
+            mask = request.mask.float().to(request.device)
+            x = mask*request.init.to(x) + (1 - mask)*x
         pictures.append(x.cpu())
     return {64: torch.cat(pictures)}
 
