@@ -26,9 +26,11 @@ import ddpm_lit
 # %% ../nbs/80_command.ipynb #main
 class InOrder(click.Group):
     "Tells its commands in the order of this notebook."
-    def list_commands(self, ctx): return [*self.commands]
+    def list_commands(self, ctx):
+        return [*self.commands]
 
-@click.group(cls=InOrder, invoke_without_command=True, epilog='''Begin here:
+@click.group(
+    cls=InOrder, invoke_without_command=True, epilog='''Begin here:
 
 \b
   ddpm_lit demo                              nine pictures in two minutes
@@ -36,37 +38,66 @@ class InOrder(click.Group):
   ddpm_lit paint "a red heart" "the sun"     pictures of sentences
   ddpm_lit train mnist                       from nothing; Ctrl-C, and on with --resume
 
-A command tells its options with --help. The book: jupyter lab nbs/index.ipynb''', context_settings=dict(help_option_names=['-h', '--help'], max_content_width=100))
+A command tells its options with --help. The book: jupyter lab nbs/index.ipynb''',
+    context_settings=dict(help_option_names=['-h', '--help'], max_content_width=100))
 @click.version_option(ddpm_lit.__version__, prog_name='ddpm_lit')
 @click.pass_context
 def command(ctx):
     "The book on diffusion models that runs: train, sample and compare from a terminal."
-    if ctx.invoked_subcommand is None: click.echo(ctx.get_help())
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
 
-def failure(e: BaseException) -> tuple[str, int] | None: # a sentence and an exit code; None: a mistake of ours
+def failure(
+    e: BaseException
+) -> tuple[str, int] | None: # a sentence and an exit code; None: a mistake of ours
     "What to tell the user about an error."
-    if isinstance(e, click.ClickException): return e.format_message(), e.exit_code
-    if isinstance(e, (click.Abort, KeyboardInterrupt)): return 'stopped.', 130
+    if isinstance(e, click.ClickException):
+        return e.format_message(), e.exit_code
+    if isinstance(e, (click.Abort, KeyboardInterrupt)):
+        return 'stopped.', 130
     from ddpm_lit.core.check import Problem # late: it brings torch, and help needs none
-    if isinstance(e, Problem): return str(e), 1
-    if isinstance(e, ValueError) and 'null byte' in str(e): return 'a name holds a sign that no file can have in its name: give another one.', 1
-    if isinstance(e, OSError): return f'{e.filename or "the output"} could not be used ({e.strerror or e}): check the name, the permissions and the free space.', 1
-    if isinstance(e, MemoryError) or 'out of memory' in str(e) or "can't allocate memory" in str(e) or 'Storage size calculation overflowed' in str(e): return 'there is not enough memory: ask for a smaller --batch, --n or --side.', 1
+    if isinstance(e, Problem):
+        return str(e), 1
+    if isinstance(e, ValueError) and 'null byte' in str(e):
+        return 'a name holds a sign that no file can have in its name: give another one.', 1
+    if isinstance(e, OSError):
+        return f'{e.filename or "the output"} could not be used ({e.strerror or e}): check the name, the permissions and the free space.', 1
+    if isinstance(
+            e,
+            MemoryError) or 'out of memory' in str(e) or "can't allocate memory" in str(
+                e) or 'Storage size calculation overflowed' in str(e):
+        return 'there is not enough memory: ask for a smaller --batch, --n or --side.', 1
 
 # %% ../nbs/80_command.ipynb #main-function
 def main(args: list[str] | None = None): # None: those of the terminal
     "Run a command; whatever the user can put right ends in one sentence and an exit code that is not zero."
-    with contextlib.suppress(AttributeError): sys.stdout.reconfigure(errors='backslashreplace') # a terminal may lack a sign
+    # a terminal may lack a sign
+    with contextlib.suppress(AttributeError):
+        sys.stdout.reconfigure(errors='backslashreplace')
     try:
-        try: os.getcwd() # where it is gone, libraries end the process in their own way
-        except FileNotFoundError as e: raise click.ClickException('the folder that this was started in is gone: go to another one.') from e
+        try:
+            os.getcwd() # where it is gone, libraries end the process in their own way
+        except FileNotFoundError as e:
+            raise click.ClickException(
+                'the folder that this was started in is gone: go to another one.') from e
         code = command.main(args, prog_name='ddpm_lit', standalone_mode=False)
-    except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), 1); code = 1 # whoever read us has gone
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        code = 1 # whoever read us has gone
     except BaseException as e:
-        if isinstance(e, SystemExit) or (told := failure(e)) is None: raise
-        try: sys.stdout.flush()
-        except (OSError, AttributeError): os.dup2(os.open(os.devnull, os.O_WRONLY), 1) # nothing more goes there: Python would try once again at its end, and complain
-        click.echo('ddpm_lit: ' + ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in told[0]), err=True); code = told[1]
+        if isinstance(e, SystemExit) or (told := failure(e)) is None:
+            raise
+        try:
+            sys.stdout.flush()
+        except (OSError, AttributeError):
+            os.dup2(
+                os.open(os.devnull, os.O_WRONLY), 1
+            ) # nothing more goes there: Python would try once again at its end, and complain
+        click.echo(
+            'ddpm_lit: ' +
+            ''.join(c if c.isprintable() else c.encode('unicode_escape').decode()
+                    for c in told[0]), err=True)
+        code = told[1]
     sys.exit(code if isinstance(code, int) else 0)
 
 # %% ../nbs/80_command.ipynb #options
@@ -74,54 +105,103 @@ class Finite:
     "Not NaN and not infinity, which click takes for numbers."
     def convert(self, value, param, ctx):
         number = super().convert(value, param, ctx)
-        return number if math.isfinite(number) else self.fail(f'{value} is not a finite number.', param, ctx)
+        return number if math.isfinite(number) else self.fail(
+            f'{value} is not a finite number.', param, ctx)
 
 class Count(click.IntRange):
     "A whole number from `least` up, and not beyond all measure: the machine's own have an end."
-    def __init__(self, least: int, most: int = 10**9): super().__init__(least); self.most = most
+    def __init__(self, least: int, most: int = 10**9):
+        super().__init__(least)
+        self.most = most
+
     def convert(self, value, param, ctx):
         number = super().convert(value, param, ctx)
-        return number if number <= self.most else self.fail(f'{number} is too large: {self.most} is the most.', param, ctx)
+        return number if number <= self.most else self.fail(
+            f'{number} is too large: {self.most} is the most.', param, ctx)
 
-class Number(Finite, click.types.FloatParamType): "Any finite number."
-class Range(Finite, click.FloatRange): "A finite number between two others."
+class Number(Finite, click.types.FloatParamType):
+    "Any finite number."
+
+class Range(Finite, click.FloatRange):
+    "A finite number between two others."
 
 # %% ../nbs/80_command.ipynb #shared-options
 def options(*names: str):
     "Options that several commands share."
-    known = dict(seed=click.option('--seed', type=Count(0, 2**40 - 1), default=0, show_default=True, help='Where all random numbers start.'),
-                 device=click.option('--device', default='auto', show_default=True, help='cpu, cuda, cuda:1, mps; auto takes a CUDA GPU if there is one, else the processor.'),
-                 json=click.option('--json', 'as_json', is_flag=True, help='Print one JSON value on standard output and nothing else.'),
-                 sampler=click.option('--sampler', help='ddim or ancestral; an unknown name is answered by all that there are.  [default: as the recipe says, mostly ddim]'),
-                 steps=click.option('--steps', type=Count(1), help='Steps from noise to data.  [default: as the recipe says, mostly 50]'),
-                 w=click.option('--w', type=Number(), help='Guidance without a classifier, in the spelling of Ho and Salimans: 0 leaves the network as it is.'),
-                 guidance_scale=click.option('--guidance-scale', type=Number(), help='The same in the spelling of GLIDE: 1 + w.'),
-                 guidance=click.option('--guidance', type=click.Choice(['free', 'classifier']), help='Steer by the network itself, or by the shipped classifier of noisy digits.  [default: free if there is a weight]'),
-                 classifier_scale=click.option('--classifier-scale', type=Number(), help='The weight of the classifier.  [default: 1]'),
-                 layout=click.option('--layout', type=click.Choice(['auto', 'openai', 'diffusers']), help="NAME is somebody else's file or folder; auto tells whose from its keys."),
-                 preset=click.option('--preset', help='Which published model it is, as `presets` names them: says all that follows here.'),
-                 order=click.option('--attention-order', 'order', type=click.Choice(['legacy', 'new']), help="How the rows of its attention are ordered (OpenAI's files do not say)."),
-                 heads=click.option('--heads', type=Count(1), help='How many heads its attention has, or'),
-                 head_width=click.option('--head-width', type=Count(1), help='how wide one is.'),
-                 schedule=click.option('--schedule', type=click.Choice(['linear', 'cosine']), help='What it was trained by, in 1000 steps.'),
-                 side=click.option('--side', type=Count(1), help='The side of its pictures.'),
-                 threads=click.option('--threads', type=Count(1, 1024), help='Threads on the processor.  [default: as PyTorch chooses]'))
+    known = dict(
+        seed=click.option('--seed', type=Count(0, 2**40 - 1), default=0,
+                          show_default=True, help='Where all random numbers start.'),
+        device=click.option(
+            '--device', default='auto', show_default=True,
+            help='cpu, cuda, cuda:1, mps; auto takes a CUDA GPU if there is one, else '
+                 'the processor.'
+        ), json=click.option(
+            '--json', 'as_json', is_flag=True,
+            help='Print one JSON value on standard output and nothing else.'),
+        sampler=click.option(
+            '--sampler',
+            help='ddim or ancestral; an unknown name is answered by all that there are.  '
+                 '[default: as the recipe says, mostly ddim]'
+        ), steps=click.option(
+            '--steps', type=Count(1),
+            help='Steps from noise to data.  [default: as the recipe says, mostly 50]'),
+        w=click.option(
+            '--w', type=Number(),
+            help='Guidance without a classifier, in the spelling of Ho and Salimans: 0 '
+                 'leaves the network as it is.'
+        ), guidance_scale=click.option('--guidance-scale', type=Number(),
+                                       help='The same in the spelling of GLIDE: 1 + w.'),
+        guidance=click.option(
+            '--guidance', type=click.Choice(['free', 'classifier']),
+            help='Steer by the network itself, or by the shipped classifier of noisy '
+                 'digits.  [default: free if there is a weight]'
+        ), classifier_scale=click.option(
+            '--classifier-scale', type=Number(),
+            help='The weight of the classifier.  [default: 1]'),
+        layout=click.option(
+            '--layout', type=click.Choice(['auto', 'openai', 'diffusers']),
+            help="NAME is somebody else's file or folder; auto tells whose from its keys."
+        ), preset=click.option(
+            '--preset',
+            help='Which published model it is, as `presets` names them: says all that '
+                 'follows here.'
+        ), order=click.option(
+            '--attention-order', 'order', type=click.Choice(['legacy', 'new']),
+            help="How the rows of its attention are ordered (OpenAI's files do not say)."
+        ), heads=click.option(
+            '--heads', type=Count(1),
+            help='How many heads its attention has, or'), head_width=click.option(
+                '--head-width', type=Count(1),
+                help='how wide one is.'), schedule=click.option(
+                    '--schedule', type=click.Choice(['linear', 'cosine']),
+                    help='What it was trained by, in 1000 steps.'), side=click.option(
+                        '--side', type=Count(1), help='The side of its pictures.'),
+        threads=click.option(
+            '--threads', type=Count(1,
+                                    1024),
+            help='Threads on the processor.  [default: as PyTorch chooses]'))
+
     def add(f):
-        for name in reversed(names): f = known[name](f)
+        for name in reversed(names):
+            f = known[name](f)
         return f
+
     return add
 
 def start(device: str, threads: int | None = None):
     "Set the number of threads and give the device."
     import torch
     from ddpm_lit.core.check import pick_device
-    if threads: torch.set_num_threads(threads)
+    if threads:
+        torch.set_num_threads(threads)
     return pick_device(device)
 
 def finite(value):
     "The same value with null for numbers that JSON has no word for."
-    if isinstance(value, dict): return {k: finite(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)): return [finite(v) for v in value]
+    if isinstance(value, dict):
+        return {k: finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 def tell(as_json: bool, value, words: str):
@@ -132,44 +212,64 @@ def tell(as_json: bool, value, words: str):
 class Bar:
     "Progress on standard error: a bar on a terminal, elsewhere a plain line every ten seconds."
     def __init__(self, total: int, label: str, every: float = 10.):
-        self.total, self.label, self.every, self.at, self.said = total, label, every, 0, time.monotonic()
+        self.total, self.label, self.every, self.at, self.said = total, label, every, 0, time.monotonic(
+        )
         self.live = sys.stderr is not None and sys.stderr.isatty()
-        if not self.live: return
+        if not self.live:
+            return
         from fastprogress.fastprogress import ConsoleProgressBar
-        with contextlib.redirect_stdout(sys.stderr): self.bar = ConsoleProgressBar(None, total)
-        self.bar.prefix = label; self.draw(0, '')
-    def draw(self, at, note): # fastprogress writes to standard output, which may have to hold JSON
+        with contextlib.redirect_stdout(sys.stderr):
+            self.bar = ConsoleProgressBar(None, total)
+        self.bar.prefix = label
+        self.draw(0, '')
+
+    def draw(self, at,
+             note): # fastprogress writes to standard output, which may have to hold JSON
         self.bar.comment = note
-        with contextlib.redirect_stdout(sys.stderr): self.bar.update(at)
-    def __enter__(self): return self
+        with contextlib.redirect_stdout(sys.stderr):
+            self.bar.update(at)
+
+    def __enter__(self):
+        return self
+
     def __call__(self, at: int, note: str = ''): # at: how many of `total` are done
-        if self.live: self.draw(at, note)
+        if self.live:
+            self.draw(at, note)
         elif time.monotonic() - self.said >= self.every or at == self.total:
-            click.echo(f'{self.label}: {at} of {self.total}{", " if note else ""}{note}', err=True); self.said = time.monotonic()
+            click.echo(f'{self.label}: {at} of {self.total}{", " if note else ""}{note}',
+                       err=True)
+            self.said = time.monotonic()
         self.at = at
+
     def __exit__(self, *error):
-        if self.live: click.echo(err=True)
+        if self.live:
+            click.echo(err=True)
 
 # %% ../nbs/80_command.ipynb #recipes
 def visit(*rooms: str):
     "Import each notebook of these rooms, and with it whatever it registers."
     for room in rooms:
-        for m in pkgutil.iter_modules([str(Path(ddpm_lit.__file__).parent/room)]): importlib.import_module(f'ddpm_lit.{room}.{m.name}')
+        for m in pkgutil.iter_modules([str(Path(ddpm_lit.__file__).parent/room)]):
+            importlib.import_module(f'ddpm_lit.{room}.{m.name}')
 
 def recipes() -> dict:
     "All recipes by name. Each system registers its own when it is imported, and each sampler too."
     from ddpm_lit.train.fit import RECIPES
-    visit('diffusion', 'systems', 'guide', 'clip'); importlib.import_module('ddpm_lit.scale.presets'); return RECIPES
+    visit('diffusion', 'systems', 'guide', 'clip')
+    importlib.import_module('ddpm_lit.scale.presets')
+    return RECIPES
 
 def systems() -> dict:
     "The systems that paint captions, by name. Each registers itself when it is imported."
     from ddpm_lit.systems.upsample import SYSTEMS
-    recipes(); return SYSTEMS
+    recipes()
+    return SYSTEMS
 
 def find_system(name: str):
     "The system of that name."
     from ddpm_lit.core.check import Problem
-    if name not in systems(): raise Problem(f'There is no system "{name}": choose {" or ".join(systems())}.')
+    if name not in systems():
+        raise Problem(f'There is no system "{name}": choose {" or ".join(systems())}.')
     return systems()[name]
 
 # %% ../nbs/80_command.ipynb #interrupt
@@ -177,26 +277,42 @@ def find_system(name: str):
 def asked_to_stop():
     "Ctrl-C lets the step end: gives a list, which holds the signal once there was one. A second Ctrl-C stops at once."
     asked, old = [], {}
-    def ask(number, frame): asked.append(number); signal.signal(number, old[number])
+
+    def ask(number, frame):
+        asked.append(number)
+        signal.signal(number, old[number])
+
     try:
-        for number in (signal.SIGINT, signal.SIGTERM): old[number] = signal.signal(number, ask)
-    except ValueError: pass # only the main thread is asked
-    try: yield asked
+        for number in (signal.SIGINT, signal.SIGTERM):
+            old[number] = signal.signal(number, ask)
+    except ValueError:
+        pass # only the main thread is asked
+    try:
+        yield asked
     finally:
-        for number, handler in old.items(): signal.signal(number, handler)
+        for number, handler in old.items():
+            signal.signal(number, handler)
 
 # %% ../nbs/80_command.ipynb #log
 class Log:
     "What a run tells about itself: one JSON line for every few steps; on resuming, lines beyond the saved step are dropped."
-    def __init__(self, path, step: int, writes: bool = True): # lines of later steps are dropped
+    def __init__(self, path, step: int,
+                 writes: bool = True): # lines of later steps are dropped
         from ddpm_lit.core.check import replacing
-        self.path, self.writes, self.lines = Path(path), writes, [r for r in read_log(path) if r['step'] <= step]
-        if not writes: return
-        with replacing(path) as p: p.write_text(''.join(json.dumps(r) + '\n' for r in self.lines))
+        self.path, self.writes, self.lines = Path(path), writes, [
+            r for r in read_log(path) if r['step'] <= step
+        ]
+        if not writes:
+            return
+        with replacing(path) as p:
+            p.write_text(''.join(json.dumps(r) + '\n' for r in self.lines))
+
     def __call__(self, **line):
         self.lines.append(line)
-        if not self.writes: return
-        with open(self.path, 'a') as f: f.write(json.dumps(line) + '\n')
+        if not self.writes:
+            return
+        with open(self.path, 'a') as f:
+            f.write(json.dumps(line) + '\n')
 
 def read_log(path) -> list[dict]:
     "The lines of a log; those cut short or damaged are left out."
@@ -205,17 +321,29 @@ def read_log(path) -> list[dict]:
         for line in Path(path).read_text(encoding='utf-8', errors='replace').splitlines():
             with contextlib.suppress(ValueError, RecursionError, OverflowError):
                 row = json.loads(line)
-                if isinstance(row, dict) and type(row.get('step')) is int and 'loss' in row and all(isinstance(v, (int, float)) and math.isfinite(v) for v in row.values()): found.append(row)
+                if isinstance(row, dict) and type(
+                        row.get('step')) is int and 'loss' in row and all(
+                            isinstance(v, (int, float)) and math.isfinite(v)
+                            for v in row.values()):
+                    found.append(row)
     return found
 
 # %% ../nbs/80_command.ipynb #card
 def machine(device) -> dict:
     "Where it ran: processor, threads, versions."
     import torch
-    with contextlib.suppress(OSError): names = [l.split(':')[1].strip() for l in open('/proc/cpuinfo') if l.startswith('model name')]
-    return dict(processor=names[0] if 'names' in locals() and names else platform.processor() or platform.machine(), cores=os.cpu_count(),
-                threads=torch.get_num_threads(), torch=torch.__version__, ddpm_lit=ddpm_lit.__version__,
-                device=torch.cuda.get_device_name(device) if device.type == 'cuda' else device.type)
+    with contextlib.suppress(OSError):
+        names = [
+            l.split(':')[1].strip()
+            for l in open('/proc/cpuinfo')
+            if l.startswith('model name')
+        ]
+    return dict(
+        processor=names[0]
+        if 'names' in locals() and names else platform.processor() or platform.machine(),
+        cores=os.cpu_count(), threads=torch.get_num_threads(), torch=torch.__version__,
+        ddpm_lit=ddpm_lit.__version__, device=torch.cuda.get_device_name(device)
+        if device.type == 'cuda' else device.type)
 
 def thin(lines: list, n: int = 50) -> list:
     "About n of the lines, evenly spaced, the last one among them."
@@ -225,33 +353,44 @@ def thin(lines: list, n: int = 50) -> list:
 def read_settings(path, **kinds) -> dict: # kinds: of what must be there
     "What a file of JSON says, by name: the settings that a run was started with, or a card."
     from ddpm_lit.core.check import Problem
-    try: told = json.loads(Path(path).read_text(encoding='utf-8'))
-    except (ValueError, OSError, RecursionError) as e: raise Problem(f'{path} is not whole ({e}): start another run with --out.') from e
-    if not isinstance(told, dict) or not all(isinstance(told.get(k), kind) for k, kind in kinds.items()): raise Problem(f'{path} does not say what it should ({", ".join(kinds)}): start another run with --out.')
+    try:
+        told = json.loads(Path(path).read_text(encoding='utf-8'))
+    except (ValueError, OSError, RecursionError) as e:
+        raise Problem(f'{path} is not whole ({e}): start another run with --out.') from e
+    if not isinstance(told, dict) or not all(
+            isinstance(told.get(k), kind) for k, kind in kinds.items()):
+        raise Problem(f'{path} does not say what it should ({", ".join(kinds)}): start '
+                      'another run with --out.')
     return told
 
 def commands_before(name: str) -> list[str]:
     "The commands that led to the weights of that name, as far as their card tells."
     from ddpm_lit.core.check import data_dir
     card = data_dir('weights')/f'{name}.json'
-    if not card.exists(): return []
+    if not card.exists():
+        return []
     told = dict(before=[]) | read_settings(card, command=str)
-    return [*(told['before'] if isinstance(told['before'], list) else []), told['command']]
+    return [
+        *(told['before'] if isinstance(told['before'], list) else []), told['command']
+    ]
 
 def leftovers(out: Path, recipe) -> list[Path]: # folders
     "What a run that was killed has left half-written of its own files."
     from ddpm_lit.core.check import half_written
-    names = ('run.json', 'log.jsonl', 'state.safetensors',
-             f'{recipe.name}.safetensors', f'{recipe.name}.json')
+    names = ('run.json', 'log.jsonl', 'state.safetensors', f'{recipe.name}.safetensors',
+             f'{recipe.name}.json')
     return [left for name in names for left in half_written(out/name)]
 
-def choose_settings(out: Path, recipe, given: dict, resume: bool, init: bool, device) -> dict: # given: None where the command line is silent
+def choose_settings(out: Path, recipe, given: dict, resume: bool, init: bool,
+                    device) -> dict: # given: None where the command line is silent
     "The settings of a new run, or of the one that is resumed."
     from ddpm_lit.core.check import Problem
     from ddpm_lit.train.fit import has_bf16
     note = out/'run.json'
     if not resume:
-        if note.exists(): raise Problem(f'{out} holds a run already: go on with --resume, or give another folder with --out.')
+        if note.exists():
+            raise Problem(f'{out} holds a run already: go on with --resume, or give '
+                          'another folder with --out.')
         if [*out.glob('state*')]:
             raise Problem(f'{out} holds the state of a run whose settings, run.json, '
                           'are gone: move it away, or give another folder with --out.')
@@ -261,14 +400,26 @@ def choose_settings(out: Path, recipe, given: dict, resume: bool, init: bool, de
         if found:
             raise Problem(f'{out} holds {min(found).name}, which is not of a run: '
                           'move it away, or give an empty or a new folder with --out.')
-        default = dict(steps=recipe.steps, batch=recipe.batch, lr=recipe.settings.get('lr', 2e-3), seed=0, bf16=recipe.settings.get('bf16', has_bf16(device)), shard=False)
-        return dict(recipe=recipe.name, init=init, before=commands_before(recipe.name) if init else [], **{k: default[k] if v is None else v for k, v in given.items()})
-    if not note.exists(): raise Problem(f'There is no run in {out}: leave --resume out to start one.')
-    old = dict(shard=False, init=False) | read_settings(note, recipe=str, steps=int, batch=int, lr=(int, float), seed=int, bf16=bool)
-    if not (old['steps'] > 0 and old['batch'] > 0 and 0 < old['lr'] < math.inf and 0 <= old['seed'] < 2**40 and isinstance(old.get('before', []), list)): raise Problem(f'{note} says what no run can be: start another one with --out.')
-    if old['recipe'] != recipe.name: raise Problem(f'{out} holds a run of {old["recipe"]}, not of {recipe.name}: give its own folder with --out.')
+        default = dict(steps=recipe.steps, batch=recipe.batch, lr=recipe.settings.get(
+            'lr', 2e-3), seed=0, bf16=recipe.settings.get('bf16', has_bf16(device)),
+                       shard=False)
+        return dict(recipe=recipe.name, init=init,
+                    before=commands_before(recipe.name) if init else [],
+                    **{k: default[k] if v is None else v for k, v in given.items()})
+    if not note.exists():
+        raise Problem(f'There is no run in {out}: leave --resume out to start one.')
+    old = dict(shard=False, init=False) | read_settings(
+        note, recipe=str, steps=int, batch=int, lr=(int, float), seed=int, bf16=bool)
+    if not (old['steps'] > 0 and old['batch'] > 0 and 0 < old['lr'] < math.inf
+            and 0 <= old['seed'] < 2**40 and isinstance(old.get('before', []), list)):
+        raise Problem(f'{note} says what no run can be: start another one with --out.')
+    if old['recipe'] != recipe.name:
+        raise Problem(f'{out} holds a run of {old["recipe"]}, not of {recipe.name}: give '
+                      'its own folder with --out.')
     for k, v in (given | dict(init=init or None)).items():
-        if v is not None and v != old[k]: raise Problem(f'The run in {out} was started with {k} = {old[k]}, not {v}: resume it as it was, or start another with --out.')
+        if v is not None and v != old[k]:
+            raise Problem(f'The run in {out} was started with {k} = {old[k]}, not {v}: '
+                          'resume it as it was, or start another with --out.')
     return old
 
 # %% ../nbs/80_command.ipynb #run-class
@@ -284,42 +435,68 @@ class Run:
     log: Log
     data: dict # fingerprints
     team: 'Team' # who trains
+
     @property
-    def weights(self): return self.out/f'{self.recipe.name}.safetensors'
+    def weights(self):
+        return self.out/f'{self.recipe.name}.safetensors'
+
     def card(self) -> dict:
         "How these weights came about."
-        s, end = self.settings, dict(seconds=0., cpu_seconds=0., loss=None) | (self.log.lines[-1] if self.log.lines else {})
-        given = [f'--{k} {s[k]}' for k in ('steps', 'batch', 'lr', 'seed')] + ['--bf16' if s['bf16'] else '--no-bf16'] + ['--init']*s['init']
-        return dict(recipe=self.recipe.name, command=f'ddpm_lit train {self.recipe.name} {" ".join(given)}', before=s.get('before', []), steps=self.training.step, steps_planned=s['steps'],
-                    batch=s['batch'], seconds=end['seconds'], cpu_seconds=end['cpu_seconds'], machine=machine(self.device),
-                    parameters=sum(p.numel() for p in self.training.model.parameters()), loss=end['loss'], **(dict(processes=self.team.size) if self.team.size > 1 else {}),
-                    loss_curve=[[r['step'], r['loss']] for r in thin(self.log.lines)], data=self.data)
+        s, end = self.settings, dict(seconds=0., cpu_seconds=0., loss=None) | (
+            self.log.lines[-1] if self.log.lines else {})
+        given = [f'--{k} {s[k]}' for k in ('steps', 'batch', 'lr', 'seed')
+                 ] + ['--bf16' if s['bf16'] else '--no-bf16'] + ['--init']*s['init']
+        return dict(
+            recipe=self.recipe.name,
+            command=f'ddpm_lit train {self.recipe.name} {" ".join(given)}', before=s.get(
+                'before', []), steps=self.training.step, steps_planned=s['steps'],
+            batch=s['batch'], seconds=end['seconds'], cpu_seconds=end['cpu_seconds'],
+            machine=machine(self.device), parameters=sum(
+                p.numel() for p in self.training.model.parameters()), loss=end['loss'],
+            **(dict(processes=self.team.size) if self.team.size > 1 else {}), loss_curve=[
+                [r['step'], r['loss']] for r in thin(self.log.lines)
+            ], data=self.data)
+
     def save(self):
         "The whole state, and the averaged weights with their card."
         from ddpm_lit.train.fit import save_weights
-        self.training.save(self.out/'state.safetensors'); average = self.training.averaged()
-        if self.team.first: save_weights(self.weights, average, self.card())
+        self.training.save(self.out/'state.safetensors')
+        average = self.training.averaged()
+        if self.team.first:
+            save_weights(self.weights, average, self.card())
 
 # %% ../nbs/80_command.ipynb #open-run
 @contextlib.contextmanager
 def alone(out: Path, new: bool): # new: may the folder be made?
     "No other process trains in this folder meanwhile; a new folder that stays empty is taken away."
     from ddpm_lit.core.check import Problem
-    try: import fcntl
-    except ImportError: yield; return # Windows
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return # Windows
     made = new and not out.exists()
-    if new: out.mkdir(parents=True, exist_ok=True)
-    if not out.is_dir(): yield; return # which `choose_settings` tells
+    if new:
+        out.mkdir(parents=True, exist_ok=True)
+    if not out.is_dir():
+        yield
+        return # which `choose_settings` tells
     folder = os.open(out, os.O_RDONLY)
     try:
-        try: fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB) # ends with the process, however that ends
-        except BlockingIOError: raise Problem(f'Another process trains in {out}: wait for it, or give another folder with --out.') from None
-        except OSError: pass # a file system without locks
+        # ends with the process, however that ends
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Problem(f'Another process trains in {out}: wait for it, or give '
+                          'another folder with --out.') from None
+        except OSError:
+            pass # a file system without locks
         yield
     finally:
         os.close(folder)
         if made:
-            with contextlib.suppress(OSError): out.rmdir()
+            with contextlib.suppress(OSError):
+                out.rmdir()
 
 # %% ../nbs/80_command.ipynb #open-run-function
 def open_run(out, recipe, given: dict, resume=False, init=False, device=None,
@@ -367,96 +544,184 @@ def open_run(out, recipe, given: dict, resume=False, init=False, device=None,
 def go(run: Run, save_every: float = 30.) -> Iterator[dict]: # save_every: in seconds
     "Train to the last step, and yield each line of the log. A request to stop is granted after the step, with all saved."
     from ddpm_lit.train.fit import fit
-    s, recipe, step, clock, saved, number = run.settings, run.recipe, run.training.step, time.process_time(), time.monotonic(), 0
-    before, every, total, seconds = dict(seconds=0., cpu_seconds=0.) | (run.log.lines[-1] if run.log.lines else {}), max(1, min(50, s['steps']//400)), 0., 0.
+    s, recipe, step, clock, saved, number = run.settings, run.recipe, run.training.step, time.process_time(
+    ), time.monotonic(), 0
+    before, every, total, seconds = dict(
+        seconds=0., cpu_seconds=0.) | (run.log.lines[-1] if run.log.lines else {}), max(
+            1, min(50, s['steps'] // 400)), 0., 0.
     with asked_to_stop() as asked:
-        for p in fit(run.training, run.batches, recipe.schedule, recipe.loss, s['steps'], **(recipe.settings | {k: s[k] for k in ('lr', 'seed', 'bf16')})):
-            total = total + p.loss # a tensor: to read it at every step would make a GPU wait
-            number, due = map(int, run.team.most(asked[0] if asked else 0, time.monotonic() - saved >= save_every)) # of all processes
-            if p.step % every and p.step < s['steps'] and not number: continue
+        for p in fit(run.training, run.batches, recipe.schedule, recipe.loss, s['steps'],
+                     **(recipe.settings | {k: s[k] for k in ('lr', 'seed', 'bf16')})):
+            # a tensor: to read it at every step would make a GPU wait
+            total = total + p.loss
+            # of all processes
+            number, due = map(
+                int,
+                run.team.most(asked[0] if asked else 0,
+                              time.monotonic() - saved >= save_every))
+            if p.step % every and p.step < s['steps'] and not number:
+                continue
             loss = float(total)/(p.step - step)
-            run.log(step=p.step, loss=round(loss, 6), seconds=round(before['seconds'] + p.seconds, 3), cpu_seconds=round(before['cpu_seconds'] + time.process_time() - clock, 3),
-                    samples_per_second=round((p.step - step)*s['batch']/max(p.seconds - seconds, 1e-9), 1))
+            run.log(
+                step=p.step, loss=round(loss, 6),
+                seconds=round(before['seconds'] + p.seconds, 3), cpu_seconds=round(
+                    before['cpu_seconds'] + time.process_time() - clock,
+                    3), samples_per_second=round(
+                        (p.step - step)*s['batch']/max(p.seconds - seconds, 1e-9), 1))
             total, step, seconds = 0., p.step, p.seconds
-            if number: break
-            if due and step < s['steps']: run.save(); saved = time.monotonic()
+            if number:
+                break
+            if due and step < s['steps']:
+                run.save()
+                saved = time.monotonic()
             yield run.log.lines[-1]
         run.save()
     if number and run.training.step < s['steps']:
-        if run.team.first: click.echo(f'ddpm_lit: stopped at step {run.training.step} of {s["steps"]}, all saved in {run.out}: go on with --resume.', err=True)
+        if run.team.first:
+            click.echo(
+                f'ddpm_lit: stopped at step {run.training.step} of {s["steps"]}, all '
+                f'saved in {run.out}: go on with --resume.',
+                err=True)
         raise click.exceptions.Exit(128 + number)
 
 # %% ../nbs/80_command.ipynb #train
 @command.command()
 @click.argument('name')
-@click.option('--out', type=click.Path(file_okay=False), help='Folder of the run.  [default: runs/NAME]')
+@click.option('--out', type=click.Path(file_okay=False),
+              help='Folder of the run.  [default: runs/NAME]')
 @click.option('--resume', is_flag=True, help='Go on where the run in --out stopped.')
-@click.option('--init', is_flag=True, help='Start from the weights that ship with the book.')
-@click.option('--ship', is_flag=True, help='At the end, put weights and card into data/weights too.')
-@click.option('--steps', type=Count(1), help='Steps in all.  [default: as the recipe says]')
-@click.option('--batch', type=Count(1), help='Samples a step.  [default: as the recipe says]')
-@click.option('--lr', type=Range(0, min_open=True), help='Highest learning rate.  [default: as the recipe says]')
-@click.option('--seed', type=Count(0, 2**40 - 1), help='Where all random numbers start.  [default: 0]')
-@click.option('--bf16/--no-bf16', default=None, help='Multiply in bfloat16.  [default: where the processor has it]')
+@click.option('--init', is_flag=True,
+              help='Start from the weights that ship with the book.')
+@click.option('--ship', is_flag=True,
+              help='At the end, put weights and card into data/weights too.')
+@click.option('--steps', type=Count(1),
+              help='Steps in all.  [default: as the recipe says]')
+@click.option('--batch', type=Count(1),
+              help='Samples a step.  [default: as the recipe says]')
+@click.option('--lr', type=Range(0, min_open=True),
+              help='Highest learning rate.  [default: as the recipe says]')
+@click.option('--seed', type=Count(0, 2**40 - 1),
+              help='Where all random numbers start.  [default: 0]')
+@click.option('--bf16/--no-bf16', default=None,
+              help='Multiply in bfloat16.  [default: where the processor has it]')
 @click.option('--channels-last', is_flag=True, help='Keep channels innermost in memory.')
 @click.option('--compile', is_flag=True, help='Compile the network first: slow to start.')
-@click.option('--recompute', is_flag=True, help='Forget what the blocks of the network hold inside, and compute it again: less memory, a third more work.')
-@click.option('--shard', is_flag=True, default=None, help='Spread weights, gradients and averages over the processes of torchrun: for models that fit on none.')
-@click.option('--save-every', type=Range(0), default=30., show_default=True, help='Seconds between savings.')
+@click.option(
+    '--recompute', is_flag=True,
+    help='Forget what the blocks of the network hold inside, and compute it again: less '
+         'memory, a third more work.'
+)
+@click.option(
+    '--shard', is_flag=True, default=None,
+    help='Spread weights, gradients and averages over the processes of torchrun: for '
+         'models that fit on none.'
+)
+@click.option('--save-every', type=Range(0), default=30., show_default=True,
+              help='Seconds between savings.')
 @options('device', 'threads', 'json')
-def train(name, out, resume, init, ship, steps, batch, lr, seed, bf16, channels_last, compile, recompute, shard, save_every, device, threads, as_json):
+def train(name, out, resume, init, ship, steps, batch, lr, seed, bf16, channels_last,
+          compile, recompute, shard, save_every, device, threads, as_json):
     "Train the system NAME; stop it when you like and go on with --resume. On N devices: torchrun --nproc-per-node N -m ddpm_lit train NAME."
     from ddpm_lit.scale.distributed import together
-    with together(start(device, threads)) as (team, device): train_together(team, device, name, out, resume, init, ship, dict(steps=steps, batch=batch, lr=lr, seed=seed, bf16=bf16, shard=shard), channels_last, compile, recompute, save_every, as_json)
+    with together(start(device, threads)) as (team, device):
+        train_together(
+            team, device, name, out, resume, init, ship,
+            dict(steps=steps, batch=batch, lr=lr, seed=seed, bf16=bf16, shard=shard),
+            channels_last, compile, recompute, save_every, as_json)
 
 # %% ../nbs/80_command.ipynb #train-together
-def train_together(team, device, name, out, resume, init, ship, given, channels_last, compile, recompute, save_every, as_json):
+def train_together(team, device, name, out, resume, init, ship, given, channels_last,
+                   compile, recompute, save_every, as_json):
     "What each process of a team does to train NAME: only the first one speaks and writes."
     from ddpm_lit.core.check import Problem, data_dir
     from ddpm_lit.train.fit import find_recipe, save_weights
-    recipes(); recipe, store = find_recipe(name), data_dir()/'weights'
-    if ship and not os.access(store if store.exists() else store.parent, os.W_OK): raise Problem(f'{store} cannot be written: leave --ship out, or set DDPM_LIT_DATA to a folder of your own.')
+    recipes()
+    recipe, store = find_recipe(name), data_dir()/'weights'
+    if ship and not os.access(store if store.exists() else store.parent, os.W_OK):
+        raise Problem(f'{store} cannot be written: leave --ship out, or set '
+                      'DDPM_LIT_DATA to a folder of your own.')
     out = Path(out or f'runs/{recipe.name}')
     with alone(out, not resume) if team.first else contextlib.nullcontext():
-        run = open_run(out, recipe, given, resume, init, device, channels_last, compile, recompute, team)
-        with Bar(run.settings['steps'], f'train {name}') if team.first else contextlib.nullcontext(lambda *told: None) as bar:
-            for line in go(run, save_every): bar(line['step'], f'loss {line["loss"]:.4f}, {line["samples_per_second"]:.0f} samples a second')
+        run = open_run(out, recipe, given, resume, init, device, channels_last, compile,
+                       recompute, team)
+        with Bar(run.settings['steps'], f'train {name}'
+                 ) if team.first else contextlib.nullcontext(lambda *told: None) as bar:
+            for line in go(run, save_every):
+                bar(
+                    line['step'],
+                    f'loss {line["loss"]:.4f}, {line["samples_per_second"]:.0f} samples '
+                    'a second'
+                )
     average = run.training.averaged() if ship else None
-    if not team.first: return
+    if not team.first:
+        return
     card, path = run.card(), run.weights
-    if ship: path = store/path.name; save_weights(path, average, card)
+    if ship:
+        path = store/path.name
+        save_weights(path, average, card)
     speed = round(card['steps']*card['batch']/max(card['seconds'], 1e-9), 1)
-    tell(as_json, dict(name=name, out=str(run.out), weights=str(path), samples_per_second=speed, **{k: card[k] for k in ('steps', 'batch', 'loss', 'seconds', 'cpu_seconds', 'parameters')}),
-         f'{name}: {card["steps"]} steps in {card["seconds"]:.0f} s, {speed:.0f} samples a second, last loss {"not known" if card["loss"] is None else format(card["loss"], ".4f")}\nweights and card: {path}')
+    tell(
+        as_json,
+        dict(
+            name=name, out=str(run.out), weights=str(path), samples_per_second=speed, **{
+                k: card[k] for k in ('steps', 'batch', 'loss', 'seconds', 'cpu_seconds',
+                                     'parameters')
+            }),
+        f'{name}: {card["steps"]} steps in {card["seconds"]:.0f} s, {speed:.0f} samples '
+        f'a second, last loss {"not known" if card["loss"] is None else format(card["loss"], ".4f")}\nweights and card: {path}'
+    )
 
 # %% ../nbs/80_command.ipynb #steering
-def steering(recipe, w: float | None, guidance_scale: float | None, guidance: str | None, classifier_scale: float | None): # -> (model, labels [b]) -> Denoiser, or None
+def steering(
+        recipe, w: float | None, guidance_scale: float | None, guidance: str | None,
+        classifier_scale: float | None): # -> (model, labels [b]) -> Denoiser, or None
     "What the options of guidance ask for. Eq. 40.2, 41.3."
     from ddpm_lit.core.check import Problem
     from ddpm_lit.guide.classifier import guide
     from ddpm_lit.guide.free import as_w, cfg_paired
-    guidance = guidance or ('classifier' if classifier_scale is not None else None if w is guidance_scale is None else 'free')
-    if guidance is None: return None
-    if not recipe.classes: raise Problem(f'{recipe.name} knows no classes, so there is nothing to steer to: leave the guidance out.')
+    guidance = guidance or ('classifier' if classifier_scale is not None else
+                            None if w is guidance_scale is None else 'free')
+    if guidance is None:
+        return None
+    if not recipe.classes:
+        raise Problem(f'{recipe.name} knows no classes, so there is nothing to steer to: '
+                      'leave the guidance out.')
     if guidance == 'free':
-        if classifier_scale is not None: raise Problem('--classifier-scale is for --guidance classifier: give --w or --guidance-scale, or choose that.')
+        if classifier_scale is not None:
+            raise Problem('--classifier-scale is for --guidance classifier: give --w or '
+                          '--guidance-scale, or choose that.')
         w = as_w(w, guidance_scale)
         return lambda model, label: cfg_paired(model, label, w=w)
-    if w is not None or guidance_scale is not None: raise Problem('--w and --guidance-scale are for --guidance free: give --classifier-scale.')
-    if 'mnist' not in recipe.data: raise Problem(f'The shipped classifier knows noisy digits, and nothing of {recipe.name}: steer with --w.')
+    if w is not None or guidance_scale is not None:
+        raise Problem(
+            '--w and --guidance-scale are for --guidance free: give --classifier-scale.')
+    if 'mnist' not in recipe.data:
+        raise Problem('The shipped classifier knows noisy digits, and nothing of '
+                      f'{recipe.name}: steer with --w.')
     from ddpm_lit.train.fit import load_weights
-    classifier, scale = load_weights('noisy-classifier')[0], 1. if classifier_scale is None else classifier_scale
-    return lambda model, label: guide(model.given(None), classifier.to(label.device).given(label), scale)
+    classifier, scale = load_weights(
+        'noisy-classifier')[0], 1. if classifier_scale is None else classifier_scale
+    return lambda model, label: guide(model.given(None),
+                                      classifier.to(label.device).given(label), scale)
 
 # %% ../nbs/80_command.ipynb #draw
-def choose_run(recipe, sampler: str | None, steps: int | None) -> tuple[str, int]: # None: as the recipe says
+def choose_run(recipe, sampler: str | None,
+               steps: int | None) -> tuple[str, int]: # None: as the recipe says
     "The sampler and its number of steps, no more than the recipe's schedule has."
     from ddpm_lit.core.check import Problem
     from ddpm_lit.diffusion.schedule import Betas
-    if not recipe.sampler: raise Problem(f'{recipe.name} does not draw: it is no denoiser. Choose another name.')
-    return sampler or recipe.sampler, steps or min(recipe.sample_steps, len(recipe.schedule) if isinstance(recipe.schedule, Betas) else recipe.sample_steps)
+    if not recipe.sampler:
+        raise Problem(
+            f'{recipe.name} does not draw: it is no denoiser. Choose another name.')
+    return sampler or recipe.sampler, steps or min(
+        recipe.sample_steps,
+        len(recipe.schedule)
+        if isinstance(recipe.schedule, Betas) else recipe.sample_steps)
 
-def draw(model, recipe, n: int, label, seed: int, steps: int = 50, sampler: str = 'ddim', at_once: int = 256, steer=None, bf16: bool = False): # -> [n ...] on the CPU, evaluations of the network for each
+def draw(
+        model, recipe, n: int, label, seed: int, steps: int = 50, sampler: str = 'ddim',
+        at_once: int = 256, steer=None,
+        bf16: bool = False): # -> [n ...] on the CPU, evaluations of the network for each
     "Turn noise into samples as the recipe wants it: its shape, its schedule, its limits, and the variance that the network has learned."
     import torch
     from ddpm_lit.core.check import Problem
@@ -464,18 +729,29 @@ def draw(model, recipe, n: int, label, seed: int, steps: int = 50, sampler: str 
     from ddpm_lit.diffusion.schedule import grid
     from ddpm_lit.scale.speed import in_bf16
     run, device = find_sampler(sampler), next(model.parameters()).device
-    if sampler == 'ancestral' and getattr(model, 'learned_variance', False): run = functools.partial(run, variance=learned_range)
-    with torch.random.fork_rng(), Bar(steps*math.ceil(n/at_once), f'sample {recipe.name}') as bar:
-        torch.manual_seed(seed); noise, done, at = torch.randn(n, *recipe.shape), [], 0 # the same noise on every device
+    if sampler == 'ancestral' and getattr(model, 'learned_variance', False):
+        run = functools.partial(run, variance=learned_range)
+    with torch.random.fork_rng(), Bar(steps*math.ceil(n/at_once),
+                                      f'sample {recipe.name}') as bar:
+        # the same noise on every device
+        torch.manual_seed(seed)
+        noise, done, at = torch.randn(n, *recipe.shape), [], 0
         for i in range(0, n, at_once):
-            told = () if label is None else (label[i:i + at_once].to(device),)
+            told = () if label is None else (label[i:i + at_once].to(device), )
             denoiser = steer(model, *told) if steer else model.given(*told)
-            if recipe.limit is not None: denoiser = clamp_x0(denoiser, recipe.limit)
-            if bf16: denoiser = in_bf16(denoiser)
+            if recipe.limit is not None:
+                denoiser = clamp_x0(denoiser, recipe.limit)
+            if bf16:
+                denoiser = in_bf16(denoiser)
             denoiser = Counted(denoiser)
-            for x in run(denoiser, grid(recipe.schedule, steps), noise[i:i + at_once].to(device)): at += 1; bar(at)
+            for x in run(denoiser, grid(recipe.schedule, steps),
+                         noise[i:i + at_once].to(device)):
+                at += 1
+                bar(at)
             done.append(x.cpu())
-    if not (x := torch.cat(done)).isfinite().all(): raise Problem(f'What {recipe.name} draws here is not finite: ask for less guidance, or fetch its weights again.')
+    if not (x := torch.cat(done)).isfinite().all():
+        raise Problem(f'What {recipe.name} draws here is not finite: ask for less '
+                      'guidance, or fetch its weights again.')
     return x, denoiser.nfe
 
 # %% ../nbs/80_command.ipynb #labels
@@ -484,125 +760,219 @@ def labels(recipe, n: int, label: str | None): # [n] or None
     import torch
     from ddpm_lit.core.check import Problem
     if not recipe.classes:
-        if label not in (None, 'none'): raise Problem(f'{recipe.name} knows no labels: leave --label out.')
+        if label not in (None, 'none'):
+            raise Problem(f'{recipe.name} knows no labels: leave --label out.')
         return None
-    if label is None: return torch.arange(n) % recipe.classes
-    if label == 'none': return torch.full((n,), -1)
-    if not label.isdecimal() or int(label) >= recipe.classes: raise Problem(f'There is no label {label}: choose one of 0 to {recipe.classes - 1}, or none.')
-    return torch.full((n,), int(label))
+    if label is None:
+        return torch.arange(n) % recipe.classes
+    if label == 'none':
+        return torch.full((n, ), -1)
+    if not label.isdecimal() or int(label) >= recipe.classes:
+        raise Problem(f'There is no label {label}: choose one of 0 to '
+                      f'{recipe.classes - 1}, or none.')
+    return torch.full((n, ), int(label))
 
 def find_weights(name: str) -> str:
     "A path as it is; a name stands for shipped weights or, where there are none, for those of runs/NAME."
     from ddpm_lit.core.check import Problem, data_dir
     from ddpm_lit.train.fit import ALIASES
-    name = ALIASES.get(name, name); own = Path('runs')/name/f'{name}.safetensors'
-    if name.endswith('.safetensors'): return name
-    with contextlib.suppress(Problem): data_dir('weights', f'{name}.safetensors'); return name
-    if own.exists(): return str(own)
-    shipped = ', '.join(p.stem for p in sorted(data_dir('weights').glob('*.safetensors')) if p.stem in recipes())
-    raise Problem(f'There are no weights "{name}", neither shipped nor in runs/{name}: {shipped and f"choose {shipped}, or "}train them first, or give the path of a .safetensors file.')
+    name = ALIASES.get(name, name)
+    own = Path('runs')/name/f'{name}.safetensors'
+    if name.endswith('.safetensors'):
+        return name
+    with contextlib.suppress(Problem):
+        data_dir('weights', f'{name}.safetensors')
+        return name
+    if own.exists():
+        return str(own)
+    shipped = ', '.join(p.stem
+                        for p in sorted(data_dir('weights').glob('*.safetensors'))
+                        if p.stem in recipes())
+    raise Problem(f'There are no weights "{name}", neither shipped nor in runs/{name}: '
+                  f'{shipped and f"choose {shipped}, or "}train them first, or give the '
+                  'path of a .safetensors file.')
 
 def save_samples(x, path):
     "A sheet of pictures, or a cloud of points."
     from ddpm_lit import show
-    if x.ndim == 4: return show.save_sheet(x, path, columns=10 if len(x) % 10 == 0 else 8)
-    show.cloud(x, ink='model'); show.save_figure(path)
+    if x.ndim == 4:
+        return show.save_sheet(x, path, columns=10 if len(x) % 10 == 0 else 8)
+    show.cloud(x, ink='model')
+    show.save_figure(path)
 
 # %% ../nbs/80_command.ipynb #sample-told
-def draw_told(painter, captions: list[str], n: int, guidance_scale: float, steps: int, seed: int, at_once: int = 4): # -> [n*captions 3 h w], the n of a caption side by side
+def draw_told(painter, captions: list[str], n: int, guidance_scale: float, steps: int,
+              seed: int,
+              at_once: int = 4): # -> [n*captions 3 h w], the n of a caption side by side
     "Pictures of sentences by somebody else's model, a few at a time; each has noise of its own. Eq. 76.6, 77.7."
     from ddpm_lit.core.check import Problem
     from ddpm_lit.systems.upsample import own_noise
     many, done, at = n*len(captions), None, 0
-    with Bar(painter.evaluations(steps)*math.ceil(many/at_once), f'draw {many} pictures') as bar:
+    with Bar(painter.evaluations(steps)*math.ceil(many/at_once),
+             f'draw {many} pictures') as bar:
+
         def watch(denoiser):
-            def asked(x, t): nonlocal at; at += 1; bar(at); return denoiser(x, t)
+            def asked(x, t):
+                nonlocal at
+                at += 1
+                bar(at)
+                return denoiser(x, t)
+
             return asked
+
         for i in range(0, many, at_once):
             places = range(i, min(i + at_once, many))
-            x = painter.draw([captions[k//n] for k in places], guidance_scale, steps, own_noise(seed, places), watch).cpu()
-            if done is None: done = x.new_empty(many, *x.shape[1:]) # where there is no room for all, that is said after the first
+            x = painter.draw([captions[k // n] for k in places], guidance_scale, steps,
+                             own_noise(seed, places), watch).cpu()
+            # where there is no room for all, that is said after the first
+            if done is None:
+                done = x.new_empty(many, *x.shape[1:])
             done[i:i + at_once] = x
-    if not done.isfinite().all(): raise Problem(f'What {painter.name} draws here is not finite: ask for less guidance, or fetch its weights again.')
+    if not done.isfinite().all():
+        raise Problem(f'What {painter.name} draws here is not finite: ask for less '
+                      'guidance, or fetch its weights again.')
     return done
 
 def single_spaced(captions) -> list[str]:
     "The captions as they are told."
     from ddpm_lit.core.check import Problem
     said = [' '.join(c.split()) for c in captions]
-    if not all(said): raise Problem('A caption is empty: say in words what to paint.')
+    if not all(said):
+        raise Problem('A caption is empty: say in words what to paint.')
     return said
 
-def sample_told(name: str, captions, enlarge, out, n, w, guidance_scale, steps, side, seed, device, as_json):
+def sample_told(name: str, captions, enlarge, out, n, w, guidance_scale, steps, side,
+                seed, device, as_json):
     "`sample` for GLIDE's files and for Karlo's folder."
     from ddpm_lit.core.check import Problem
     from ddpm_lit.guide.free import as_w
     from ddpm_lit.scale.open import open_painter
     from ddpm_lit.show import save_captioned
-    if not Path(name).exists(): raise Problem(f'There is no file or folder {name}: --caption is for models that others trained; the book\'s own are asked with paint.')
-    if steps == 1: raise Problem('One step would start from noise at the clean end: ask for --steps of 2 or more.')
+    if not Path(name).exists():
+        raise Problem(f'There is no file or folder {name}: --caption is for models that '
+                      'others trained; the book\'s own are asked with paint.')
+    if steps == 1:
+        raise Problem('One step would start from noise at the clean end: ask for --steps '
+                      'of 2 or more.')
     began, said = time.perf_counter(), single_spaced(captions)
     painter = open_painter(name, enlarge, side, device)
-    n, steps, scale, out = n or 1, steps or painter.steps, painter.guidance_scale if w is guidance_scale is None else 1 + as_w(w, guidance_scale), out or f'{Path(name).resolve().stem}.png'
-    save_captioned(draw_told(painter, said, n, scale, steps, seed).split(n), said, out, zoom=1); seconds = time.perf_counter() - began
-    tell(as_json, dict(name=name, captions=said, out=str(out), n=n, guidance_scale=scale, steps=steps, evaluations=painter.evaluations(steps), seed=seed, seconds=round(seconds, 3)), f'{out}: {n} pictures of {" | ".join(said)}, {seconds:.1f} s.')
+    n, steps, scale, out = n or 1, steps or painter.steps, painter.guidance_scale if w is guidance_scale is None else 1 + as_w(
+        w, guidance_scale), out or f'{Path(name).resolve().stem}.png'
+    save_captioned(
+        draw_told(painter, said, n, scale, steps, seed).split(n), said, out, zoom=1)
+    seconds = time.perf_counter() - began
+    tell(
+        as_json,
+        dict(name=name, captions=said, out=str(out), n=n, guidance_scale=scale,
+             steps=steps, evaluations=painter.evaluations(steps), seed=seed,
+             seconds=round(seconds, 3)),
+        f'{out}: {n} pictures of {" | ".join(said)}, {seconds:.1f} s.')
 
 # %% ../nbs/80_command.ipynb #sample
-def find_model(name: str, layout: str | None, told: dict, unlabelled: bool): # told: by option, None where nothing is; unlabelled: will it be asked without a label? -> (Model, Recipe)
+def find_model(
+    name: str, layout: str | None, told: dict, unlabelled: bool
+): # told: by option, None where nothing is; unlabelled: will it be asked without a label? -> (Model, Recipe)
     "Weights of ours or, where a layout or anything about it is told, somebody else's denoiser."
     from ddpm_lit.core.check import Problem
     from ddpm_lit.train.fit import load_weights
-    if layout is None and not any(told.values()): return load_weights(find_weights(name))
+    if layout is None and not any(told.values()):
+        return load_weights(find_weights(name))
     from ddpm_lit.scale.open import open_denoiser # late: most weights are ours
     model, recipe = open_denoiser(name, layout or 'auto', **told)
-    if recipe.classes and unlabelled: raise Problem(f'{name} was never asked without a label: leave out --label none and guidance by the network itself.')
+    if recipe.classes and unlabelled:
+        raise Problem(f'{name} was never asked without a label: leave out --label none '
+                      'and guidance by the network itself.')
     return model, recipe
 
-NAMED = dict(order='attention-order', head_width='head-width', classifier_scale='classifier-scale') # options whose name is another in a terminal
+# options whose name is another in a terminal
+NAMED = dict(order='attention-order', head_width='head-width',
+             classifier_scale='classifier-scale')
 
 @command.command()
 @click.argument('name')
-@click.option('--out', type=click.Path(dir_okay=False), help='The PNG to write.  [default: NAME.png]')
+@click.option('--out', type=click.Path(dir_okay=False),
+              help='The PNG to write.  [default: NAME.png]')
 @click.option('--n', type=Count(1), help='How many.  [default: 64; of a caption 1]')
-@click.option('--caption', 'captions', multiple=True, metavar='WORDS', help="What to draw, for somebody else's model that is told a sentence: GLIDE's file or Karlo's folder. May be given more than once.")
+@click.option(
+    '--caption', 'captions', multiple=True, metavar='WORDS',
+    help="What to draw, for somebody else's model that is told a sentence: GLIDE's file "
+         "or Karlo's folder. May be given more than once."
+)
 @click.option('--enlarge', metavar='PATH', help="GLIDE's file that enlarges.")
-@click.option('--label', help='Draw this class only; none: do not tell the network.  [default: all in turn]')
-@click.option('--bf16/--no-bf16', default=None, help='Multiply in bfloat16.  [default: pictures, where the processor has it, unless a classifier steers]')
-@options('w', 'guidance_scale', 'guidance', 'classifier_scale', 'sampler', 'steps', 'layout', 'preset', 'order', 'heads', 'head_width', 'schedule', 'side', 'seed', 'device', 'threads', 'json')
-def sample(name, out, n, captions, enlarge, label, bf16, w, guidance_scale, guidance, classifier_scale, sampler, steps, layout, seed, device, threads, as_json, **told):
+@click.option(
+    '--label',
+    help='Draw this class only; none: do not tell the network.  [default: all in turn]')
+@click.option(
+    '--bf16/--no-bf16', default=None,
+    help='Multiply in bfloat16.  [default: pictures, where the processor has it, unless '
+         'a classifier steers]'
+)
+@options('w', 'guidance_scale', 'guidance', 'classifier_scale', 'sampler', 'steps',
+         'layout', 'preset', 'order', 'heads', 'head_width', 'schedule', 'side', 'seed',
+         'device', 'threads', 'json')
+def sample(name, out, n, captions, enlarge, label, bf16, w, guidance_scale, guidance,
+           classifier_scale, sampler, steps, layout, seed, device, threads, as_json,
+           **told):
     "Draw samples from weights NAME (shipped, or else those in runs/NAME), from a .safetensors file that train wrote, or with --layout auto from somebody else's file or folder."
     from ddpm_lit.core.check import Problem
     from ddpm_lit.train.fit import has_bf16
     device = start(device, threads)
     if captions:
-        other = dict(label=label, bf16=bf16, guidance=guidance, classifier_scale=classifier_scale, sampler=sampler) | {k: v for k, v in told.items() if k != 'side'}
+        other = dict(label=label, bf16=bf16, guidance=guidance,
+                     classifier_scale=classifier_scale,
+                     sampler=sampler) | {k: v for k, v in told.items() if k != 'side'}
         for k, v in other.items():
-            if v is not None: raise Problem(f'--{NAMED.get(k, k)} is not for models that are told a sentence: leave it out.')
-        return sample_told(name, captions, enlarge, out, n, w, guidance_scale, steps, told['side'], seed, device, as_json)
-    if enlarge is not None: raise Problem('--enlarge is for a model that is told a sentence: give --caption.')
-    n = n or 64; recipes(); model, recipe = find_model(name, layout, told, label == 'none' or guidance == 'free' or not w is guidance_scale is None)
-    out, (sampler, steps), began = out or f'{Path(name).resolve().stem}.png', choose_run(recipe, sampler, steps), time.perf_counter()
+            if v is not None:
+                raise Problem(f'--{NAMED.get(k, k)} is not for models that are told a '
+                              'sentence: leave it out.')
+        return sample_told(name, captions, enlarge, out, n, w, guidance_scale, steps,
+                           told['side'], seed, device, as_json)
+    if enlarge is not None:
+        raise Problem('--enlarge is for a model that is told a sentence: give --caption.')
+    n = n or 64
+    recipes()
+    model, recipe = find_model(
+        name, layout, told, label == 'none' or guidance == 'free'
+        or not w is guidance_scale is None)
+    out, (sampler, steps), began = out or f'{Path(name).resolve().stem}.png', choose_run(
+        recipe, sampler, steps), time.perf_counter()
     steer = steering(recipe, w, guidance_scale, guidance, classifier_scale)
-    if bf16 is None: bf16 = has_bf16(device) and len(recipe.shape) == 3 and guidance != 'classifier' and classifier_scale is None
-    x, evaluations = draw(model.to(device), recipe, n, labels(recipe, n, label), seed, steps, sampler, steer=steer, bf16=bf16)
+    if bf16 is None:
+        bf16 = has_bf16(device) and len(
+            recipe.shape) == 3 and guidance != 'classifier' and classifier_scale is None
+    x, evaluations = draw(model.to(device), recipe, n, labels(recipe, n, label), seed,
+                          steps, sampler, steer=steer, bf16=bf16)
     seconds = time.perf_counter() - began
     save_samples(x, out)
-    tell(as_json, dict(name=name, recipe=recipe.name, out=str(out), n=n, label=label, sampler=sampler, steps=steps, evaluations=evaluations, bf16=bf16, seed=seed, seconds=round(seconds, 3)),
-         f'{out}: {n} samples of {recipe.name}, {sampler} in {steps} steps, {seconds:.1f} s.')
+    tell(
+        as_json,
+        dict(name=name, recipe=recipe.name, out=str(out), n=n, label=label,
+             sampler=sampler, steps=steps, evaluations=evaluations, bf16=bf16, seed=seed,
+             seconds=round(seconds, 3)),
+        f'{out}: {n} samples of {recipe.name}, {sampler} in {steps} steps, {seconds:.1f} '
+        's.'
+    )
 
 # %% ../nbs/80_command.ipynb #eval-parts
-def real_data(recipe, n: int, label: str | None, seed: int): # -> labelled digits, or points [2n ...]
+def real_data(recipe, n: int, label: str | None,
+              seed: int): # -> labelled digits, or points [2n ...]
     "What n samples are compared with: digits that nobody was trained on, or points drawn anew."
     import torch
     from ddpm_lit.core.check import Problem
     from ddpm_lit.data.images import mnist
     if len(recipe.shape) < 3:
-        with torch.random.fork_rng(): torch.manual_seed(seed + 1); return recipe.batches(2*n, seed + 1, torch.device('cpu'))(0)[0]
-    if 'mnist' not in recipe.data: raise Problem(f'The book has no network that reads the pictures of {recipe.name}, so eval cannot weigh them: look at them with sample, or choose a system of digits or points.')
+        with torch.random.fork_rng():
+            torch.manual_seed(seed + 1)
+            return recipe.batches(2*n, seed + 1, torch.device('cpu'))(0)[0]
+    if 'mnist' not in recipe.data:
+        raise Problem('The book has no network that reads the pictures of '
+                      f'{recipe.name}, so eval cannot weigh them: look at them with '
+                      'sample, or choose a system of digits or points.')
     test = mnist('test')
     return test if label in (None, 'none') else test[test.label == int(label)]
 
-def count_bits(model, recipe, images, label, draws: int, seed: int, at_once: int): # images labelled or not; label: what is told, [b] or None
+def count_bits(model, recipe, images, label, draws: int, seed: int,
+               at_once: int): # images labelled or not; label: what is told, [b] or None
     "The bound on the bits of real pictures, a part at a time. Eq. 30.3."
     import torch
     from ddpm_lit.core.denoiser import Prediction
@@ -611,109 +981,235 @@ def count_bits(model, recipe, images, label, draws: int, seed: int, at_once: int
     from ddpm_lit.diffusion.bits import bits_per_dim, join
     from ddpm_lit.diffusion.sample import clamp_x0, fixed_large, learned_range
     from ddpm_lit.diffusion.schedule import Betas
-    n, parts, device, learned, at = len(images), [], next(model.parameters()).device, getattr(model, 'learned_variance', False), 0
-    levels = len(recipe.schedule) if isinstance(recipe.schedule, Betas) else 1000; variance = learned_range if learned else fixed_large
-    with torch.random.fork_rng(), Bar((draws + 1)*math.ceil(n/at_once), f'bits of {n} pictures') as bar:
+    n, parts, device, learned, at = len(images), [], next(
+        model.parameters()).device, getattr(model, 'learned_variance', False), 0
+    levels = len(recipe.schedule) if isinstance(recipe.schedule, Betas) else 1000
+    variance = learned_range if learned else fixed_large
+    with torch.random.fork_rng(), Bar((draws + 1)*math.ceil(n/at_once),
+                                      f'bits of {n} pictures') as bar:
         torch.manual_seed(seed)
         for i in range(0, n, at_once):
-            denoiser = model.given(*() if label is None else (label[i:i + at_once].to(device),))
-            if recipe.limit is not None: denoiser = clamp_x0(denoiser, recipe.limit) # as it draws: a network that says the noise sees enormous clean data in pure noise
+            denoiser = model.given(
+                *() if label is None else (label[i:i + at_once].to(device), ))
+            # as it draws: a network that says the noise sees enormous clean data in pure noise
+            if recipe.limit is not None:
+                denoiser = clamp_x0(denoiser, recipe.limit)
+
             def told(x, t): # the bookkeeping needs float64, which not every device has
-                nonlocal at; at += 1; bar(at)
-                return Prediction(*(v if v is None else v.cpu() for v in denoiser(x.to(device), Level(t.log_snr.to(device)))))
-            parts.append(bits_per_dim(told, to_unit(images.pixels[i:i + at_once]), recipe.schedule, levels, variance, draws))
+                nonlocal at
+                at += 1
+                bar(at)
+                return Prediction(
+                    *(v if v is None else v.cpu()
+                      for v in denoiser(x.to(device), Level(t.log_snr.to(device)))))
+
+            parts.append(
+                bits_per_dim(told, to_unit(images.pixels[i:i + at_once]), recipe.schedule,
+                             levels, variance, draws))
     b = join(parts)
-    return dict(total=b.total, error=b.error, prior=b.prior, steps=b.steps, decoder=b.decoder, pictures=n, draws=draws, levels=levels, variance=variance.__name__, evaluations=at//len(parts))
+    return dict(total=b.total, error=b.error, prior=b.prior, steps=b.steps,
+                decoder=b.decoder, pictures=n, draws=draws, levels=levels,
+                variance=variance.__name__, evaluations=at // len(parts))
 
 # %% ../nbs/80_command.ipynb #eval-work
-def evaluate(model, recipe, n: int, label: str | None, sampler: str, steps: int, seed: int, at_once: int = 256, bits_pictures: int = 500, bits_draws: int = 16, steer=None) -> dict:
+def evaluate(model, recipe, n: int, label: str | None, sampler: str, steps: int,
+             seed: int, at_once: int = 256, bits_pictures: int = 500,
+             bits_draws: int = 16, steer=None) -> dict:
     "Draw, weigh and count: all that `eval` measures. Eq. 27.2-27.9 and 30.3."
     import torch
     from ddpm_lit.train.measure import load_classifier, weigh, weigh_digits
-    asked, real, began = labels(recipe, n, label), real_data(recipe, n, label, seed), time.perf_counter()
-    digits = not isinstance(real, torch.Tensor); reader = load_classifier() if digits else None # before the work: it may be missing
-    samples, evaluations = draw(model, recipe, n, asked, seed, steps, sampler, at_once, steer)
+    asked, real, began = labels(recipe, n, label), real_data(recipe, n, label,
+                                                             seed), time.perf_counter()
+    # before the work: it may be missing
+    digits = not isinstance(real, torch.Tensor)
+    reader = load_classifier() if digits else None
+    samples, evaluations = draw(model, recipe, n, asked, seed, steps, sampler, at_once,
+                                steer)
     drawn = time.perf_counter()
     with torch.random.fork_rng():
         torch.manual_seed(seed) # the shuffles of the test
-        found = weigh_digits(samples, None if label == 'none' else asked, real, reader) if digits else weigh(samples, real)
+        found = weigh_digits(samples, None if label == 'none' else asked, real,
+                             reader) if digits else weigh(samples, real)
     weighed, bits = time.perf_counter(), None
     if digits and bits_pictures and bits_draws:
-        some = real[:bits_pictures]; told = None if asked is None else torch.full_like(some.label, -1) if label == 'none' else some.label
+        some = real[:bits_pictures]
+        told = None if asked is None else torch.full_like(
+            some.label, -1) if label == 'none' else some.label
         bits = count_bits(model, recipe, some, told, bits_draws, seed, at_once)
-    seconds = dict(sample=drawn - began, weigh=weighed - drawn, bits=time.perf_counter() - weighed)
-    return dict(label=label, sampler=sampler, steps=steps, seed=seed, evaluations=evaluations, **found, bits_per_dim=bits, seconds={k: round(v, 3) for k, v in seconds.items()})
+    seconds = dict(sample=drawn - began, weigh=weighed - drawn,
+                   bits=time.perf_counter() - weighed)
+    return dict(label=label, sampler=sampler, steps=steps, seed=seed,
+                evaluations=evaluations, **found, bits_per_dim=bits,
+                seconds={k: round(v, 3) for k, v in seconds.items()})
 
-def fingerprints(name: str, recipe) -> tuple[dict, list[str]]: # name as find_weights gives it; what was used, warnings
+def fingerprints(
+    name: str, recipe
+) -> tuple[dict, list[str]]: # name as find_weights gives it; what was used, warnings
     "Weights, reader and data: where they are, what they are, and the cards that tell how they came about."
     from ddpm_lit.core.check import Problem, data_dir
     from ddpm_lit.train.measure import data_digest
+
     def of(path):
-        with contextlib.suppress(Problem): card = {k: v for k, v in read_settings(path.with_suffix('.json')).items() if k != 'loss_curve'}
-        return dict(path=str(path), sha256=hashlib.sha256(path.read_bytes()).hexdigest(), card=card if 'card' in locals() else None)
-    def seen(card): return card['data'] if isinstance(card.get('data'), dict) else {}
-    weights = of(Path(name) if name.endswith('.safetensors') else data_dir('weights', f'{name}.safetensors'))
-    reader, data = of(data_dir('weights', 'digits-classifier.safetensors')) if 'mnist' in recipe.data else None, {name: data_digest(name) for name in recipe.data}
-    notes = [f'{used["path"]} has no card beside it: nobody knows how it came about.' for used in (weights, reader) if used and not used['card']]
-    notes += [f'{used["path"]} was trained on other data than those found here.' for used in (weights, reader) if used and used['card'] and any(seen(used['card']).get(k, v) != v for k, v in data.items())]
+        with contextlib.suppress(Problem):
+            card = {
+                k: v
+                for k, v in read_settings(path.with_suffix('.json')).items()
+                if k != 'loss_curve'
+            }
+        return dict(path=str(path), sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+                    card=card if 'card' in locals() else None)
+
+    def seen(card):
+        return card['data'] if isinstance(card.get('data'), dict) else {}
+
+    weights = of(
+        Path(name) if name.endswith('.safetensors'
+                                    ) else data_dir('weights', f'{name}.safetensors'))
+    reader, data = of(
+        data_dir('weights',
+                 'digits-classifier.safetensors')) if 'mnist' in recipe.data else None, {
+                     name: data_digest(name) for name in recipe.data
+                 }
+    notes = [
+        f'{used["path"]} has no card beside it: nobody knows how it came about.'
+        for used in (weights, reader)
+        if used and not used['card']
+    ]
+    notes += [
+        f'{used["path"]} was trained on other data than those found here.'
+        for used in (weights, reader)
+        if used and used['card'] and any(
+            seen(used['card']).get(k, v) != v for k, v in data.items())
+    ]
     return dict(weights=weights, reader=reader, data=data), notes
 
 # %% ../nbs/80_command.ipynb #eval
 def verdict(r: dict) -> str:
     "What `evaluate` found, in words."
-    p, b, row = r['real'], r['bits_per_dim'], lambda name, key, f='.3f', note='': f'{name:24}{r[key]:>10{f}}{p[key]:>10{f}}   {note}'.rstrip()
-    rows = [f'{r["name"]}: {r["n"]} samples by {r["sampler"]} in {r["steps"]} steps ({r["evaluations"]} evaluations each), against {r["reference"]} real ones, in {r["features"]} features', f'{"":24}{"samples":>10}{"real":>10}',
-            row('Frechet distance', 'frechet', note=f'two sets of one Gaussian: {r["floor"]:.3f}'), row('kernel distance', 'kernel', '.4f', 'a perfect model: 0 on average'), row('energy distance', 'energy', '.4f'),
-            row('  p of the energy test', 'p', note='chance alone would be as far so often'), row('precision', 'precision'), row('recall', 'recall'), row('coverage', 'coverage', note=f'a perfect model: {r["expected_coverage"]:.3f} on average')]
-    if r.get('agreement') is not None: rows.append(row('read as asked', 'agreement'))
-    if 'score' in r: rows.append(row('inception score', 'score', '.2f', 'by the reader of digits; at most 10'))
-    if b: rows.append(f'{"bits per dimension":24}{b["total"]:>10.3f}   ± {b["error"]:.3f}, of {b["pictures"]} real pictures, {b["draws"]} of {b["levels"]} levels each')
-    return '\n'.join(rows + [f'Note: {note}' for note in r['warnings']] + [', '.join(f'{k} {v:.0f} s' for k, v in r['seconds'].items())])
+    p, b, row = r['real'], r[
+        'bits_per_dim'], lambda name, key, f='.3f', note='': f'{name:24}{r[key]:>10{f}}{p[key]:>10{f}}   {note}'.rstrip(
+        )
+    rows = [
+        f'{r["name"]}: {r["n"]} samples by {r["sampler"]} in {r["steps"]} steps '
+        f'({r["evaluations"]} evaluations each), against {r["reference"]} real ones, in '
+        f'{r["features"]} features',
+        f'{"":24}{"samples":>10}{"real":>10}',
+        row('Frechet distance', 'frechet',
+            note=f'two sets of one Gaussian: {r["floor"]:.3f}'),
+        row('kernel distance', 'kernel', '.4f', 'a perfect model: 0 on average'),
+        row('energy distance', 'energy', '.4f'),
+        row('  p of the energy test', 'p', note='chance alone would be as far so often'),
+        row('precision', 'precision'),
+        row('recall', 'recall'),
+        row('coverage', 'coverage',
+            note=f'a perfect model: {r["expected_coverage"]:.3f} on average')
+    ]
+    if r.get('agreement') is not None:
+        rows.append(row('read as asked', 'agreement'))
+    if 'score' in r:
+        rows.append(
+            row('inception score', 'score', '.2f', 'by the reader of digits; at most 10'))
+    if b:
+        rows.append(
+            f'{"bits per dimension":24}{b["total"]:>10.3f}   ± {b["error"]:.3f}, of '
+            f'{b["pictures"]} real pictures, {b["draws"]} of {b["levels"]} levels each'
+        )
+    return '\n'.join(rows + [f'Note: {note}' for note in r['warnings']] +
+                     [', '.join(f'{k} {v:.0f} s' for k, v in r['seconds'].items())])
 
-def judged(name: str, judge, n: int, seed: int, device, used: dict, notes: list[str]) -> tuple[dict, str]: # judge: (n, seed) -> (per cent done, rows), part by part
+def judged(
+    name: str, judge, n: int, seed: int, device, used: dict, notes: list[str]
+) -> tuple[dict, str]: # judge: (n, seed) -> (per cent done, rows), part by part
     "What a judge finds, with all that was used; and the same in words."
     from ddpm_lit.clip.zero_shot import table
     clock, rows = time.process_time(), []
     with Bar(100, f'eval {name}') as bar:
-        for at, more in judge(n, seed): rows += more; bar(at)
-    got = dict(name=name, n=n, seed=seed, rows=rows, cpu_seconds=round(time.process_time() - clock, 3), machine=machine(device), **used, warnings=notes)
-    return got, '\n'.join([f'{name}: per cent, with standard errors', table(rows), *(f'Note: {note}' for note in notes)])
+        for at, more in judge(n, seed):
+            rows += more
+            bar(at)
+    got = dict(name=name, n=n, seed=seed, rows=rows, cpu_seconds=round(
+        time.process_time() - clock, 3), machine=machine(device), **used, warnings=notes)
+    return got, '\n'.join([
+        f'{name}: per cent, with standard errors',
+        table(rows), *(f'Note: {note}' for note in notes)
+    ])
 
-def fingerprints_of(names) -> tuple[dict, list[str]]: # weights by name -> what was used, warnings
+def fingerprints_of(
+        names) -> tuple[dict, list[str]]: # weights by name -> what was used, warnings
     "The weights of a whole system."
     from ddpm_lit.train.fit import load_weights
     each = {name: fingerprints(name, load_weights(name)[1]) for name in names}
-    return dict(weights={k: used['weights'] for k, (used, _) in each.items()}), [note for _, notes in each.values() for note in notes]
+    return dict(weights={k: used['weights'] for k, (used, _) in each.items()}), [
+        note for _, notes in each.values() for note in notes
+    ]
 
 # %% ../nbs/80_command.ipynb #eval-command
 @command.command('eval')
 @click.argument('name')
-@click.option('--n', type=Count(1), default=2000, show_default=True, help='How many samples, and as many real ones; of a CLIP, how many pictures of each part.')
-@click.option('--label', help='Weigh this class only; none: do not tell the network.  [default: all in turn]')
-@click.option('--batch', type=Count(1), default=256, show_default=True, help='Samples at once.')
-@click.option('--bits-pictures', type=Count(0), default=500, show_default=True, help='Real pictures whose bits are counted; 0: none.')
-@click.option('--bits-draws', type=Count(0), default=16, show_default=True, help='Levels of the bound that are drawn for each; 0: no bits.')
-@click.option('--w', 'weights', type=Number(), multiple=True, help='Guidance without a classifier; give it several times to compare weights, bits being counted once.')
+@click.option(
+    '--n', type=Count(1), default=2000, show_default=True,
+    help='How many samples, and as many real ones; of a CLIP, how many pictures of each '
+         'part.'
+)
+@click.option(
+    '--label',
+    help='Weigh this class only; none: do not tell the network.  [default: all in turn]')
+@click.option('--batch', type=Count(1), default=256, show_default=True,
+              help='Samples at once.')
+@click.option('--bits-pictures', type=Count(0), default=500, show_default=True,
+              help='Real pictures whose bits are counted; 0: none.')
+@click.option('--bits-draws', type=Count(0), default=16, show_default=True,
+              help='Levels of the bound that are drawn for each; 0: no bits.')
+@click.option(
+    '--w', 'weights', type=Number(), multiple=True,
+    help='Guidance without a classifier; give it several times to compare weights, bits '
+         'being counted once.'
+)
 @options('sampler', 'steps', 'seed', 'device', 'threads', 'json')
-def evaluate_command(name, n, label, batch, bits_pictures, bits_draws, weights, sampler, steps, seed, device, threads, as_json):
+def evaluate_command(name, n, label, batch, bits_pictures, bits_draws, weights, sampler,
+                     steps, seed, device, threads, as_json):
     "Weigh weights NAME: samples beside real data and the bits of real pictures (three minutes of one core for mnist); a CLIP by what it recognizes (a minute and a half); glide by what its pictures show."
     from ddpm_lit.train.fit import load_weights
-    recipes(); device = start(device, threads)
+    recipes()
+    device = start(device, threads)
     if name in systems():
-        if label or weights or sampler or steps: raise click.UsageError(f'{name} is a whole system, weighed as it paints: leave out --label, --w, --sampler and --steps.')
-        return tell(as_json, *judged(name, systems()[name].judge, n, seed, device, *fingerprints_of(systems()[name].weights)))
-    found = find_weights(name); model, recipe = load_weights(found)
+        if label or weights or sampler or steps:
+            raise click.UsageError(
+                f'{name} is a whole system, weighed as it paints: leave out --label, '
+                '--w, --sampler and --steps.'
+            )
+        return tell(
+            as_json,
+            *judged(name,
+                    systems()[name].judge, n, seed, device,
+                    *fingerprints_of(systems()[name].weights)))
+    found = find_weights(name)
+    model, recipe = load_weights(found)
     if recipe.judge:
-        if label or weights or sampler or steps: raise click.UsageError(f'{recipe.name} draws nothing: leave out --label, --w, --sampler and --steps.')
+        if label or weights or sampler or steps:
+            raise click.UsageError(
+                f'{recipe.name} draws nothing: leave out --label, --w, --sampler and '
+                '--steps.'
+            )
         used, notes = fingerprints(found, recipe)
-        return tell(as_json, *judged(name, functools.partial(recipe.judge, model.to(device)), n, seed, device, dict(recipe=recipe.name, **used), notes))
+        return tell(
+            as_json,
+            *judged(name, functools.partial(recipe.judge, model.to(device)), n, seed,
+                    device, dict(recipe=recipe.name, **used), notes))
     sampler, steps = choose_run(recipe, sampler, steps)
     (used, notes), rows = fingerprints(found, recipe), []
-    for w in weights or (None,):
+    for w in weights or (None, ):
         clock = time.process_time()
-        got = evaluate(model.to(device), recipe, n, label, sampler, steps, seed, batch, 0 if rows else bits_pictures, bits_draws, steering(recipe, w, None, None, None))
-        rows.append(dict(name=name, recipe=recipe.name, w=w, **got, cpu_seconds=round(time.process_time() - clock, 3), machine=machine(device), **used)); rows[-1]['warnings'] += notes
-    tell(as_json, rows if len(weights) > 1 else rows[0], '\n\n'.join(('' if r['w'] is None else f'w = {r["w"]:g}\n') + verdict(r) for r in rows))
+        got = evaluate(model.to(device), recipe, n, label, sampler, steps, seed, batch,
+                       0 if rows else bits_pictures, bits_draws,
+                       steering(recipe, w, None, None, None))
+        rows.append(
+            dict(name=name, recipe=recipe.name, w=w, **got, cpu_seconds=round(
+                time.process_time() - clock, 3), machine=machine(device), **used))
+        rows[-1]['warnings'] += notes
+    tell(
+        as_json, rows if len(weights) > 1 else rows[0], '\n\n'.join(
+            ('' if r['w'] is None else f'w = {r["w"]:g}\n') + verdict(r) for r in rows))
 
 # %% ../nbs/80_command.ipynb #classify
 def read_clip(weights: str): # -> Reader
@@ -723,60 +1219,121 @@ def read_clip(weights: str): # -> Reader
     from ddpm_lit.train.fit import load_weights
     from ddpm_lit.scale.open import clip_at, is_ours
     recipes()
-    if (Path(weights).suffix or os.sep in weights) and Path(weights).exists() and not is_ours(weights): return Reader(clip_at(weights), official=True)
+    if (Path(weights).suffix
+            or os.sep in weights) and Path(weights).exists() and not is_ours(weights):
+        return Reader(clip_at(weights), official=True)
     model, recipe = load_weights(find_weights(weights))
-    if type(model) is not CLIP: raise Problem(f'{weights} is of the recipe {recipe.name}, which does not match clean pictures and sentences: give the weights of a CLIP.')
+    if type(model) is not CLIP:
+        raise Problem(f'{weights} is of the recipe {recipe.name}, which does not match '
+                      'clean pictures and sentences: give the weights of a CLIP.')
     return Reader(model)
 
-def answers(p: list[float], names: list[str], truth: str | None, top: int) -> tuple[list[int], int, int, str]: # places in order, place of the mark, its rank, a headline
+def answers(
+    p: list[float], names: list[str], truth: str | None, top: int
+) -> tuple[list[int], int, int,
+           str]: # places in order, place of the mark, its rank, a headline
     "The order of the captions, what is marked in it, and what stands above."
-    order = sorted(range(len(p)), key=lambda i: -p[i]); marked = order[0] if truth is None else names.index(truth); rank = order.index(marked) + 1
-    return order[:top], marked, rank, f'{names[marked]} ({100*p[marked]:.1f}%)  Ranked {rank} out of {len(names)} labels'
+    order = sorted(range(len(p)), key=lambda i: -p[i])
+    marked = order[0] if truth is None else names.index(truth)
+    rank = order.index(marked) + 1
+    return order[:
+                 top], marked, rank, f'{names[marked]} ({100*p[marked]:.1f}%)  Ranked {rank} out of {len(names)} labels'
 
 def read_names(path: str) -> list[str]:
     "The lines of a text file, empty ones left out."
     from ddpm_lit.core.check import Problem
-    try: return [line.strip() for line in Path(path).read_text(encoding='utf-8').splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as e: raise Problem(f'{path} is no text that can be read ({getattr(e, "strerror", None) or e}): give a file with one name a line.') from e
+    try:
+        return [
+            line.strip()
+            for line in Path(path).read_text(encoding='utf-8').splitlines()
+            if line.strip()
+        ]
+    except (OSError, UnicodeDecodeError) as e:
+        raise Problem(f'{path} is no text that can be read '
+                      f'({getattr(e, "strerror", None) or e}): give a file with one name '
+                      'a line.') from e
 
 # %% ../nbs/80_command.ipynb #classify-command
 @command.command('classify')
 @click.argument('image')
 @click.argument('more', nargs=-1, metavar='[CAPTION]...')
-@click.option('--among', multiple=True, metavar='CAPTION', help='What it may be: this caption, and those that follow.')
-@click.option('--names', metavar='FILE', help='A text file with further captions or names, one a line.')
-@click.option('--template', 'templates', multiple=True, default=('{}',), show_default=True, help='Where each name is put in the place of {}; several make an ensemble.')
-@click.option('--truth', help='The right one, if you know it: the card marks it and tells its rank.  [default: the first is marked]')
-@click.option('--top', type=Count(1), default=5, show_default=True, help='How many are shown.')
-@click.option('--weights', default='clip', show_default=True, help='Shipped weights, a .safetensors file that train wrote, or an official CLIP, file or folder.')
-@click.option('--out', type=click.Path(dir_okay=False), help='A PNG to write the card to.')
+@click.option('--among', multiple=True, metavar='CAPTION',
+              help='What it may be: this caption, and those that follow.')
+@click.option('--names', metavar='FILE',
+              help='A text file with further captions or names, one a line.')
+@click.option('--template', 'templates', multiple=True, default=('{}', ),
+              show_default=True,
+              help='Where each name is put in the place of {}; several make an ensemble.')
+@click.option(
+    '--truth',
+    help='The right one, if you know it: the card marks it and tells its rank.  '
+         '[default: the first is marked]'
+)
+@click.option('--top', type=Count(1), default=5, show_default=True,
+              help='How many are shown.')
+@click.option(
+    '--weights', default='clip', show_default=True,
+    help='Shipped weights, a .safetensors file that train wrote, or an official CLIP, '
+         'file or folder.'
+)
+@click.option('--out', type=click.Path(dir_okay=False),
+              help='A PNG to write the card to.')
 @options('device', 'threads', 'json')
-def classify_command(image, more, among, names, templates, truth, top, weights, out, device, threads, as_json):
+def classify_command(image, more, among, names, templates, truth, top, weights, out,
+                     device, threads, as_json):
     "Which of some captions fits the picture IMAGE best? For example: classify dog.png --among 'a dog' 'a cat' --out card.png"
     device = start(device, threads)
     from ddpm_lit.clip.zero_shot import classify, fill, fitted, read_picture
     from ddpm_lit.core.check import Problem
-    captions, pixels = [' '.join(c.split()) for c in (*among, *more, *(read_names(names) if names else ()))], read_picture(image)
+    captions, pixels = [
+        ' '.join(c.split())
+        for c in (*among, *more, *(read_names(names) if names else ()))
+    ], read_picture(image)
     truth = truth and ' '.join(truth.split())
-    if truth is not None and truth not in captions: raise Problem(f'The truth "{truth}" is not among the captions: write it as it stands there.')
-    reader = read_clip(weights); reader.clip.to(device)
-    x = fitted(pixels, reader.side, reader.official); p = classify(reader, x, captions, templates)[0].tolist(); said = fill(templates[0], captions)
+    if truth is not None and truth not in captions:
+        raise Problem(f'The truth "{truth}" is not among the captions: write it as it '
+                      'stands there.')
+    reader = read_clip(weights)
+    reader.clip.to(device)
+    x = fitted(pixels, reader.side, reader.official)
+    p = classify(reader, x, captions, templates)[0].tolist()
+    said = fill(templates[0], captions)
     order, marked, rank, title = answers(p, captions, truth, top)
     if out:
         from ddpm_lit import show
         from ddpm_lit.data.images import to_unit
-        show.card(to_unit(fitted(pixels, min(224, *pixels.shape[1:])))[0], [said[i] for i in order], [p[i] for i in order], title, order.index(marked) if marked in order else None); show.save_figure(out)
-    found = dict(image=image, weights=weights, templates=[*templates], truth=truth, rank=rank, captions=[dict(caption=said[i], name=captions[i], probability=p[i]) for i in sorted(range(len(p)), key=lambda i: -p[i])], out=out)
+        show.card(
+            to_unit(fitted(pixels, min(224, *pixels.shape[1:])))[0],
+            [said[i] for i in order], [p[i] for i in order], title,
+            order.index(marked) if marked in order else None)
+        show.save_figure(out)
+    found = dict(
+        image=image, weights=weights, templates=[*templates], truth=truth, rank=rank,
+        captions=[
+            dict(caption=said[i], name=captions[i], probability=p[i])
+            for i in sorted(range(len(p)), key=lambda i: -p[i])
+        ], out=out)
     width = max(len(said[i]) for i in order)
-    tell(as_json, found, '\n'.join([title, *(f'{"x+"[i == marked]} {said[i]:{width}} {100*p[i]:5.1f} % {"#"*round(40*p[i])}'.rstrip() for i in order), *([out] if out else [])]))
+    tell(
+        as_json, found, '\n'.join([
+            title,
+            *(f'{"x+"[i == marked]} {said[i]:{width}} {100*p[i]:5.1f} % '
+              f'{"#"*round(40*p[i])}'
+              .rstrip() for i in order), *([out] if out else [])
+        ]))
 
 # %% ../nbs/80_command.ipynb #paint
 def canvas(path: str, of: str): # -> [3 64 64] uint8
     "A picture of yours at the size that systems paint, with a notice if it had another."
     from ddpm_lit.clip.zero_shot import read_picture
     from ddpm_lit.data.images import square
-    pixels = read_picture(path); h, w = pixels.shape[1:]
-    if (h, w) != (64, 64): click.echo(f'ddpm_lit: the {of} {path} is {w} x {h}; its middle square was brought to 64 x 64.', err=True)
+    pixels = read_picture(path)
+    h, w = pixels.shape[1:]
+    if (h, w) != (64, 64):
+        click.echo(
+            f'ddpm_lit: the {of} {path} is {w} x {h}; its middle square was brought to '
+            '64 x 64.',
+            err=True)
     return square(pixels[None], 64)[0]
 
 def in_words(captions, style: str | None, data: str) -> list[str]:
@@ -784,27 +1341,45 @@ def in_words(captions, style: str | None, data: str) -> list[str]:
     from ddpm_lit.core.check import Problem
     from ddpm_lit.data.captions import STYLES
     said = single_spaced(captions)
-    if style is None: return said
-    if data != 'emoji' or style not in STYLES: raise Problem(f'There is no style "{style}" of {data}: {"emoji come in " + ", ".join(STYLES) if data == "emoji" else "leave --style out"}.')
+    if style is None:
+        return said
+    if data != 'emoji' or style not in STYLES:
+        raise Problem(f'There is no style "{style}" of {data}: '
+                      f'{"emoji come in " + ", ".join(STYLES) if data == "emoji" else "leave --style out"}.')
     return [f'a {STYLES[style]} emoji of {c}' for c in said]
 
 # %% ../nbs/80_command.ipynb #paint-command
 @command.command('paint')
 @click.argument('captions', nargs=-1, required=True, metavar='CAPTION...')
 @click.option('--system', default='glide', show_default=True, help='Who paints.')
-@click.option('--data', type=click.Choice(['emoji', 'shapes']), default='emoji', show_default=True, help='The world to paint from.')
-@click.option('--prior', type=click.Choice(['diffusion', 'ar']), help='Of dalle2: which prior imagines the picture.  [default: diffusion]')
+@click.option('--data', type=click.Choice(['emoji', 'shapes']), default='emoji',
+              show_default=True, help='The world to paint from.')
+@click.option('--prior', type=click.Choice(['diffusion', 'ar']),
+              help='Of dalle2: which prior imagines the picture.  [default: diffusion]')
 @click.option('--style', help='Of emoji: noto, twemoji, fluent-flat, fluent-3d or blob.')
-@click.option('--n', type=Count(1, 10_000), default=8, show_default=True, help='Pictures for each caption.')
-@click.option('--steps', type=Count(2), default=20, show_default=True, help='Steps at 16 pixels; half as many at 32 and at 64.')
-@click.option('--guidance', type=click.Choice(['cfg', 'clip']), default='cfg', show_default=True, help='Steer by the network itself, or by a CLIP that reads noisy pictures.')
-@click.option('--clip-scale', type=Number(), help='The weight of that CLIP (multiplies f.g).  [default: three times what it learned]')
+@click.option('--n', type=Count(1, 10_000), default=8, show_default=True,
+              help='Pictures for each caption.')
+@click.option('--steps', type=Count(2), default=20, show_default=True,
+              help='Steps at 16 pixels; half as many at 32 and at 64.')
+@click.option('--guidance', type=click.Choice(['cfg',
+                                               'clip']), default='cfg', show_default=True,
+              help='Steer by the network itself, or by a CLIP that reads noisy pictures.')
+@click.option(
+    '--clip-scale', type=Number(),
+    help='The weight of that CLIP (multiplies f.g).  [default: three times what it '
+         'learned]'
+)
 @click.option('--init', metavar='PICTURE', help='Begin with this picture.')
-@click.option('--strength', type=Range(0, 1, min_open=True), help='How much of it is painted anew.  [default: .7; with a mask 1]')
-@click.option('--mask', metavar='PICTURE', help='Paint only where this one is white; needs --init.')
-@click.option('--out', type=click.Path(dir_okay=False), default='paint.png', show_default=True, help='The PNG to write.')
+@click.option('--strength', type=Range(0, 1, min_open=True),
+              help='How much of it is painted anew.  [default: .7; with a mask 1]')
+@click.option('--mask', metavar='PICTURE',
+              help='Paint only where this one is white; needs --init.')
+@click.option('--out', type=click.Path(dir_okay=False), default='paint.png',
+              show_default=True, help='The PNG to write.')
 @options('w', 'guidance_scale', 'seed', 'device', 'threads', 'json')
-def paint_command(captions, system, data, prior, style, n, steps, guidance, clip_scale, init, strength, mask, out, w, guidance_scale, seed, device, threads, as_json):
+def paint_command(captions, system, data, prior, style, n, steps, guidance, clip_scale,
+                  init, strength, mask, out, w, guidance_scale, seed, device, threads,
+                  as_json):
     "Paint what each CAPTION says. For example: paint 'a red heart' --n 8 --out heart.png"
     device = start(device, threads)
     from ddpm_lit.core.check import Problem
@@ -812,84 +1387,163 @@ def paint_command(captions, system, data, prior, style, n, steps, guidance, clip
     from ddpm_lit.guide.free import as_w
     from ddpm_lit.show import save_captioned
     from ddpm_lit.systems.glide import unheard
-    if guidance == 'clip' and (w is not None or guidance_scale is not None): raise Problem('--w and --guidance-scale are for --guidance cfg: give --clip-scale.')
-    if guidance == 'cfg' and clip_scale is not None: raise Problem('--clip-scale is for --guidance clip: give --w or --guidance-scale, or choose that.')
-    if mask and not init: raise Problem('--mask says where to paint a picture anew: give the picture with --init.')
-    if strength and not init: raise Problem('--strength is for a picture to begin with: give it with --init.')
+    if guidance == 'clip' and (w is not None or guidance_scale is not None):
+        raise Problem(
+            '--w and --guidance-scale are for --guidance cfg: give --clip-scale.')
+    if guidance == 'cfg' and clip_scale is not None:
+        raise Problem('--clip-scale is for --guidance clip: give --w or '
+                      '--guidance-scale, or choose that.')
+    if mask and not init:
+        raise Problem(
+            '--mask says where to paint a picture anew: give the picture with --init.')
+    if strength and not init:
+        raise Problem('--strength is for a picture to begin with: give it with --init.')
     painter, said = find_system(system), in_words(captions, style, data)
-    if prior and 'prior' not in [f.name for f in fields(painter.request)]: raise Problem(f'{system} has no prior: leave --prior out, or choose --system dalle2.')
-    request = painter.request(tuple(c for c in said for _ in range(n)), data, seed, (steps, steps//2, steps//2), guidance=guidance, clip_scale=clip_scale, device=str(device),
-                      **({} if w is guidance_scale is None else dict(w=as_w(w, guidance_scale))), **(dict(init=to_unit(canvas(init, 'picture')), strength=strength or (1. if mask else .7)) if init else {}),
-                      **(dict(mask=canvas(mask, 'mask').float().mean(0) < 128) if mask else {}), **(dict(prior=prior) if prior else {}))
-    notes = [f'the word "{word}" was in no caption that this system learned from: what it makes of it nobody knows.' for word in unheard(said, data)]
-    for note in notes: click.echo(f'ddpm_lit: {note}', err=True)
+    if prior and 'prior' not in [f.name for f in fields(painter.request)]:
+        raise Problem(
+            f'{system} has no prior: leave --prior out, or choose --system dalle2.')
+    request = painter.request(
+        tuple(c for c in said for _ in range(n)), data, seed,
+        (steps, steps // 2, steps // 2), guidance=guidance, clip_scale=clip_scale,
+        device=str(device),
+        **({} if w is guidance_scale is None else dict(w=as_w(w, guidance_scale))),
+        **(dict(init=to_unit(canvas(init, 'picture')), strength=strength or
+                (1. if mask else .7)) if init else {}),
+        **(dict(mask=canvas(mask, 'mask').float().mean(0) < 128) if mask else {}),
+        **(dict(prior=prior) if prior else {}))
+    notes = [
+        f'the word "{word}" was in no caption that this system learned from: what it '
+        'makes of it nobody knows.'
+        for word in unheard(said, data)
+    ]
+    for note in notes:
+        click.echo(f'ddpm_lit: {note}', err=True)
     began = time.perf_counter()
     with contextlib.ExitStack() as stack:
-        bar = functools.cache(lambda of: stack.enter_context(Bar(of, f'paint {n*len(said)} pictures')))
-        def progress(done, of): bar(of)(done)
+        bar = functools.cache(
+            lambda of: stack.enter_context(Bar(of, f'paint {n*len(said)} pictures')))
+
+        def progress(done, of):
+            bar(of)(done)
+
         x = painter.paint(request, progress)[64]
-    seconds = time.perf_counter() - began; save_captioned(x.split(n), said, out)
-    tell(as_json, dict(system=system, data=data, captions=said, n=n, seed=seed, steps=[*request.steps], guidance=guidance, w=request.w if guidance == 'cfg' else None, notes=notes, out=out, seconds=round(seconds, 3)),
-         f'{out}: {n} pictures of {" | ".join(said)}, {seconds:.1f} s.')
+    seconds = time.perf_counter() - began
+    save_captioned(x.split(n), said, out)
+    tell(
+        as_json,
+        dict(system=system, data=data, captions=said, n=n, seed=seed, steps=[
+            *request.steps
+        ], guidance=guidance, w=request.w if guidance == 'cfg' else None, notes=notes,
+             out=out, seconds=round(seconds, 3)),
+        f'{out}: {n} pictures of {" | ".join(said)}, {seconds:.1f} s.')
 
 # %% ../nbs/80_command.ipynb #strips
-def draw_strip(name: str, given: tuple[str, ...], data: str, steps: int, w: float | None, seed: int, device, out: str, as_json: bool, make: Callable, **said): # make: pictures [3 64 64] each, settings -> `Strip`
+def draw_strip(name: str, given: tuple[str, ...], data: str, steps: int, w: float | None,
+               seed: int, device, out: str, as_json: bool, make: Callable,
+               **said): # make: pictures [3 64 64] each, settings -> `Strip`
     "Pictures of yours, what is made of them, and each one's label, as PNG."
     import torch
     from ddpm_lit import show
     from ddpm_lit.data.images import to_unit
-    pictures, began = [to_unit(canvas(path, 'picture')) for path in given], time.perf_counter()
+    pictures, began = [to_unit(canvas(path, 'picture'))
+                       for path in given], time.perf_counter()
     with contextlib.ExitStack() as stack:
         bar = functools.cache(lambda of: stack.enter_context(Bar(of, name)))
-        def progress(done, of): bar(of)(done)
-        found = make(*pictures, data=data, seed=seed, steps=(steps, steps//2, steps//2), device=str(device), progress=progress, **({} if w is None else dict(w=w)))
-    seconds = time.perf_counter() - began; show.strip(torch.cat([torch.stack(pictures), found.pictures[64]]), [*(Path(path).stem[:12] for path in given), *found.labels]); show.save_figure(out)
-    tell(as_json, dict(pictures=[*given], data=data, **said, n=len(found.labels), seed=seed, labels=[*found.labels], out=out, seconds=round(seconds, 3)), f'{out}: {len(found.labels)} pictures, {seconds:.1f} s.')
+
+        def progress(done, of):
+            bar(of)(done)
+
+        found = make(*pictures, data=data, seed=seed,
+                     steps=(steps, steps // 2, steps // 2), device=str(device),
+                     progress=progress, **({} if w is None else dict(w=w)))
+    seconds = time.perf_counter() - began
+    show.strip(torch.cat([torch.stack(pictures), found.pictures[64]]),
+               [*(Path(path).stem[:12] for path in given), *found.labels])
+    show.save_figure(out)
+    tell(
+        as_json,
+        dict(pictures=[*given], data=data, **said, n=len(found.labels), seed=seed,
+             labels=[*found.labels], out=out, seconds=round(seconds, 3)),
+        f'{out}: {len(found.labels)} pictures, {seconds:.1f} s.')
 
 def of_pictures(out: str, *names: str): # what these commands have in common
     "Options and arguments of a command that draws a strip."
     def decorate(f):
-        for option in (options('w', 'seed', 'device', 'threads', 'json'), click.option('--out', type=click.Path(dir_okay=False), default=out, show_default=True, help='The PNG to write.'),
-                       click.option('--steps', type=Count(2), default=20, show_default=True, help='Steps at 16 pixels, to the noise and back; half as many at 32 and at 64.'),
-                       click.option('--data', type=click.Choice(['emoji', 'shapes']), default='emoji', show_default=True, help='The world to draw in.'), *(click.argument(name, metavar=name.upper()) for name in reversed(names))): f = option(f)
+        for option in (
+                options('w', 'seed', 'device', 'threads', 'json'),
+                click.option('--out', type=click.Path(dir_okay=False), default=out,
+                             show_default=True, help='The PNG to write.'),
+                click.option(
+                    '--steps', type=Count(2), default=20, show_default=True,
+                    help='Steps at 16 pixels, to the noise and back; half as many at 32 '
+                         'and at 64.'
+                ),
+                click.option('--data', type=click.Choice(['emoji',
+                                                          'shapes']), default='emoji',
+                             show_default=True, help='The world to draw in.'),
+                *(click.argument(name, metavar=name.upper())
+                  for name in reversed(names))):
+            f = option(f)
         return f
+
     return decorate
 
 # %% ../nbs/80_command.ipynb #strips-commands
 @command.command('vary')
-@click.option('--n', type=click.IntRange(1, 64), default=6, show_default=True, help='How many.')
-@click.option('--eta', type=Range(0, 1), default=1., show_default=True, help='How much of the noise is new: at 0 it is the picture, drawn again.')
+@click.option('--n', type=click.IntRange(1, 64), default=6, show_default=True,
+              help='How many.')
+@click.option('--eta', type=Range(0, 1), default=1., show_default=True,
+              help='How much of the noise is new: at 0 it is the picture, drawn again.')
 @of_pictures('vary.png', 'picture')
 def vary_command(picture, n, eta, data, steps, out, w, seed, device, threads, as_json):
     "Other pictures in which CLIP sees what it sees in PICTURE. For example: vary apple.png --n 8"
     device = start(device, threads)
     from ddpm_lit.systems.manipulate import vary
-    draw_strip('vary', (picture,), data, steps, w, seed, device, out, as_json, functools.partial(vary, n=n, eta=eta), eta=eta)
+    draw_strip('vary', (picture, ), data, steps, w, seed, device, out, as_json,
+               functools.partial(vary, n=n, eta=eta), eta=eta)
 
 @command.command('blend')
-@click.option('--n', type=click.IntRange(2, 64), default=6, show_default=True, help='How many on the way, both ends included.')
-@click.option('--fixed', is_flag=True, help='The same noise all the way, not that of the pictures: the ends are then only like them.')
+@click.option('--n', type=click.IntRange(2, 64), default=6, show_default=True,
+              help='How many on the way, both ends included.')
+@click.option(
+    '--fixed', is_flag=True,
+    help='The same noise all the way, not that of the pictures: the ends are then only '
+         'like them.'
+)
 @of_pictures('blend.png', 'first', 'second')
-def blend_command(first, second, n, fixed, data, steps, out, w, seed, device, threads, as_json):
+def blend_command(first, second, n, fixed, data, steps, out, w, seed, device, threads,
+                  as_json):
     "The way from the picture FIRST to the picture SECOND. For example: blend sun.png moon.png"
     device = start(device, threads)
     from ddpm_lit.systems.manipulate import blend
-    draw_strip('blend', (first, second), data, steps, w, seed, device, out, as_json, functools.partial(blend, n=n, fixed=fixed), fixed=fixed)
+    draw_strip('blend', (first, second), data, steps, w, seed, device, out, as_json,
+               functools.partial(blend, n=n, fixed=fixed), fixed=fixed)
 
 @command.command('edit')
-@click.option('--from', 'before', required=True, help='A caption of what the picture shows.')
+@click.option('--from', 'before', required=True,
+              help='A caption of what the picture shows.')
 @click.option('--to', 'after', required=True, help='The same, as it should become.')
-@click.option('--theta', type=Range(0, 1, min_open=True), default=.5, show_default=True, help='How far to go: 1 leaves nothing of the picture.')
-@click.option('--n', type=click.IntRange(2, 64), default=6, show_default=True, help='How many on the way, the picture drawn again included.')
+@click.option('--theta', type=Range(0, 1, min_open=True), default=.5, show_default=True,
+              help='How far to go: 1 leaves nothing of the picture.')
+@click.option('--n', type=click.IntRange(2, 64), default=6, show_default=True,
+              help='How many on the way, the picture drawn again included.')
 @of_pictures('edit.png', 'picture')
-def edit_command(picture, before, after, theta, n, data, steps, out, w, seed, device, threads, as_json):
+def edit_command(picture, before, after, theta, n, data, steps, out, w, seed, device,
+                 threads, as_json):
     "PICTURE, turned by words. For example: edit heart.png --from 'a red heart' --to 'a blue heart'"
     device = start(device, threads)
     from ddpm_lit.systems.glide import unheard
     from ddpm_lit.systems.manipulate import edit
-    notes = [f'the word "{word}" was in no caption that this system learned from: what it makes of it nobody knows.' for word in unheard((before, after), data)]
-    for note in notes: click.echo(f'ddpm_lit: {note}', err=True)
-    draw_strip('edit', (picture,), data, steps, w, seed, device, out, as_json, functools.partial(edit, before=before, after=after, theta=theta, n=n), before=before, after=after, theta=theta, notes=notes)
+    notes = [
+        f'the word "{word}" was in no caption that this system learned from: what it '
+        'makes of it nobody knows.'
+        for word in unheard((before, after), data)
+    ]
+    for note in notes:
+        click.echo(f'ddpm_lit: {note}', err=True)
+    draw_strip('edit', (picture, ), data, steps, w, seed, device, out, as_json,
+               functools.partial(edit, before=before, after=after, theta=theta, n=n),
+               before=before, after=after, theta=theta, notes=notes)
 
 # %% ../nbs/80_command.ipynb #demo-parts
 def show_forward(path) -> str:
@@ -899,8 +1553,11 @@ def show_forward(path) -> str:
     from ddpm_lit.data.images import mnist, to_unit
     from ddpm_lit.diffusion.forward import q_sample
     from ddpm_lit.diffusion.schedule import Cosine
-    levels, x0 = [Cosine()(time) for time in torch.linspace(0, 1, 8)], to_unit(mnist('test').pixels[:1])
-    show.strip(torch.cat([q_sample(x0, t, torch.randn_like(x0)) for t in levels]), [f'{100*t.alpha_bar:.0f} %' for t in levels]); show.save_figure(path)
+    levels, x0 = [Cosine()(time) for time in torch.linspace(0, 1, 8)], to_unit(
+        mnist('test').pixels[:1])
+    show.strip(torch.cat([q_sample(x0, t, torch.randn_like(x0)) for t in levels]),
+               [f'{100*t.alpha_bar:.0f} %' for t in levels])
+    show.save_figure(path)
     return 'The forward process: a real digit at eight levels of noise, with the share of its variance that is still signal.'
 
 def show_roll(path) -> str:
@@ -911,28 +1568,45 @@ def show_roll(path) -> str:
     from ddpm_lit.diffusion.oracle import Ideal
     from ddpm_lit.diffusion.sample import ddim
     from ddpm_lit.diffusion.schedule import Cosine, grid
-    x = torch.randn(1000, 2); states = [x, *ddim(Ideal(swiss_roll(2000)), grid(Cosine(), 40), x)]; at = (40, 37, 34, 30, 20, 0)
-    show.clouds([states[i] for i in at], [f'step {i}' for i in at], ['model']*5 + ['noise']); show.save_figure(path)
+    x = torch.randn(1000, 2)
+    states = [x, *ddim(Ideal(swiss_roll(2000)), grid(Cosine(), 40), x)]
+    at = (40, 37, 34, 30, 20, 0)
+    show.clouds([states[i] for i in at], [f'step {i}' for i in at],
+                ['model']*5 + ['noise'])
+    show.save_figure(path)
     return 'Noise (right) turns into a swiss roll (left) with no network: the perfect denoiser of 2,000 points, 40 steps of DDIM.'
 
 # %% ../nbs/80_command.ipynb #quick-fit
-def quick_fit(recipe, seconds: float, steps: int | None, seed: int, device, batch: int = 32): # -> averaged model, steps, images a second
+def quick_fit(recipe, seconds: float, steps: int | None, seed: int, device,
+              batch: int = 32): # -> averaged model, steps, images a second
     "Train from scratch for about so many seconds, in many small steps; a short trial tells how many fit in."
     import torch
     from ddpm_lit.train.fit import Training, fit
     batches = recipe.batches(batch, seed, device)
+
     def go(steps):
-        with torch.random.fork_rng(): torch.manual_seed(seed); training = Training(recipe.build().to(device))
-        return training, fit(training, batches, recipe.schedule, recipe.loss, steps, **(recipe.settings | dict(seed=seed, lr=1e-3, warmup=min(100, steps//5 + 1))))
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            training = Training(recipe.build().to(device))
+        return training, fit(
+            training, batches, recipe.schedule, recipe.loss, steps,
+            **(recipe.settings
+               | dict(seed=seed, lr=1e-3, warmup=min(100, steps // 5 + 1))))
+
     if steps is None:
-        ends = [p.seconds for p in go(12)[1] if float(p.loss) < math.inf] # float waits for the device
-        each = sorted(b - a for a, b in zip(ends, ends[1:]))[2] # a fast one: whatever else runs here may end soon
+        # float waits for the device
+        ends = [p.seconds for p in go(12)[1] if float(p.loss) < math.inf]
+        # a fast one: whatever else runs here may end soon
+        each = sorted(b - a for a, b in zip(ends, ends[1:]))[2]
         steps = max(10, min(10_000, int(seconds/each)))
     training, progress = go(steps)
     with Bar(steps, 'train from scratch') as bar:
         for p in progress:
-            bar(p.step, f'loss {float(p.loss):.3f}, {p.samples/p.seconds:.0f} images a second')
-            if p.seconds > 1.5*seconds + 10: break # the machine has become slower: what is learnt so far will do
+            bar(p.step,
+                f'loss {float(p.loss):.3f}, {p.samples/p.seconds:.0f} images a second')
+            # the machine has become slower: what is learnt so far will do
+            if p.seconds > 1.5*seconds + 10:
+                break
     return training.average, p.step, p.samples/p.seconds
 
 # %% ../nbs/80_command.ipynb #demo-2015
@@ -945,9 +1619,13 @@ def lost_and_found(path, model, recipe) -> str:
     from ddpm_lit.diffusion.schedule import grid
     from ddpm_lit.show import save_sheet
     from ddpm_lit.systems.sohl_dickstein2015 import denoise
-    x0 = to_unit(mnist('test').pixels[:10]); noise = .62*torch.randn_like(x0) # .62: standard deviation of the pixels of MNIST
+    # .62: standard deviation of the pixels of MNIST
+    x0 = to_unit(mnist('test').pixels[:10])
+    noise = .62*torch.randn_like(x0)
     device = next(model.parameters()).device
-    found = last(denoise(clamp_x0(model, recipe.limit), (x0 + noise).to(device), from_edm_sigma(.62), grid(recipe.schedule, 60)))
+    found = last(
+        denoise(clamp_x0(model, recipe.limit), (x0 + noise).to(device),
+                from_edm_sigma(.62), grid(recipe.schedule, 60)))
     save_sheet(torch.cat([x0, x0 + noise, found.cpu()]), path, 10)
     return 'Digits that no network has seen; the same in noise of their own strength (SNR 1); and what the model of 2015 finds in it.'
 
@@ -959,8 +1637,14 @@ def half_given(path, model, recipe) -> str:
     from ddpm_lit.diffusion.schedule import grid
     from ddpm_lit.show import save_sheet
     from ddpm_lit.systems.sohl_dickstein2015 import inpaint
-    x0, mask, device = to_unit(mnist('test').pixels[:10]), (torch.arange(28) >= 14).expand(28, 28), next(model.parameters()).device
-    draws = [last(inpaint(clamp_x0(model, recipe.limit), x0.to(device), mask.to(device), grid(recipe.schedule, 60))).cpu() for _ in range(2)]
+    x0, mask, device = to_unit(mnist('test').pixels[:10]), (torch.arange(28)
+                                                            >= 14).expand(28, 28), next(
+                                                                model.parameters()).device
+    draws = [
+        last(
+            inpaint(clamp_x0(model, recipe.limit), x0.to(device), mask.to(device),
+                    grid(recipe.schedule, 60))).cpu() for _ in range(2)
+    ]
     save_sheet(torch.cat([torch.where(mask, x0, -.5), *draws]), path, 10)
     return 'The right half of a digit is given; below, two left halves that the model of 2015 draws to it.'
 
@@ -972,9 +1656,15 @@ def show_guided(path, classifier, made_by, n: int = 10) -> str:
     from ddpm_lit.guide.free import cfg_paired
     from ddpm_lit.show import save_sheet
     from ddpm_lit.train.fit import load_weights
-    model, recipe = load_weights('mnist'); model = model.to(next(classifier.parameters()).device)
-    ways = (None, lambda model, label: cfg_paired(model, label, w=2.), lambda model, label: guide(model.given(None), classifier.given(label), 4.))
-    save_sheet(torch.cat([draw(model, recipe, n, labels(recipe, n, None), 0, 20, steer=way)[0] for way in ways]), path, n)
+    model, recipe = load_weights('mnist')
+    model = model.to(next(classifier.parameters()).device)
+    ways = (None, lambda model, label: cfg_paired(model, label, w=2.),
+            lambda model, label: guide(model.given(None), classifier.given(label), 4.))
+    save_sheet(
+        torch.cat([
+            draw(model, recipe, n, labels(recipe, n, None), 0, 20, steer=way)[0]
+            for way in ways
+        ]), path, n)
     return 'Digits 0 to 9 from the same ten noises: as the network draws them, with guidance by the network itself (w = 2), and by a classifier of noisy digits (scale 4).'
 
 # %% ../nbs/80_command.ipynb #demo-painted
@@ -982,8 +1672,13 @@ def show_painted(path) -> str:
     "Three captions, painted."
     from ddpm_lit.show import save_captioned
     from ddpm_lit.systems.upsample import Request
-    said = ['a noto emoji of red heart', 'a 3d fluent emoji of grinning face', 'a twemoji emoji of green apple']
-    save_captioned(find_system('glide').paint(Request(tuple(s for s in said for _ in range(6))))[64].split(6), said, path)
+    said = [
+        'a noto emoji of red heart', 'a 3d fluent emoji of grinning face',
+        'a twemoji emoji of green apple'
+    ]
+    save_captioned(
+        find_system('glide').paint(Request(tuple(
+            s for s in said for _ in range(6))))[64].split(6), said, path)
     return 'Three captions, each painted six times at 64 pixels by GLIDE, which knows emoji in five styles.'
 
 def show_blended(path) -> str:
@@ -993,8 +1688,15 @@ def show_blended(path) -> str:
     from ddpm_lit.data.captions import emoji
     from ddpm_lit.data.images import to_unit
     from ddpm_lit.systems.manipulate import blend
-    data = emoji('train', 64); a, b = (to_unit(data.pixels[next(i for i, r in enumerate(data.rows) if (r.name, r.style) == (name, 'noto'))]) for name in ('red apple', 'sun')); found = blend(a, b, 7)
-    show.strip(torch.cat([a[None], found.pictures[64], b[None]]), ['an apple', *found.labels, 'a sun']); show.save_figure(path)
+    data = emoji('train', 64)
+    a, b = (to_unit(data.pixels[next(i
+                                     for i, r in enumerate(data.rows)
+                                     if (r.name, r.style) == (name, 'noto'))])
+            for name in ('red apple', 'sun'))
+    found = blend(a, b, 7)
+    show.strip(torch.cat([a[None], found.pictures[64], b[None]]),
+               ['an apple', *found.labels, 'a sun'])
+    show.save_figure(path)
     return 'From one drawing to another by DALL-E 2: what CLIP sees in both, and the noise behind both, turned step by step.'
 
 # %% ../nbs/80_command.ipynb #demo
@@ -1004,45 +1706,99 @@ def show_digits(path, model, recipe, n: int, seed: int, words: str) -> str:
     return words
 
 @command.command()
-@click.option('--out', type=click.Path(file_okay=False), default='demo', show_default=True, help='Folder for the pictures.')
-@click.option('--seconds', type=Range(1), default=100., show_default=True, help='How long to train.')
-@click.option('--steps', type=Count(1), help='Train for so many steps instead: the same pictures on every run.')
-@click.option('--n', type=Count(1), default=80, show_default=True, help='Digits on each sheet.')
+@click.option('--out', type=click.Path(file_okay=False), default='demo',
+              show_default=True, help='Folder for the pictures.')
+@click.option('--seconds', type=Range(1), default=100., show_default=True,
+              help='How long to train.')
+@click.option('--steps', type=Count(1),
+              help='Train for so many steps instead: the same pictures on every run.')
+@click.option('--n', type=Count(1), default=80, show_default=True,
+              help='Digits on each sheet.')
 @options('seed', 'device', 'threads', 'json')
 def demo(out, seconds, steps, n, seed, device, threads, as_json):
     "See it work: noise a digit, denoise a swiss roll, train on real digits for two minutes, sample, paint captions."
     import torch
     from ddpm_lit.core.check import Problem
     from ddpm_lit.train.fit import find_recipe, load_weights
-    recipes(); out, device, recipe, told, pictures = Path(out), start(device, threads), find_recipe('mnist'), {}, []
+    recipes()
+    out, device, recipe, told, pictures = Path(out), start(
+        device, threads), find_recipe('mnist'), {}, []
+
     def from_scratch(path):
-        model, told['steps'], speed = quick_fit(recipe, math.inf if steps else seconds, steps, seed, device); told['images_per_second'] = round(speed, 1)
-        return show_digits(path, model, recipe, n, seed, f'Digits 0 to 9 from a DDPM trained just now: {told["steps"]} steps of 32 real digits, {speed:.0f} a second.')
-    pieces = {'1_forward.png': show_forward, '2_swiss_roll.png': show_roll, '3_digits_from_scratch.png': from_scratch} # each draws a picture and says what it shows
-    more = dict(mnist={'4_digits_shipped.png': lambda path, *trained: show_digits(path, *trained, n, seed, 'The same noise and sampler with the weights that ship with the book, trained for longer.')},
-                diffusion2015={'5_lost_and_found.png': lost_and_found, '6_half_given.png': half_given}, **{'noisy-classifier': {'7_guided.png': show_guided}, 'glide-emoji': {'8_painted.png': lambda path, *trained: show_painted(path)}, 'dalle2-emoji': {'9_blended.png': lambda path, *trained: show_blended(path)}})
+        model, told['steps'], speed = quick_fit(recipe, math.inf if steps else seconds,
+                                                steps, seed, device)
+        told['images_per_second'] = round(speed, 1)
+        return show_digits(
+            path, model, recipe, n, seed,
+            f'Digits 0 to 9 from a DDPM trained just now: {told["steps"]} steps of 32 '
+            f'real digits, {speed:.0f} a second.'
+        )
+
+    # each draws a picture and says what it shows
+    pieces = {
+        '1_forward.png': show_forward, '2_swiss_roll.png': show_roll,
+        '3_digits_from_scratch.png': from_scratch
+    }
+    more = dict(
+        mnist={
+            '4_digits_shipped.png': lambda path, *trained: show_digits(
+                path, *trained, n, seed,
+                'The same noise and sampler with the weights that ship with the book, '
+                'trained for longer.'
+            )
+        }, diffusion2015={
+            '5_lost_and_found.png': lost_and_found, '6_half_given.png': half_given
+        }, **{
+            'noisy-classifier': {'7_guided.png': show_guided},
+            'glide-emoji': {'8_painted.png': lambda path, *trained: show_painted(path)},
+            'dalle2-emoji': {'9_blended.png': lambda path, *trained: show_blended(path)}
+        })
     for weights, drawings in more.items():
-        try: trained, made_by = load_weights(weights)
-        except Problem as e: click.echo(f'ddpm_lit: no picture of the shipped {weights}. {e}', err=True)
-        else: pieces |= {name: functools.partial(lambda f, m, r, path: f(path, m, r), f, trained.to(device), made_by) for name, f in drawings.items()}
+        try:
+            trained, made_by = load_weights(weights)
+        except Problem as e:
+            click.echo(f'ddpm_lit: no picture of the shipped {weights}. {e}', err=True)
+        else:
+            pieces |= {
+                name: functools.partial(lambda f, m, r, path: f(path, m, r), f,
+                                        trained.to(device), made_by)
+                for name, f in drawings.items()
+            }
     for name, piece in pieces.items():
-        with torch.random.fork_rng(): torch.manual_seed(seed); pictures.append(dict(path=str(out/name), shows=piece(out/name)))
-    tell(as_json, dict(out=str(out), seed=seed, **told, pictures=pictures), '\n'.join(f'{p["path"]}\n    {p["shows"]}' for p in pictures))
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            pictures.append(dict(path=str(out/name), shows=piece(out/name)))
+    tell(as_json, dict(out=str(out), seed=seed, **told, pictures=pictures),
+         '\n'.join(f'{p["path"]}\n    {p["shows"]}' for p in pictures))
 
 # %% ../nbs/80_command.ipynb #compare
 @command.command('compare')
-@click.option('--train', is_flag=True, help='Train all ten models first: about ten minutes on two cores.')
-@click.option('--out', type=click.Path(file_okay=False), help='Folder of the runs.  [default: those that ship with the book; with --train runs/compare]')
-@click.option('--seconds', type=Range(.5), default=60., show_default=True, help='With --train: CPU-seconds for each model of points; those of pictures get twice as many.')
-@click.option('--n', type=Count(100), default=4000, show_default=True, help='Points that are drawn and judged, for each family; pictures a quarter of that.')
+@click.option('--train', is_flag=True,
+              help='Train all ten models first: about ten minutes on two cores.')
+@click.option(
+    '--out', type=click.Path(file_okay=False),
+    help='Folder of the runs.  [default: those that ship with the book; with --train '
+         'runs/compare]'
+)
+@click.option(
+    '--seconds', type=Range(.5), default=60., show_default=True,
+    help='With --train: CPU-seconds for each model of points; those of pictures get '
+         'twice as many.'
+)
+@click.option(
+    '--n', type=Count(100), default=4000, show_default=True,
+    help='Points that are drawn and judged, for each family; pictures a quarter of that.')
 @options('seed', 'json')
 def compare_command(train, out, seconds, n, seed, as_json):
     "Autoregressive, VAE, flow, GAN and diffusion on the same data, as a table; about seven minutes of one core, most of them for autoregressive pictures."
     from ddpm_lit.rivals.compare import CONTENDERS, as_text, compare, read_cards, train_all
     folder = Path(out or 'runs/compare') if out or train else None
     if train:
-        with Bar(2*len(CONTENDERS), 'train') as bar: train_all(folder, dict(points=seconds, pictures=2*seconds), seed, os.cpu_count() or 1, bar)
-    with Bar(len(read_cards(folder)), 'judge') as bar: rows = compare(folder, n, n//4, seed, bar)
+        with Bar(2*len(CONTENDERS), 'train') as bar:
+            train_all(folder, dict(points=seconds, pictures=2*seconds), seed,
+                      os.cpu_count() or 1, bar)
+    with Bar(len(read_cards(folder)), 'judge') as bar:
+        rows = compare(folder, n, n // 4, seed, bar)
     tell(as_json, rows, as_text(rows))
 
 # %% ../nbs/80_command.ipynb #parity
@@ -1052,10 +1808,18 @@ def compare_command(train, out, seconds, n, seed, as_json):
 def parity(files, as_json):
     "Compare our networks and formulas with outputs of the original authors' code, kept in FILES."
     from ddpm_lit.scale.weights import parity as compare
-    visit('scale'); rows = [row for file in files for row in compare(file)]
+    visit('scale')
+    rows = [row for file in files for row in compare(file)]
     word = {True: 'ok', False: 'OFF', None: 'skipped'}
-    tell(as_json, rows, '\n'.join(f'{word[r["ok"]]:8}{Path(r["file"]).name}  {r["output"]}' + ('' if r['ok'] is None else '  errors {:.1e} in float64, {:.1e} in float32; allowed {:.0e}, {:.0e}'.format(r['error64'], r['error32'], r['tolerance'], r['tolerance32'])) for r in rows))
-    if any(r['ok'] is False for r in rows): raise click.exceptions.Exit(1)
+    tell(
+        as_json, rows, '\n'.join(
+            f'{word[r["ok"]]:8}{Path(r["file"]).name}  {r["output"]}' +
+            ('' if r['ok'] is None else
+             '  errors {:.1e} in float64, {:.1e} in float32; allowed {:.0e}, {:.0e}'.
+             format(r['error64'], r['error32'], r['tolerance'], r['tolerance32']))
+            for r in rows))
+    if any(r['ok'] is False for r in rows):
+        raise click.exceptions.Exit(1)
 
 # %% ../nbs/80_command.ipynb #presets
 @command.command()
@@ -1072,10 +1836,12 @@ def timed(parts, peers: bool, rounds: int, device) -> list[dict]:
     "Rows of `bench`, behind a bar."
     from ddpm_lit.scale.speed import bench as time_them
     with Bar(100, 'bench') as bar:
-        for done, total, rows in time_them(parts, peers, rounds, device): bar(100*done//total)
+        for done, total, rows in time_them(parts, peers, rounds, device):
+            bar(100*done // total)
     return rows
 
-def weighed(out: Path, data: str, peers: bool, seconds: float, seeds: int, device) -> dict:
+def weighed(out: Path, data: str, peers: bool, seconds: float, seeds: int,
+            device) -> dict:
     "All arms of `quality`: those that `out` holds already are not trained again."
     import torch
     from ddpm_lit.core.check import Problem, replacing
@@ -1084,37 +1850,85 @@ def weighed(out: Path, data: str, peers: bool, seconds: float, seeds: int, devic
     from ddpm_lit.scale.speed import quality as train_arm
     from ddpm_lit.show import save_sheet
     from ddpm_lit.train.measure import accuracy, fit_classifier, frechet_distance, in_parts
-    arms, images, test, about = [a for a in ARMS if peers or a == 'ours'], load_images(data), load_images(data, 'test'), dict(data=data, seconds=seconds)
-    if images.pixels.shape[1:] != (1, 28, 28): raise Problem(f'The arms are built for grey pictures of 28 x 28, not for {data}: choose fashion-mnist or mnist.')
-    out.mkdir(parents=True, exist_ok=True); kept = out/'quality.json'; old = read_settings(kept, about=dict, rows=list) if kept.exists() else dict(about=about, rows=[])
-    if old['about'] != about: raise Problem(f'{out} holds arms of {old["about"]}, not of {about}: give another folder with --out.')
-    reader = fit_classifier(images)[0]; real = in_parts(reader.features, to_unit(test.pixels)); trained_on = images.to(device); rows = {(r['arm'], r['seed']): r for r in old['rows']}
-    for i, (seed, arm) in enumerate(todo := [(s, a) for s in range(seeds) for a in arms if (a, s) not in rows]):
+    arms, images, test, about = [a for a in ARMS
+                                 if peers or a == 'ours'], load_images(data), load_images(
+                                     data, 'test'), dict(data=data, seconds=seconds)
+    if images.pixels.shape[1:] != (1, 28, 28):
+        raise Problem(f'The arms are built for grey pictures of 28 x 28, not for {data}: '
+                      'choose fashion-mnist or mnist.')
+    out.mkdir(parents=True, exist_ok=True)
+    kept = out/'quality.json'
+    old = read_settings(kept, about=dict, rows=list) if kept.exists() else dict(
+        about=about, rows=[])
+    if old['about'] != about:
+        raise Problem(f'{out} holds arms of {old["about"]}, not of {about}: give another '
+                      'folder with --out.')
+    reader = fit_classifier(images)[0]
+    real = in_parts(reader.features, to_unit(test.pixels))
+    trained_on = images.to(device)
+    rows = {(r['arm'], r['seed']): r for r in old['rows']}
+    for i, (seed, arm) in enumerate(todo := [(s, a)
+                                             for s in range(seeds)
+                                             for a in arms
+                                             if (a, s) not in rows]):
         with Bar(100, f'{arm}, seed {seed}, {i + 1} of {len(todo)}') as bar:
-            for done, _, row in train_arm(arm, trained_on, real, reader.features, seconds, seed, evaluations=(10, 20) if seed else (5, 10, 20)): bar(done)
+            for done, _, row in train_arm(arm, trained_on, real, reader.features, seconds,
+                                          seed, evaluations=(10, 20) if seed else
+                                          (5, 10, 20)):
+                bar(done)
         rows[arm, seed] = row
-        with replacing(kept) as p: p.write_text(json.dumps(dict(about=about, rows=[*rows.values()])))
-    rows = [rows[a, s] for s in range(seeds) for a in arms]; first = [torch.tensor(r['pictures']).reshape(-1, 1, 28, 28)/127.5 - 1 for r in rows if r['seed'] == 0]
+        with replacing(kept) as p:
+            p.write_text(json.dumps(dict(about=about, rows=[*rows.values()])))
+    rows = [rows[a, s] for s in range(seeds) for a in arms]
+    first = [
+        torch.tensor(r['pictures']).reshape(-1, 1, 28, 28)/127.5 - 1
+        for r in rows
+        if r['seed'] == 0
+    ]
     save_sheet(torch.cat(first), out/'quality.png', len(first[0]), 1)
-    return dict(**about, reader=accuracy(reader, test), real=frechet_distance(real[:rows[0]['n']], real[rows[0]['n']:]), rows=[{k: v for k, v in r.items() if k != 'pictures'} for r in rows])
+    return dict(**about, reader=accuracy(reader, test), real=frechet_distance(
+        real[:rows[0]['n']], real[rows[0]['n']:]),
+                rows=[{k: v for k, v in r.items() if k != 'pictures'} for r in rows])
 
 # %% ../nbs/80_command.ipynb #bench-command
 @command.command()
 @click.argument('parts', nargs=-1)
-@click.option('--peers', is_flag=True, help="Beside diffusers, denoising-diffusion-pytorch and open_clip (pip install 'ddpm_lit[peers]').")
-@click.option('--rounds', type=Count(1), default=7, show_default=True, help='In each of which all take part.')
-@click.option('--seconds', type=Range(1), default=360., show_default=True, help='For each arm of quality: of the processor, or of the GPU.')
-@click.option('--seeds', type=Count(1), default=3, show_default=True, help='For each arm of quality.')
-@click.option('--data', default='fashion-mnist', show_default=True, help='What the arms of quality learn: fashion-mnist or mnist.')
-@click.option('--out', type=click.Path(file_okay=False), default='runs/bench', show_default=True, help='Where quality keeps what is done.')
+@click.option(
+    '--peers', is_flag=True,
+    help="Beside diffusers, denoising-diffusion-pytorch and open_clip (pip install "
+         "'ddpm_lit[peers]')."
+)
+@click.option('--rounds', type=Count(1), default=7, show_default=True,
+              help='In each of which all take part.')
+@click.option('--seconds', type=Range(1), default=360., show_default=True,
+              help='For each arm of quality: of the processor, or of the GPU.')
+@click.option('--seeds', type=Count(1), default=3, show_default=True,
+              help='For each arm of quality.')
+@click.option('--data', default='fashion-mnist', show_default=True,
+              help='What the arms of quality learn: fashion-mnist or mnist.')
+@click.option('--out', type=click.Path(file_okay=False), default='runs/bench',
+              show_default=True, help='Where quality keeps what is done.')
 @options('device', 'threads', 'json')
 def bench(parts, peers, rounds, seconds, seeds, data, out, device, threads, as_json):
     "Time PARTS, in turns: step, small, evaluation, clip-vit, clip-resnet, loss-4096, loss-16384 (all of them by default); or quality: how good pictures are after equal seconds (hours)."
     from ddpm_lit.scale.speed import PARTS, find_part
-    device = start(device, threads or 1); found = dict(machine=machine(device)); names = [p for p in parts or PARTS if p != 'quality']
-    for p in names: find_part(p)
-    if names: found['rows'] = timed(names, peers, rounds, device)
-    if 'quality' in parts: found['quality'] = weighed(Path(out), data, peers, seconds, seeds, device)
-    lines = [f'{r["part"]:13}{r["name"]:40}{r["cpu_seconds"]:9.3f} s{r["ratio"]:7.2f} times ours ({r["least"]:.2f} - {r["most"]:.2f})' + (f'{r["mib"]:8.0f} MiB' if r['mib'] else '') for r in found.get('rows', [])]
-    lines += [f'{r["arm"]:42} seed {r["seed"]}  distance {min(r["frechet"].values()):7.2f} after {r["steps"]} steps, {r["seconds"]:.0f} s' for r in found.get('quality', dict(rows=[]))['rows']]
+    device = start(device, threads or 1)
+    found = dict(machine=machine(device))
+    names = [p for p in parts or PARTS if p != 'quality']
+    for p in names:
+        find_part(p)
+    if names:
+        found['rows'] = timed(names, peers, rounds, device)
+    if 'quality' in parts:
+        found['quality'] = weighed(Path(out), data, peers, seconds, seeds, device)
+    lines = [
+        f'{r["part"]:13}{r["name"]:40}{r["cpu_seconds"]:9.3f} s{r["ratio"]:7.2f} times '
+        f'ours ({r["least"]:.2f} - {r["most"]:.2f})'
+        + (f'{r["mib"]:8.0f} MiB' if r['mib'] else '') for r in found.get('rows', [])
+    ]
+    lines += [
+        f'{r["arm"]:42} seed {r["seed"]}  distance {min(r["frechet"].values()):7.2f} '
+        f'after {r["steps"]} steps, {r["seconds"]:.0f} s'
+        for r in found.get('quality', dict(rows=[]))['rows']
+    ]
     tell(as_json, found, '\n'.join(lines))

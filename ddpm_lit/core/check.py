@@ -20,14 +20,17 @@ class Problem(ValueError):
 # %% ../../nbs/00_check.ipynb #close
 class Error(float):
     "A number that shows itself with two digits, as errors should be shown."
-    def __repr__(self): return f'{float(self):.1e}'
+    def __repr__(self):
+        return f'{float(self):.1e}'
 
-def close(a,          # a tensor or number
-          b,          # what it should be: the same shape, or one number
-          tol=1e-9,   # the largest difference allowed
-          ) -> Error: # the largest difference found
+def close(
+        a, # a tensor or number
+        b, # what it should be: the same shape, or one number
+        tol=1e-9, # the largest difference allowed
+) -> Error: # the largest difference found
     "Assert that `a` equals `b` up to `tol`, and return the largest error. Eq. 00.1."
-    a, b = (v.detach().cpu().double() if isinstance(v, Tensor) else torch.as_tensor(v, dtype=torch.float64) for v in (a, b))
+    a, b = (v.detach().cpu().double() if isinstance(v, Tensor) else torch.as_tensor(
+        v, dtype=torch.float64) for v in (a, b))
     assert b.ndim == 0 or a.shape == b.shape, f'shapes differ: {tuple(a.shape)} and {tuple(b.shape)}'
     err = torch.where(a == b, 0., (a - b).abs()).max().item()
     assert err <= tol, f'the largest error is {err:.3g}, more than {tol:g}'
@@ -44,27 +47,37 @@ def passed(claim: str, *errors: float, by: str = ''):
 
 # %% ../../nbs/00_check.ipynb #expect-fail
 @contextlib.contextmanager
-def expect_fail(words='', # must occur in the message
-                kind=Exception): # the type of error expected
+def expect_fail(
+        words='', # must occur in the message
+        kind=Exception): # the type of error expected
     "Run a block that must raise `kind` with `words` in its message, and print that message."
-    try: yield
+    try:
+        yield
     except kind as e:
         assert words in str(e), f'it failed with another message: {e}'
         print(f'{type(e).__name__}: {e}')
-    else: raise AssertionError(f'nothing failed, though "{words}" was expected')
+    else:
+        raise AssertionError(f'nothing failed, though "{words}" was expected')
 
 # %% ../../nbs/00_check.ipynb #setup
 def setup(seed=0, threads=1):
     "Start a notebook: seed, float32, one thread, the book's figure style."
-    torch.manual_seed(seed); random.seed(seed); torch.set_default_dtype(torch.float32); torch.set_num_threads(threads)
+    torch.manual_seed(seed)
+    random.seed(seed)
+    torch.set_default_dtype(torch.float32)
+    torch.set_num_threads(threads)
     import matplotlib as mpl
-    mpl.rcParams.update({'figure.figsize': (7, 3), 'figure.dpi': 80, 'savefig.bbox': 'tight', 'font.size': 9, 'axes.spines.top': False,
-                         'axes.spines.right': False, 'axes.titlesize': 9, 'legend.frameon': False, 'image.cmap': 'gray'})
+    mpl.rcParams.update({
+        'figure.figsize': (7, 3), 'figure.dpi': 80, 'savefig.bbox': 'tight',
+        'font.size': 9, 'axes.spines.top': False, 'axes.spines.right': False,
+        'axes.titlesize': 9, 'legend.frameon': False, 'image.cmap': 'gray'
+    })
 
 def budget(quick, full):
     "`quick`, or `full` where the environment says DDPM_LIT_BUDGET=full."
     choice = os.environ.get('DDPM_LIT_BUDGET', 'quick')
-    if choice not in ('quick', 'full'): raise Problem(f'DDPM_LIT_BUDGET is "{choice}": set it to quick or full.')
+    if choice not in ('quick', 'full'):
+        raise Problem(f'DDPM_LIT_BUDGET is "{choice}": set it to quick or full.')
     return full if choice == 'full' else quick
 
 # %% ../../nbs/00_check.ipynb #data-dir
@@ -75,8 +88,11 @@ def data_dir(*parts: str) -> Path: # an existing file or folder
     roots = [Path(os.environ['DDPM_LIT_DATA'])] if os.environ.get('DDPM_LIT_DATA') else []
     for root in roots + [shipped]:
         with contextlib.suppress(OSError): # a name that is too long is no file
-            if (path := root.joinpath(*parts)).exists(): return path
-    raise Problem(f'There is no {"/".join(parts)} in {" or ".join(map(str, roots + [shipped]))}: put it there, or set DDPM_LIT_DATA to the folder that holds it.')
+            if (path := root.joinpath(*parts)).exists():
+                return path
+    raise Problem(f'There is no {"/".join(parts)} in '
+                  f'{" or ".join(map(str, roots + [shipped]))}: put it there, or set '
+                  'DDPM_LIT_DATA to the folder that holds it.')
 
 # %% ../../nbs/00_check.ipynb #write
 @contextlib.contextmanager
@@ -128,7 +144,12 @@ def half_written(path) -> list[Path]: # folders
 # %% ../../nbs/00_check.ipynb #device
 def pick_device(name: str = 'auto') -> torch.device:
     "The device a command runs on: 'auto' takes a CUDA GPU if there is one, else the CPU; any other only by its name."
-    if name == 'auto': name = 'cuda' if torch.cuda.is_available() else 'cpu'
-    try: torch.zeros(1, device=name).item() # on meta there are no numbers
-    except (RuntimeError, AssertionError, NotImplementedError, ValueError, ImportError) as e: raise Problem(f'There is no device "{name}" here: use --device cpu or --device auto.') from e
+    if name == 'auto':
+        name = 'cuda' if torch.cuda.is_available() else 'cpu'
+    try:
+        torch.zeros(1, device=name).item() # on meta there are no numbers
+    except (RuntimeError, AssertionError, NotImplementedError, ValueError,
+            ImportError) as e:
+        raise Problem(f'There is no device "{name}" here: use --device cpu or --device '
+                      'auto.') from e
     return torch.device(name)

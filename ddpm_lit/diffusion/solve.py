@@ -19,7 +19,8 @@ from .schedule import Grid, clock
 from .score import langevin_step
 
 # %% ../../nbs/32_solve.ipynb #gaussian-flow
-def gaussian_flow(x: Tensor, s: Level, t: Level, mean: Tensor | float, std: Tensor | float) -> Tensor: # x [b ...] at t -> [b ...] at s
+def gaussian_flow(x: Tensor, s: Level, t: Level, mean: Tensor | float,
+                  std: Tensor | float) -> Tensor: # x [b ...] at t -> [b ...] at s
     "Where the flow takes x from t to s, for data N(mean, std^2). Eq. 32.2."
     v_s, v_t = (l.alpha_bar*std**2 + l.sigma**2 for l in (s, t))
     return s.signal*mean + (v_s/v_t).sqrt()*(x - t.signal*mean)
@@ -59,34 +60,48 @@ def dpmpp_2m(denoiser: Denoiser, levels: Grid, x: Tensor) -> Iterator[Tensor]:
     "One evaluation a step, an error of second order. Eq. 32.7 (DPM-Solver++ Algorithm 2)."
     past, h_past = None, math.inf
     for t, s in steps(levels, up=True):
-        h, x0 = s.log_snr - t.log_snr, denoiser(x, t).x0 # twice the h of the equation: of h only a ratio is left
+        # twice the h of the equation: of h only a ratio is left
+        h, x0 = s.log_snr - t.log_snr, denoiser(x, t).x0
         ahead = h/2*(x0 - past)/h_past if past is not None and h.isfinite() else 0.
-        keep = s.sigma/t.sigma; x = keep*x + (s.signal - t.signal*keep)*(x0 + ahead); yield x
+        keep = s.sigma/t.sigma
+        x = keep*x + (s.signal - t.signal*keep)*(x0 + ahead)
+        yield x
         past, h_past = x0, h
 
-SAMPLERS.update(heun=heun, dpmpp_2m=dpmpp_2m) # found by name once this module is imported
+SAMPLERS.update(heun=heun,
+                dpmpp_2m=dpmpp_2m) # found by name once this module is imported
 
 # %% ../../nbs/32_solve.ipynb #flow
 def from_flow(v: Tensor, x: Tensor, t: Level) -> Prediction: # all [b ...]
     "The network says the velocity of flow matching, v = eps - x0, at our x_t. Eq. 32.9 (rectified flow eq. 1)."
-    return Prediction((x - t.sigma*v)/(t.signal + t.sigma), (x + t.signal*v)/(t.signal + t.sigma))
+    return Prediction((x - t.sigma*v)/(t.signal + t.sigma),
+                      (x + t.signal*v)/(t.signal + t.sigma))
 
 class Straight:
     "The clock of flow matching: at time u a state is (1 - u) x0 + u eps, but for its length. Eq. 32.8."
     def __call__(self, time) -> Level: # u in [0, 1], any shape
         u = clock(time)
         return Level(2*((-u).log1p() - u.log()))
-    def time(self, t: Level) -> Tensor: return (-t.log_snr/2).sigmoid()
+
+    def time(self, t: Level) -> Tensor:
+        return (-t.log_snr/2).sigmoid()
 
 # %% ../../nbs/32_solve.ipynb #pc
 @torch.no_grad()
-def predictor_corrector(denoiser: Denoiser, levels: Grid, x: Tensor, predictor: Sampler = ddim, repeats: int = 1, step: float = .3, noise=torch.randn_like) -> Iterator[Tensor]:
+def predictor_corrector(denoiser: Denoiser, levels: Grid, x: Tensor,
+                        predictor: Sampler = ddim, repeats: int = 1, step: float = .3,
+                        noise=torch.randn_like) -> Iterator[Tensor]:
     "A step of any sampler, then Langevin steps at the level it reached, an evaluation each: Eq. 31.8 without its last move (Song et al. 2021, Algorithms 2-3)."
-    if repeats < 1: raise Problem(f'A corrector repeats {repeats} times: ask for one step or more, or run the predictor alone.')
-    if not 0 < step < 4: raise Problem(f'The step is {step}: choose it above 0 and below 4, where Langevin steps begin to grow without end.')
+    if repeats < 1:
+        raise Problem(f'A corrector repeats {repeats} times: ask for one step or more, '
+                      'or run the predictor alone.')
+    if not 0 < step < 4:
+        raise Problem(f'The step is {step}: choose it above 0 and below 4, where '
+                      'Langevin steps begin to grow without end.')
     for t, s in steps(levels):
         x = last(predictor(denoiser, [t, s], x))
-        for _ in range(repeats if s.sigma > 0 else 0): x = langevin_step(denoiser, x, s, step, noise)
+        for _ in range(repeats if s.sigma > 0 else 0):
+            x = langevin_step(denoiser, x, s, step, noise)
         yield x
 
 SAMPLERS['pc'] = predictor_corrector

@@ -36,103 +36,161 @@ class Team:
     "The processes that train one model together. A team of one does what one process does."
     rank: int = 0
     size: int = 1
+
     @property
-    def first(self) -> bool: return self.rank == 0 # who speaks and writes
+    def first(self) -> bool:
+        return self.rank == 0 # who speaks and writes
+
     def own(self, v): # [n ...] -> [n/N ...]
         "This process's rows. Eq. 72.1."
-        if not isinstance(v, Tensor): return v
-        if len(v) % self.size: raise Problem(f'A batch of {len(v)} cannot be cut into {self.size} equal parts: choose a multiple with --batch.')
+        if not isinstance(v, Tensor):
+            return v
+        if len(v) % self.size:
+            raise Problem(f'A batch of {len(v)} cannot be cut into {self.size} equal '
+                          'parts: choose a multiple with --batch.')
         return v.chunk(self.size)[self.rank]
+
     def mean(self, v: Tensor) -> Tensor:
         "The mean over the processes. Eq. 72.1."
         return total(v, self)/self.size
+
     def most(self, *numbers: float) -> list[float]:
         "The largest of each number in any process: so all stop, or save, at the same step."
         v = torch.tensor(numbers, dtype=torch.float64)
-        if self.size > 1: dist.all_reduce(v, dist.ReduceOp.MAX)
+        if self.size > 1:
+            dist.all_reduce(v, dist.ReduceOp.MAX)
         return v.tolist()
+
     def told(self, find: Callable):
         "What the first process finds, told to all."
         found = [find() if self.first else None]
-        if self.size > 1: dist.broadcast_object_list(found, device=torch.device('cpu'))
+        if self.size > 1:
+            dist.broadcast_object_list(found, device=torch.device('cpu'))
         return found[0]
+
     def training(self, model: nn.Module, shard: bool = False) -> Training:
         "A run of this team."
-        if not (shard or self.size > 1): return Training(model)
-        if not dist.is_initialized(): raise Problem('A model is spread over the processes of torchrun: start with torchrun --nproc-per-node N -m ddpm_lit train ...')
+        if not (shard or self.size > 1):
+            return Training(model)
+        if not dist.is_initialized():
+            raise Problem('A model is spread over the processes of torchrun: start with '
+                          'torchrun --nproc-per-node N -m ddpm_lit train ...')
         return (Sharded if shard else Shared)(model, self)
 
 def total(v: Tensor, team: Team) -> Tensor:
     "The sum over the processes."
-    if team.size > 1: dist.all_reduce(v := v.clone(memory_format=torch.contiguous_format))
+    if team.size > 1:
+        dist.all_reduce(v := v.clone(memory_format=torch.contiguous_format))
     return v
 
 # %% ../../nbs/72_distributed.ipynb #together
-PATIENCE = timedelta(minutes=10) # how long a process waits for one that neither answers nor has ended
+# how long a process waits for one that neither answers nor has ended
+PATIENCE = timedelta(minutes=10)
 
 def lost(e: BaseException) -> bool:
     "Is this how a process learns that another has gone?"
-    return isinstance(e, dist.DistError) or isinstance(e, RuntimeError) and any(word in str(e) for word in ('gloo', 'Gloo', 'NCCL', 'Connection', 'Store', ' store'))
+    return isinstance(e, dist.DistError) or isinstance(e, RuntimeError) and any(
+        word in str(e)
+        for word in ('gloo', 'Gloo', 'NCCL', 'Connection', 'Store', ' store'))
 
 def speaks() -> bool:
     "Is this process the first to tell of trouble? Whoever cannot ask speaks too."
-    try: return dist.distributed_c10d._get_default_store().add('told', 1) == 1
-    except RuntimeError: return True
+    try:
+        return dist.distributed_c10d._get_default_store().add('told', 1) == 1
+    except RuntimeError:
+        return True
 
 RUNS = weakref.WeakSet() # of this process's team
 
 def let_go(e: BaseException | None):
     "Free what the runs hold of PyTorch's group of processes, also in the functions through which an error came."
-    for run in RUNS: run.whole = None
-    while e: traceback.clear_frames(e.__traceback__); e = e.__cause__ or e.__context__
+    for run in RUNS:
+        run.whole = None
+    while e:
+        traceback.clear_frames(e.__traceback__)
+        e = e.__cause__ or e.__context__
     gc.collect()
 
 @contextlib.contextmanager
 def together(device: torch.device) -> Iterator[tuple[Team, torch.device]]:
     "The team that torchrun has started, and this process's device; without torchrun a team of one."
-    if 'RANK' not in os.environ or 'WORLD_SIZE' not in os.environ: yield Team(), device; return
-    try: rank, size, local = (int(os.environ.get(k, 0)) for k in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK'))
-    except ValueError as e: raise Problem('RANK, WORLD_SIZE and LOCAL_RANK are whole numbers that torchrun sets: start with it, or remove them from the environment.') from e
+    if 'RANK' not in os.environ or 'WORLD_SIZE' not in os.environ:
+        yield Team(), device
+        return
+    try:
+        rank, size, local = (int(os.environ.get(k, 0))
+                             for k in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK'))
+    except ValueError as e:
+        raise Problem('RANK, WORLD_SIZE and LOCAL_RANK are whole numbers that torchrun '
+                      'sets: start with it, or remove them from the environment.') from e
     team = Team(rank, size)
-    if device.type == 'cuda' and device.index is None: device = torch.device('cuda', local)
-    if device.type == 'cuda': torch.cuda.set_device(device)
-    try: dist.init_process_group('cpu:gloo,cuda:nccl' if device.type == 'cuda' else 'gloo', timeout=PATIENCE)
-    except (ValueError, RuntimeError) as e: raise Problem(f'The {team.size} processes of this run did not find one another: start all of them anew, with torchrun.') from e
+    if device.type == 'cuda' and device.index is None:
+        device = torch.device('cuda', local)
+    if device.type == 'cuda':
+        torch.cuda.set_device(device)
+    try:
+        dist.init_process_group('cpu:gloo,cuda:nccl' if device.type == 'cuda' else 'gloo',
+                                timeout=PATIENCE)
+    except (ValueError, RuntimeError) as e:
+        raise Problem(f'The {team.size} processes of this run did not find one another: '
+                      'start all of them anew, with torchrun.') from e
     error = None # that of the body
-    with contextlib.suppress(ValueError): # torchrun asks all to end when one has: first they tell; asked once more, they end at once
-        signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
-    try: yield team, device
+    # torchrun asks all to end when one has: first they tell; asked once more, they end at once
+    with contextlib.suppress(ValueError):
+        signal.signal(signal.SIGTERM,
+                      lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    try:
+        yield team, device
     except BaseException as e:
         error = e
-        if hasattr(e, 'exit_code') or not (lost(e) or isinstance(e, (Problem, OSError))): raise # a polite end, already told; a mistake of ours
-        if not speaks(): raise SystemExit(1) from e
-        if lost(e): raise Problem('Another process of this run has ended; what was saved last is whole: go on with --resume.') from e
+        # a polite end, already told; a mistake of ours
+        if hasattr(e, 'exit_code') or not (lost(e) or isinstance(e, (Problem, OSError))):
+            raise
+        if not speaks():
+            raise SystemExit(1) from e
+        if lost(e):
+            raise Problem('Another process of this run has ended; what was saved last is '
+                          'whole: go on with --resume.') from e
         raise
-    finally: let_go(error); dist.destroy_process_group(); del error
+    finally:
+        let_go(error)
+        dist.destroy_process_group()
+        del error
 
 # %% ../../nbs/72_distributed.ipynb #norm
 class Total(torch.autograd.Function):
     "The sum over the processes, and on the way back the sum of their slopes. Eq. 72.2."
     @staticmethod
-    def forward(ctx, v, team): ctx.team = team; return total(v, team)
+    def forward(ctx, v, team):
+        ctx.team = team
+        return total(v, team)
+
     @staticmethod
-    def backward(ctx, slope): return total(slope, ctx.team), None
+    def backward(ctx, slope):
+        return total(slope, ctx.team), None
 
 class SharedNorm(nn.BatchNorm2d):
     "Normalizes by mean and variance of the batches of all processes. Eq. 72.2."
     def forward(self, x: Tensor) -> Tensor: # [b c h w]
-        if not self.training: return super().forward(x)
-        dims, v, n = (0, 2, 3), x.to(torch.promote_types(x.dtype, torch.float32)), x.numel()//x.shape[1]*self.team.size
-        mean = Total.apply(v.sum(dims), self.team)/n; v = v - mean[:, None, None]
+        if not self.training:
+            return super().forward(x)
+        dims, v, n = (0, 2, 3), x.to(torch.promote_types(
+            x.dtype, torch.float32)), x.numel() // x.shape[1]*self.team.size
+        mean = Total.apply(v.sum(dims), self.team)/n
+        v = v - mean[:, None, None]
         var = Total.apply(v.square().sum(dims), self.team)/n
         with torch.no_grad():
-            self.running_mean.lerp_(mean, self.momentum); self.running_var.lerp_(var*n/(n - 1), self.momentum); self.num_batches_tracked += 1
-        return (v*(self.weight/(var + self.eps).sqrt())[:, None, None] + self.bias[:, None, None]).to(x.dtype)
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(var*n/(n - 1), self.momentum)
+            self.num_batches_tracked += 1
+        return (v*(self.weight/(var + self.eps).sqrt())[:, None, None] +
+                self.bias[:, None, None]).to(x.dtype)
 
 def share_norms(model: nn.Module, team: Team) -> nn.Module:
     "Let each batch normalization of a model see the batches of all."
     for m in model.modules():
-        if type(m) is nn.BatchNorm2d: m.__class__, m.team = SharedNorm, team
+        if type(m) is nn.BatchNorm2d:
+            m.__class__, m.team = SharedNorm, team
     return model
 
 # %% ../../nbs/72_distributed.ipynb #contrast
@@ -144,30 +202,43 @@ class AmongAll(torch.autograd.Function):
         row, most, part = sums_in_chunks(z_image, every, scale, rows)
         dist.all_reduce(highest := most.clone(), dist.ReduceOp.MAX)
         column = highest + total(part*(most - highest).exp(), team).log()
-        ctx.save_for_backward(z_image, z_text, every, scale, row, column); ctx.rows, ctx.team = rows, team
+        ctx.save_for_backward(z_image, z_text, every, scale, row, column)
+        ctx.rows, ctx.team = rows, team
         return (row + team.own(column))/2 - scale*torch.linalg.vecdot(z_image, z_text)
+
     @staticmethod
     def backward(ctx, w):
-        z_image, z_text, every, scale, row, column = ctx.saved_tensors; own, w_all, w = ctx.team.own, gathered(w, ctx.team)[None], w[:, None]
+        z_image, z_text, every, scale, row, column = ctx.saved_tensors
+        own, w_all, w = ctx.team.own, gathered(w, ctx.team)[None], w[:, None]
         with torch.autocast(w.device.type, enabled=False): # as forward
-            d_image, d_text, d_scale = slopes_in_chunks(z_image, every, scale, row, column, w, w_all, ctx.rows)
+            d_image, d_text, d_scale = slopes_in_chunks(z_image, every, scale, row,
+                                                        column, w, w_all, ctx.rows)
             d_text = own(total(d_text, ctx.team)) - w*z_image
-            return scale*(d_image - w*z_text), scale*d_text, d_scale - (w[:, 0]*torch.linalg.vecdot(z_image, z_text)).sum(), None, None
+            return scale*(d_image - w*z_text), scale*d_text, d_scale - (
+                w[:, 0]*torch.linalg.vecdot(z_image, z_text)).sum(), None, None
 
 def gathered(v: Tensor, team: Team) -> Tensor: # [b ...] -> [n ...]
     "The rows of all processes, in order; without gradient."
-    v = v.contiguous(); parts = [torch.empty_like(v) for _ in range(team.size)]
+    v = v.contiguous()
+    parts = [torch.empty_like(v) for _ in range(team.size)]
     dist.all_gather(parts, v)
     return torch.cat(parts)
 
-def contrastive_together(z_image: Tensor, z_text: Tensor, scale: Tensor, team: Team, rows: int = 256) -> Tensor: # [b d], [b d], [] -> [b], nats
+def contrastive_together(z_image: Tensor, z_text: Tensor, scale: Tensor, team: Team,
+                         rows: int = 256) -> Tensor: # [b d], [b d], [] -> [b], nats
     "As `contrastive`, among the pairs of all processes. Eq. 72.3, 72.5."
-    fine = torch.promote_types(torch.promote_types(z_image.dtype, z_text.dtype), torch.float32)
-    with torch.autocast(z_image.device.type, enabled=False): return AmongAll.apply(z_image.to(fine), z_text.to(fine), scale.to(fine), rows, team)
+    fine = torch.promote_types(torch.promote_types(z_image.dtype, z_text.dtype),
+                               torch.float32)
+    with torch.autocast(z_image.device.type, enabled=False):
+        return AmongAll.apply(z_image.to(fine), z_text.to(fine), scale.to(fine), rows,
+                              team)
 
-TOGETHER = { # losses that look at the whole batch, and what they are for a team; a loss that is not here is a mean over samples
+# losses that look at the whole batch, and what they are for a team; a loss that is not here is a mean over samples
+TOGETHER = {
     clip_loss: lambda pairs, x0, t, eps, team: contrastive_together(*pairs(x0, t), team),
-    noised_clip_loss: lambda pairs, x0, t, eps, team: contrastive_together(*pairs(q_sample(x0, t, eps), t), team)}
+    noised_clip_loss: lambda pairs, x0, t, eps, team: contrastive_together(
+        *pairs(q_sample(x0, t, eps), t), team)
+}
 
 # %% ../../nbs/72_distributed.ipynb #shared
 class Step(nn.Module):
@@ -175,82 +246,130 @@ class Step(nn.Module):
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
-    def forward(self, loss: Loss, x0: Tensor, t: Level, eps: Tensor, *condition) -> Tensor: return loss(self.model.given(*condition), x0, t, eps)
+
+    def forward(self, loss: Loss, x0: Tensor, t: Level, eps: Tensor,
+                *condition) -> Tensor:
+        return loss(self.model.given(*condition), x0, t, eps)
 
 class Shared(Training):
     "A run whose every process holds the whole model and computes its rows of each batch. Eq. 72.1."
     def __init__(self, model: nn.Module, team: Team):
-        self.team = team; RUNS.add(self)
+        self.team = team
+        RUNS.add(self)
         super().__init__(share_norms(model, team), self.place)
+
     def place(self, model):
-        if any(p.requires_grad for p in model.parameters()): # the average is only looked after
-            self.whole = nn.parallel.DistributedDataParallel(Step(model), static_graph=True, gradient_as_bucket_view=True)
+        # the average is only looked after
+        if any(p.requires_grad for p in model.parameters()):
+            self.whole = nn.parallel.DistributedDataParallel(
+                Step(model), static_graph=True, gradient_as_bucket_view=True)
         return model
+
     def losses(self, loss, x0, t, eps, *condition):
-        if self.team.rank: torch.manual_seed(torch.initial_seed() + 2**40*self.team.rank) # for dropout
+        # for dropout
+        if self.team.rank:
+            torch.manual_seed(torch.initial_seed() + 2**40*self.team.rank)
         own = self.team.own
-        return self.whole(partial(TOGETHER[loss], team=self.team) if loss in TOGETHER else loss, own(x0), Level(own(t.log_snr)), own(eps), *map(own, condition))
+        return self.whole(
+            partial(TOGETHER[loss], team=self.team) if loss in TOGETHER else loss,
+            own(x0), Level(own(t.log_snr)), own(eps), *map(own, condition))
+
     def backward(self, value, clip):
         value, norm = super().backward(value, clip)
         return self.team.mean(value), norm
+
     def save(self, path):
-        if self.team.first: super().save(path)
+        if self.team.first:
+            super().save(path)
 
 # %% ../../nbs/72_distributed.ipynb #shard
-BLOCKS = ResBlock, Attention, Block # what is gathered, and what is computed again, at a time
+# what is gathered, and what is computed again, at a time
+BLOCKS = ResBlock, Attention, Block
 
 @dataclass
 class Gathered:
     "Whole tensors under the names of a model's."
     tensors: dict[str, Tensor]
-    def state_dict(self) -> dict[str, Tensor]: return self.tensors
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return self.tensors
 
 def hold_single(model: nn.Module, team: Team) -> set[nn.Parameter]:
     "A single number cannot be cut: all processes hold it, and its slope is the mean of theirs. Eq. 72.1."
     from torch.distributed.tensor import Partial, Replicate, distribute_tensor, init_device_mesh
     held = set()
+
     def seen(m, k): # what the model sees of it
-        v = m._parameters[k].redistribute(placements=[Replicate()]).to_local(grad_placements=[Partial()]) # on the way back: the sum of all
-        if v.requires_grad: v.register_hook(lambda slope: slope/team.size)
+        # on the way back: the sum of all
+        v = m._parameters[k].redistribute(placements=[Replicate()]).to_local(
+            grad_placements=[Partial()])
+        if v.requires_grad:
+            v.register_hook(lambda slope: slope/team.size)
         return v
+
     for m in model.modules():
         for k, p in [(k, p) for k, p in m.named_parameters(recurse=False) if p.ndim == 0]:
-            m._parameters[k] = nn.Parameter(distribute_tensor(p.data, init_device_mesh(p.device.type, (team.size,)), [Replicate()]), p.requires_grad)
-            m.__class__ = type(type(m).__name__, (type(m),), {k: property(partial(seen, k=k))}); held.add(m._parameters[k])
+            m._parameters[k] = nn.Parameter(
+                distribute_tensor(p.data, init_device_mesh(p.device.type, (team.size, )),
+                                  [Replicate()]), p.requires_grad)
+            m.__class__ = type(
+                type(m).__name__, (type(m), ), {k: property(partial(seen, k=k))})
+            held.add(m._parameters[k])
     return held
 
 # %% ../../nbs/72_distributed.ipynb #sharded
 class Sharded(Shared):
     "A run whose every process holds 1/N of each tensor. Eq. 72.1, 72.8."
     def place(self, model):
-        try: from torch.distributed.fsdp import fully_shard
-        except ImportError as e: raise Problem(f'This PyTorch ({torch.__version__}) cannot spread a model: get 2.7 or newer, or train it without --shard.') from e
-        for p in model.parameters(): p.data = p.data.contiguous() # rows are cut, so they must lie in order
+        try:
+            from torch.distributed.fsdp import fully_shard
+        except ImportError as e:
+            raise Problem(f'This PyTorch ({torch.__version__}) cannot spread a model: '
+                          'get 2.7 or newer, or train it without --shard.') from e
+        # rows are cut, so they must lie in order
+        for p in model.parameters():
+            p.data = p.data.contiguous()
         single = hold_single(model, self.team)
         for m in model.modules():
-            if isinstance(m, Block): [fully_shard(part) for part in m.modules() if isinstance(part, nn.Linear)] # a prior (62) asks for these, and not for the block
-            elif isinstance(m, BLOCKS): fully_shard(m)
-        self.whole = fully_shard(Step(model), ignored_params=single) # the model is placed last, so its step stays
+            # a prior (62) asks for these, and not for the block
+            if isinstance(m, Block):
+                [fully_shard(part) for part in m.modules() if isinstance(part, nn.Linear)]
+            elif isinstance(m, BLOCKS):
+                fully_shard(m)
+        # the model is placed last, so its step stays
+        self.whole = fully_shard(Step(model), ignored_params=single)
         return model
+
     def backward(self, value, clip):
         value, norm = super().backward(value, clip)
         return value, norm.full_tensor()
+
     def averaged(self):
-        whole = {k: v.full_tensor() if hasattr(v, 'full_tensor') else v for k, v in self.average.state_dict().items()}
+        whole = {
+            k: v.full_tensor() if hasattr(v, 'full_tensor') else v
+            for k, v in self.average.state_dict().items()
+        }
         return Gathered({k: v.cpu() for k, v in whole.items()})
+
     def states(self, path):
         "The folders state-STEP, and nothing that is only called alike."
         start = f'{Path(path).stem}-'
         found = Path(path).parent.glob(f'{start}*')
         return [p for p in found if p.name.removeprefix(start).isdecimal() and p.is_dir()]
+
     def kept(self, path):
         step = lambda p: int(p.name.rsplit('-')[-1])
         return max(self.states(path), key=step, default=None)
+
     def save(self, path):
         from torch.distributed import checkpoint as dcp
-        path = Path(path); done, beside = path.with_name(f'{path.stem}-{self.step}'), path.with_name(f'.{path.stem}-{self.step}')
-        if done.exists(): return
-        if self.team.first: shutil.rmtree(beside, ignore_errors=True)
+        path = Path(path)
+        done, beside = path.with_name(f'{path.stem}-{self.step}'), path.with_name(
+            f'.{path.stem}-{self.step}')
+        if done.exists():
+            return
+        if self.team.first:
+            shutil.rmtree(beside, ignore_errors=True)
         dcp.save(self.state(), checkpoint_id=beside)
         if self.team.first:
             old = self.states(path)
@@ -258,11 +377,15 @@ class Sharded(Shared):
             for p in old:
                 shutil.rmtree(p)
         self.team.most(0) # nobody goes on before that
+
     def load(self, path):
         from torch.distributed import checkpoint as dcp
         state = self.state()
-        try: dcp.load(state, checkpoint_id=path)
-        except dcp.api.CheckpointException as e: raise Problem(f'{path} belongs to another model or is not whole: start another run with --out.') from e
+        try:
+            dcp.load(state, checkpoint_id=path)
+        except dcp.api.CheckpointException as e:
+            raise Problem(f'{path} belongs to another model or is not whole: start '
+                          'another run with --out.') from e
         self.step = int(state['step'])
         return self
 
@@ -270,7 +393,8 @@ class Sharded(Shared):
 def recompute(model: nn.Module) -> nn.Module:
     "Forget what the blocks hold inside, and compute it again on the way back. Eq. 72.9."
     for m in model.modules():
-        if isinstance(m, BLOCKS): m.forward = partial(checkpoint, m.forward, use_reentrant=False)
+        if isinstance(m, BLOCKS):
+            m.forward = partial(checkpoint, m.forward, use_reentrant=False)
     return model
 
 # %% ../../nbs/72_distributed.ipynb #ring
@@ -278,11 +402,13 @@ def ring_volume(size: float, N: int) -> float: # bytes -> bytes
     "What each of N processes sends to sum `size` bytes over all. Eq. 72.6."
     return 2*(N - 1)/N*size
 
-def ring_seconds(size: float, N: int, link: float, latency: float = 0.) -> float: # link: bytes a second
+def ring_seconds(size: float, N: int, link: float,
+                 latency: float = 0.) -> float: # link: bytes a second
     "How long that takes. Eq. 72.7."
     return ring_volume(size, N)/link + 2*(N - 1)*latency
 
-def sharded_volume(size: float, N: int) -> float: # size: of the weights, and of the gradients
+def sharded_volume(size: float,
+                   N: int) -> float: # size: of the weights, and of the gradients
     "What each of N processes sends in a step of a spread model. Eq. 72.8."
     return 3*(N - 1)/N*size
 
@@ -292,48 +418,69 @@ STATE = 20 # bytes for each parameter: weight, gradient, two moments, average
 @dataclass(frozen=True)
 class Kept:
     "What a model keeps of one sample in float32, and how its parameters lie."
-    all: int        # bytes for the way back
+    all: int # bytes for the way back
     recomputed: int # the same with the insides of blocks forgotten
-    block: int      # bytes inside the largest block
+    block: int # bytes inside the largest block
     parameters: int
-    outside: int    # parameters outside of blocks
-    largest: int    # and in the largest block
+    outside: int # parameters outside of blocks
+    largest: int # and in the largest block
 
-def memory(k: Kept, batch: float, N: int = 1, shard: bool = False, recompute: bool = False, narrow: float = 1.) -> float: # narrow: bytes of bfloat16 training beside float32's
+def memory(
+        k: Kept, batch: float, N: int = 1, shard: bool = False, recompute: bool = False,
+        narrow: float = 1.
+) -> float: # narrow: bytes of bfloat16 training beside float32's
     "Bytes on each of N devices, for `batch` samples each. Eq. 72.9."
-    state = STATE*k.parameters/(N if shard else 1) + 2*k.parameters + shard*4*(k.outside + 2*k.largest)
+    state = STATE*k.parameters/(N if shard else
+                                1) + 2*k.parameters + shard*4*(k.outside + 2*k.largest)
     return state + batch*narrow*(k.recomputed + k.block if recompute else k.all)
 
 # %% ../../nbs/72_distributed.ipynb #device
 @dataclass(frozen=True)
 class Device:
     "An accelerator and its links; by default an H100 SXM, eight to a node, with assumptions on what is reached."
-    peak: float = 989e12     # operations a second in bfloat16
-    used: float = .35        # share of it that training reaches: assumed
-    memory: float = 80e9     # bytes
-    filled: float = .9       # share of it that may be filled: assumed
-    hbm: float = 3.35e12     # bytes a second to its own memory
-    inside: float = 450e9    # bytes a second each way to the others of its node
-    outside: float = 400e9   # and between nodes: eight cards of 50e9, over which eight rings are led
-    latency: float = 1e-5    # seconds a message: assumed
-    def link(self, N: int) -> float: return self.inside if N <= 8 else self.outside
+    peak: float = 989e12 # operations a second in bfloat16
+    used: float = .35 # share of it that training reaches: assumed
+    memory: float = 80e9 # bytes
+    filled: float = .9 # share of it that may be filled: assumed
+    hbm: float = 3.35e12 # bytes a second to its own memory
+    inside: float = 450e9 # bytes a second each way to the others of its node
+    # and between nodes: eight cards of 50e9, over which eight rings are led
+    outside: float = 400e9
+    latency: float = 1e-5 # seconds a message: assumed
+
+    def link(self, N: int) -> float:
+        return self.inside if N <= 8 else self.outside
 
 H100 = Device()
 
-def step_seconds(k: Kept, flops: float, batch: float, N: int = 1, shard: bool = False, recompute: bool = False, narrow: float = 1., d: Device = H100) -> tuple[float, float]: # batch: of each device
+def step_seconds(k: Kept, flops: float, batch: float, N: int = 1, shard: bool = False,
+                 recompute: bool = False, narrow: float = 1.,
+                 d: Device = H100) -> tuple[float, float]: # batch: of each device
     "Seconds of a step, and the share of them that is work. Eq. 72.10, 72.11."
-    work = max((3 + recompute)*flops*batch/(d.used*d.peak), 5*batch*narrow*k.all/d.hbm) + 40*k.parameters/(N if shard else 1)/d.hbm
+    work = max((3 + recompute)*flops*batch/(d.used*d.peak),
+               5*batch*narrow*k.all/d.hbm) + 40*k.parameters/(N if shard else 1)/d.hbm
     size = 4*k.parameters
-    wait = sharded_volume(size, N)/d.link(N) + 3*(N - 1)*d.latency - work if shard else ring_seconds(size, N, d.link(N), d.latency) - 2/3*work
+    wait = sharded_volume(
+        size, N)/d.link(N) + 3*(N - 1)*d.latency - work if shard else ring_seconds(
+            size, N, d.link(N), d.latency) - 2/3*work
     return work + max(0, wait), work/(work + max(0, wait))
 
 # %% ../../nbs/72_distributed.ipynb #plan
-ENGINES = {'whole': {}, 'recompute': dict(recompute=True), 'shard': dict(shard=True), 'both': dict(shard=True, recompute=True)} # from plain to sparing
+# from plain to sparing
+ENGINES = {
+    'whole': {}, 'recompute': dict(recompute=True), 'shard': dict(shard=True),
+    'both': dict(shard=True, recompute=True)
+}
 
-def plan(p: Preset, k: Kept, N: int, narrow: float = 1., d: Device = H100) -> dict | None: # None: nothing fits
+def plan(p: Preset, k: Kept, N: int, narrow: float = 1.,
+         d: Device = H100) -> dict | None: # None: nothing fits
     "The plainest engine that trains a preset on N devices: bytes on each, samples a second, efficiency. Eq. 70.7, 72.9-72.11."
     batch = (p.regime.batch or 512)/N
     for name, engine in ENGINES.items():
-        if (size := memory(k, batch, N, **engine, narrow=narrow)) > d.filled*d.memory: continue
-        seconds, efficiency = step_seconds(k, p.cost.flops + p.cost.once, batch, N, **engine, narrow=narrow, d=d) # each sample brings its sentence
-        return dict(engine=name, bytes=size, seconds=seconds, samples_per_second=batch*N/seconds, efficiency=efficiency)
+        if (size := memory(k, batch, N, **engine, narrow=narrow)) > d.filled*d.memory:
+            continue
+        # each sample brings its sentence
+        seconds, efficiency = step_seconds(k, p.cost.flops + p.cost.once, batch, N,
+                                           **engine, narrow=narrow, d=d)
+        return dict(engine=name, bytes=size, seconds=seconds,
+                    samples_per_second=batch*N/seconds, efficiency=efficiency)
