@@ -32,6 +32,7 @@ setup(
     package_dir={lib: lib, files: 'data'},
     package_data={lib: ['py.typed'], files: ['*', '**/*']},
     exclude_package_data={files: ['parity/*', '**/*.tmp', 'weights/sketch-*',
-                                  'weights/glide-shapes-inpaint.*', 'weights/shapes.*', 'weights/latent.*', 'weights/autoencoder.*']},
+                                  'weights/glide-shapes-inpaint.*', 'weights/shapes.*',
+                                  'weights/latent.*', 'weights/autoencoder.*']},
     include_package_data=False, zip_safe=False,
 )
