@@ -20,9 +20,10 @@ from .score import langevin_step
 
 # %% ../../nbs/32_solve.ipynb #gaussian-flow
 def gaussian_flow(x: Tensor, s: Level, t: Level, mean: Tensor | float,
-                  std: Tensor | float) -> Tensor: # x [b ...] at t -> [b ...] at s
+                  std: Tensor | float) -> Tensor:  # x [b ...] at t -> [b ...] at s
     "Where the flow takes x from t to s, for data N(mean, std^2). Eq. 32.2."
-    v_s, v_t = (l.alpha_bar*std**2 + l.sigma**2 for l in (s, t))
+    v_s = s.alpha_bar*std**2 + s.sigma**2
+    v_t = t.alpha_bar*std**2 + t.sigma**2
     return s.signal*mean + (v_s/v_t).sqrt()*(x - t.signal*mean)
 
 # %% ../../nbs/32_solve.ipynb #heun
@@ -30,6 +31,7 @@ def mean_slope(s: Level, t: Level) -> Tensor:
     "What Heun's method multiplies the change of eps by. Eq. 32.4."
     # without a bound a leap from nearly no signal would be multiplied by hundreds
     return ((s.sigma - s.signal*t.edm_sigma)/2).clamp(min=-1)
+
 
 @torch.no_grad()
 def heun(denoiser: Denoiser, levels: Grid, x: Tensor, churn: float = 0.,
@@ -40,16 +42,19 @@ def heun(denoiser: Denoiser, levels: Grid, x: Tensor, churn: float = 0.,
         raise Problem(f'churn is {churn}: choose 0 (nothing random) or more.')
     pairs = steps(levels, up=churn == 0)
     gamma = min(churn/len(pairs), math.sqrt(2) - 1)
+
     for t, s in pairs:
-        # fresh noise, and the level that it leads to; pure noise stays what it is
+        # fresh noise, and the level that it leads to; pure noise stays what it is (32.5)
         if gamma and t.signal > 0:
             noisier = Level(t.log_snr - 2*math.log1p(gamma))
             x = q_step(x, t, noisier, noise(x))
             t = noisier
-        # Euler's step
+
+        # Euler's step (32.3)
         p = denoiser(x, t)
         x = s.signal*p.x0 + s.sigma*p.eps
-        # the slope where it landed; nothing can be asked at CLEAN
+
+        # the mean with the slope where it landed (32.4); there is none at CLEAN
         if s.sigma > 0:
             x = x + mean_slope(s, t)*(denoiser(x, s).eps - p.eps)
         yield x
@@ -58,28 +63,38 @@ def heun(denoiser: Denoiser, levels: Grid, x: Tensor, churn: float = 0.,
 @torch.no_grad()
 def dpmpp_2m(denoiser: Denoiser, levels: Grid, x: Tensor) -> Iterator[Tensor]:
     "One evaluation a step, an error of second order. Eq. 32.7 (DPM-Solver++ Algorithm 2)."
-    past, h_past = None, math.inf
+    past = None
+    h_past = math.inf
     for t, s in steps(levels, up=True):
-        # twice the h of the equation: of h only a ratio is left
-        h, x0 = s.log_snr - t.log_snr, denoiser(x, t).x0
-        ahead = h/2*(x0 - past)/h_past if past is not None and h.isfinite() else 0.
+        # twice the h of the equation: only a ratio of two h is needed
+        h = s.log_snr - t.log_snr
+        x0 = denoiser(x, t).x0
+
+        # the guess half a step ahead, on the line through the last two
+        ahead = 0.
+        if past is not None and h.isfinite():
+            ahead = h/2*(x0 - past)/h_past
+
         keep = s.sigma/t.sigma
         x = keep*x + (s.signal - t.signal*keep)*(x0 + ahead)
         yield x
-        past, h_past = x0, h
+        past = x0
+        h_past = h
 
-SAMPLERS.update(heun=heun,
-                dpmpp_2m=dpmpp_2m) # found by name once this module is imported
+
+# found by name once this module is imported
+SAMPLERS.update(heun=heun, dpmpp_2m=dpmpp_2m)
 
 # %% ../../nbs/32_solve.ipynb #flow
-def from_flow(v: Tensor, x: Tensor, t: Level) -> Prediction: # all [b ...]
-    "The network says the velocity of flow matching, v = eps - x0, at our x_t. Eq. 32.9 (rectified flow eq. 1)."
-    return Prediction((x - t.sigma*v)/(t.signal + t.sigma),
-                      (x + t.signal*v)/(t.signal + t.sigma))
+def from_flow(v: Tensor, x: Tensor, t: Level) -> Prediction:  # all [b ...]
+    "Read v = eps - x0, the velocity of flow matching. Eq. 32.9 (rectified flow eq. 1)."
+    both = t.signal + t.sigma
+    return Prediction((x - t.sigma*v)/both, (x + t.signal*v)/both)
+
 
 class Straight:
-    "The clock of flow matching: at time u a state is (1 - u) x0 + u eps, but for its length. Eq. 32.8."
-    def __call__(self, time) -> Level: # u in [0, 1], any shape
+    "The clock of flow matching: at time u a state is (1 - u) x0 + u eps, rescaled. Eq. 32.8."
+    def __call__(self, time) -> Level:  # u in [0, 1], any shape
         u = clock(time)
         return Level(2*((-u).log1p() - u.log()))
 
@@ -91,17 +106,20 @@ class Straight:
 def predictor_corrector(denoiser: Denoiser, levels: Grid, x: Tensor,
                         predictor: Sampler = ddim, repeats: int = 1, step: float = .3,
                         noise=torch.randn_like) -> Iterator[Tensor]:
-    "A step of any sampler, then Langevin steps at the level it reached, an evaluation each: Eq. 31.8 without its last move (Song et al. 2021, Algorithms 2-3)."
+    "A sampler's step, then Langevin steps at its level. Eq. 31.8 (Song et al. 2021, Alg. 2-3)."
     if repeats < 1:
         raise Problem(f'A corrector repeats {repeats} times: ask for one step or more, '
                       'or run the predictor alone.')
     if not 0 < step < 4:
         raise Problem(f'The step is {step}: choose it above 0 and below 4, where '
                       'Langevin steps begin to grow without end.')
+
     for t, s in steps(levels):
         x = last(predictor(denoiser, [t, s], x))
+        # an evaluation each; at CLEAN there is nothing to correct
         for _ in range(repeats if s.sigma > 0 else 0):
             x = langevin_step(denoiser, x, s, step, noise)
         yield x
+
 
 SAMPLERS['pc'] = predictor_corrector

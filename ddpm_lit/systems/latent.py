@@ -8,7 +8,6 @@ __all__ = ['LogitNormal', 'flow_loss', 'flow_clock', 'LatentDiffusion', 'small_l
            'kept_latents', 'paint_latent']
 
 # %% ../../nbs/67_latent.ipynb #imports
-import math
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Callable
