@@ -991,7 +991,8 @@ def count_bits(model, recipe, images, label, draws: int, seed: int,
         for i in range(0, n, at_once):
             denoiser = model.given(
                 *() if label is None else (label[i:i + at_once].to(device), ))
-            # as it draws: a network that says the noise sees enormous clean data in pure noise
+            # as it draws: a network that says the noise sees enormous clean data in pure
+            # noise
             if recipe.limit is not None:
                 denoiser = clamp_x0(denoiser, recipe.limit)
 

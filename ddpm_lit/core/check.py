@@ -7,7 +7,13 @@ __all__ = ['Problem', 'Error', 'close', 'passed', 'expect_fail', 'setup', 'budge
            'pick_device']
 
 # %% ../../nbs/00_check.ipynb #imports
-import contextlib, math, os, random, re, shutil, tempfile
+import contextlib
+import math
+import os
+import random
+import re
+import shutil
+import tempfile
 from importlib.resources import files
 from pathlib import Path
 import torch
@@ -23,15 +29,24 @@ class Error(float):
     def __repr__(self):
         return f'{float(self):.1e}'
 
+
 def close(
-        a, # a tensor or number
-        b, # what it should be: the same shape, or one number
-        tol=1e-9, # the largest difference allowed
-) -> Error: # the largest difference found
+    a,  # a tensor or number
+    b,  # what it should be: the same shape, or one number
+    tol=1e-9,  # the largest difference allowed
+) -> Error:  # the largest difference found
     "Assert that `a` equals `b` up to `tol`, and return the largest error. Eq. 00.1."
-    a, b = (v.detach().cpu().double() if isinstance(v, Tensor) else torch.as_tensor(
-        v, dtype=torch.float64) for v in (a, b))
-    assert b.ndim == 0 or a.shape == b.shape, f'shapes differ: {tuple(a.shape)} and {tuple(b.shape)}'
+    def in_float64(v):
+        if isinstance(v, Tensor):
+            return v.detach().cpu().double()
+        return torch.as_tensor(v, dtype=torch.float64)
+
+    a = in_float64(a)
+    b = in_float64(b)
+    assert b.ndim == 0 or a.shape == b.shape, (
+        f'shapes differ: {tuple(a.shape)} and {tuple(b.shape)}')
+
+    # equal infinities differ by nothing; a NaN makes the error NaN, which is never <= tol
     err = torch.where(a == b, 0., (a - b).abs()).max().item()
     assert err <= tol, f'the largest error is {err:.3g}, more than {tol:g}'
     return Error(err)
@@ -48,8 +63,9 @@ def passed(claim: str, *errors: float, by: str = ''):
 # %% ../../nbs/00_check.ipynb #expect-fail
 @contextlib.contextmanager
 def expect_fail(
-        words='', # must occur in the message
-        kind=Exception): # the type of error expected
+    words='',  # must occur in the message
+    kind=Exception,  # the type of error expected
+):
     "Run a block that must raise `kind` with `words` in its message, and print that message."
     try:
         yield
@@ -66,12 +82,13 @@ def setup(seed=0, threads=1):
     random.seed(seed)
     torch.set_default_dtype(torch.float32)
     torch.set_num_threads(threads)
+
     import matplotlib as mpl
     mpl.rcParams.update({
         'figure.figsize': (7, 3), 'figure.dpi': 80, 'savefig.bbox': 'tight',
         'font.size': 9, 'axes.spines.top': False, 'axes.spines.right': False,
-        'axes.titlesize': 9, 'legend.frameon': False, 'image.cmap': 'gray'
-    })
+        'axes.titlesize': 9, 'legend.frameon': False, 'image.cmap': 'gray'})
+
 
 def budget(quick, full):
     "`quick`, or `full` where the environment says DDPM_LIT_BUDGET=full."
@@ -81,39 +98,47 @@ def budget(quick, full):
     return full if choice == 'full' else quick
 
 # %% ../../nbs/00_check.ipynb #data-dir
-def data_dir(*parts: str) -> Path: # an existing file or folder
+def data_dir(*parts: str) -> Path:  # an existing file or folder
     "The path of shipped data, `data_dir('mnist')`; a folder named by DDPM_LIT_DATA comes first."
+    # in an installed wheel, or else in a checkout
     home = Path(str(files('ddpm_lit')))
-    shipped = home/'data_files' if (home/'data_files').is_dir() else home.parent/'data'
-    roots = [Path(os.environ['DDPM_LIT_DATA'])] if os.environ.get('DDPM_LIT_DATA') else []
-    for root in roots + [shipped]:
-        with contextlib.suppress(OSError): # a name that is too long is no file
-            if (path := root.joinpath(*parts)).exists():
+    shipped = home/'data_files'
+    if not shipped.is_dir():
+        shipped = home.parent/'data'
+
+    own = os.environ.get('DDPM_LIT_DATA')
+    roots = [Path(own), shipped] if own else [shipped]
+    for root in roots:
+        path = root.joinpath(*parts)
+        with contextlib.suppress(OSError):  # a name that is too long is no file
+            if path.exists():
                 return path
-    raise Problem(f'There is no {"/".join(parts)} in '
-                  f'{" or ".join(map(str, roots + [shipped]))}: put it there, or set '
-                  'DDPM_LIT_DATA to the folder that holds it.')
+    raise Problem(f'There is no {"/".join(parts)} in {" or ".join(map(str, roots))}: '
+                  'put it there, or set DDPM_LIT_DATA to the folder that holds it.')
 
 # %% ../../nbs/00_check.ipynb #write
 @contextlib.contextmanager
-def replacing(path): # the file to make or replace
-    """Give a path to write to, beside `path`; only when all went well does it take the
-    place of `path`."""
-    path, own = Path(path), None
+def replacing(path):  # the file to make or replace
+    "Give a path to write to beside `path`, and put it in its place when all went well."
+    path = Path(path)
+    own = None
     try:
         # half characters are names for few programs
         str(path).encode()
+
         # a link stays, and leads to the new file
         if path.is_symlink():
             path = Path(os.path.realpath(path))
         if not path.name or '\0' in str(path) or path.exists() and not path.is_file():
             raise Problem(f'{str(path)!r} is no file that can be written: '
                           'choose another place.')
+
         # a folder that nobody else has: whatever is put there was put there by us
         path.parent.mkdir(parents=True, exist_ok=True)
         own = Path(tempfile.mkdtemp('.tmp', f'.{path.name}.', path.parent))
         beside = own/path.name
         yield beside
+
         # the bytes on the disk first, then the name
         with open(beside, 'rb+') as f:
             os.fsync(f.fileno())
@@ -128,13 +153,16 @@ def replacing(path): # the file to make or replace
         if own:
             shutil.rmtree(own, ignore_errors=True)
 
-def half_written(path) -> list[Path]: # folders
+
+def half_written(path) -> list[Path]:  # folders
     "What calls of `replacing(path)` that were killed have left beside `path`."
-    path, found = Path(path), []
+    path = Path(path)
     # the names that `replacing` gives, and in such a folder only the file and what
     # safetensors writes before it
     folder = re.compile(re.escape(f'.{path.name}.') + r'[a-z0-9_]{8}\.tmp')
     inside = re.compile(re.escape(path.name) + r'|\.tmp[A-Za-z0-9]{6}')
+
+    found = []
     for p in path.parent.iterdir():
         if folder.fullmatch(p.name) and p.is_dir() and not p.is_symlink():
             if all(inside.fullmatch(q.name) and q.is_file() for q in p.iterdir()):
@@ -143,13 +171,14 @@ def half_written(path) -> list[Path]: # folders
 
 # %% ../../nbs/00_check.ipynb #device
 def pick_device(name: str = 'auto') -> torch.device:
-    "The device a command runs on: 'auto' takes a CUDA GPU if there is one, else the CPU; any other only by its name."
+    "The device of a command: 'auto' is a CUDA GPU if there is one, else the CPU."
     if name == 'auto':
         name = 'cuda' if torch.cuda.is_available() else 'cpu'
     try:
-        torch.zeros(1, device=name).item() # on meta there are no numbers
+        # on meta there are no numbers
+        torch.zeros(1, device=name).item()
     except (RuntimeError, AssertionError, NotImplementedError, ValueError,
             ImportError) as e:
-        raise Problem(f'There is no device "{name}" here: use --device cpu or --device '
-                      'auto.') from e
+        raise Problem(f'There is no device "{name}" here: '
+                      'use --device cpu or --device auto.') from e
     return torch.device(name)

@@ -9,7 +9,16 @@ __all__ = ['DATASETS', 'to_unit', 'to_bytes', 'Images', 'read_idx', 'read_digits
            'kept_in', 'in_folder', 'load_images']
 
 # %% ../../nbs/23_digits.ipynb #imports
-import contextlib, gzip, io, math, os, pickle, struct, sys, warnings, zlib
+import contextlib
+import gzip
+import io
+import math
+import os
+import pickle
+import struct
+import sys
+import warnings
+import zlib
 from dataclasses import dataclass, replace
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -20,11 +29,12 @@ from torch import Tensor
 from ..core.check import Problem, data_dir
 
 # %% ../../nbs/23_digits.ipynb #unit
-def to_unit(pixels: Tensor) -> Tensor: # uint8 -> float32
+def to_unit(pixels: Tensor) -> Tensor:  # uint8 -> float32
     "Bytes 0 .. 255 to numbers -1 .. 1. Eq. 23.1."
     return pixels.float()/127.5 - 1
 
-def to_bytes(x: Tensor) -> Tensor: # floating -> uint8
+
+def to_bytes(x: Tensor) -> Tensor:  # floating -> uint8
     "The nearest byte, and the last one where x lies outside. Eq. 23.2."
     return ((x + 1)*127.5).round().clamp(0, 255).to(torch.uint8)
 
@@ -32,53 +42,58 @@ def to_bytes(x: Tensor) -> Tensor: # floating -> uint8
 @dataclass(frozen=True)
 class Images:
     "A set of pictures, held as bytes or as files."
-    pixels: Tensor # [n c h w] uint8, or whatever can be asked for rows of it
-    label: Tensor | None = None # [n] int64, or [n k] if each picture has k of them
-    names: tuple[str, ...] = () # of the classes
+    pixels: Tensor  # [n c h w] uint8, or whatever can be asked for rows of it
+    label: Tensor | None = None  # [n] int64, or [n k] if each picture has k of them
+    names: tuple[str, ...] = ()  # of the classes
 
     def __len__(self):
         return len(self.pixels)
 
-    def __getitem__(self, i): # a slice, a list or a mask
-        return replace(self, pixels=self.pixels[i],
-                       label=None if self.label is None else self.label[i])
+    def __getitem__(self, i):  # a slice, a list or a mask
+        label = None if self.label is None else self.label[i]
+        return replace(self, pixels=self.pixels[i], label=label)
 
     def to(self, device):
         "The same pictures on another device; files stay where they are."
         if not isinstance(self.pixels, Tensor):
             return self
-        return replace(self, pixels=self.pixels.to(device),
-                       label=None if self.label is None else self.label.to(device))
+        label = None if self.label is None else self.label.to(device)
+        return replace(self, pixels=self.pixels.to(device), label=label)
 
 # %% ../../nbs/23_digits.ipynb #idx
-def read_idx(path) -> Tensor: # uint8, of the shape that the file says
+def read_idx(path) -> Tensor:  # uint8, of the shape that the file says
     "An IDX file of bytes, the format of MNIST, compressed or not."
     try:
         with open(path, 'rb') as f:
             packed = f.read(2) == b'\x1f\x8b'
-        with (gzip.open if packed else open)(path, 'rb') as f:
+        unpack = gzip.open if packed else open
+        with unpack(path, 'rb') as f:
             start = f.read(4)
             head = f.read(4*min(start[3], 4)) if len(start) == 4 else b''
-            # not more than it says, whatever it unpacks to
             shape = [int.from_bytes(head[i:i + 4], 'big') for i in range(0, len(head), 4)]
+            # not more than it says, whatever it unpacks to
             raw = f.read(min(math.prod(shape), 1 << 30) + 1)
     except (OSError, ValueError, EOFError, zlib.error) as e:
         raise Problem(f'{path} cannot be read ({e}): fetch it again.') from e
-    if start[:3] != b'\0\0\x08' or not head or len(head) != 4*start[3] or len(
-            raw) != math.prod(shape):
+
+    whole_head = start[:3] == b'\0\0\x08' and head and len(head) == 4*start[3]
+    if not whole_head or len(raw) != math.prod(shape):
         raise Problem(f'{path} is not a whole IDX file of bytes: fetch it again.')
     return torch.from_numpy(np.frombuffer(raw, np.uint8).reshape(shape).copy())
 
 # %% ../../nbs/23_digits.ipynb #mnist
 def read_digits(
-        folder: Path, part: str, title: str
-) -> tuple[Tensor, Tensor]: # pixels [n 1 28 28] uint8, labels [n] int64
+    folder: Path,
+    part: str,
+    title: str,
+) -> tuple[Tensor, Tensor]:  # pixels [n 1 28 28] uint8, labels [n] int64
     "Pictures and labels in the four files of MNIST or of a set made in its likeness."
     def find(kind):
         plain = folder/f'{part}-{kind}-ubyte'
         return plain if plain.exists() else plain.with_name(plain.name + '.gz')
 
-    pixels, label = read_idx(find('images-idx3')), read_idx(find('labels-idx1')).long()
+    pixels = read_idx(find('images-idx3'))
+    label = read_idx(find('labels-idx1')).long()
     if pixels.ndim != 3 or label.ndim != 1 or not pixels.numel() or (label > 9).any():
         raise Problem(f'{folder} does not hold pictures and labels 0 to 9 of {title}: '
                       'fetch both files again.')
@@ -87,77 +102,93 @@ def read_digits(
                       f'{title}: fetch both files again.')
     return pixels[:, None], label
 
+
 def part_of(split: str, title: str, **parts: str) -> str:
     "The name of a part in the files."
     if split not in parts:
         raise Problem(f'{title} has no part "{split}": ask for {" or ".join(parts)}.')
     return parts[split]
 
-def mnist(split: str = 'train') -> Images: # 'train' (60,000) or 'test' (10,000)
+
+def mnist(split: str = 'train') -> Images:  # 'train' (60,000) or 'test' (10,000)
     "Handwritten digits, 28x28, grey; they ship with the book."
-    return Images(
-        *read_digits(data_dir('mnist'), part_of(split, 'MNIST',
-                                                train='train', test='t10k'), 'MNIST'),
-        tuple('0123456789'))
+    part = part_of(split, 'MNIST', train='train', test='t10k')
+    pixels, label = read_digits(data_dir('mnist'), part, 'MNIST')
+    return Images(pixels, label, tuple('0123456789'))
 
 # %% ../../nbs/23_digits.ipynb #batches
 class Batches:
-    "step -> (x0, label): every picture once an epoch, in an order that the seed and the epoch decide. Eq. 23.5."
+    "step -> (x0, label): each picture once an epoch, in an order set by seed and epoch. Eq. 23.5."
     def __init__(
         self,
         images: Images,
-        size: int, # pictures a batch
+        size: int,  # pictures a batch
         seed: int = 0,
-        drop: float = 0., # share of labels replaced by -1
-        flip: bool = False): # mirror half of the pictures
+        drop: float = 0.,  # share of labels replaced by -1
+        flip: bool = False,  # mirror half of the pictures
+    ):
         if not 1 <= size <= len(images):
             raise Problem(f'A batch of {size} does not fit {len(images)} pictures: '
                           f'choose 1 to {len(images)}.')
-        self.images, self.size, self.seed, self.drop, self.flip, self.epoch = images, size, seed, drop, flip, None
+        self.images = images
+        self.size = size
+        self.seed = seed
+        self.drop = drop
+        self.flip = flip
+        self.epoch = None
 
-    def __call__(
-            self,
-            step: int): # x0 [b c h w] float32, label [b] or [b k] if there are labels
+    def __call__(self, step: int):  # x0 [b c h w], label [b] or [b k] if there are any
+        # the epoch, and the batch in it (23.5)
         epoch, j = divmod(step, len(self.images) // self.size)
         if epoch != self.epoch:
-            order = np.random.default_rng([self.seed,
-                                           epoch]).permutation(len(self.images))
-            self.epoch, self.order = epoch, torch.from_numpy(order).to(
-                self.images.pixels.device)
+            rng = np.random.default_rng([self.seed, epoch])
+            order = rng.permutation(len(self.images))
+            self.order = torch.from_numpy(order).to(self.images.pixels.device)
+            self.epoch = epoch
         rows = self.order[j*self.size:][:self.size]
-        x0, label, chance = to_unit(
-            self.images.pixels[rows]), self.images.label, lambda: torch.rand(
-                len(rows), device=rows.device)
+        x0 = to_unit(self.images.pixels[rows])
+        label = self.images.label
+
         if self.flip:
-            x0 = torch.where(chance().round().bool().reshape(-1, 1, 1, 1), x0,
-                             x0.flip(-1))
+            as_is = torch.rand(len(rows), device=rows.device).round().bool()
+            x0 = torch.where(as_is.reshape(-1, 1, 1, 1), x0, x0.flip(-1))
         if label is None:
             return x0,
-        return x0, torch.where(chance().reshape(-1, *[1]*(label.ndim - 1)) < self.drop,
-                               -1, label[rows])
+        dropped = torch.rand(len(rows), device=rows.device) < self.drop
+        dropped = dropped.reshape(-1, *[1]*(label.ndim - 1))
+        return x0, torch.where(dropped, -1, label[rows])
 
 # %% ../../nbs/23_digits.ipynb #square
-def square(pixels: Tensor,
-           size: int) -> Tensor: # [n c h w] uint8 -> [n c size size] uint8
+def square(
+    pixels: Tensor,  # [n c h w] uint8
+    size: int,
+) -> Tensor:  # [n c size size] uint8
     "The middle square of each picture, shrunk or enlarged."
     if pixels.ndim != 4 or not pixels.numel() or pixels.dtype != torch.uint8:
         raise Problem('Pictures are bytes [n c h w], at least one pixel of each, not '
                       f'{pixels.dtype} {[*pixels.shape]}.')
+    if size < 1:
+        raise Problem(f'A picture cannot be {size} pixels wide: '
+                      'give a size of 1 or more.')
+
     h, w = pixels.shape[2:]
     side = min(h, w)
-    top, left = (h - side) // 2, (w - side) // 2
-    if size < 1:
-        raise Problem(
-            f'A picture cannot be {size} pixels wide: give a size of 1 or more.')
+    top = (h - side) // 2
+    left = (w - side) // 2
     middle = pixels[..., top:top + side, left:left + side]
     if side == size:
         return middle.contiguous()
-    part = lambda x: torch.nn.functional.interpolate(x.float(), (
-        size, size), mode='bilinear', antialias=True).round().to(torch.uint8)
-    # a thousand at a time: as floats they are four times larger
-    return torch.cat([part(x) for x in middle.split(1000)])
 
-def picture_in(path, made: Callable): # made: a PIL image -> whatever is wanted of it
+    def resized(x):
+        x = torch.nn.functional.interpolate(x.float(), (size, size), mode='bilinear',
+                                            antialias=True)
+        return x.round().to(torch.uint8)
+
+    # a thousand at a time: as floats they are four times larger
+    return torch.cat([resized(x) for x in middle.split(1000)])
+
+
+def picture_in(path, made: Callable):  # made: a PIL image -> whatever is wanted of it
     "What is made of a picture file, or the `Problem` with that file."
     from PIL import Image
     try:
@@ -169,30 +200,34 @@ def picture_in(path, made: Callable): # made: a PIL image -> whatever is wanted 
     except (OSError, ValueError, SyntaxError, EOFError, TypeError, LookupError,
             OverflowError, struct.error, zlib.error, Image.DecompressionBombError,
             Image.DecompressionBombWarning) as e:
-        raise Problem(f'{path} is not a whole picture ({e}): fetch it again, or take it '
-                      'away.') from e
+        raise Problem(f'{path} is not a whole picture ({e}): '
+                      'fetch it again, or take it away.') from e
 
-def read_pictures(paths: Iterable, size: int) -> Tensor: # [n 3 size size] uint8
+
+def read_pictures(paths: Iterable, size: int) -> Tensor:  # [n 3 size size] uint8
     "Picture files of any kind, in colour, as squares."
-    def read(path):
-        pixels = picture_in(
-            path, lambda image: torch.from_numpy(np.array(image.convert('RGB'))))
-        return square(pixels.permute(2, 0, 1)[None], size)
+    def in_colour(image):
+        return torch.from_numpy(np.array(image.convert('RGB')))
 
-    if not (paths := [*paths]):
+    def read(path):
+        return square(picture_in(path, in_colour).permute(2, 0, 1)[None], size)
+
+    paths = [*paths]
+    if not paths:
         raise Problem('There are no pictures to read: name at least one.')
     with ThreadPool(min(8, os.cpu_count() or 1)) as pool:
         return torch.cat(pool.map(read, paths))
 
+
 def picture_files(path) -> list[Path]:
     "All pictures below a folder, in order of their names."
-    paths = sorted(
-        p for p in Path(path).rglob('*')
-        if p.suffix.lower() in ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif'))
+    kinds = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif')
+    paths = sorted(p for p in Path(path).rglob('*') if p.suffix.lower() in kinds)
     if not paths:
         raise Problem(f'There are no pictures in {path}: put .png or .jpg files there, '
                       'or name another folder.')
     return paths
+
 
 def folder(path, size: int) -> Images:
     "All pictures below a folder, as squares; no labels."
@@ -200,52 +235,60 @@ def folder(path, size: int) -> Images:
 
 # %% ../../nbs/23_digits.ipynb #files
 class Files:
-    "Pixels [n 3 size size] that stay on the disk until somebody asks for rows of them."
+    "Pixels [n 3 size size] that stay on the disk until rows of them are asked for."
     def __init__(self, paths: list[Path], size: int):
-        self.paths, self.shape, self.device = paths, (len(paths), 3, size,
-                                                      size), torch.device('cpu')
+        self.paths = paths
+        self.shape = (len(paths), 3, size, size)
+        self.device = torch.device('cpu')
 
     def __len__(self):
         return len(self.paths)
 
-    def __getitem__(
-        self, rows
-    ): # a slice: fewer files; whole numbers [b]: their pixels [b 3 size size] uint8
+    def __getitem__(self, rows):
+        # a slice: fewer files; whole numbers [b]: their pixels [b 3 size size] uint8
         if isinstance(rows, slice):
             return Files(self.paths[rows], self.shape[-1])
         return read_pictures([self.paths[i] for i in rows.tolist()], self.shape[-1])
 
+
 def on_disk(
-        path, size: int,
-        labelled: bool = False) -> Images: # labelled: by the folder that each file is in
+    path,
+    size: int,
+    labelled: bool = False,  # by the folder that each file is in
+) -> Images:
     "All pictures below a folder, read when they are wanted."
     paths = picture_files(path)
-    names = sorted({p.parent.name for p in paths}) if labelled else []
+    if not labelled:
+        return Images(Files(paths, size))
+    names = sorted({p.parent.name for p in paths})
     at = {name: i for i, name in enumerate(names)}
-    return Images(Files(paths, size),
-                  torch.tensor([at[p.parent.name] for p in paths]) if labelled else None,
-                  tuple(names))
+    label = torch.tensor([at[p.parent.name] for p in paths])
+    return Images(Files(paths, size), label, tuple(names))
 
 # %% ../../nbs/23_digits.ipynb #sets
 def cache_dir() -> Path:
     "Where fetched data are kept: DDPM_LIT_DATA, or else a folder in the user's cache."
-    return Path(
-        os.environ.get('DDPM_LIT_DATA')
-        or Path(os.environ.get('XDG_CACHE_HOME') or Path.home()/'.cache')/'ddpm_lit')
+    own = os.environ.get('DDPM_LIT_DATA')
+    if own:
+        return Path(own)
+    return Path(os.environ.get('XDG_CACHE_HOME') or Path.home()/'.cache')/'ddpm_lit'
+
 
 def fetched(
-        kind: str, # a class of torchvision.datasets
-        files: str, # what to put where, in words
-        **settings):
+    kind: str,  # a class of torchvision.datasets
+    files: str,  # what to put where, in words
+    **settings,
+):
     "A data set of torchvision, fetched where it is missing and there is a network."
     # late: it doubles the time that `import ddpm_lit` takes
     from torchvision import datasets
-    make, root = getattr(datasets, kind), cache_dir()
-    with contextlib.redirect_stdout(sys.stderr): # torchvision prints what it does
+    make = getattr(datasets, kind)
+    root = cache_dir()
+    with contextlib.redirect_stdout(sys.stderr):  # torchvision prints what it does
         try:
             return make(root, download=False, **settings)
         except Exception:
-            pass # it is not there, or not whole
+            pass  # it is not there, or not whole
         try:
             root.mkdir(parents=True, exist_ok=True)
             return make(root, download=True, **settings)
@@ -259,14 +302,17 @@ class Said:
     __slots__ = ('maker', 'given', 'state')
 
     def __init__(self, maker: str, given: tuple):
-        self.maker, self.given, self.state = maker, given, None
+        self.maker = maker
+        self.given = given
+        self.state = None
 
     def __setstate__(self, state):
         self.state = state
 
+
 class Named:
     "A name that a pickle may call: the call is noted down."
-    __slots__ = ('name', )
+    __slots__ = ('name',)
 
     def __init__(self, name: str):
         self.name = name
@@ -283,9 +329,10 @@ class Named:
     def __setstate__(self, state):
         raise ValueError('a name cannot be changed')
 
+
 class Plain(pickle.Unpickler):
-    """Opens a pickle of lists, numbers, words and notes of arrays; whatever else it asks
-    for is refused, so nothing in it can run."""
+    "Opens a pickle of lists, numbers, words and notes of arrays, and refuses all else."
+    # nothing else is looked up, so nothing in the file can run
     KNOWN = {('numpy', 'ndarray'), ('numpy', 'dtype'), ('_codecs', 'encode'),
              ('numpy.core.multiarray', '_reconstruct'),
              ('numpy.core.numeric', '_frombuffer')}
@@ -296,7 +343,8 @@ class Plain(pickle.Unpickler):
                           'fetch the file again from where it is published.')
         return Named(name)
 
-def said_bytes(said) -> Tensor: # uint8, of the shape that the note says
+# %% ../../nbs/23_digits.ipynb #said-bytes
+def said_bytes(said) -> Tensor:  # uint8, of the shape that the note says
     "The array of bytes that a pickle tells of, if all that it says fits together."
     # the two ways in which numpy writes an array
     maker = said.maker if isinstance(said, Said) else None
@@ -304,37 +352,47 @@ def said_bytes(said) -> Tensor: # uint8, of the shape that the note says
         version, shape, kind, turned, raw = said.state
     elif maker == '_frombuffer' and said.state is None:
         raw, kind, shape, order = said.given
-        version, turned = 1, order != 'C'
+        version = 1
+        turned = order != 'C'
     else:
         raise ValueError('no array where one is expected')
+
     # bytes, and nothing that a flag could turn into addresses
     states = (None, (3, '|', None, None, None, -1, -1, 0))
     if not (isinstance(kind, Said) and kind.maker == 'dtype' and kind.state in states
-            and kind.given[:1] in (('u1', ), ('|u1', )) and version == 1 and not turned):
+            and kind.given[:1] in (('u1',), ('|u1',)) and version == 1 and not turned):
         raise ValueError('an array of other numbers than bytes')
+
     # Python 2 knew no bytes: there they are words
     if isinstance(raw, str):
         raw = raw.encode('latin1')
     if not isinstance(raw, (bytes, bytearray)):
         raise ValueError('an array without its bytes')
+
     # as many as the shape needs
     lengths = isinstance(shape, tuple) and all(type(n) is int and n > 0 for n in shape)
     if not lengths or len(raw) != math.prod(shape):
         raise ValueError(f'{len(raw)} bytes do not fill the shape')
     return torch.frombuffer(bytearray(raw), dtype=torch.uint8).reshape(shape)
 
+# %% ../../nbs/23_digits.ipynb #read-cifar
 def read_pickled_cifar(raw: bytes) -> tuple[Tensor, Tensor]:
     "The pictures, bytes [n 3072], and labels [n] in a pickle of CIFAR-10."
     told = Plain(io.BytesIO(raw), encoding='latin1').load()
     if not isinstance(told, dict):
         raise ValueError('no table of pictures and labels')
-    # Python 2 and 3 write the keys as words or as bytes
-    pixels, label = (told[k] if k in told else told[k.encode()]
-                     for k in ('data', 'labels'))
+
+    def entry(key):
+        # Python 2 and 3 write the keys as words or as bytes
+        return told[key] if key in told else told[key.encode()]
+
+    pixels = entry('data')
+    label = entry('labels')
     if (not isinstance(label, list)
             or not all(type(k) is int and 0 <= k < 10 for k in label)):
         raise ValueError('other labels than expected')
     return said_bytes(pixels), torch.tensor(label)
+
 
 def read_cifar(path: Path) -> tuple[Tensor, Tensor]:
     "Pixels [n 3 32 32] uint8, labels [n] int64: a file of CIFAR-10, binary (.bin) or pickled."
@@ -342,16 +400,18 @@ def read_cifar(path: Path) -> tuple[Tensor, Tensor]:
         raw = path.read_bytes()
         if path.suffix == '.bin':
             rows = torch.frombuffer(bytearray(raw), dtype=torch.uint8).reshape(-1, 3073)
-            pixels, label = rows[:, 1:], rows[:, 0].long()
+            pixels = rows[:, 1:]
+            label = rows[:, 0].long()
         else:
             pixels, label = read_pickled_cifar(raw)
+
         # a picture of the set is a row of 3,072 bytes
         if (pixels.ndim != 2 or pixels.shape[1] != 3072 or label.shape != pixels.shape[:1]
                 or not (label < 10).all()):
             raise ValueError('other numbers than expected')
     except Problem:
         raise
-    except Exception as e: # a damaged pickle can fail in any way
+    except Exception as e:  # a damaged pickle can fail in any way
         raise Problem(f'{path} is not a whole file of CIFAR-10 ({e}): '
                       'fetch it again.') from e
     return pixels.reshape(-1, 3, 32, 32), label
@@ -359,8 +419,8 @@ def read_cifar(path: Path) -> tuple[Tensor, Tensor]:
 # %% ../../nbs/23_digits.ipynb #three-sets
 def fashion_mnist(split: str, size: int | None, n: int | None) -> Images:
     "Clothes, 28x28, grey: 60,000 to train with and 10,000 to test."
-    part, where = part_of(split, 'Fashion-MNIST', train='train',
-                          test='t10k'), cache_dir()/'FashionMNIST'/'raw'
+    part = part_of(split, 'Fashion-MNIST', train='train', test='t10k')
+    where = cache_dir()/'FashionMNIST'/'raw'
     if len([*where.glob(f'{part}-*')]) < 2:
         fetched('FashionMNIST',
                 'the four files such as FashionMNIST/raw/train-images-idx3-ubyte.gz')
@@ -368,45 +428,51 @@ def fashion_mnist(split: str, size: int | None, n: int | None) -> Images:
              'sneaker', 'bag', 'ankle boot')
     return Images(*read_digits(where, part, 'Fashion-MNIST'), names)
 
+
 def cifar10(split: str, size: int | None, n: int | None) -> Images:
     "Small photographs, 32x32, in colour: 50,000 to train with and 10,000 to test."
-    parts = part_of(split, 'CIFAR-10', train=' '.join(
-        f'data_batch_{i}' for i in range(1, 6)), test='test_batch').split()
+    train = ' '.join(f'data_batch_{i}' for i in range(1, 6))
+    parts = part_of(split, 'CIFAR-10', train=train, test='test_batch').split()
     names = ('airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse',
              'ship', 'truck')
+
+    # in our own reader, if the files are there in either form
     for home, end in (('cifar-10-batches-bin', '.bin'), ('cifar-10-batches-py', '')):
         files = [cache_dir()/home/f'{part}{end}' for part in parts]
         if all(f.exists() for f in files):
-            return Images(*map(torch.cat, zip(*map(read_cifar, files))), names)
-    data = fetched(
-        'CIFAR10',
-        'the folder cifar-10-batches-bin, or cifar-10-batches-py, with its files '
-        'data_batch_1 to 5 and test_batch',
-        train=split == 'train')
-    return Images(
-        torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous(),
-        torch.tensor(data.targets), names)
+            pixels, label = zip(*[read_cifar(f) for f in files])
+            return Images(torch.cat(pixels), torch.cat(label), names)
+
+    data = fetched('CIFAR10',
+                   'the folder cifar-10-batches-bin, or cifar-10-batches-py, with its '
+                   'files data_batch_1 to 5 and test_batch',
+                   train=split == 'train')
+    pixels = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()
+    return Images(pixels, torch.tensor(data.targets), names)
+
 
 def celeba(split: str, size: int | None, n: int | None) -> Images:
-    "Faces, 178x218, in colour, squared to `size` (64): 162,770 to train with; 40 attributes, 1 or 0."
+    "Faces, in colour, squared to `size` (64): 162,770 to train with; 40 attributes, 1 or 0."
     part_of(split, 'CelebA', train='', valid='', test='')
-    data = fetched(
-        'CelebA',
-        'the folder celeba with the folder img_align_celeba and the five files such as '
-        'list_attr_celeba.txt',
-        split=split)
+    data = fetched('CelebA',
+                   'the folder celeba with the folder img_align_celeba and the five '
+                   'files such as list_attr_celeba.txt',
+                   split=split)
     files = [cache_dir()/'celeba'/'img_align_celeba'/f for f in data.filename[:n]]
-    return Images(read_pictures(files, size or 64), data.attr[:n],
-                  tuple(k for k in data.attr_names if k))
+    names = tuple(k for k in data.attr_names if k)
+    return Images(read_pictures(files, size or 64), data.attr[:n], names)
+
 
 def kept_in(name: str) -> Path:
-    "The folder of that name, in whatever spelling: celebahq is also CelebA-HQ, celeba_hq_256, CelebAMask-HQ/CelebA-HQ-img."
+    "The folder of that name, in any spelling: celebahq is also CelebAMask-HQ/CelebA-HQ-img."
     root = cache_dir()
-    alike = lambda p: p.is_dir() and ''.join(filter(str.isalnum, p.name.lower())
-                                             ).startswith(name)
-    return next(
-        filter(alike, (p for depth in ('*', '*/*') for p in sorted(root.glob(depth)))),
-        root/name)
+    for depth in ('*', '*/*'):
+        for p in sorted(root.glob(depth)):
+            letters = ''.join(filter(str.isalnum, p.name.lower()))
+            if p.is_dir() and letters.startswith(name):
+                return p
+    return root/name
+
 
 def in_folder(name: str,
               labelled: bool = False) -> Callable[[str, int | None, int | None], Images]:
@@ -420,26 +486,33 @@ def in_folder(name: str,
 # %% ../../nbs/23_digits.ipynb #by-name
 # name -> (split, size or None, n or None) -> Images
 DATASETS: dict[str, Callable[[str, int | None, int | None], Images]] = {
-    'mnist': lambda split, size, n: mnist(split), 'fashion-mnist': fashion_mnist,
-    'cifar10': cifar10, 'celeba': celeba, 'celebahq': in_folder('celebahq'),
-    'lsun': in_folder('lsun'), 'imagenet': in_folder('imagenet', labelled=True)
+    'mnist': lambda split, size, n: mnist(split),
+    'fashion-mnist': fashion_mnist,
+    'cifar10': cifar10,
+    'celeba': celeba,
+    'celebahq': in_folder('celebahq'),
+    'lsun': in_folder('lsun'),
+    'imagenet': in_folder('imagenet', labelled=True),
 }
 
+
 def load_images(
-        name: str, # one of DATASETS
-        split: str = 'train',
-        size: int | None = None, # pixels of a side; None: as they come
-        n: int | None = None, # only the first n
+    name: str,  # one of DATASETS
+    split: str = 'train',
+    size: int | None = None,  # pixels of a side; None: as they come
+    n: int | None = None,  # only the first n
 ) -> Images:
     "A data set by name: pictures and, where it has them, labels."
     if name not in DATASETS:
-        raise Problem(
-            f'There is no data set "{name}": choose one of {", ".join(DATASETS)}.')
+        raise Problem(f'There is no data set "{name}": '
+                      f'choose one of {", ".join(DATASETS)}.')
     if n is not None and n < 1:
         raise Problem(f'There are no {n} pictures to load: ask for 1 or more.')
     if size is not None and size < 1:
-        raise Problem(
-            f'A picture cannot be {size} pixels wide: give a size of 1 or more.')
+        raise Problem(f'A picture cannot be {size} pixels wide: '
+                      'give a size of 1 or more.')
+
     images = DATASETS[name](split, size, n)[:n]
-    return images if size is None or images.pixels.shape[2:] == (size, size) else replace(
-        images, pixels=square(images.pixels, size))
+    if size is None or images.pixels.shape[2:] == (size, size):
+        return images
+    return replace(images, pixels=square(images.pixels, size))

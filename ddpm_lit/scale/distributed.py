@@ -9,7 +9,13 @@ __all__ = ['PATIENCE', 'RUNS', 'TOGETHER', 'BLOCKS', 'STATE', 'H100', 'ENGINES',
            'Kept', 'memory', 'Device', 'step_seconds', 'plan']
 
 # %% ../../nbs/72_distributed.ipynb #imports
-import contextlib, gc, os, shutil, signal, traceback, weakref
+import contextlib
+import gc
+import os
+import shutil
+import signal
+import traceback
+import weakref
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -39,9 +45,9 @@ class Team:
 
     @property
     def first(self) -> bool:
-        return self.rank == 0 # who speaks and writes
+        return self.rank == 0  # the process that prints and writes files
 
-    def own(self, v): # [n ...] -> [n/N ...]
+    def own(self, v):  # [n ...] -> [n/N ...]
         "This process's rows. Eq. 72.1."
         if not isinstance(v, Tensor):
             return v
@@ -62,7 +68,7 @@ class Team:
         return v.tolist()
 
     def told(self, find: Callable):
-        "What the first process finds, told to all."
+        "What the first process finds, sent to all."
         found = [find() if self.first else None]
         if self.size > 1:
             dist.broadcast_object_list(found, device=torch.device('cpu'))
@@ -75,35 +81,41 @@ class Team:
         if not dist.is_initialized():
             raise Problem('A model is spread over the processes of torchrun: start with '
                           'torchrun --nproc-per-node N -m ddpm_lit train ...')
-        return (Sharded if shard else Shared)(model, self)
+        kind = Sharded if shard else Shared
+        return kind(model, self)
+
 
 def total(v: Tensor, team: Team) -> Tensor:
     "The sum over the processes."
-    if team.size > 1:
-        dist.all_reduce(v := v.clone(memory_format=torch.contiguous_format))
+    if team.size == 1:
+        return v
+    v = v.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(v)
     return v
 
 # %% ../../nbs/72_distributed.ipynb #together
 # how long a process waits for one that neither answers nor has ended
 PATIENCE = timedelta(minutes=10)
+RUNS = weakref.WeakSet()  # the runs of this process's team
+
 
 def lost(e: BaseException) -> bool:
-    "Is this how a process learns that another has gone?"
-    return isinstance(e, dist.DistError) or isinstance(e, RuntimeError) and any(
-        word in str(e)
-        for word in ('gloo', 'Gloo', 'NCCL', 'Connection', 'Store', ' store'))
+    "Is this the error by which a process learns that another has gone?"
+    words = 'gloo', 'Gloo', 'NCCL', 'Connection', 'Store', ' store'
+    named = isinstance(e, RuntimeError) and any(word in str(e) for word in words)
+    return named or isinstance(e, dist.DistError)
+
 
 def speaks() -> bool:
-    "Is this process the first to tell of trouble? Whoever cannot ask speaks too."
+    "Is this process the first to report an error? True also where it cannot ask."
     try:
         return dist.distributed_c10d._get_default_store().add('told', 1) == 1
     except RuntimeError:
         return True
 
-RUNS = weakref.WeakSet() # of this process's team
 
 def let_go(e: BaseException | None):
-    "Free what the runs hold of PyTorch's group of processes, also in the functions through which an error came."
+    "Free all references to PyTorch's process group: those of the runs and of an error's frames."
     for run in RUNS:
         run.whole = None
     while e:
@@ -111,40 +123,55 @@ def let_go(e: BaseException | None):
         e = e.__cause__ or e.__context__
     gc.collect()
 
-@contextlib.contextmanager
-def together(device: torch.device) -> Iterator[tuple[Team, torch.device]]:
-    "The team that torchrun has started, and this process's device; without torchrun a team of one."
-    if 'RANK' not in os.environ or 'WORLD_SIZE' not in os.environ:
-        yield Team(), device
-        return
+# %% ../../nbs/72_distributed.ipynb #together-run
+def _started() -> tuple[Team, int]:
+    "The team that torchrun has started, and this process's number on its machine."
     try:
         rank, size, local = (int(os.environ.get(k, 0))
                              for k in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK'))
     except ValueError as e:
         raise Problem('RANK, WORLD_SIZE and LOCAL_RANK are whole numbers that torchrun '
                       'sets: start with it, or remove them from the environment.') from e
-    team = Team(rank, size)
-    if device.type == 'cuda' and device.index is None:
-        device = torch.device('cuda', local)
+    return Team(rank, size), local
+
+
+def _end_next_time(*_):
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def together(device: torch.device) -> Iterator[tuple[Team, torch.device]]:
+    "The team that torchrun has started, or a team of one, and this process's device."
+    if 'RANK' not in os.environ or 'WORLD_SIZE' not in os.environ:
+        yield Team(), device
+        return
+
+    # join the others
+    team, local = _started()
     if device.type == 'cuda':
+        if device.index is None:
+            device = torch.device('cuda', local)
         torch.cuda.set_device(device)
+    backend = 'cpu:gloo,cuda:nccl' if device.type == 'cuda' else 'gloo'
     try:
-        dist.init_process_group('cpu:gloo,cuda:nccl' if device.type == 'cuda' else 'gloo',
-                                timeout=PATIENCE)
+        dist.init_process_group(backend, timeout=PATIENCE)
     except (ValueError, RuntimeError) as e:
         raise Problem(f'The {team.size} processes of this run did not find one another: '
                       'start all of them anew, with torchrun.') from e
-    error = None # that of the body
-    # torchrun asks all to end when one has: first they tell; asked once more, they end at once
+
+    # torchrun sends SIGTERM to all when one has ended: the first is ignored, so that the
+    # error is still reported; the second ends the process at once
     with contextlib.suppress(ValueError):
-        signal.signal(signal.SIGTERM,
-                      lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+        signal.signal(signal.SIGTERM, _end_next_time)
+
+    error = None  # that of the body
     try:
         yield team, device
     except BaseException as e:
         error = e
-        # a polite end, already told; a mistake of ours
-        if hasattr(e, 'exit_code') or not (lost(e) or isinstance(e, (Problem, OSError))):
+        # an orderly end, already reported; or a bug, whose traceback is wanted
+        foreseen = lost(e) or isinstance(e, (Problem, OSError))
+        if hasattr(e, 'exit_code') or not foreseen:
             raise
         if not speaks():
             raise SystemExit(1) from e
@@ -169,39 +196,52 @@ class Total(torch.autograd.Function):
     def backward(ctx, slope):
         return total(slope, ctx.team), None
 
+
 class SharedNorm(nn.BatchNorm2d):
     "Normalizes by mean and variance of the batches of all processes. Eq. 72.2."
-    def forward(self, x: Tensor) -> Tensor: # [b c h w]
+    def forward(self, x: Tensor) -> Tensor:  # [b c h w]
         if not self.training:
             return super().forward(x)
-        dims, v, n = (0, 2, 3), x.to(torch.promote_types(
-            x.dtype, torch.float32)), x.numel() // x.shape[1]*self.team.size
+        v = x.to(torch.promote_types(x.dtype, torch.float32))
+        n = x.numel() // x.shape[1]*self.team.size  # numbers of a channel, in all batches
+
+        # both moments are sums over the processes
+        dims = (0, 2, 3)
         mean = Total.apply(v.sum(dims), self.team)/n
         v = v - mean[:, None, None]
         var = Total.apply(v.square().sum(dims), self.team)/n
+
+        # the running averages, with the unbiased variance
         with torch.no_grad():
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(var*n/(n - 1), self.momentum)
             self.num_batches_tracked += 1
-        return (v*(self.weight/(var + self.eps).sqrt())[:, None, None] +
-                self.bias[:, None, None]).to(x.dtype)
+
+        scale = self.weight/(var + self.eps).sqrt()
+        return (v*scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
+
 
 def share_norms(model: nn.Module, team: Team) -> nn.Module:
     "Let each batch normalization of a model see the batches of all."
     for m in model.modules():
         if type(m) is nn.BatchNorm2d:
-            m.__class__, m.team = SharedNorm, team
+            m.__class__ = SharedNorm
+            m.team = team
     return model
 
 # %% ../../nbs/72_distributed.ipynb #contrast
 class AmongAll(torch.autograd.Function):
-    "Eq. 53.3 for this process's pairs, in the game of all; a few rows of the table at a time. Eq. 72.3, 72.5."
+    "This process's pairs among those of all, a few rows at a time. Eq. 53.3, 72.3, 72.5."
     @staticmethod
     def forward(ctx, z_image, z_text, scale, rows, team):
         every = gathered(z_text, team)
         row, most, part = sums_in_chunks(z_image, every, scale, rows)
-        dist.all_reduce(highest := most.clone(), dist.ReduceOp.MAX)
+
+        # the sums of the columns, put together: B = M + ln sum_r s_r exp(m_r - M)
+        highest = most.clone()
+        dist.all_reduce(highest, dist.ReduceOp.MAX)
         column = highest + total(part*(most - highest).exp(), team).log()
+
         ctx.save_for_backward(z_image, z_text, every, scale, row, column)
         ctx.rows, ctx.team = rows, team
         return (row + team.own(column))/2 - scale*torch.linalg.vecdot(z_image, z_text)
@@ -209,36 +249,46 @@ class AmongAll(torch.autograd.Function):
     @staticmethod
     def backward(ctx, w):
         z_image, z_text, every, scale, row, column = ctx.saved_tensors
-        own, w_all, w = ctx.team.own, gathered(w, ctx.team)[None], w[:, None]
-        with torch.autocast(w.device.type, enabled=False): # as forward
+        w_all = gathered(w, ctx.team)[None]
+        w = w[:, None]
+        with torch.autocast(w.device.type, enabled=False):  # as forward
             d_image, d_text, d_scale = slopes_in_chunks(z_image, every, scale, row,
                                                         column, w, w_all, ctx.rows)
-            d_text = own(total(d_text, ctx.team)) - w*z_image
-            return scale*(d_image - w*z_text), scale*d_text, d_scale - (
-                w[:, 0]*torch.linalg.vecdot(z_image, z_text)).sum(), None, None
+            # sentences are in the tables of all processes (72.5)
+            d_text = ctx.team.own(total(d_text, ctx.team)) - w*z_image
+            d_image = d_image - w*z_text
+            d_scale = d_scale - (w[:, 0]*torch.linalg.vecdot(z_image, z_text)).sum()
+            return scale*d_image, scale*d_text, d_scale, None, None
 
-def gathered(v: Tensor, team: Team) -> Tensor: # [b ...] -> [n ...]
+
+def gathered(v: Tensor, team: Team) -> Tensor:  # [b ...] -> [n ...]
     "The rows of all processes, in order; without gradient."
     v = v.contiguous()
     parts = [torch.empty_like(v) for _ in range(team.size)]
     dist.all_gather(parts, v)
     return torch.cat(parts)
 
-def contrastive_together(z_image: Tensor, z_text: Tensor, scale: Tensor, team: Team,
-                         rows: int = 256) -> Tensor: # [b d], [b d], [] -> [b], nats
-    "As `contrastive`, among the pairs of all processes. Eq. 72.3, 72.5."
-    fine = torch.promote_types(torch.promote_types(z_image.dtype, z_text.dtype),
-                               torch.float32)
-    with torch.autocast(z_image.device.type, enabled=False):
-        return AmongAll.apply(z_image.to(fine), z_text.to(fine), scale.to(fine), rows,
-                              team)
 
-# losses that look at the whole batch, and what they are for a team; a loss that is not here is a mean over samples
-TOGETHER = {
-    clip_loss: lambda pairs, x0, t, eps, team: contrastive_together(*pairs(x0, t), team),
-    noised_clip_loss: lambda pairs, x0, t, eps, team: contrastive_together(
-        *pairs(q_sample(x0, t, eps), t), team)
-}
+def contrastive_together(z_image: Tensor, z_text: Tensor, scale: Tensor, team: Team,
+                         rows: int = 256) -> Tensor:  # [b d], [b d], [] -> [b], nats
+    "As `contrastive`, among the pairs of all processes. Eq. 72.3, 72.5."
+    fine = torch.promote_types(z_image.dtype, z_text.dtype)
+    fine = torch.promote_types(fine, torch.float32)
+    with torch.autocast(z_image.device.type, enabled=False):
+        return AmongAll.apply(z_image.to(fine), z_text.to(fine), scale.to(fine), rows, team)
+
+
+def _clip_together(pairs, x0, t, eps, team):
+    return contrastive_together(*pairs(x0, t), team)
+
+
+def _noised_clip_together(pairs, x0, t, eps, team):
+    return contrastive_together(*pairs(q_sample(x0, t, eps), t), team)
+
+
+# losses that look at the whole batch, and what they are for a team;
+# a loss that is not here is a mean over samples
+TOGETHER = {clip_loss: _clip_together, noised_clip_loss: _noised_clip_together}
 
 # %% ../../nbs/72_distributed.ipynb #shared
 class Step(nn.Module):
@@ -251,28 +301,29 @@ class Step(nn.Module):
                 *condition) -> Tensor:
         return loss(self.model.given(*condition), x0, t, eps)
 
+
 class Shared(Training):
-    "A run whose every process holds the whole model and computes its rows of each batch. Eq. 72.1."
+    "Every process holds the whole model and computes its rows of each batch. Eq. 72.1."
     def __init__(self, model: nn.Module, team: Team):
         self.team = team
         RUNS.add(self)
         super().__init__(share_norms(model, team), self.place)
 
     def place(self, model):
-        # the average is only looked after
+        # the average takes no gradient, so it is not wrapped
         if any(p.requires_grad for p in model.parameters()):
             self.whole = nn.parallel.DistributedDataParallel(
                 Step(model), static_graph=True, gradient_as_bucket_view=True)
         return model
 
     def losses(self, loss, x0, t, eps, *condition):
-        # for dropout
-        if self.team.rank:
+        if self.team.rank:  # dropout differs between processes
             torch.manual_seed(torch.initial_seed() + 2**40*self.team.rank)
+        if loss in TOGETHER:
+            loss = partial(TOGETHER[loss], team=self.team)
         own = self.team.own
-        return self.whole(
-            partial(TOGETHER[loss], team=self.team) if loss in TOGETHER else loss,
-            own(x0), Level(own(t.log_snr)), own(eps), *map(own, condition))
+        return self.whole(loss, own(x0), Level(own(t.log_snr)), own(eps),
+                          *map(own, condition))
 
     def backward(self, value, clip):
         value, norm = super().backward(value, clip)
@@ -286,6 +337,7 @@ class Shared(Training):
 # what is gathered, and what is computed again, at a time
 BLOCKS = ResBlock, Attention, Block
 
+
 @dataclass
 class Gathered:
     "Whole tensors under the names of a model's."
@@ -294,27 +346,30 @@ class Gathered:
     def state_dict(self) -> dict[str, Tensor]:
         return self.tensors
 
-def hold_single(model: nn.Module, team: Team) -> set[nn.Parameter]:
-    "A single number cannot be cut: all processes hold it, and its slope is the mean of theirs. Eq. 72.1."
-    from torch.distributed.tensor import Partial, Replicate, distribute_tensor, init_device_mesh
-    held = set()
 
-    def seen(m, k): # what the model sees of it
-        # on the way back: the sum of all
-        v = m._parameters[k].redistribute(placements=[Replicate()]).to_local(
-            grad_placements=[Partial()])
+def hold_single(model: nn.Module, team: Team) -> set[nn.Parameter]:
+    "Single numbers cannot be cut: all processes hold them, and average their slopes. Eq. 72.1."
+    from torch.distributed.tensor import Partial, Replicate, distribute_tensor
+    from torch.distributed.tensor import init_device_mesh
+
+    def seen(m, k):
+        "The number as the model sees it; its slope on the way back is the mean over all."
+        v = m._parameters[k].redistribute(placements=[Replicate()])
+        v = v.to_local(grad_placements=[Partial()])  # the sum of all
         if v.requires_grad:
             v.register_hook(lambda slope: slope/team.size)
         return v
 
+    held = set()
     for m in model.modules():
-        for k, p in [(k, p) for k, p in m.named_parameters(recurse=False) if p.ndim == 0]:
-            m._parameters[k] = nn.Parameter(
-                distribute_tensor(p.data, init_device_mesh(p.device.type, (team.size, )),
-                                  [Replicate()]), p.requires_grad)
-            m.__class__ = type(
-                type(m).__name__, (type(m), ), {k: property(partial(seen, k=k))})
+        single = {k: p for k, p in m.named_parameters(recurse=False) if p.ndim == 0}
+        for k, p in single.items():
+            mesh = init_device_mesh(p.device.type, (team.size,))
+            number = distribute_tensor(p.data, mesh, [Replicate()])
+            m._parameters[k] = nn.Parameter(number, p.requires_grad)
             held.add(m._parameters[k])
+            names = {k: property(partial(seen, k=k))}
+            m.__class__ = type(type(m).__name__, (type(m),), names)
     return held
 
 # %% ../../nbs/72_distributed.ipynb #sharded
@@ -330,13 +385,16 @@ class Sharded(Shared):
         for p in model.parameters():
             p.data = p.data.contiguous()
         single = hold_single(model, self.team)
+
+        # of a transformer its layers: a prior (62) calls these, and not the block
         for m in model.modules():
-            # a prior (62) asks for these, and not for the block
             if isinstance(m, Block):
-                [fully_shard(part) for part in m.modules() if isinstance(part, nn.Linear)]
+                for part in m.modules():
+                    if isinstance(part, nn.Linear):
+                        fully_shard(part)
             elif isinstance(m, BLOCKS):
                 fully_shard(m)
-        # the model is placed last, so its step stays
+        # the model is placed after its average, so this is the model's step
         self.whole = fully_shard(Step(model), ignored_params=single)
         return model
 
@@ -345,29 +403,30 @@ class Sharded(Shared):
         return value, norm.full_tensor()
 
     def averaged(self):
-        whole = {
-            k: v.full_tensor() if hasattr(v, 'full_tensor') else v
-            for k, v in self.average.state_dict().items()
-        }
+        whole = {}
+        for k, v in self.average.state_dict().items():
+            whole[k] = v.full_tensor() if hasattr(v, 'full_tensor') else v
         return Gathered({k: v.cpu() for k, v in whole.items()})
 
     def states(self, path):
-        "The folders state-STEP, and nothing that is only called alike."
+        "The folders state-STEP, and no others whose names begin alike."
         start = f'{Path(path).stem}-'
         found = Path(path).parent.glob(f'{start}*')
         return [p for p in found if p.name.removeprefix(start).isdecimal() and p.is_dir()]
 
     def kept(self, path):
-        step = lambda p: int(p.name.rsplit('-')[-1])
-        return max(self.states(path), key=step, default=None)
+        return max(self.states(path), key=lambda p: int(p.name.rsplit('-')[-1]),
+                   default=None)
 
     def save(self, path):
         from torch.distributed import checkpoint as dcp
         path = Path(path)
-        done, beside = path.with_name(f'{path.stem}-{self.step}'), path.with_name(
-            f'.{path.stem}-{self.step}')
+        done = path.with_name(f'{path.stem}-{self.step}')
+        beside = path.with_name(f'.{path.stem}-{self.step}')
         if done.exists():
             return
+
+        # all write into a hidden folder, which then gets its name in one move
         if self.team.first:
             shutil.rmtree(beside, ignore_errors=True)
         dcp.save(self.state(), checkpoint_id=beside)
@@ -376,7 +435,7 @@ class Sharded(Shared):
             beside.rename(done)
             for p in old:
                 shutil.rmtree(p)
-        self.team.most(0) # nobody goes on before that
+        self.team.most(0)  # nobody goes on before that
 
     def load(self, path):
         from torch.distributed import checkpoint as dcp
@@ -398,89 +457,104 @@ def recompute(model: nn.Module) -> nn.Module:
     return model
 
 # %% ../../nbs/72_distributed.ipynb #ring
-def ring_volume(size: float, N: int) -> float: # bytes -> bytes
+def ring_volume(size: float, N: int) -> float:  # bytes -> bytes
     "What each of N processes sends to sum `size` bytes over all. Eq. 72.6."
     return 2*(N - 1)/N*size
 
+
 def ring_seconds(size: float, N: int, link: float,
-                 latency: float = 0.) -> float: # link: bytes a second
+                 latency: float = 0.) -> float:  # link: bytes a second
     "How long that takes. Eq. 72.7."
     return ring_volume(size, N)/link + 2*(N - 1)*latency
 
-def sharded_volume(size: float,
-                   N: int) -> float: # size: of the weights, and of the gradients
+
+def sharded_volume(size: float, N: int) -> float:  # size: of the weights, in bytes
     "What each of N processes sends in a step of a spread model. Eq. 72.8."
     return 3*(N - 1)/N*size
 
 # %% ../../nbs/72_distributed.ipynb #memory
-STATE = 20 # bytes for each parameter: weight, gradient, two moments, average
+STATE = 20  # bytes for each parameter: weight, gradient, two moments, average
+
 
 @dataclass(frozen=True)
 class Kept:
     "What a model keeps of one sample in float32, and how its parameters lie."
-    all: int # bytes for the way back
-    recomputed: int # the same with the insides of blocks forgotten
-    block: int # bytes inside the largest block
+    all: int  # bytes for the way back
+    recomputed: int  # the same with the insides of blocks forgotten
+    block: int  # bytes inside the largest block
     parameters: int
-    outside: int # parameters outside of blocks
-    largest: int # and in the largest block
+    outside: int  # parameters outside of blocks
+    largest: int  # and in the largest block
 
-def memory(
-        k: Kept, batch: float, N: int = 1, shard: bool = False, recompute: bool = False,
-        narrow: float = 1.
-) -> float: # narrow: bytes of bfloat16 training beside float32's
+
+def memory(k: Kept, batch: float, N: int = 1, shard: bool = False, recompute: bool = False,
+           narrow: float = 1.) -> float:  # narrow: bytes in bfloat16 as a share of float32's
     "Bytes on each of N devices, for `batch` samples each. Eq. 72.9."
-    state = STATE*k.parameters/(N if shard else
-                                1) + 2*k.parameters + shard*4*(k.outside + 2*k.largest)
-    return state + batch*narrow*(k.recomputed + k.block if recompute else k.all)
+    state = STATE*k.parameters/(N if shard else 1) + 2*k.parameters
+    if shard:
+        state += 4*(k.outside + 2*k.largest)
+    sample = k.recomputed + k.block if recompute else k.all
+    return state + batch*narrow*sample
 
 # %% ../../nbs/72_distributed.ipynb #device
 @dataclass(frozen=True)
 class Device:
-    "An accelerator and its links; by default an H100 SXM, eight to a node, with assumptions on what is reached."
-    peak: float = 989e12 # operations a second in bfloat16
-    used: float = .35 # share of it that training reaches: assumed
-    memory: float = 80e9 # bytes
-    filled: float = .9 # share of it that may be filled: assumed
-    hbm: float = 3.35e12 # bytes a second to its own memory
-    inside: float = 450e9 # bytes a second each way to the others of its node
+    "An accelerator and its links; by default an H100 SXM, eight to a node."
+    peak: float = 989e12  # operations a second in bfloat16
+    used: float = .35  # share of it that training reaches: assumed
+    memory: float = 80e9  # bytes
+    filled: float = .9  # share of it that may be filled: assumed
+    hbm: float = 3.35e12  # bytes a second to its own memory
+    inside: float = 450e9  # bytes a second each way to the others of its node
     # and between nodes: eight cards of 50e9, over which eight rings are led
     outside: float = 400e9
-    latency: float = 1e-5 # seconds a message: assumed
+    latency: float = 1e-5  # seconds a message: assumed
 
     def link(self, N: int) -> float:
         return self.inside if N <= 8 else self.outside
 
+
 H100 = Device()
+
 
 def step_seconds(k: Kept, flops: float, batch: float, N: int = 1, shard: bool = False,
                  recompute: bool = False, narrow: float = 1.,
-                 d: Device = H100) -> tuple[float, float]: # batch: of each device
+                 d: Device = H100) -> tuple[float, float]:  # batch: of each device
     "Seconds of a step, and the share of them that is work. Eq. 72.10, 72.11."
-    work = max((3 + recompute)*flops*batch/(d.used*d.peak),
-               5*batch*narrow*k.all/d.hbm) + 40*k.parameters/(N if shard else 1)/d.hbm
+    # T_work: the slower of computing and of reading what is kept, then the optimizer
+    computing = (3 + recompute)*flops*batch/(d.used*d.peak)
+    reading = 5*batch*narrow*k.all/d.hbm
+    optimizer = 40*k.parameters/(N if shard else 1)/d.hbm
+    work = max(computing, reading) + optimizer
+
+    # T_link - h T_work: what the work does not hide
     size = 4*k.parameters
-    wait = sharded_volume(
-        size, N)/d.link(N) + 3*(N - 1)*d.latency - work if shard else ring_seconds(
-            size, N, d.link(N), d.latency) - 2/3*work
-    return work + max(0, wait), work/(work + max(0, wait))
+    if shard:
+        link = sharded_volume(size, N)/d.link(N) + 3*(N - 1)*d.latency
+        wait = link - work
+    else:
+        wait = ring_seconds(size, N, d.link(N), d.latency) - 2/3*work
+    seconds = work + max(0, wait)
+    return seconds, work/seconds
 
 # %% ../../nbs/72_distributed.ipynb #plan
 # from plain to sparing
-ENGINES = {
-    'whole': {}, 'recompute': dict(recompute=True), 'shard': dict(shard=True),
-    'both': dict(shard=True, recompute=True)
-}
+ENGINES = {'whole': {},
+           'recompute': dict(recompute=True),
+           'shard': dict(shard=True),
+           'both': dict(shard=True, recompute=True)}
+
 
 def plan(p: Preset, k: Kept, N: int, narrow: float = 1.,
-         d: Device = H100) -> dict | None: # None: nothing fits
-    "The plainest engine that trains a preset on N devices: bytes on each, samples a second, efficiency. Eq. 70.7, 72.9-72.11."
+         d: Device = H100) -> dict | None:  # None: nothing fits
+    "The plainest engine that trains a preset on N devices. Eq. 70.7, 72.9-72.11."
     batch = (p.regime.batch or 512)/N
     for name, engine in ENGINES.items():
-        if (size := memory(k, batch, N, **engine, narrow=narrow)) > d.filled*d.memory:
+        size = memory(k, batch, N, **engine, narrow=narrow)
+        if size > d.filled*d.memory:
             continue
         # each sample brings its sentence
-        seconds, efficiency = step_seconds(k, p.cost.flops + p.cost.once, batch, N,
-                                           **engine, narrow=narrow, d=d)
+        flops = p.cost.flops + p.cost.once
+        seconds, efficiency = step_seconds(k, flops, batch, N, **engine, narrow=narrow, d=d)
         return dict(engine=name, bytes=size, seconds=seconds,
                     samples_per_second=batch*N/seconds, efficiency=efficiency)

@@ -22,7 +22,8 @@ from ..clip.tokens import caption_tokenizer
 from ..clip.zero_shot import Reader
 from ..core.check import Problem
 from ..core.denoiser import Denoiser, Prediction
-from ..data.captions import Captioned, CaptionBatches, emoji, join, poses, render, shapes
+from ..data.captions import (Captioned, CaptionBatches, emoji, join, poses,
+                                    render, shapes)
 from ..data.images import to_bytes, to_unit
 from ..diffusion.loss import hybrid, min_snr
 from ..diffusion.schedule import Cosine
@@ -30,7 +31,10 @@ from ..guide.free import cfg_paired
 from ..nets.unet import small_unet
 from .glide import GLIDE, Glide, all_but_held, asked_emoji, small_glide
 from .prior import embedded, hear, imagine
-from .upsample import SYSTEMS, Enlarged, Enlarger, Finer, Request, System, from_smaller, in_stages, judging, low_and_high, own_noise, paint_glide, second_stages, two_worlds, weights_on
+from .upsample import (SYSTEMS, Enlarged, Enlarger, Finer, Request,
+                                       System, from_smaller, in_stages, judging,
+                                       low_and_high, own_noise, paint_glide,
+                                       second_stages, two_worlds, weights_on)
 from ..train.fit import Recipe, load_weights, register
 
 # %% ../../nbs/63_dalle2.ipynb #seen

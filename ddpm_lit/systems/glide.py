@@ -20,7 +20,8 @@ from ..clip.zero_shot import told as told_of, words as split_words
 from ..core.check import Problem
 from ..core.denoiser import Model, Parameterization, from_eps, from_v, level_clock
 from ..core.level import Level
-from ..data.captions import LEXICON, STYLES, Captioned, CaptionBatches, Emoji, Scene, emoji, forget, join, scenes, sentence, shapes
+from ..data.captions import (LEXICON, STYLES, Captioned, CaptionBatches, Emoji,
+                                    Scene, emoji, forget, join, scenes, sentence, shapes)
 from ..diffusion.loss import hybrid, min_snr
 from ..diffusion.schedule import Cosine
 from ..guide.match import noised_clip_loss, small_noised_clip

@@ -33,7 +33,8 @@ from ..guide.free import cfg_paired
 from ..guide.match import match_caption
 from ..diffusion.forward import q_sample
 from ..nets.unet import SuperRes, TimeEmbedding, double, halve, small_unet
-from .glide import Glide, TextEncoder, all_but_held, asked_emoji, asked_scenes, told_pictures
+from .glide import (Glide, TextEncoder, all_but_held, asked_emoji,
+                                    asked_scenes, told_pictures)
 from ..train.fit import Recipe, load_weights, register
 
 # %% ../../nbs/61_upsample.ipynb #low
@@ -227,13 +228,16 @@ class Request:
     data: str = 'emoji' # or 'shapes': the world to paint from
     seed: int = 0
     steps: tuple[int, int, int] = (20, 10, 10) # of each stage
-    # weight without a classifier (Ho & Salimans), of the first stage; CLIP's guidance does not use it
+    # weight without a classifier (Ho & Salimans), of the first stage; CLIP's guidance
+    # does not use it
     w: float = 1.
     guidance: str = 'cfg' # or 'clip'
-    # (54.4); None: three times the scale that CLIP learned, the best of notebook 60 for emoji
+    # (54.4); None: three times the scale that CLIP learned, the best of notebook 60 for
+    # emoji
     clip_scale: float | None = None
     init: Tensor | None = None # [3 64 64] in [-1, 1]: a picture to begin with
-    # how much of it is painted anew: the time on the clock at which the first stage starts
+    # how much of it is painted anew: the time on the clock at which the first stage
+    # starts
     strength: float = 1.
     mask: Tensor | None = None # [64 64], 1 where `init` is to be kept
     device: str | torch.device = 'cpu'
