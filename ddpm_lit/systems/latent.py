@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LogitNormal', 'flow_loss', 'flow_clock', 'LatentDiffusion', 'small_latent', 'test_picture', 'probe_of', 'check_pair',
-           'latents_of', 'LatentBatches', 'in_latents_of', 'LatentRequest', 'latent_levels', 'latent_init',
-           'kept_latents', 'paint_latent']
+           'latents_of', 'LatentBatches', 'in_latents', 'LatentRequest', 'latent_levels', 'latent_init', 'kept_latents',
+           'paint_latent']
 
 # %% ../../nbs/67_latent.ipynb #imports
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from ..core.level import Level
 from ..data.captions import Captioned, CaptionBatches, join, shapes
 from ..diffusion.forward import q_sample
 from ..diffusion.sample import Kernel, last
-from ..diffusion.schedule import Grid, grid
+from ..diffusion.schedule import Grid, clock, grid
 from ..diffusion.solve import Straight, dpmpp_2m, from_flow
 from ..guide.edit import below, pixels, replaced
 from ..guide.free import cfg_paired
@@ -39,8 +39,12 @@ class LogitNormal:
     mean: float = 0.
     std: float = 1.
 
+    def __post_init__(self):
+        if not self.std > 0:
+            raise Problem(f'The std is {self.std}: choose it above 0.')
+
     def __call__(self, time) -> Level:  # in [0, 1]
-        time = torch.as_tensor(time, dtype=torch.float64).clamp(1e-6, 1 - 1e-6)
+        time = clock(time).clamp(1e-6, 1 - 1e-6)
         logit = self.mean + self.std*torch.special.ndtri(time)
         return Level(-2*logit)
 
@@ -99,17 +103,18 @@ def probe_of(model: LatentDiffusion, auto: Autoencoder) -> Tensor:  # [c h w]
 
 def check_pair(model: LatentDiffusion, auto: Autoencoder):
     "A `Problem` unless the model was trained in the latents of this autoencoder."
-    off = (probe_of(model, auto) - model.probe).square().mean().sqrt()
-    if off > .2:
+    fits = auto.latent == len(model.mean)
+    off = (probe_of(model, auto) - model.probe).square().mean().sqrt() if fits else 1.
+    if not off <= .2:
         raise Problem('This transformer was trained in the latents of another '
                       'autoencoder: use the two that were trained together.')
 
 # %% ../../nbs/67_latent.ipynb #data
 @cache
-def latents_of(seed: int) -> tuple[Captioned, Kernel]:
+def latents_of() -> tuple[Captioned, Kernel]:
     "Emoji and scenes without what is kept back, and q(z | x) of each. Eq. 65.1."
-    one = shapes('train', 3000, 64, seed, objects=1)
-    two = shapes('train', 5000, 64, seed + 1, objects=2)
+    one = shapes('train', 3000, 64, 0, objects=1)
+    two = shapes('train', 5000, 64, 1, objects=2)
     data = join(all_but_held(64), one, two)
     return data, encoded(load_weights('autoencoder')[0], data.pixels)
 
@@ -119,7 +124,7 @@ class LatentBatches(CaptionBatches):
 
     def __init__(self, size: int, seed: int, device, drop: float = .1,
                  often: int = 3):  # times that an emoji comes for each time of a scene
-        data, q = latents_of(seed)
+        data, q = latents_of()
         mean, std = latent_scale(q)
         times = [often if hasattr(row, 'style') else 1 for row in data.rows]
         self.at = torch.arange(len(data)).repeat_interleave(torch.tensor(times))
@@ -141,18 +146,18 @@ class LatentBatches(CaptionBatches):
 
 
 @torch.no_grad()
-def in_latents_of(name: str, model: LatentDiffusion) -> LatentDiffusion:
-    "Take over the scale of an autoencoder's latents, and its mark. Eq. 65.6."
-    mean, std = latent_scale(latents_of(0)[1])
+def in_latents(model: LatentDiffusion) -> LatentDiffusion:
+    "Take over the scale of the autoencoder's latents, and its mark. Eq. 65.6."
+    mean, std = latent_scale(latents_of()[1])
     model.mean.copy_(mean)
     model.std.copy_(std)
-    model.probe.copy_(probe_of(model, load_weights(name)[0]))
+    model.probe.copy_(probe_of(model, load_weights('autoencoder')[0]))
     return model
 
 
 register(Recipe('latent', small_latent, LatentBatches, shape=(8, 8, 8),
                 schedule=LogitNormal(.7, 1.2), loss=flow_loss, steps=30_000, batch=64,
-                start=partial(in_latents_of, 'autoencoder'),
+                start=in_latents,
                 settings=dict(lr=1e-3, warmup=300, halflife=500.), sampler='',
                 data=('emoji', 'vocab')));
 
