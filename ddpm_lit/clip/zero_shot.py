@@ -24,7 +24,7 @@ from .contrast import CLIP, as_official, unit
 from .tokens import caption_tokenizer, clip_tokenizer
 from ..core.check import Problem
 from ..data.captions import (COLOURS, GROUNDS, PLACES, SHAPES, SIZES, STYLES,
-                                    Captioned, Scene, Thing, emoji, emoji_table, fraction,
+                                    Captioned, Scene, emoji, emoji_table, fraction,
                                     on_white, poses, render, scenes, sentence, smaller)
 from ..data.images import picture_in, square, to_bytes, to_unit
 from ..train.fit import find_recipe, register

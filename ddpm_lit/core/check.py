@@ -8,7 +8,6 @@ __all__ = ['Problem', 'Error', 'close', 'passed', 'expect_fail', 'setup', 'budge
 
 # %% ../../nbs/00_check.ipynb #imports
 import contextlib
-import math
 import os
 import random
 import re

@@ -6,7 +6,6 @@
 __all__ = ['posterior', 'gaussian_kl', 'posterior_kl']
 
 # %% ../../nbs/12_posterior.ipynb #imports
-import torch
 from torch import Tensor
 from ..core.level import Level
 from .forward import new_noise, ordered

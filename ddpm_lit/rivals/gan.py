@@ -7,7 +7,6 @@ __all__ = ['POINTS', 'PICTURES', 'critic_loss', 'generator_loss', 'slope_price',
            'gan_points', 'gan_pictures', 'players']
 
 # %% ../../nbs/36_gan.ipynb #imports
-import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -7,7 +7,6 @@ __all__ = ['POINTS', 'PICTURES', 'network', 'density_nats', 'VAE', 'vae_points',
 
 # %% ../../nbs/34_vae.ipynb #imports
 import math
-from typing import Callable
 import torch
 from torch import Tensor, nn
 from ..core.check import Problem

@@ -6,7 +6,6 @@
 __all__ = ['small_adm', 'best_variance', 'price', 'told_mse', 'measure_mse', 'Measured']
 
 # %% ../../nbs/43_adm.ipynb #imports
-import math
 from dataclasses import dataclass
 from typing import Iterable
 import torch

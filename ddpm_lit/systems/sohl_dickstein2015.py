@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from ..core.check import Problem
 from ..core.denoiser import Denoiser, Model, Prediction, from_v
-from ..core.level import CLEAN, Level, from_edm_sigma
+from ..core.level import CLEAN, Level
 from ..data.images import Batches, load_images
 from ..diffusion.forward import new_noise, q_sample
 from ..diffusion.loss import Loss, bound_term
