@@ -7,12 +7,12 @@ __all__ = ['NAMED', 'InOrder', 'command', 'failure', 'main', 'Finite', 'Count', 
            'tell', 'Bar', 'visit', 'recipes', 'systems', 'find_system', 'asked_to_stop', 'Log', 'read_log', 'machine',
            'thin', 'read_settings', 'commands_before', 'leftovers', 'choose_settings', 'Run', 'alone', 'open_run', 'go',
            'train', 'train_together', 'steering', 'choose_run', 'draw', 'labels', 'find_weights', 'save_samples',
-           'draw_told', 'single_spaced', 'sample_told', 'find_model', 'sample', 'real_data', 'count_bits', 'evaluate',
-           'fingerprints', 'verdict', 'judged', 'fingerprints_of', 'evaluate_command', 'read_clip', 'answers',
-           'read_names', 'classify_command', 'canvas', 'in_words', 'paint_command', 'draw_strip', 'of_pictures',
-           'vary_command', 'blend_command', 'edit_command', 'show_forward', 'show_roll', 'quick_fit', 'lost_and_found',
-           'half_given', 'show_guided', 'show_painted', 'show_blended', 'show_digits', 'demo', 'compare_command',
-           'parity', 'presets', 'timed', 'weighed', 'bench']
+           'draw_captions', 'single_spaced', 'sample_captions', 'find_model', 'sample', 'real_data', 'count_bits',
+           'evaluate', 'fingerprints', 'verdict', 'judged', 'fingerprints_of', 'evaluate_command', 'read_clip',
+           'answers', 'read_names', 'classify_command', 'canvas', 'in_words', 'paint_command', 'draw_strip',
+           'of_pictures', 'vary_command', 'blend_command', 'edit_command', 'show_forward', 'show_roll', 'quick_fit',
+           'lost_and_found', 'half_given', 'show_guided', 'show_painted', 'show_blended', 'show_digits', 'demo',
+           'compare_command', 'parity', 'presets', 'timed', 'weighed', 'bench']
 
 # %% ../nbs/80_command.ipynb #imports
 import contextlib, functools, hashlib, importlib, json, math, os, pkgutil, platform
@@ -508,7 +508,7 @@ def open_run(out, recipe, given: dict, resume=False, init=False, device=None,
     from ddpm_lit.train.fit import load_weights
     from ddpm_lit.train.measure import data_digest
     out, team = Path(out), team or distributed.Team()
-    settings = team.told(
+    settings = team.broadcast(
         lambda: choose_settings(out, recipe, given, resume, init, device))
     # the model as the seed makes it, or as it was shipped
     with torch.random.fork_rng():
@@ -525,7 +525,7 @@ def open_run(out, recipe, given: dict, resume=False, init=False, device=None,
     if kept:
         training.load(kept)
     if recompute:
-        distributed.recompute(training.model)
+        distributed.checkpoint_activations(training.model)
     if compile:
         model.net.compile()
     batches = recipe.batches(settings['batch'], settings['seed'], device)
@@ -557,7 +557,7 @@ def go(run: Run, save_every: float = 30.) -> Iterator[dict]: # save_every: in se
             # of all processes
             number, due = map(
                 int,
-                run.team.most(asked[0] if asked else 0,
+                run.team.maximum(asked[0] if asked else 0,
                               time.monotonic() - saved >= save_every))
             if p.step % every and p.step < s['steps'] and not number:
                 continue
@@ -622,8 +622,8 @@ def go(run: Run, save_every: float = 30.) -> Iterator[dict]: # save_every: in se
 def train(name, out, resume, init, ship, steps, batch, lr, seed, bf16, channels_last,
           compile, recompute, shard, save_every, device, threads, as_json):
     "Train the system NAME; stop it when you like and go on with --resume. On N devices: torchrun --nproc-per-node N -m ddpm_lit train NAME."
-    from ddpm_lit.scale.distributed import together
-    with together(start(device, threads)) as (team, device):
+    from ddpm_lit.scale.distributed import join_group
+    with join_group(start(device, threads)) as (team, device):
         train_together(
             team, device, name, out, resume, init, ship,
             dict(steps=steps, batch=batch, lr=lr, seed=seed, bf16=bf16, shard=shard),
@@ -678,7 +678,7 @@ def steering(
     "What the options of guidance ask for. Eq. 40.2, 41.3."
     from ddpm_lit.core.check import Problem
     from ddpm_lit.guide.classifier import guide
-    from ddpm_lit.guide.free import as_w, cfg_paired
+    from ddpm_lit.guide.cfg import as_w, cfg_batched
     guidance = guidance or ('classifier' if classifier_scale is not None else
                             None if w is guidance_scale is None else 'free')
     if guidance is None:
@@ -691,7 +691,7 @@ def steering(
             raise Problem('--classifier-scale is for --guidance classifier: give --w or '
                           '--guidance-scale, or choose that.')
         w = as_w(w, guidance_scale)
-        return lambda model, label: cfg_paired(model, label, w=w)
+        return lambda model, label: cfg_batched(model, label, w=w)
     if w is not None or guidance_scale is not None:
         raise Problem(
             '--w and --guidance-scale are for --guidance free: give --classifier-scale.')
@@ -709,14 +709,14 @@ def choose_run(recipe, sampler: str | None,
                steps: int | None) -> tuple[str, int]: # None: as the recipe says
     "The sampler and its number of steps, no more than the recipe's schedule has."
     from ddpm_lit.core.check import Problem
-    from ddpm_lit.diffusion.schedule import Betas
+    from ddpm_lit.diffusion.schedule import DiscreteSchedule
     if not recipe.sampler:
         raise Problem(
             f'{recipe.name} does not draw: it is no denoiser. Choose another name.')
     return sampler or recipe.sampler, steps or min(
         recipe.sample_steps,
         len(recipe.schedule)
-        if isinstance(recipe.schedule, Betas) else recipe.sample_steps)
+        if isinstance(recipe.schedule, DiscreteSchedule) else recipe.sample_steps)
 
 def draw(
         model, recipe, n: int, label, seed: int, steps: int = 50, sampler: str = 'ddim',
@@ -801,7 +801,7 @@ def save_samples(x, path):
     show.save_figure(path)
 
 # %% ../nbs/80_command.ipynb #sample-told
-def draw_told(painter, captions: list[str], n: int, guidance_scale: float, steps: int,
+def draw_captions(painter, captions: list[str], n: int, guidance_scale: float, steps: int,
               seed: int,
               at_once: int = 4): # -> [n*captions 3 h w], the n of a caption side by side
     "Pictures of sentences by somebody else's model, a few at a time; each has noise of its own. Eq. 76.6, 77.7."
@@ -841,12 +841,12 @@ def single_spaced(captions) -> list[str]:
         raise Problem('A caption is empty: say in words what to paint.')
     return said
 
-def sample_told(name: str, captions, enlarge, out, n, w, guidance_scale, steps, side,
+def sample_captions(name: str, captions, enlarge, out, n, w, guidance_scale, steps, side,
                 seed, device, as_json):
     "`sample` for GLIDE's files and for Karlo's folder."
     from ddpm_lit.core.check import Problem
-    from ddpm_lit.guide.free import as_w
-    from ddpm_lit.scale.open import open_painter
+    from ddpm_lit.guide.cfg import as_w
+    from ddpm_lit.interop.checkpoints import open_text_to_image
     from ddpm_lit.show import save_captioned
     if not Path(name).exists():
         raise Problem(f'There is no file or folder {name}: --caption is for models that '
@@ -855,11 +855,11 @@ def sample_told(name: str, captions, enlarge, out, n, w, guidance_scale, steps, 
         raise Problem('One step would start from noise at the clean end: ask for --steps '
                       'of 2 or more.')
     began, said = time.perf_counter(), single_spaced(captions)
-    painter = open_painter(name, enlarge, side, device)
+    painter = open_text_to_image(name, enlarge, side, device)
     n, steps, scale, out = n or 1, steps or painter.steps, painter.guidance_scale if w is guidance_scale is None else 1 + as_w(
         w, guidance_scale), out or f'{Path(name).resolve().stem}.png'
     save_captioned(
-        draw_told(painter, said, n, scale, steps, seed).split(n), said, out, zoom=1)
+        draw_captions(painter, said, n, scale, steps, seed).split(n), said, out, zoom=1)
     seconds = time.perf_counter() - began
     tell(
         as_json,
@@ -877,7 +877,7 @@ def find_model(
     from ddpm_lit.train.fit import load_weights
     if layout is None and not any(told.values()):
         return load_weights(find_weights(name))
-    from ddpm_lit.scale.open import open_denoiser # late: most weights are ours
+    from ddpm_lit.interop.checkpoints import open_denoiser # late: most weights are ours
     model, recipe = open_denoiser(name, layout or 'auto', **told)
     if recipe.classes and unlabelled:
         raise Problem(f'{name} was never asked without a label: leave out --label none '
@@ -925,7 +925,7 @@ def sample(name, out, n, captions, enlarge, label, bf16, w, guidance_scale, guid
             if v is not None:
                 raise Problem(f'--{NAMED.get(k, k)} is not for models that are told a '
                               'sentence: leave it out.')
-        return sample_told(name, captions, enlarge, out, n, w, guidance_scale, steps,
+        return sample_captions(name, captions, enlarge, out, n, w, guidance_scale, steps,
                            told['side'], seed, device, as_json)
     if enlarge is not None:
         raise Problem('--enlarge is for a model that is told a sentence: give --caption.')
@@ -980,10 +980,10 @@ def count_bits(model, recipe, images, label, draws: int, seed: int,
     from ddpm_lit.data.images import to_unit
     from ddpm_lit.diffusion.bits import bits_per_dim, join
     from ddpm_lit.diffusion.sample import clamp_x0, fixed_large, learned_range
-    from ddpm_lit.diffusion.schedule import Betas
+    from ddpm_lit.diffusion.schedule import DiscreteSchedule
     n, parts, device, learned, at = len(images), [], next(
         model.parameters()).device, getattr(model, 'learned_variance', False), 0
-    levels = len(recipe.schedule) if isinstance(recipe.schedule, Betas) else 1000
+    levels = len(recipe.schedule) if isinstance(recipe.schedule, DiscreteSchedule) else 1000
     variance = learned_range if learned else fixed_large
     with torch.random.fork_rng(), Bar((draws + 1)*math.ceil(n/at_once),
                                       f'bits of {n} pictures') as bar:
@@ -1215,19 +1215,19 @@ def evaluate_command(name, n, label, batch, bits_pictures, bits_draws, weights, 
 # %% ../nbs/80_command.ipynb #classify
 def read_clip(weights: str): # -> Reader
     "A CLIP with all that it needs to be asked: shipped, of a run, or somebody else's file or folder."
-    from ddpm_lit.clip.zero_shot import CLIP, Reader
+    from ddpm_lit.clip.zero_shot import CLIP, ZeroShotClassifier
     from ddpm_lit.core.check import Problem
     from ddpm_lit.train.fit import load_weights
-    from ddpm_lit.scale.open import clip_at, is_ours
+    from ddpm_lit.interop.checkpoints import clip_at, is_ours
     recipes()
     if (Path(weights).suffix
             or os.sep in weights) and Path(weights).exists() and not is_ours(weights):
-        return Reader(clip_at(weights), official=True)
+        return ZeroShotClassifier(clip_at(weights), official=True)
     model, recipe = load_weights(find_weights(weights))
     if type(model) is not CLIP:
         raise Problem(f'{weights} is of the recipe {recipe.name}, which does not match '
                       'clean pictures and sentences: give the weights of a CLIP.')
-    return Reader(model)
+    return ZeroShotClassifier(model)
 
 def answers(
     p: list[float], names: list[str], truth: str | None, top: int
@@ -1385,9 +1385,9 @@ def paint_command(captions, system, data, prior, style, n, steps, guidance, clip
     device = start(device, threads)
     from ddpm_lit.core.check import Problem
     from ddpm_lit.data.images import to_unit
-    from ddpm_lit.guide.free import as_w
+    from ddpm_lit.guide.cfg import as_w
     from ddpm_lit.show import save_captioned
-    from ddpm_lit.systems.glide import unheard
+    from ddpm_lit.systems.glide import out_of_vocabulary
     if guidance == 'clip' and (w is not None or guidance_scale is not None):
         raise Problem(
             '--w and --guidance-scale are for --guidance cfg: give --clip-scale.')
@@ -1415,7 +1415,7 @@ def paint_command(captions, system, data, prior, style, n, steps, guidance, clip
     notes = [
         f'the word "{word}" was in no caption that this system learned from: what it '
         'makes of it nobody knows.'
-        for word in unheard(said, data)
+        for word in out_of_vocabulary(said, data)
     ]
     for note in notes:
         click.echo(f'ddpm_lit: {note}', err=True)
@@ -1441,7 +1441,7 @@ def paint_command(captions, system, data, prior, style, n, steps, guidance, clip
 # %% ../nbs/80_command.ipynb #strips
 def draw_strip(name: str, given: tuple[str, ...], data: str, steps: int, w: float | None,
                seed: int, device, out: str, as_json: bool, make: Callable,
-               **said): # make: pictures [3 64 64] each, settings -> `Strip`
+               **said): # make: pictures [3 64 64] each, settings -> `PictureRow`
     "Pictures of yours, what is made of them, and each one's label, as PNG."
     import torch
     from ddpm_lit import show
@@ -1533,12 +1533,12 @@ def edit_command(picture, before, after, theta, n, data, steps, out, w, seed, de
                  threads, as_json):
     "PICTURE, turned by words. For example: edit heart.png --from 'a red heart' --to 'a blue heart'"
     device = start(device, threads)
-    from ddpm_lit.systems.glide import unheard
+    from ddpm_lit.systems.glide import out_of_vocabulary
     from ddpm_lit.systems.manipulate import edit
     notes = [
         f'the word "{word}" was in no caption that this system learned from: what it '
         'makes of it nobody knows.'
-        for word in unheard((before, after), data)
+        for word in out_of_vocabulary((before, after), data)
     ]
     for note in notes:
         click.echo(f'ddpm_lit: {note}', err=True)
@@ -1566,11 +1566,11 @@ def show_roll(path) -> str:
     import torch
     from ddpm_lit import show
     from ddpm_lit.data.toy import swiss_roll
-    from ddpm_lit.diffusion.oracle import Ideal
+    from ddpm_lit.diffusion.oracle import EmpiricalDenoiser
     from ddpm_lit.diffusion.sample import ddim
     from ddpm_lit.diffusion.schedule import Cosine, grid
     x = torch.randn(1000, 2)
-    states = [x, *ddim(Ideal(swiss_roll(2000)), grid(Cosine(), 40), x)]
+    states = [x, *ddim(EmpiricalDenoiser(swiss_roll(2000)), grid(Cosine(), 40), x)]
     at = (40, 37, 34, 30, 20, 0)
     show.clouds([states[i] for i in at], [f'step {i}' for i in at],
                 ['model']*5 + ['noise'])
@@ -1654,12 +1654,12 @@ def show_guided(path, classifier, made_by, n: int = 10) -> str:
     "The same noises with no guidance, with their own network's and with a classifier's. Eq. 41.3, 40.2."
     import torch
     from ddpm_lit.guide.classifier import guide
-    from ddpm_lit.guide.free import cfg_paired
+    from ddpm_lit.guide.cfg import cfg_batched
     from ddpm_lit.show import save_sheet
     from ddpm_lit.train.fit import load_weights
     model, recipe = load_weights('mnist')
     model = model.to(next(classifier.parameters()).device)
-    ways = (None, lambda model, label: cfg_paired(model, label, w=2.),
+    ways = (None, lambda model, label: cfg_batched(model, label, w=2.),
             lambda model, label: guide(model.given(None), classifier.given(label), 4.))
     save_sheet(
         torch.cat([
@@ -1792,7 +1792,7 @@ def demo(out, seconds, steps, n, seed, device, threads, as_json):
 @options('seed', 'json')
 def compare_command(train, out, seconds, n, seed, as_json):
     "Autoregressive, VAE, flow, GAN and diffusion on the same data, as a table; about seven minutes of one core, most of them for autoregressive pictures."
-    from ddpm_lit.rivals.compare import CONTENDERS, as_text, compare, read_cards, train_all
+    from ddpm_lit.baselines.compare import CONTENDERS, as_text, compare, read_cards, train_all
     folder = Path(out or 'runs/compare') if out or train else None
     if train:
         with Bar(2*len(CONTENDERS), 'train') as bar:
@@ -1808,7 +1808,7 @@ def compare_command(train, out, seconds, n, seed, as_json):
 @options('json')
 def parity(files, as_json):
     "Compare our networks and formulas with outputs of the original authors' code, kept in FILES."
-    from ddpm_lit.scale.weights import parity as compare
+    from ddpm_lit.interop.unet import parity as compare
     visit('scale')
     rows = [row for file in files for row in compare(file)]
     word = {True: 'ok', False: 'OFF', None: 'skipped'}

@@ -1,6 +1,6 @@
 """Reads the notebooks: cells, modules and imports, and which code cites or checks an equation.
 
-The rules of notebook 79, the paths of notebook 90 and the links of the site (site_build.py) are
+The rules of notebook 92, the paths of notebook 90 and the links of the site (site_build.py) are
 made with these names. Nothing is executed here, and nothing is judged.
 """
 import ast

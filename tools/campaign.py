@@ -65,12 +65,12 @@ from ddpm_lit.core.denoiser import Model
 from ddpm_lit.core.level import from_alpha_bar, from_edm_sigma
 from ddpm_lit.data import captions, images, toy
 from ddpm_lit.diffusion import sample, schedule
-from ddpm_lit.diffusion.oracle import Ideal
-from ddpm_lit.guide.free import as_w
+from ddpm_lit.diffusion.oracle import EmpiricalDenoiser
+from ddpm_lit.guide.cfg import as_w
 from ddpm_lit.nets.unet import small_unet
-from ddpm_lit.rivals import compare
+from ddpm_lit.baselines import compare
 from ddpm_lit.scale import glide, open as theirs, unclip, weights
-from ddpm_lit.systems.manipulate import Studio
+from ddpm_lit.systems.manipulate import UnclipEditor
 from ddpm_lit.systems.upsample import Request
 from ddpm_lit.train import fit
 from ddpm_lit.train.measure import load_classifier
@@ -534,7 +534,7 @@ def make_karlo():
         w[key] = torch.randn(n, 16).half()
     f.config['text_encoder'] |= dict(vocab_size=49_408, max_position_embeddings=77)
     f.config['prior'] |= dict(num_embeddings=77)
-    for part in (*theirs.UNCLIP, *theirs.CLOCKS):
+    for part in (*theirs.UNCLIP, *theirs.SCHEDULERS):
         put(f'karlo/{part}/{about_of(part)}', json.dumps(f.config[part]))
     for part in theirs.UNCLIP:
         state = {k.removeprefix(f'{part}.'): v for k, v in w.items() if k.startswith(f'{part}.')}
@@ -1316,7 +1316,7 @@ def few_shapes():
 
 @cache
 def roll_denoiser():
-    return Ideal(toy.swiss_roll(20))
+    return EmpiricalDenoiser(toy.swiss_roll(20))
 
 
 @cache
@@ -1528,7 +1528,7 @@ def _(**options):
 @holds('studio', data=maybe(st.sampled_from(['emoji', 'shapes'])), seed=maybe(any_int),
        steps=maybe(st.tuples(st.integers(1, 9), any_int, any_int)), w=maybe(real))
 def _(**options):
-    Studio(**options)
+    UnclipEditor(**options)
 
 
 # pictures and files
@@ -1888,7 +1888,7 @@ def race_cases(rng, kills: int = 36):
 
 TELL = "sample {file} --caption 'a dog' --steps 2 --out a.png --json"
 TELL_GLIDE = f'{TELL} --side 8'.replace('{file}', '{glide}')
-KARLO = (*theirs.UNCLIP, *theirs.CLOCKS)
+KARLO = (*theirs.UNCLIP, *theirs.SCHEDULERS)
 
 
 def told(p, *more: str):
@@ -2054,7 +2054,7 @@ def karlo_cases(rng, k: int):
             yield case(f'{a} and {b}: {what} exchanged', exchange, f'{a}/{file}', f'{b}/{file}')
         yield case(f'{a} gives {b} a key', give_key, a, b)
         yield case(f'{b} gives {a} a key', give_key, b, a)
-    for a, b in itertools.combinations(theirs.CLOCKS, 2):
+    for a, b in itertools.combinations(theirs.SCHEDULERS, 2):
         yield case(f'{a} and {b} exchanged', exchange, a, b)
 
     for (how, f), part in itertools.product(CHANGED.items(), theirs.UNCLIP):

@@ -110,7 +110,7 @@ def markdown(id, source):
 
 def runs_alone(stem, repo):
     "Whether Colab can run it; the others read their neighbours."
-    return 'github.com' in repo and stem[:2] not in ('in', '79', '90')
+    return 'github.com' in repo and stem[:2] not in ('in', '90', '92')
 
 
 def markdown_cell(cell, source, stem, repo):

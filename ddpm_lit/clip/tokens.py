@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PLAIN', 'PRINTED', 'PLACE', 'BYTE', 'STAND_IN', 'CONTRACTED', 'GPT2', 'CLIP', 'QUIRKS', 'Pair', 'END', 'READ_AS',
-           'TIDY', 'utf8', 'ids_of', 'merge', 'learn', 'split_gpt2', 'split_clip', 'Pieces', 'in_letters', 'repair',
+           'TIDY', 'utf8', 'ids_of', 'merge', 'learn', 'split_gpt2', 'split_clip', 'BPE', 'in_letters', 'repair',
            'clean_clip', 'Tokenizer', 'row', 'read_pairs', 'write_pairs', 'clip_tokenizer', 'glide_tokenizer',
            'caption_tokenizer']
 
@@ -138,7 +138,7 @@ def split_clip(text: str) -> list[str]:
 Pair = tuple[str, str]
 END = '</w>' # CLIP's mark on the last piece of a word
 
-class Pieces:
+class BPE:
     "A list of pieces, and the merges that make them. Eq. 51.1, 51.4."
     def __init__(self,
                  pairs: Iterable[Pair],
@@ -231,7 +231,7 @@ def clean_clip(text: str) -> str:
     return ' '.join(html.unescape(html.unescape(text)).split()).lower()
 
 # %% ../../nbs/51_tokens.ipynb #tokenizer
-class Tokenizer(Pieces):
+class Tokenizer(BPE):
     "Text to rows of whole numbers, and back. Eq. 51.1, 51.4."
     def __init__(self,
                  pairs: Iterable[Pair],

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['TEMPLATES', 'STYLE_FORMS', 'HUES', 'fill', 'class_vectors', 'zero_shot', 'read_picture', 'fitted', 'symbols',
-           'Reader', 'classify', 'ranks', 'chance', 'middle', 'share', 'row', 'retrieval', 'ridge', 'words', 'Bag',
-           'Linear', 'probe_loss', 'probe', 'fit_probe', 'colours', 'some', 'named', 'told', 'by_name', 'by_kind',
-           'by_probe', 'by_hue', 'changed', 'exchanged', 'by_scene', 'a_fifth', 'judge', 'table']
+           'ZeroShotClassifier', 'classify', 'ranks', 'chance', 'middle', 'share', 'row', 'retrieval', 'ridge', 'words',
+           'BagOfWords', 'LinearCLIP', 'probe_loss', 'probe', 'fit_probe', 'colours', 'some', 'named', 'caption_of',
+           'by_name', 'by_kind', 'by_probe', 'by_hue', 'changed', 'exchanged', 'by_scene', 'a_fifth', 'judge', 'table']
 
 # %% ../../nbs/55_zero_shot.ipynb #imports
 import functools
@@ -102,7 +102,7 @@ def symbols() -> frozenset[str]:
 
 
 @dataclass(frozen=True)
-class Reader:
+class ZeroShotClassifier:
     "A CLIP, with the tokenizer and the units of pictures that it was trained with."
     clip: CLIP
     official: bool = False  # OpenAI's weights, or ours
@@ -145,7 +145,7 @@ class Reader:
 
 # %% ../../nbs/55_zero_shot.ipynb #classify
 def classify(
-    reader: Reader,
+    reader: ZeroShotClassifier,
     pixels: Tensor,  # [n 3 side side] uint8
     names: Sequence[str],
     templates: Sequence[str] = ('{}', ),
@@ -261,7 +261,7 @@ def words(text: str) -> list[str]:
     return re.findall(r'[^\W_]+', text.lower())
 
 
-class Bag:
+class BagOfWords:
     "Texts as bags of words: a place for each word of some texts, the rare ones counting more."
 
     def __init__(self, texts: Sequence[str]):
@@ -279,8 +279,8 @@ class Bag:
         return unit(counts*self.weight)
 
 
-class Linear:
-    "The plainest CLIP: from pixels to words by ridge regression; used like a `Reader`. Eq. 55.8."
+class LinearCLIP:
+    "From pixels to words by ridge regression; a `ZeroShotClassifier` in its use. Eq. 55.8."
 
     def __init__(
         self,
@@ -289,7 +289,7 @@ class Linear:
         held: Tensor,  # [n] bool
         size: int = 16,
     ):
-        self.bag = Bag(texts)
+        self.bag = BagOfWords(texts)
         self.size = size
         y = self.bag(texts)
         self.usual = y.mean(0)
@@ -376,7 +376,7 @@ def named(data: Captioned, n: int, seed: int) -> Captioned:
     return data[[i for i, r in enumerate(data.rows) if r.name in keep]]
 
 
-def told(r) -> str:
+def caption_of(r) -> str:
     "All that is known of an emoji, as one text."
     return ' '.join((STYLES[r.style], r.name, *r.keywords, r.group, r.subgroup))
 
@@ -470,7 +470,7 @@ def by_kind(title: str, part: Captioned, train: Captioned, readers: dict) -> lis
 
 # %% ../../nbs/55_zero_shot.ipynb #kinds-probe
 def by_probe(title: str, part: Captioned, train: Captioned, held: Tensor,
-             reader: Reader) -> list[dict]:
+             reader: ZeroShotClassifier) -> list[dict]:
     "Group and style by probes of the embedding, of the pixels, of the colours. Eq. 55.9."
     features = dict(clip=reader.pictures, pixels=lambda p: to_unit(p).flatten(1),
                     colours=colours)
@@ -599,7 +599,7 @@ def judge(
     clip: CLIP, n: int = 2000, seed: int = 0
 ) -> Iterator[tuple[int, list[dict]]]:  # per cent done, rows
     "All tasks, one after the other; at most n pictures in each, 4 n to learn from."
-    reader = Reader(clip)
+    reader = ZeroShotClassifier(clip)
     train = some(emoji('train'), 4*n)
     test = some(emoji('test'), n)
     held = torch.tensor(a_fifth(train))
@@ -612,10 +612,10 @@ def judge(
 
     # the linear rival learns from the same drawings, and from scenes
     pixels = torch.cat([train.pixels, to_bytes(render(things, 32, poses(things, rng)))])
-    texts = [told(r) for r in train.rows] + [sentence(s) for s in things]
-    linear = Linear(pixels, texts, torch.cat([held, torch.arange(len(things)) % 5 == 0]))
+    texts = [caption_of(r) for r in train.rows] + [sentence(s) for s in things]
+    linear = LinearCLIP(pixels, texts, torch.cat([held, torch.arange(len(things)) % 5 == 0]))
     readers = dict(clip=reader, linear=linear)
-    known = {w for r in train.rows for w in words(told(r))}
+    known = {w for r in train.rows for w in words(caption_of(r))}
     seen = named(train, len({r.name for r in test.rows}), seed)
 
     yield 20, by_name('new emoji', test, readers, known)

@@ -18,7 +18,7 @@ from ..core.denoiser import Denoiser, Prediction, from_x0
 from ..core.level import Level, CLEAN
 from .forward import new_noise
 from .posterior import posterior
-from .schedule import Betas, Grid
+from .schedule import DiscreteSchedule, Grid
 
 # %% ../../nbs/14_sample.ipynb #kernel
 @dataclass(frozen=True)
@@ -175,11 +175,11 @@ class Counted:
         return self.denoiser(x, t)
 
 # %% ../../nbs/14_sample.ipynb #respace
-def respace(schedule: Betas,
+def respace(schedule: DiscreteSchedule,
             spec: str,  # "250", "ddim25", or counts per section as in "10,10,3,2,2"
             ) -> Grid:
     "A grid on some of a schedule's timesteps, named as in improved DDPM. Eq. 14.11."
-    if not isinstance(schedule, Betas):
+    if not isinstance(schedule, DiscreteSchedule):
         raise Problem('Respacing picks timesteps, and this schedule has none: '
                       'use grid(schedule, n).')
     try:

@@ -18,7 +18,7 @@ from ..data.images import Batches, mnist
 from .forward import q_sample
 from .loss import l_simple
 from .sample import SAMPLERS, steps
-from .schedule import Betas, Grid, clock
+from .schedule import DiscreteSchedule, Grid, as_times
 from ..nets.unet import small_unet
 from ..train.fit import Recipe, register
 
@@ -28,11 +28,11 @@ def score(denoiser: Denoiser, x: Tensor, t: Level) -> Tensor:  # [b ...]
     return -denoiser(x, t).eps/t.sigma
 
 # %% ../../nbs/31_score.ipynb #ladder
-class Ladder(Betas):
+class Ladder(DiscreteSchedule):
     "A table of T levels and nothing between them: time is rounded up to the next. Eq. 31.5."
 
     def __call__(self, time) -> Level:  # any shape, in [0, 1]
-        place = clock(time)*len(self) - 1 - 1e-6
+        place = as_times(time)*len(self) - 1 - 1e-6
         return Level(self.log_snr[place.ceil().clamp(min=0).long()])
 
 

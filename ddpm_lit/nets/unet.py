@@ -6,7 +6,7 @@
 __all__ = ['Norm', 'norm_ddpm', 'norm_adm', 'norm_small', 'TimeEmbedding', 'embed', 'halve', 'double', 'Downsample', 'Upsample',
            'Resample', 'zero', 'ResBlock', 'attend_plainly', 'attend', 'Attention', 'Step', 'way_down', 'way_up',
            'UNet', 'check_picture', 'check_given', 'check_label', 'fan_average', 'inside', 'ddpm_unet', 'iddpm_unet',
-           'adm_unet', 'SuperRes', 'Unshuffled', 'small_unet']
+           'adm_unet', 'UpsamplerUNet', 'Unshuffled', 'small_unet']
 
 # %% ../../nbs/24_unet.ipynb #imports
 import math
@@ -393,7 +393,7 @@ def adm_unet(base=256, mults=(1, 1, 2, 2, 4, 4), depth=2, attention=(3, 4, 5),
                 block=block, attn=partial(attn, norm=norm), norm=norm, **inside(block))
 
 # %% ../../nbs/24_unet.ipynb #wrappers
-class SuperRes(nn.Module):
+class UpsamplerUNet(nn.Module):
     "A network that also takes a smaller picture, enlarged and concatenated to x."
     def __init__(self, net: nn.Module):
         super().__init__()

@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'DDPM_PAPER', 'DDPM_CODE', 'IDDPM_PAPER', 'IDDPM_CODE', 'ADM', 'SHAPES', 'CLIP_PAPER', 'CLIP_CODE', 'RATES',
-           'GLIDE_PAPER', 'GLIDE_CODE', 'GLIDE_TOLD', 'KEY_BIASES', 'UNCLIP', 'WIDE', 'TRAINED', 'Cost', 'count_conv',
+           'GLIDE_PAPER', 'GLIDE_CODE', 'GLIDE_REGIME', 'KEY_BIASES', 'UNCLIP', 'WIDE', 'TRAINED', 'Cost', 'count_conv',
            'count_linear', 'count_table', 'count_residual', 'count_attention', 'count_down', 'count_unet', 'count_pool',
            'count_encoder', 'count_block', 'count_text', 'count_vision', 'count_bottleneck', 'count_resnet',
            'count_clip', 'Regime', 'Preset', 'add', 'find_preset', 'ddpm_preset', 'iddpm_lsun', 'iddpm_preset',
-           'levels', 'adm_preset', 'adm_classifier', 'classifier_preset', 'clip_preset', 'unwrapped', 'count_told',
-           'glide_preset', 'Lookup', 'told_steps', 'glide_noised_clip', 'count_noised_clip', 'unclip_prior',
-           'count_prior', 'unclip_decoder', 'count_decoder', 'unclip_enlarger', 'work', 'training_work', 'rows',
-           'as_text', 'Stepped', 'half_life', 'pictures_for', 'paper_recipe']
+           'levels', 'adm_preset', 'adm_classifier', 'classifier_preset', 'clip_preset', 'unwrapped',
+           'count_text_encoder', 'glide_preset', 'Lookup', 'timestep_input', 'glide_noised_clip', 'count_noised_clip',
+           'unclip_prior', 'count_prior', 'unclip_decoder', 'count_decoder', 'unclip_upsampler', 'work',
+           'training_work', 'rows', 'as_text', 'Stepped', 'half_life', 'pictures_for', 'paper_recipe']
 
 # %% ../../nbs/70_presets.ipynb #imports
 import difflib
@@ -29,13 +29,13 @@ from ..core.level import Level
 from ..data.images import DATASETS, Batches, load_images
 from ..diffusion.loss import hybrid, l_simple
 from ..diffusion.sample import SAMPLERS, ancestral, fixed_large
-from ..diffusion.schedule import Betas, clock, cosine, linear
+from ..diffusion.schedule import DiscreteSchedule, as_times, cosine, linear
 from ..guide.classifier import Encoder, NoisyClassifier, label_nats
-from ..guide.match import NoisedCLIP
+from ..guide.clip_guidance import NoisedCLIP
 from ..nets.transformer import gelu
-from ..nets.unet import (Attention, ResBlock, SuperRes, UNet, adm_unet, ddpm_unet,
+from ..nets.unet import (Attention, ResBlock, UpsamplerUNet, UNet, adm_unet, ddpm_unet,
                                 halve, iddpm_unet)
-from ..systems.dalle2 import Decoder, Seen
+from ..systems.dalle2 import Decoder, ImageProjection
 from ..systems.glide import Inpaint, official_glide
 from ..systems.prior import Prior, PriorNet
 from ..train.fit import Recipe, register
@@ -302,7 +302,7 @@ class Preset:
     said: str  # the size that its authors tell, '' if they do not
     paper: str
     source: str
-    schedule: Betas | None = None
+    schedule: DiscreteSchedule | None = None
     evaluations: int = 1  # for one picture
     regime: Regime = Regime('not told')
     classes: int = 0
@@ -508,7 +508,7 @@ for title, sizes in OFFICIAL.items():
 GLIDE_PAPER = ('Nichol et al. 2022, GLIDE: towards photorealistic image generation and '
                'editing with text-guided diffusion models')
 GLIDE_CODE = 'https://github.com/openai/glide-text2im/blob/main/glide_text2im'
-GLIDE_TOLD = 'https://arxiv.org/abs/2112.10741, section 4.1'
+GLIDE_REGIME = 'https://arxiv.org/abs/2112.10741, section 4.1'
 
 
 def unwrapped(net: nn.Module) -> nn.Module:
@@ -516,7 +516,7 @@ def unwrapped(net: nn.Module) -> nn.Module:
     return net
 
 
-def count_told(
+def count_text_encoder(
     l: int,
     w: int,
     layers: int,
@@ -538,7 +538,7 @@ def glide_preset(name: str, side: int, said: str, base=192, width=512, layers=16
     build = partial(official_glide, **sizes, width=width, layers=layers, text_heads=heads,
                     wrap=wrap)
     cost = count_unet(side, **sizes, channels_out=6, m=128, d=width)
-    cost += count_told(128, width, layers, 4*base)
+    cost += count_text_encoder(128, width, layers, 4*base)
     return add(Preset(name, 'denoiser' if small else 'enlarger', side, build, cost, said,
                       GLIDE_PAPER, where, cosine() if small else linear(),
                       200 if small else 27, regime))
@@ -546,13 +546,13 @@ def glide_preset(name: str, side: int, said: str, base=192, width=512, layers=16
 
 glide_preset('glide-base', 64, '300M')
 glide_preset('glide-inpaint', 64, '', channels_in=7, wrap=Inpaint)
-glide_preset('glide-upsample', 256, '', channels_in=6, wrap=SuperRes)
+glide_preset('glide-upsample', 256, '', channels_in=6, wrap=UpsamplerUNet)
 glide_preset('glide-upsample-inpaint', 256, '', channels_in=10,
-             wrap=lambda net: Inpaint(SuperRes(net)))
+             wrap=lambda net: Inpaint(UpsamplerUNet(net)))
 glide_preset('glide-paper-base', 64, '3.5B', 512, 2048, 24, 32,
-             regime=Regime('pictures with texts', 2_500_000, 2048), where=GLIDE_TOLD)
-glide_preset('glide-paper-upsample', 256, '1.5B', 384, 1024, 24, 16, 6, SuperRes,
-             Regime('pictures with texts', 1_600_000, 512), GLIDE_TOLD);
+             regime=Regime('pictures with texts', 2_500_000, 2048), where=GLIDE_REGIME)
+glide_preset('glide-paper-upsample', 256, '1.5B', 384, 1024, 24, 16, 6, UpsamplerUNet,
+             Regime('pictures with texts', 1_600_000, 512), GLIDE_REGIME);
 
 # %% ../../nbs/70_presets.ipynb #glide-clip
 class Lookup(nn.Module):
@@ -566,7 +566,7 @@ class Lookup(nn.Module):
         return self.at(t.round().long()).to(dtype)
 
 
-def told_steps(S: Betas, stretch: float = 1.) -> Callable[[Level], Tensor]:
+def timestep_input(S: DiscreteSchedule, stretch: float = 1.) -> Callable[[Level], Tensor]:
     "A clock: the timestep, from 0, as a network receives it."
 
     def steps(t):
@@ -575,11 +575,11 @@ def told_steps(S: Betas, stretch: float = 1.) -> Callable[[Level], Tensor]:
     return steps
 
 
-def glide_noised_clip(S: Betas) -> NoisedCLIP:
+def glide_noised_clip(S: DiscreteSchedule) -> NoisedCLIP:
     "The CLIP of Nichol et al. 2022 that reads noisy pictures."
     return NoisedCLIP(VisionTower(64, 4, 768, 12, 12, 512, act=gelu),
                       TextTower(65_536, 77, 512, 12, 8, 512, act=gelu),
-                      Lookup(len(S), 768), told_steps(S))
+                      Lookup(len(S), 768), timestep_input(S))
 
 
 KEY_BIASES = 12*768 + 12*512  # ours; their keys have none
@@ -625,7 +625,7 @@ def count_prior(dim: int = 1024, l: int = 256, w: int = 2048, layers: int = 24) 
 def unclip_decoder() -> Decoder:
     "The decoder: the large GLIDE with longer sentences and a CLIP embedding."
     glide = official_glide(**WIDE, width=2048, layers=24, text_heads=32, length=256)
-    return Decoder(glide, Seen(1024, 2048, 2048))
+    return Decoder(glide, ImageProjection(1024, 2048, 2048))
 
 
 def count_decoder(
@@ -636,7 +636,7 @@ def count_decoder(
     "The U-Net reads words and embedding; both are made beforehand. Eq. 70.4, 70.5."
     unet = count_unet(64, **WIDE, channels_out=6, m=l + seen, d=w)
     embedding = count_linear(1024, 4*512) + count_linear(1024, seen*w)
-    return unet + count_told(l, w, 24, 4*512) + embedding.beforehand()
+    return unet + count_text_encoder(l, w, 24, 4*512) + embedding.beforehand()
 
 # %% ../../nbs/70_presets.ipynb #unclip-presets
 # the prior: 64 steps, two draws of which the better is kept
@@ -649,7 +649,7 @@ add(Preset('unclip-decoder', 'denoiser', 64, unclip_decoder, count_decoder(), '3
            Regime('pictures with texts', 800_000, 2048, 1.2e-4, dropout=.1)))
 
 
-def unclip_enlarger(name: str, side: int, said: str, schedule: Betas, evaluations: int,
+def unclip_upsampler(name: str, side: int, said: str, schedule: DiscreteSchedule, evaluations: int,
                     batch: int, **sizes) -> Preset:
     "Without attention; it learned from crops, so (70.7) does not hold and steps are left out."
     sizes |= dict(attention=(), middle=False, channels_in=6, channels_out=6)
@@ -658,9 +658,9 @@ def unclip_enlarger(name: str, side: int, said: str, schedule: Betas, evaluation
                       Regime('pictures with texts', batch=batch)))
 
 
-unclip_enlarger('unclip-up-64-256', 256, '700M', cosine(), 27, 1024, base=320,
+unclip_upsampler('unclip-up-64-256', 256, '700M', cosine(), 27, 1024, base=320,
                 mults=SHAPES[64], depth=3)
-unclip_enlarger('unclip-up-256-1024', 1024, '300M', linear(), 15, 512, base=192,
+unclip_upsampler('unclip-up-256-1024', 1024, '300M', linear(), 15, 512, base=192,
                 mults=SHAPES[256], depth=2);
 
 # %% ../../nbs/70_presets.ipynb #work
@@ -710,11 +710,11 @@ def as_text(rows: Sequence[dict]) -> str:
     return '\n'.join(lines)
 
 # %% ../../nbs/70_presets.ipynb #recipe
-class Stepped(Betas):
+class Stepped(DiscreteSchedule):
     "A discrete schedule at its own steps only, all of them equally likely. Eq. 70.8."
 
     def __call__(self, time) -> Level:
-        k = (clock(time)*len(self) - 1e-6).ceil().clamp(min=1).long()
+        k = (as_times(time)*len(self) - 1e-6).ceil().clamp(min=1).long()
         return Level(self.log_snr[k - 1])
 
     def time(self, t: Level) -> Tensor:
@@ -727,7 +727,7 @@ def half_life(ema: float | None) -> float:
 
 
 # the kinds that read pictures and labels alone
-TRAINED = dict(denoiser=unwrapped, enlarger=SuperRes, classifier=unwrapped)
+TRAINED = dict(denoiser=unwrapped, enlarger=UpsamplerUNet, classifier=unwrapped)
 
 
 def pictures_for(
@@ -749,7 +749,7 @@ def paper_recipe(p: Preset, **smaller) -> Recipe:  # smaller: sizes for a trial
     "The recipe of a paper. Eq. 70.8, 70.9."
     r = p.regime
     S = Stepped(p.schedule.betas)
-    told = told_steps(S, p.stretch)
+    told = timestep_input(S, p.stretch)
     learned = not p.name.startswith('ddpm')  # is the variance learned?
 
     def model():

@@ -20,7 +20,7 @@ from ..data.images import Batches, load_images
 from ..diffusion.forward import new_noise, q_sample
 from ..diffusion.loss import Loss, bound_term
 from ..diffusion.sample import Kernel, ancestral, learned_range, reverse, steps
-from ..diffusion.schedule import Betas, Grid, clock, one_over_t
+from ..diffusion.schedule import DiscreteSchedule, Grid, as_times, one_over_t
 from ..nets.unet import small_unet
 from ..train.fit import Recipe, register
 
@@ -45,7 +45,7 @@ def published(drift: Tensor,   # [b ...] the network's output for the mean
     return from_v(v, x, t)._replace(frac=frac)
 
 
-def neighbours(chain: Betas, t: Level) -> tuple[Level, Level]:  # s, t, of the shape of t
+def neighbours(chain: DiscreteSchedule, t: Level) -> tuple[Level, Level]:  # s, t, of the shape of t
     "The step of the chain that starts nearest to t: its end s and its start. Eq. 26.1."
     table = torch.cat([CLEAN.log_snr[None], chain.log_snr])
     i = (chain.time(t)*len(chain)).round().long()
@@ -54,7 +54,7 @@ def neighbours(chain: Betas, t: Level) -> tuple[Level, Level]:  # s, t, of the s
 
 class Published(Model):
     "A network that predicts drift and spread of the step to the chain's next level. Eq. 26.1."
-    def __init__(self, net: nn.Module, chain: Betas, **settings):
+    def __init__(self, net: nn.Module, chain: DiscreteSchedule, **settings):
         super().__init__(net, lambda out, x, t: Prediction(out, out),
                          learned_variance=True, **settings)
         self.chain = chain
@@ -65,7 +65,7 @@ class Published(Model):
         return published(drift, spread, x, *neighbours(self.chain, t), len(self.chain))
 
 # %% ../../nbs/26_sohl_dickstein2015.ipynb #bound
-def end_nats(x0: Tensor, chain: Betas) -> Tensor:  # [b ...] -> [b], nats per dimension
+def end_nats(x0: Tensor, chain: DiscreteSchedule) -> Tensor:  # [b ...] -> [b], nats per dimension
     "The bound of 2015 without the steps. Eq. 26.4."
     one, end = Level(chain.log_snr[0]), Level(chain.log_snr[-1])
     mean_square = x0.square().flatten(1).mean(1)
@@ -75,7 +75,7 @@ def end_nats(x0: Tensor, chain: Betas) -> Tensor:  # [b ...] -> [b], nats per di
 
 def whole_bits(denoiser: Denoiser,
                x0: Tensor,     # [b ...] clean data
-               chain: Betas,
+               chain: DiscreteSchedule,
                noise: Tensor,  # [T-1 b ...] from N(0, I), for the levels 2 .. T
                variance=learned_range) -> Tensor:  # [b]
     "-K, the bound on -log p(x0) in bits per dimension, all steps at once. Eq. 26.4."
@@ -107,19 +107,19 @@ class Even:
 
     def __call__(self, time) -> Level:
         ends = torch.tensor([self.clean, self.noisy], dtype=torch.float64)
-        return Level(torch.lerp(ends[0], ends[1], clock(time)))
+        return Level(torch.lerp(ends[0], ends[1], as_times(time)))
 
     def time(self, t: Level) -> Tensor:
         time = (t.log_snr.double().cpu() - self.clean)/(self.noisy - self.clean)
         return time.clamp(0, 1)
 
 
-def even(chain: Betas) -> Even:
+def even(chain: DiscreteSchedule) -> Even:
     "Evenly from the first level of a chain to its last. Eq. 26.6."
     return Even(*chain.log_snr[[0, -1]].tolist())
 
 
-def chain_bits(chain: Betas,
+def chain_bits(chain: DiscreteSchedule,
                variance=learned_range) -> Loss:  # for levels that `even(chain)` draws
     "The bound as a loss, in bits per dimension: a level's step stands for all. Eq. 26.6."
     table = chain.log_snr
@@ -262,18 +262,18 @@ def inpaint(denoiser: Denoiser,
 # %% ../../nbs/26_sohl_dickstein2015.ipynb #learn
 def learn_schedule(denoiser: Denoiser,
                    x0: Tensor,
-                   chain: Betas,
+                   chain: DiscreteSchedule,
                    noise: Tensor,  # as for whole_bits: drawn once
                    n: int = 200,
                    lr: float = .1,
-                   variance=learned_range) -> Iterator[tuple[Betas, Tensor]]:
+                   variance=learned_range) -> Iterator[tuple[DiscreteSchedule, Tensor]]:
     "Descend the bound in all betas but the first; yields chains and their bits. Eq. 26.14."
     free = chain.betas[1:].logit().requires_grad_()
     opt = torch.optim.Adam([free], lr)
     for _ in range(n):
-        now = Betas(torch.cat([chain.betas[:1], free.sigmoid()]))
+        now = DiscreteSchedule(torch.cat([chain.betas[:1], free.sigmoid()]))
         cost = whole_bits(denoiser, x0, now, noise, variance).mean()
         opt.zero_grad()
         cost.backward()
-        yield Betas(now.betas.detach()), cost.detach()
+        yield DiscreteSchedule(now.betas.detach()), cost.detach()
         opt.step()

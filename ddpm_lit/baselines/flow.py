@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from ..core.check import Problem
 from ..data.images import to_bytes, to_unit
-from .autoregressive import Rival
+from .autoregressive import Baseline
 
 # %% ../../nbs/35_flow.ipynb #flow
-class Flow(Rival):
+class Flow(Baseline):
     "Layers that can be undone, between data and N(0, I). Eq. 35.1-35.2."
     likelihood = 'exact'
 

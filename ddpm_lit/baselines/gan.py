@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from ..core.check import Problem
 from ..diffusion.oracle import Mixture
-from .autoregressive import Rival
+from .autoregressive import Baseline
 from ..train.fit import Training
 
 # %% ../../nbs/36_gan.ipynb #critic
@@ -34,7 +34,7 @@ def slope_price(critic: nn.Module, x: Tensor) -> Tensor:  # [b ...] -> [b]
     return slope.flatten(1).square().sum(1)
 
 
-class GAN(Rival):
+class GAN(Baseline):
     "A generator and its critic. Eq. 36.6-36.7."
     likelihood = 'none'
 

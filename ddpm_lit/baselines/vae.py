@@ -13,7 +13,7 @@ from ..core.check import Problem
 from ..data.images import to_bytes, to_unit
 from ..diffusion.loss import decoder_nats
 from ..diffusion.posterior import gaussian_kl
-from .autoregressive import Rival
+from .autoregressive import Baseline
 
 # %% ../../nbs/34_vae.ipynb #vae
 def network(n_in: int, width: int, n_out: int, depth: int = 2,
@@ -40,7 +40,7 @@ def density_nats(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:  # all [b ...]
     return .5*((x - mean)/std)**2 + (std*math.sqrt(2*math.pi)).log()
 
 # %% ../../nbs/34_vae.ipynb #vae-class
-class VAE(Rival):
+class VAE(Baseline):
     "A few latents behind each x: trained by a bound, drawn in one evaluation. Eq. 34.1-34.5."
     likelihood = 'bound'
 

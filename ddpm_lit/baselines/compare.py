@@ -31,12 +31,12 @@ from ..diffusion.score import log_likelihood
 from ..nets.mlp import MLP
 from ..nets.unet import small_unet
 from . import autoregressive, flow, gan, vae
-from .autoregressive import Rival, own_loss
+from .autoregressive import Baseline, own_loss
 from ..train.fit import Training, fit, load_strictly, read_tensors, write_tensors
 from ..train.measure import load_classifier, weigh
 
 # %% ../../nbs/37_compare.ipynb #diffusion
-class Diffusion(Rival):
+class Diffusion(Baseline):
     "A denoiser as a rival: its flow's density for points, its bound for bytes. Eq. 30.3, 31.13."
 
     def __init__(self, net: nn.Module, shape: tuple[int, ...], loss: Loss, bytes: bool):
