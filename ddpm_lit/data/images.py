@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['DATASETS', 'to_unit', 'to_bytes', 'Images', 'read_idx', 'read_digits', 'part_of', 'mnist', 'Batches', 'square',
-           'picture_in', 'read_pictures', 'picture_files', 'folder', 'Files', 'on_disk', 'cache_dir', 'fetched', 'Said',
-           'Named', 'Plain', 'said_bytes', 'read_pickled_cifar', 'read_cifar', 'fashion_mnist', 'cifar10', 'celeba',
-           'kept_in', 'in_folder', 'load_images']
+           'picture_in', 'read_pictures', 'picture_files', 'folder', 'Files', 'on_disk', 'cache_dir', 'fetched',
+           'read_pickled_cifar', 'read_cifar', 'fashion_mnist', 'cifar10', 'celeba', 'kept_in', 'in_folder',
+           'load_images']
 
 # %% ../../nbs/23_digits.ipynb #imports
 import contextlib
@@ -14,7 +14,6 @@ import gzip
 import io
 import math
 import os
-import pickle
 import struct
 import sys
 import warnings
@@ -27,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from ..core.check import Problem, data_dir
+from ..core.unpickle import NUMPY_CALLS, SafeUnpickler, read_array, text_of
 
 # %% ../../nbs/23_digits.ipynb #unit
 def to_unit(pixels: Tensor) -> Tensor:  # uint8 -> float32
@@ -296,102 +296,23 @@ def fetched(
             raise Problem(f'{kind} is not whole in {root} and could not be fetched '
                           f'({str(e).splitlines()[0]}): put {files} there.') from e
 
-# %% ../../nbs/23_digits.ipynb #plain
-class Said:
-    "An array or a type of number as a pickle tells of it: noted down, not made."
-    __slots__ = ('maker', 'given', 'state')
-
-    def __init__(self, maker: str, given: tuple):
-        self.maker = maker
-        self.given = given
-        self.state = None
-
-    def __setstate__(self, state):
-        self.state = state
-
-
-class Named:
-    "A name that a pickle may call: the call is noted down."
-    __slots__ = ('name',)
-
-    def __init__(self, name: str):
-        self.name = name
-
-    def __call__(self, *given):
-        if self.name != 'encode':
-            return Said(self.name, given)
-        # the bytes of Python 3 in an old protocol
-        text, how = given
-        if not isinstance(text, str) or how != 'latin1':
-            raise ValueError('bytes in an unknown spelling')
-        return text.encode('latin1')
-
-    def __setstate__(self, state):
-        raise ValueError('a name cannot be changed')
-
-
-class Plain(pickle.Unpickler):
-    "Opens a pickle of lists, numbers, words and notes of arrays, and refuses all else."
-    # nothing else is looked up, so nothing in the file can run
-    KNOWN = {('numpy', 'ndarray'), ('numpy', 'dtype'), ('_codecs', 'encode'),
-             ('numpy.core.multiarray', '_reconstruct'),
-             ('numpy.core.numeric', '_frombuffer')}
-
-    def find_class(self, module, name):
-        if (module.replace('._core.', '.core.'), name) not in self.KNOWN:
-            raise Problem(f'This pickle wants to run {module}.{name}, so it is no data: '
-                          'fetch the file again from where it is published.')
-        return Named(name)
-
-# %% ../../nbs/23_digits.ipynb #said-bytes
-def said_bytes(said) -> Tensor:  # uint8, of the shape that the note says
-    "The array of bytes that a pickle tells of, if all that it says fits together."
-    # the two ways in which numpy writes an array
-    maker = said.maker if isinstance(said, Said) else None
-    if maker == '_reconstruct':
-        version, shape, kind, turned, raw = said.state
-    elif maker == '_frombuffer' and said.state is None:
-        raw, kind, shape, order = said.given
-        version = 1
-        turned = order != 'C'
-    else:
-        raise ValueError('no array where one is expected')
-
-    # bytes, and nothing that a flag could turn into addresses
-    states = (None, (3, '|', None, None, None, -1, -1, 0))
-    if not (isinstance(kind, Said) and kind.maker == 'dtype' and kind.state in states
-            and kind.given[:1] in (('u1',), ('|u1',)) and version == 1 and not turned):
-        raise ValueError('an array of other numbers than bytes')
-
-    # Python 2 knew no bytes: there they are words
-    if isinstance(raw, str):
-        raw = raw.encode('latin1')
-    if not isinstance(raw, (bytes, bytearray)):
-        raise ValueError('an array without its bytes')
-
-    # as many as the shape needs
-    lengths = isinstance(shape, tuple) and all(type(n) is int and n > 0 for n in shape)
-    if not lengths or len(raw) != math.prod(shape):
-        raise ValueError(f'{len(raw)} bytes do not fill the shape')
-    return torch.frombuffer(bytearray(raw), dtype=torch.uint8).reshape(shape)
-
 # %% ../../nbs/23_digits.ipynb #read-cifar
-def read_pickled_cifar(raw: bytes) -> tuple[Tensor, Tensor]:
-    "The pictures, bytes [n 3072], and labels [n] in a pickle of CIFAR-10."
-    told = Plain(io.BytesIO(raw), encoding='latin1').load()
-    if not isinstance(told, dict):
+def read_pickled_cifar(raw: bytes, origin) -> tuple[Tensor, Tensor]:
+    "The pictures, [n 3072] uint8, and labels [n] in a pickle of CIFAR-10. Eq. 06.3."
+    table = SafeUnpickler(origin, NUMPY_CALLS).run(io.BytesIO(raw))
+    if not isinstance(table, dict):
         raise ValueError('no table of pictures and labels')
 
-    def entry(key):
-        # Python 2 and 3 write the keys as words or as bytes
-        return told[key] if key in told else told[key.encode()]
+    # Python 2 and 3 write the keys as text or as bytes
+    entries = {text_of(k): v for k, v in table.items()}
+    if not {'data', 'labels'} <= entries.keys():
+        raise ValueError('no table of pictures and labels')
 
-    pixels = entry('data')
-    label = entry('labels')
+    label = entries['labels']
     if (not isinstance(label, list)
             or not all(type(k) is int and 0 <= k < 10 for k in label)):
         raise ValueError('other labels than expected')
-    return said_bytes(pixels), torch.tensor(label)
+    return read_array(entries['data'], origin), torch.tensor(label)
 
 
 def read_cifar(path: Path) -> tuple[Tensor, Tensor]:
@@ -403,15 +324,15 @@ def read_cifar(path: Path) -> tuple[Tensor, Tensor]:
             pixels = rows[:, 1:]
             label = rows[:, 0].long()
         else:
-            pixels, label = read_pickled_cifar(raw)
+            pixels, label = read_pickled_cifar(raw, path)
 
         # a picture of the set is a row of 3,072 bytes
-        if (pixels.ndim != 2 or pixels.shape[1] != 3072 or label.shape != pixels.shape[:1]
-                or not (label < 10).all()):
+        if (pixels.dtype != torch.uint8 or pixels.ndim != 2 or pixels.shape[1] != 3072
+                or label.shape != pixels.shape[:1] or not (label < 10).all()):
             raise ValueError('other numbers than expected')
     except Problem:
         raise
-    except Exception as e:  # a damaged pickle can fail in any way
+    except (OSError, ValueError, RuntimeError) as e:
         raise Problem(f'{path} is not a whole file of CIFAR-10 ({e}): '
                       'fetch it again.') from e
     return pixels.reshape(-1, 3, 32, 32), label

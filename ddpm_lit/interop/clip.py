@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['NTH', 'BLOCK', 'TEXT', 'VISION', 'RESNET', 'OPENAI', 'TRANSFORMERS_BLOCK', 'TRANSFORMERS_TEXT', 'TRANSFORMERS_VISION',
            'TRANSFORMERS', 'CARRIED', 'GLIDE_MEAN', 'GLIDE_STD', 'GLIDE_BLOCK', 'NOISED_VISION', 'NOISED_TEXT', 'GLIDE',
-           'GLIDE_CLIP', 'NameTable', 'prefixed', 'sizes', 'clip_layout', 'clip_from_official', 'load_clip', 'run_clip',
-           'run_tokens', 'as_glide', 'TimedCLIP', 'nearest_step', 'glide_clip', 'run_glide_clip']
+           'GLIDE_CLIP', 'NameTable', 'prefixed', 'sizes', 'clip_layout', 'clip_of_sizes', 'clip_from_official',
+           'load_clip', 'run_clip', 'run_tokens', 'as_glide', 'TimedCLIP', 'nearest_step', 'glide_clip',
+           'run_glide_clip']
 
 # %% ../../nbs/75_clip_layouts.ipynb #imports
 import itertools
@@ -25,7 +26,8 @@ from ..core.level import Level
 from ..diffusion.schedule import DiscreteSchedule, cosine
 from ..guide.classifier import LogLikelihood, gradient
 from ..nets.transformer import gelu, quick_gelu
-from .unet import KINDS, Fixture, Kind, Layout, load_official, options
+from .unet import KINDS, Fixture, Kind, Layout, build_empty
+from .unet import load_official, options
 from ..train.fit import read_tensors
 
 # %% ../../nbs/75_clip_layouts.ipynb #names
@@ -213,6 +215,19 @@ def clip_layout(state: dict[str, Tensor]) -> NameTable:
                   '"text_model.embeddings.position_embedding.weight".')
 
 
+def clip_of_sizes(found: dict, heads: dict, act: Callable[[Tensor], Tensor]) -> CLIP:
+    "A CLIP of the sizes that a state has. Eq. 75.2."
+    if found['patch'] is None:
+        tower = partial(ResNetTower, found['side'])
+    else:
+        tower = partial(VisionTower, found['side'], found['patch'], act=act)
+    image = tower(width=found['width'], layers=found['layers'], heads=heads['image'],
+                  out=found['out'])
+    text = TextTower(found['size'], found['length'], found['text_width'],
+                     found['text_layers'], heads['text'], found['out'], act=act)
+    return CLIP(image, text)
+
+
 def clip_from_official(
         state: dict[str, Tensor], origin: str = 'This state',
         text_heads: int | None = None,   # which no shape says; None: heads 64 wide
@@ -233,18 +248,8 @@ def clip_from_official(
                           f'split into {n} heads: say how many there are, as '
                           f'{tower}_heads.')
 
-    # on "meta" nothing is drawn at random: every weight is replaced at once
-    with torch.device('meta'):
-        if residual:
-            tower = partial(ResNetTower, found['side'])
-        else:
-            tower = partial(VisionTower, found['side'], found['patch'], act=act)
-        image = tower(width=found['width'], layers=found['layers'], heads=heads['image'],
-                      out=found['out'])
-        text = TextTower(found['size'], found['length'], found['text_width'],
-                         found['text_layers'], heads['text'], found['out'], act=act)
-        clip = CLIP(image, text)
-    return load_official(clip.to_empty(device='cpu').eval(), state, layout, origin)
+    clip = build_empty(clip_of_sizes, found, heads, act)
+    return load_official(clip, state, layout, origin)
 
 
 def load_clip(path, **options) -> CLIP:  # those of `clip_from_official`

@@ -20,8 +20,8 @@ from ..diffusion.schedule import DiscreteSchedule, Grid, cosine, linear
 from ..guide.cfg import cfg_batched
 from ..nets.unet import UpsamplerUNet
 from .clip import BLOCK, NTH, NameTable, nearest_step, prefixed
-from .unet import KINDS, Fixture, Kind, Layout, load_official, only
-from .unet import options, projection
+from .unet import KINDS, Fixture, Kind, Layout, build_empty
+from .unet import load_official, only, options, projection
 from ..systems.glide import Glide, Inpaint, official_glide
 from ..train.fit import read_tensors
 
@@ -173,10 +173,7 @@ def load_glide(source,  # the path of a safetensors file, or a state
                       f'{FAMILY[found].channels} channels it reads: ask for that, or '
                       f'fetch the file of "{kind}".')
 
-    # on "meta" nothing is drawn at random: every weight is replaced at once
-    with torch.device('meta'):
-        net = glide_openai(found, config)
-    net = net.to_empty(device='cpu').eval()
+    net = build_empty(glide_openai, found, config)
     net.text.empty.fill_(net.text.pad)  # the one buffer that no file holds
     return load_official(net, state, net.layout, origin)
 

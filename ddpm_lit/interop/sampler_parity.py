@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['LOSSES', 'RUNS', 'elementwise_error', 'Timestep', 'table_row', 'step_row', 'tanh_cdf', 'vb_term', 'loss_row',
            'diffusion_row', 'respaced', 'spaced_row', 'run_diffusion', 'sampler_times', 'Run', 'level_at', 'run_ddim',
-           'run_inverse', 'run_unit_signal', 'mirror', 'multistep', 'run_dpm', 'sampler_run', 'run_samplers']
+           'run_inverse', 'run_unit_signal', 'mirror', 'multistep', 'dpm_orders', 'dpm_states', 'run_dpm',
+           'sampler_run', 'run_samplers']
 
 # %% ../../nbs/74_sampler_parity.ipynb #imports
 import math
@@ -383,6 +384,28 @@ def multistep(denoiser: Denoiser, levels: list[Level], x: Tensor,
         yield x
 
 # %% ../../nbs/74_sampler_parity.ipynb #dpm
+def dpm_orders(n: int, order: int) -> list[int]:
+    "The order of each of n steps: it rises from 1, and falls again if the run is short."
+    return [min(k, order, n - k + 1 if n < 15 else order) for k in range(1, n + 1)]
+
+
+def dpm_states(guess: Denoiser, levels, x: Tensor, o: dict):  # o: diffusers' options
+    "A run of DPM-Solver or DPM-Solver++, with the orders that diffusers chooses. Eq. 74.3."
+    order = o['solver_order']
+    line = o.get('solver_type') == 'heun'
+
+    if o['algorithm_type'] == 'dpmsolver':
+
+        def exchanged(x, t):  # x_0 for eps and eps for x_0
+            p = guess(x, mirror(t))
+            return Prediction(p.eps, p.x0)
+
+        return dpmpp_2m(exchanged, [*map(mirror, levels)], x)
+    if order == 3 or line:
+        return multistep(guess, levels, x, dpm_orders(len(levels) - 1, order), line)
+    return (ddim if order == 1 else dpmpp_2m)(guess, levels, x)
+
+
 def run_dpm(run: dict, S: DiscreteSchedule, d: Denoiser, i: dict[str, Tensor]) -> Run:
     "DPM-Solver and DPM-Solver++, with the orders that diffusers chooses. Eq. 74.3."
     n = run['steps']
@@ -406,26 +429,8 @@ def run_dpm(run: dict, S: DiscreteSchedule, d: Denoiser, i: dict[str, Tensor]) -
 
         times = [near(t) for t in levels[:-1]]
 
-    # the order of each step: it rises from 1, and falls again if the run is short
-    order = o['solver_order']
-    line = o.get('solver_type') == 'heun'
-    short = n < 15
-    orders = [min(k, order, n - k + 1 if short else order) for k in range(1, n + 1)]
-
-    if o['algorithm_type'] == 'dpmsolver':
-
-        def exchanged(x, t):  # x_0 for eps and eps for x_0
-            p = guess(x, mirror(t))
-            return Prediction(p.eps, p.x0)
-
-        walk = dpmpp_2m(exchanged, [*map(mirror, levels)], x)
-    elif order == 3 or line:
-        walk = multistep(guess, levels, x, orders, line)
-    else:
-        walk = (ddim if order == 1 else dpmpp_2m)(guess, levels, x)
-
-    states = [x, *walk]
-    if short or o.get('euler_at_final'):
+    states = [x, *dpm_states(guess, levels, x, o)]
+    if n < 15 or o.get('euler_at_final'):
         states[-1] = last(ddim(guess, levels[-2:], states[-2]))
     return Run(times, states, x, [t.edm_sigma for t in levels])
 

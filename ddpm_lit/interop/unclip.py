@@ -30,8 +30,8 @@ from ..nets.transformer import gelu, quick_gelu
 from ..nets.unet import Attention, UpsamplerUNet, UNet, adm_unet
 from .glide import whose
 from .clip import CARRIED, NTH, TRANSFORMERS, NameTable, nearest_step, prefixed
-from .unet import KINDS, Fixture, Kind, Layout, load_official, only
-from .unet import options, unet_diffusers
+from .unet import KINDS, Fixture, Kind, Layout, build_empty
+from .unet import load_official, only, options, unet_diffusers
 from ..systems.dalle2 import Decoder, ImageProjection
 from ..systems.glide import Glide, TextUNet
 from ..systems.prior import TextFeatures, Prior, PriorNet, encode_text
@@ -115,9 +115,8 @@ def load_prior(source,  # the path of a safetensors file, or a state
                ) -> Prior:
     "A prior as its file has it, in float32. Eq. 77.1."
     state, origin = opened(source)
-    with torch.device('meta'):
-        prior = prior_diffusers(config)
-    return load_official(prior.to_empty(device='cpu').eval(), state, UNCLIP_PRIOR, origin)
+    prior = build_empty(prior_diffusers, config)
+    return load_official(prior, state, UNCLIP_PRIOR, origin)
 
 # %% ../../nbs/77_unclip_layouts.ipynb #run-prior
 def not_causal(net: PriorNet, x: Tensor, t: Tensor, z_text: Tensor,
@@ -330,10 +329,8 @@ def load_decoder(text_proj, decoder,  # the paths of two safetensors files, or s
     for part, source in (('text_proj', text_proj), ('decoder', decoder)):
         for k, v in opened(source)[0].items():
             state[f'{part}.{k}'] = v
-    with torch.device('meta'):
-        net = decoder_diffusers(config)
-    return load_official(net.to_empty(device='cpu').eval(), state,
-                         KarloLayout('diffusers'), 'This pair of files')
+    net = build_empty(decoder_diffusers, config)
+    return load_official(net, state, KarloLayout('diffusers'), 'This pair of files')
 
 # %% ../../nbs/77_unclip_layouts.ipynb #run-decoder
 @torch.no_grad()
@@ -385,9 +382,7 @@ def load_upsampler(source,  # the path of a safetensors file, or a state
                    ) -> Model:
     "An upsampler as its file has it, in float32."
     state, origin = opened(source)
-    with torch.device('meta'):
-        model = upsampler_diffusers(config)
-    model = model.to_empty(device='cpu').eval()
+    model = build_empty(upsampler_diffusers, config)
     load_official(model.net.net, state, Layout('diffusers'), origin)
     return model
 
@@ -424,12 +419,13 @@ def load_text(source,  # the path of a safetensors file, or a state
     only(c, hidden_act=['quick_gelu', 'gelu'], layer_norm_eps=[1e-5],
          intermediate_size=[4*c['hidden_size']])
     act = dict(quick_gelu=quick_gelu, gelu=gelu)[c['hidden_act']]
-    with torch.device('meta'):
-        text = TextTower(c['vocab_size'], c['max_position_embeddings'], c['hidden_size'],
-                         c['num_hidden_layers'], c['num_attention_heads'],
-                         c['projection_dim'], act)
-        ears = TextHalf(text)
-    return load_official(ears.to_empty(device='cpu').eval(), state, TRANSFORMERS, origin)
+
+    def build():
+        return TextHalf(TextTower(
+            c['vocab_size'], c['max_position_embeddings'], c['hidden_size'],
+            c['num_hidden_layers'], c['num_attention_heads'], c['projection_dim'], act))
+
+    return load_official(build_empty(build), state, TRANSFORMERS, origin)
 
 # %% ../../nbs/77_unclip_layouts.ipynb #chain
 class Unclip(NamedTuple):

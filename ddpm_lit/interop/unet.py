@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['LAYERS', 'OPENAI_LAYERS', 'DIFFUSERS_LAYERS', 'NAMES', 'OURS', 'OPENAI', 'DIFFUSERS', 'KINDS', 'POOL', 'Fixture',
            'read_fixture', 'place_openai', 'place_diffusers', 'official_keys', 'Layout', 'parts', 'projection',
-           'to_official', 'load_official', 'layout_of', 'options', 'only', 'unet_openai', 'options_diffusers',
-           'unet_diffusers', 'from_official', 'Kind', 'filled', 'run_openai', 'run_diffusers', 'relative_error',
-           'parity', 'ClassifierLayout', 'classifier_openai', 'run_classifier']
+           'to_official', 'load_official', 'build_empty', 'layout_of', 'options', 'only', 'unet_openai',
+           'options_diffusers', 'resizers', 'unet_diffusers', 'from_official', 'Kind', 'filled', 'run_openai',
+           'run_diffusers', 'relative_error', 'parity', 'ClassifierLayout', 'classifier_openai', 'run_classifier']
 
 # %% ../../nbs/71_unet_layouts.ipynb #imports
 import json
@@ -198,6 +198,14 @@ def load_official(net: UNet, state: dict[str, Tensor], layout: Layout,
     return net
 
 
+def build_empty(build: Callable[..., nn.Module], *args) -> nn.Module:
+    "What `build(*args)` makes, without initial values, for weights that replace them all."
+    # on "meta" there is no memory, so nothing is drawn at random
+    with torch.device('meta'):
+        net = build(*args)
+    return net.to_empty(device='cpu').eval()
+
+
 def layout_of(keys) -> str:  # 'openai' or 'diffusers'
     "The dialect, told from the keys."
     rooms = {k.split('.')[0] for k in keys}
@@ -301,6 +309,27 @@ def options_diffusers(config: dict) -> dict:
     return c
 
 
+def resizers(c: dict, block) -> tuple:  # block: a factory of residual blocks; -> down, up
+    "How all levels but the last, which keeps the size, change it."
+
+    def one_way(kinds, attention_type):
+        ways = set()
+        for k in kinds[:-1]:
+            by_type = k.startswith('Attn') and attention_type == 'resnet'
+            ways.add(k.startswith('Resnet') or by_type)
+        if len(ways) > 1:
+            raise Problem('Levels that change the size in different ways are not built '
+                          'here: choose one way for all.')
+        if ways == {True}:
+            return inside(block)
+        return dict(down=partial(Downsample, corner=c['downsample_padding'] == 0),
+                    up=Upsample)
+
+    down = one_way(c['down_block_types'], c['downsample_type'])['down']
+    up = one_way(c['up_block_types'], c['upsample_type'])['up']
+    return down, up
+
+
 def unet_diffusers(config: dict) -> UNet:
     "The `UNet` that a configuration of diffusers' UNet2DModel describes."
     c = options_diffusers(config)
@@ -314,22 +343,7 @@ def unet_diffusers(config: dict) -> UNet:
     time = partial(TimeEmbedding, sin_first=not c['flip_sin_to_cos'],
                    slowest=c['freq_shift'] == 1)
 
-    def resizer(kinds, attention_type):
-        "How all levels but the last, which keeps the size, change it."
-        ways = set()
-        for k in kinds[:-1]:
-            by_type = k.startswith('Attn') and attention_type == 'resnet'
-            ways.add(k.startswith('Resnet') or by_type)
-        if len(ways) > 1:
-            raise Problem('Levels that change the size in different ways are not built '
-                          'here: choose one way for all.')
-        if ways == {True}:
-            return inside(block)
-        return dict(down=partial(Downsample, corner=c['downsample_padding'] == 0),
-                    up=Upsample)
-
-    down = resizer(c['down_block_types'], c['downsample_type'])['down']
-    up = resizer(c['up_block_types'], c['upsample_type'])['up']
+    down, up = resizers(c, block)
     net = UNet(c['in_channels'], c['out_channels'], wide[0],
                [Fraction(w, wide[0]) for w in wide], c['layers_per_block'], levels,
                c['add_attention'], c['num_class_embeds'] or 0, time, block, attn,
