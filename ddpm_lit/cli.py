@@ -55,7 +55,7 @@ def failure(
         return e.format_message(), e.exit_code
     if isinstance(e, (click.Abort, KeyboardInterrupt)):
         return 'stopped.', 130
-    from ddpm_lit.core.check import Problem # late: it brings torch, and help needs none
+    from ddpm_lit.core.problem import Problem # late: it brings torch, and help needs none
     if isinstance(e, Problem):
         return str(e), 1
     if isinstance(e, ValueError) and 'null byte' in str(e):
@@ -267,7 +267,7 @@ def systems() -> dict:
 
 def find_system(name: str):
     "The system of that name."
-    from ddpm_lit.core.check import Problem
+    from ddpm_lit.core.problem import Problem
     if name not in systems():
         raise Problem(f'There is no system "{name}": choose {" or ".join(systems())}.')
     return systems()[name]
@@ -298,7 +298,7 @@ class Log:
     "What a run tells about itself: one JSON line for every few steps; on resuming, lines beyond the saved step are dropped."
     def __init__(self, path, step: int,
                  writes: bool = True): # lines of later steps are dropped
-        from ddpm_lit.core.check import replacing
+        from ddpm_lit.core.problem import replacing
         self.path, self.writes, self.lines = Path(path), writes, [
             r for r in read_log(path) if r['step'] <= step
         ]
@@ -352,7 +352,7 @@ def thin(lines: list, n: int = 50) -> list:
 # %% ../nbs/80_command.ipynb #settings
 def read_settings(path, **kinds) -> dict: # kinds: of what must be there
     "What a file of JSON says, by name: the settings that a run was started with, or a card."
-    from ddpm_lit.core.check import Problem
+    from ddpm_lit.core.problem import Problem
     try:
         told = json.loads(Path(path).read_text(encoding='utf-8'))
     except (ValueError, OSError, RecursionError) as e:
@@ -365,7 +365,7 @@ def read_settings(path, **kinds) -> dict: # kinds: of what must be there
 
 def commands_before(name: str) -> list[str]:
     "The commands that led to the weights of that name, as far as their card tells."
-    from ddpm_lit.core.check import data_dir
+    from ddpm_lit.core.problem import data_dir
     card = data_dir('weights')/f'{name}.json'
     if not card.exists():
         return []
@@ -376,7 +376,7 @@ def commands_before(name: str) -> list[str]:
 
 def leftovers(out: Path, recipe) -> list[Path]: # folders
     "What a run that was killed has left half-written of its own files."
-    from ddpm_lit.core.check import half_written
+    from ddpm_lit.core.problem import half_written
     names = ('run.json', 'log.jsonl', 'state.safetensors', f'{recipe.name}.safetensors',
              f'{recipe.name}.json')
     return [left for name in names for left in half_written(out/name)]
@@ -384,7 +384,7 @@ def leftovers(out: Path, recipe) -> list[Path]: # folders
 def choose_settings(out: Path, recipe, given: dict, resume: bool, init: bool,
                     device) -> dict: # given: None where the command line is silent
     "The settings of a new run, or of the one that is resumed."
-    from ddpm_lit.core.check import Problem
+    from ddpm_lit.core.problem import Problem
     from ddpm_lit.train.fit import has_bf16
     note = out/'run.json'
     if not resume:
@@ -469,7 +469,7 @@ class Run:
 @contextlib.contextmanager
 def alone(out: Path, new: bool): # new: may the folder be made?
     "No other process trains in this folder meanwhile; a new folder that stays empty is taken away."
-    from ddpm_lit.core.check import Problem
+    from ddpm_lit.core.problem import Problem
     try:
         import fcntl
     except ImportError:
@@ -503,7 +503,7 @@ def open_run(out, recipe, given: dict, resume=False, init=False, device=None,
              channels_last=False, compile=False, recompute=False, team=None) -> Run:
     "Start a run, or go on with the one in `out`."
     import torch
-    from ddpm_lit.core.check import replacing
+    from ddpm_lit.core.problem import replacing
     from ddpm_lit.scale import distributed
     from ddpm_lit.train.fit import load_weights
     from ddpm_lit.train.measure import data_digest
@@ -633,7 +633,7 @@ def train(name, out, resume, init, ship, steps, batch, lr, seed, bf16, channels_
 def train_together(team, device, name, out, resume, init, ship, given, channels_last,
                    compile, recompute, save_every, as_json):
     "What each process of a team does to train NAME: only the first one speaks and writes."
-    from ddpm_lit.core.check import Problem, data_dir
+    from ddpm_lit.core.problem import Problem, data_dir
     from ddpm_lit.train.fit import find_recipe, save_weights
     recipes()
     recipe, store = find_recipe(name), data_dir()/'weights'
@@ -676,7 +676,7 @@ def steering(
         recipe, w: float | None, guidance_scale: float | None, guidance: str | None,
         classifier_scale: float | None): # -> (model, labels [b]) -> Denoiser, or None
     "What the options of guidance ask for. Eq. 40.2, 41.3."
-    from ddpm_lit.core.check import Problem
+    from ddpm_lit.core.problem import Problem
     from ddpm_lit.guide.classifier import guide
     from ddpm_lit.guide.cfg import as_w, cfg_batched
     guidance = guidance or ('classifier' if classifier_scale is not None else
@@ -708,7 +708,7 @@ def steering(
 def choose_run(recipe, sampler: str | None,
                steps: int | None) -> tuple[str, int]: # None: as the recipe says
     "The sampler and its number of steps, no more than the recipe's schedule has."
-    from ddpm_lit.core.check import Problem
+    from ddpm_lit.core.problem import Problem
     from ddpm_lit.diffusion.schedule import DiscreteSchedule
     if not recipe.sampler:
         raise Problem(
@@ -724,7 +724,7 @@ def draw(
         bf16: bool = False): # -> [n ...] on the CPU, evaluations of the network for each
     "Turn noise into samples as the recipe wants it: its shape, its schedule, its limits, and the variance that the network has learned."
     import torch
-    from ddpm_lit.core.check import Problem
+    from ddpm_lit.core.problem import Problem
     from ddpm_lit.diffusion.sample import Counted, clamp_x0, find_sampler, learned_range
     from ddpm_lit.diffusion.schedule import grid
     from ddpm_lit.scale.speed import in_bf16
@@ -758,7 +758,7 @@ def draw(
 def labels(recipe, n: int, label: str | None): # [n] or None
     "The labels to draw: all classes in turn, one of them, or none."
     import torch
-    from ddpm_lit.core.check import Problem
+    from ddpm_lit.core.problem import Problem
     if not recipe.classes:
         if label not in (None, 'none'):
             raise Problem(f'{recipe.name} knows no labels: leave --label out.')
@@ -774,7 +774,7 @@ def labels(recipe, n: int, label: str | None): # [n] or None
 
 def find_weights(name: str) -> str:
     "A path as it is; a name stands for shipped weights or, where there are none, for those of runs/NAME."
-    from ddpm_lit.core.check import Problem, data_dir
+    from ddpm_lit.core.problem import Problem, data_dir
     from ddpm_lit.train.fit import ALIASES
     name = ALIASES.get(name, name)
     own = Path('runs')/name/f'{name}.safetensors'
@@ -805,7 +805,7 @@ def draw_captions(painter, captions: list[str], n: int, guidance_scale: float, s
               seed: int,
               at_once: int = 4): # -> [n*captions 3 h w], the n of a caption side by side
     "Pictures of sentences by somebody else's model, a few at a time; each has noise of its own. Eq. 76.6, 77.7."
-    from ddpm_lit.core.check import Problem
+    from ddpm_lit.core.problem import Problem
     from ddpm_lit.systems.upsample import own_noise
     many, done, at = n*len(captions), None, 0
     with Bar(painter.evaluations(steps)*math.ceil(many/at_once),
@@ -835,7 +835,7 @@ def draw_captions(painter, captions: list[str], n: int, guidance_scale: float, s
 
 def single_spaced(captions) -> list[str]:
     "The captions as they are told."
-    from ddpm_lit.core.check import Problem
+    from ddpm_lit.core.problem import Problem
     said = [' '.join(c.split()) for c in captions]
     if not all(said):
         raise Problem('A caption is empty: say in words what to paint.')
@@ -844,7 +844,7 @@ def single_spaced(captions) -> list[str]:
 def sample_captions(name: str, captions, enlarge, out, n, w, guidance_scale, steps, side,
                 seed, device, as_json):
     "`sample` for GLIDE's files and for Karlo's folder."
-    from ddpm_lit.core.check import Problem
+    from ddpm_lit.core.problem import Problem
     from ddpm_lit.guide.cfg import as_w
     from ddpm_lit.interop.checkpoints import open_text_to_image
     from ddpm_lit.show import save_captioned
@@ -873,7 +873,7 @@ def find_model(
     name: str, layout: str | None, told: dict, unlabelled: bool
 ): # told: by option, None where nothing is; unlabelled: will it be asked without a label? -> (Model, Recipe)
     "Weights of ours or, where a layout or anything about it is told, somebody else's denoiser."
-    from ddpm_lit.core.check import Problem
+    from ddpm_lit.core.problem import Problem
     from ddpm_lit.train.fit import load_weights
     if layout is None and not any(told.values()):
         return load_weights(find_weights(name))
@@ -914,7 +914,7 @@ def sample(name, out, n, captions, enlarge, label, bf16, w, guidance_scale, guid
            classifier_scale, sampler, steps, layout, seed, device, threads, as_json,
            **told):
     "Draw samples from weights NAME (shipped, or else those in runs/NAME), from a .safetensors file that train wrote, or with --layout auto from somebody else's file or folder."
-    from ddpm_lit.core.check import Problem
+    from ddpm_lit.core.problem import Problem
     from ddpm_lit.train.fit import has_bf16
     device = start(device, threads)
     if captions:
@@ -958,7 +958,7 @@ def real_data(recipe, n: int, label: str | None,
               seed: int): # -> labelled digits, or points [2n ...]
     "What n samples are compared with: digits that nobody was trained on, or points drawn anew."
     import torch
-    from ddpm_lit.core.check import Problem
+    from ddpm_lit.core.problem import Problem
     from ddpm_lit.data.images import mnist
     if len(recipe.shape) < 3:
         with torch.random.fork_rng():
@@ -1047,7 +1047,7 @@ def fingerprints(
     name: str, recipe
 ) -> tuple[dict, list[str]]: # name as find_weights gives it; what was used, warnings
     "Weights, reader and data: where they are, what they are, and the cards that tell how they came about."
-    from ddpm_lit.core.check import Problem, data_dir
+    from ddpm_lit.core.problem import Problem, data_dir
     from ddpm_lit.train.measure import data_digest
 
     def of(path):
@@ -1216,7 +1216,7 @@ def evaluate_command(name, n, label, batch, bits_pictures, bits_draws, weights, 
 def read_clip(weights: str): # -> Reader
     "A CLIP with all that it needs to be asked: shipped, of a run, or somebody else's file or folder."
     from ddpm_lit.clip.zero_shot import CLIP, ZeroShotClassifier
-    from ddpm_lit.core.check import Problem
+    from ddpm_lit.core.problem import Problem
     from ddpm_lit.train.fit import load_weights
     from ddpm_lit.interop.checkpoints import clip_at, is_ours
     recipes()
@@ -1242,7 +1242,7 @@ def answers(
 
 def read_names(path: str) -> list[str]:
     "The lines of a text file, empty ones left out."
-    from ddpm_lit.core.check import Problem
+    from ddpm_lit.core.problem import Problem
     try:
         return [
             line.strip()
@@ -1285,7 +1285,7 @@ def classify_command(image, more, among, names, templates, truth, top, weights, 
     "Which of some captions fits the picture IMAGE best? For example: classify dog.png --among 'a dog' 'a cat' --out card.png"
     device = start(device, threads)
     from ddpm_lit.clip.zero_shot import classify, fill, fitted, read_picture
-    from ddpm_lit.core.check import Problem
+    from ddpm_lit.core.problem import Problem
     captions, pixels = [
         ' '.join(c.split())
         for c in (*among, *more, *(read_names(names) if names else ()))
@@ -1339,7 +1339,7 @@ def canvas(path: str, of: str): # -> [3 64 64] uint8
 
 def in_words(captions, style: str | None, data: str) -> list[str]:
     "The captions as they are told; a style makes each the caption of a drawing in it."
-    from ddpm_lit.core.check import Problem
+    from ddpm_lit.core.problem import Problem
     from ddpm_lit.data.captions import STYLES
     said = single_spaced(captions)
     if style is None:
@@ -1383,7 +1383,7 @@ def paint_command(captions, system, data, prior, style, n, steps, guidance, clip
                   as_json):
     "Paint what each CAPTION says. For example: paint 'a red heart' --n 8 --out heart.png"
     device = start(device, threads)
-    from ddpm_lit.core.check import Problem
+    from ddpm_lit.core.problem import Problem
     from ddpm_lit.data.images import to_unit
     from ddpm_lit.guide.cfg import as_w
     from ddpm_lit.show import save_captioned
@@ -1719,7 +1719,7 @@ def show_digits(path, model, recipe, n: int, seed: int, words: str) -> str:
 def demo(out, seconds, steps, n, seed, device, threads, as_json):
     "See it work: noise a digit, denoise a swiss roll, train on real digits for two minutes, sample, paint captions."
     import torch
-    from ddpm_lit.core.check import Problem
+    from ddpm_lit.core.problem import Problem
     from ddpm_lit.train.fit import find_recipe, load_weights
     recipes()
     out, device, recipe, told, pictures = Path(out), start(
@@ -1845,7 +1845,7 @@ def weighed(out: Path, data: str, peers: bool, seconds: float, seeds: int,
             device) -> dict:
     "All arms of `quality`: those that `out` holds already are not trained again."
     import torch
-    from ddpm_lit.core.check import Problem, replacing
+    from ddpm_lit.core.problem import Problem, replacing
     from ddpm_lit.data.images import load_images, to_unit
     from ddpm_lit.scale.speed import ARMS
     from ddpm_lit.scale.speed import quality as train_arm

@@ -16,7 +16,7 @@ from typing import Callable, Sequence
 import matplotlib.pyplot as plt
 import torch
 from torch import Tensor
-from .core.check import Problem, replacing
+from .core.problem import Problem, replacing
 
 # %% ../nbs/04_show.ipynb #inks
 INK = dict(data='black', noise='0.65', model='tab:blue', oracle='black',

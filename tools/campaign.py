@@ -60,7 +60,7 @@ sys.path.insert(0, str(root))
 from ddpm_lit import cli, show
 from ddpm_lit.clip import tokens
 from ddpm_lit.clip.zero_shot import fill, read_picture
-from ddpm_lit.core.check import Problem, data_dir
+from ddpm_lit.core.problem import Problem, data_dir
 from ddpm_lit.core.denoiser import Model
 from ddpm_lit.core.level import from_alpha_bar, from_edm_sigma
 from ddpm_lit.data import captions, images, toy

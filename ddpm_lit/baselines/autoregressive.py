@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Categorical, MixtureSameFamily, Normal
-from ..core.check import Problem
+from ..core.problem import Problem
 
 # %% ../../nbs/33_autoregressive.ipynb #rival
 class Baseline(nn.Module):

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Callable, Iterator
 import torch
 from torch import Tensor, nn
-from ..core.check import Problem, data_dir, replacing
+from ..core.problem import Problem, data_dir, replacing
 from ..core.denoiser import Denoiser, Model, from_v
 from ..core.level import Level
 from ..data.images import Batches, load_images, to_unit

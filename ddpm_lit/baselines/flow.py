@@ -10,7 +10,7 @@ __all__ = ['POINTS', 'PICTURES', 'GREY', 'Flow', 'Affine', 'Coupling', 'flow_poi
 import math
 import torch
 from torch import Tensor, nn
-from ..core.check import Problem
+from ..core.problem import Problem
 from ..data.images import to_bytes, to_unit
 from .autoregressive import Baseline
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
-from ..core.check import Problem
+from ..core.problem import Problem
 from ..diffusion.oracle import Mixture
 from .autoregressive import Baseline
 from ..train.fit import Training

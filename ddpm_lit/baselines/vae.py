@@ -9,7 +9,7 @@ __all__ = ['POINTS', 'PICTURES', 'network', 'density_nats', 'VAE', 'vae_points',
 import math
 import torch
 from torch import Tensor, nn
-from ..core.check import Problem
+from ..core.problem import Problem
 from ..data.images import to_bytes, to_unit
 from ..diffusion.loss import decoder_nats
 from ..diffusion.posterior import gaussian_kl

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from .tokens import caption_tokenizer
-from ..core.check import Problem
+from ..core.problem import Problem
 from ..core.level import Level
 from ..data.captions import CaptionBatches, emoji, join, shapes
 from ..guide.classifier import AttentionPool

@@ -21,13 +21,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from .zero_shot import (STYLE_FORMS, ZeroShotClassifier, class_vectors, ranks, row,
                                      share, some, table)
-from ..core.check import Problem
+from ..core.problem import Problem
 from ..core.level import Level
 from ..data.captions import (COLOURS, GROUNDS, PLACES, RELATIONS, SIZES, STYLES,
                                     Captioned, Emoji, Scene, Thing, attributes, emoji,
                                     emoji_table, parse, poses, read, render, shifted)
 from ..data.images import Batches, Images, square, to_bytes, to_unit
-from ..train.fit import Recipe, find_recipe, load_weights, register
+from ..train.fit import JUDGES, Recipe, load_weights, register
 from ..train.measure import weigh
 
 # %% ../../nbs/56_judges.ipynb #side
@@ -567,4 +567,4 @@ def judge_classifier(
             yield done*100 // 3, rows
 
 
-register(replace(find_recipe('witness'), judge=judge_classifier));
+JUDGES.add('witness', judge_classifier);

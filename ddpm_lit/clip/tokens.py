@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
-from ..core.check import Problem, data_dir, replacing
+from ..core.problem import Problem, data_dir, replacing
 
 # %% ../../nbs/51_tokens.ipynb #alphabet
 # bytes that show as themselves; the others show as the characters from 256 on

@@ -22,12 +22,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from .contrast import CLIP, as_official, unit
 from .tokens import caption_tokenizer, clip_tokenizer
-from ..core.check import Problem
+from ..core.problem import Problem
 from ..data.captions import (COLOURS, GROUNDS, PLACES, SHAPES, SIZES, STYLES,
                                     Captioned, Scene, emoji, emoji_table, fraction,
                                     on_white, poses, render, scenes, sentence, smaller)
 from ..data.images import picture_in, square, to_bytes, to_unit
-from ..train.fit import find_recipe, register
+from ..train.fit import JUDGES
 from ..train.measure import in_parts
 
 # %% ../../nbs/55_zero_shot.ipynb #prompts
@@ -627,7 +627,7 @@ def judge(
     yield 100, by_probe('new emoji', test, train, held, reader)
 
 
-register(replace(find_recipe('clip'), judge=judge));
+JUDGES.add('clip', judge);
 
 # %% ../../nbs/55_zero_shot.ipynb #table
 def table(rows: Sequence[dict]) -> str:

@@ -10,7 +10,7 @@ __all__ = ['Parameterization', 'Prediction', 'Denoiser', 'from_eps', 'from_x0', 
 from typing import Callable, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
-from .check import Problem
+from .problem import Problem
 from .level import Level
 
 # %% ../../nbs/02_denoiser.ipynb #prediction

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 import torch
 from torch import Tensor
-from .check import Problem
+from .problem import Problem
 
 # %% ../../nbs/01_level.ipynb #level
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import pickletools
 from typing import Any, Callable, Mapping, NamedTuple
 import torch
 from torch import Tensor
-from .check import Problem
+from .problem import Problem
 
 # %% ../../nbs/06_unpickle.ipynb #opcodes
 MARK = object()  # where the elements of a container begin

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
-from ..core.check import Problem, data_dir
+from ..core.problem import Problem, data_dir
 from .images import DATASETS, Images, picture_in, square, to_bytes, to_unit
 
 # %% ../../nbs/50_captions.ipynb #captioned
@@ -584,8 +584,8 @@ def _shape_images(split, size, n):
     "The shapes without captions; the label is the shape."
     return shapes(split, n or 10_000, size or 32).images(lambda row: row.things[0].shape)
 
-DATASETS['emoji'] = _emoji_images
-DATASETS['shapes'] = _shape_images
+DATASETS.add('emoji', _emoji_images)
+DATASETS.add('shapes', _shape_images);
 
 # %% ../../nbs/50_captions.ipynb #fit
 @dataclass

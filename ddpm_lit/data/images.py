@@ -25,7 +25,8 @@ from typing import Callable, Iterable
 import numpy as np
 import torch
 from torch import Tensor
-from ..core.check import Problem, data_dir
+from ..core.problem import Problem, data_dir
+from ..core.registry import Registry
 from ..core.unpickle import NUMPY_CALLS, SafeUnpickler, read_array, text_of
 
 # %% ../../nbs/23_digits.ipynb #unit
@@ -406,34 +407,37 @@ def in_folder(name: str,
 
 # %% ../../nbs/23_digits.ipynb #by-name
 # name -> (split, size or None, n or None) -> Images
-DATASETS: dict[str, Callable[[str, int | None, int | None], Images]] = {
-    'mnist': lambda split, size, n: mnist(split),
-    'fashion-mnist': fashion_mnist,
-    'cifar10': cifar10,
-    'celeba': celeba,
-    'celebahq': in_folder('celebahq'),
-    'lsun': in_folder('lsun'),
-    'imagenet': in_folder('imagenet', labelled=True),
-}
+DATASETS = Registry('data set', mark='DATASETS.add(', group='ddpm_lit.datasets')
+
+
+@DATASETS.add('mnist')
+def _mnist(split, size, n):
+    return mnist(split)
+
+
+DATASETS.add('fashion-mnist', fashion_mnist)
+DATASETS.add('cifar10', cifar10)
+DATASETS.add('celeba', celeba)
+DATASETS.add('celebahq', in_folder('celebahq'))
+DATASETS.add('lsun', in_folder('lsun'))
+DATASETS.add('imagenet', in_folder('imagenet', labelled=True))
 
 
 def load_images(
-    name: str,  # one of DATASETS
+    name: str,  # of DATASETS
     split: str = 'train',
     size: int | None = None,  # pixels of a side; None: as they come
     n: int | None = None,  # only the first n
 ) -> Images:
     "A data set by name: pictures and, where it has them, labels."
-    if name not in DATASETS:
-        raise Problem(f'There is no data set "{name}": '
-                      f'choose one of {", ".join(DATASETS)}.')
+    find = DATASETS.find(name)
     if n is not None and n < 1:
         raise Problem(f'There are no {n} pictures to load: ask for 1 or more.')
     if size is not None and size < 1:
         raise Problem(f'A picture cannot be {size} pixels wide: '
                       'give a size of 1 or more.')
 
-    images = DATASETS[name](split, size, n)[:n]
+    images = find(split, size, n)[:n]
     if size is None or images.pixels.shape[2:] == (size, size):
         return images
     return replace(images, pixels=square(images.pixels, size))

@@ -10,7 +10,7 @@ import cmath
 import math
 import torch
 from torch import Tensor
-from ..core.check import Problem
+from ..core.problem import Problem
 
 # %% ../../nbs/03_toy.ipynb #count
 def _check(n: int, noise: float):

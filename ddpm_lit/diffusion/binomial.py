@@ -11,7 +11,7 @@ import math
 from typing import Callable, Iterator
 import torch
 from torch import Tensor, nn
-from ..core.check import Problem
+from ..core.problem import Problem
 
 # %% ../../nbs/28_binomial.ipynb #forward
 def share_kept(T: int) -> Tensor:  # [T+1] float64: 1 at t = 0, 0 at t = T

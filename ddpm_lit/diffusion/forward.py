@@ -9,7 +9,7 @@ __all__ = ['q_sample', 'ordered', 'new_noise', 'q_step', 'chain']
 from typing import Callable, Iterator
 import torch
 from torch import Tensor
-from ..core.check import Problem
+from ..core.problem import Problem
 from ..core.level import Level
 from .schedule import Grid
 

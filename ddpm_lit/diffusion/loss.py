@@ -11,7 +11,7 @@ import math
 from typing import Callable
 import torch
 from torch import Tensor
-from ..core.check import Problem
+from ..core.problem import Problem
 from ..core.denoiser import Denoiser, Prediction
 from ..core.level import Level
 from .forward import new_noise, q_sample

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 import torch
 from torch import Tensor
-from ..core.check import Problem
+from ..core.problem import Problem
 from ..core.denoiser import Prediction, from_x0
 from ..core.level import Level, CLEAN
 

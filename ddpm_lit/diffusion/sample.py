@@ -13,7 +13,8 @@ from itertools import accumulate, pairwise, repeat
 from typing import Callable, Iterable, Iterator
 import torch
 from torch import Tensor
-from ..core.check import Problem
+from ..core.problem import Problem
+from ..core.registry import Registry
 from ..core.denoiser import Denoiser, Prediction, from_x0
 from ..core.level import Level, CLEAN
 from .forward import new_noise
@@ -139,14 +140,14 @@ def ddim(denoiser: Denoiser, levels: Grid, x: Tensor, eta: float = 0.,
 
 # %% ../../nbs/14_sample.ipynb #names
 # by the names that the command line knows
-SAMPLERS: dict[str, Sampler] = {'ancestral': ancestral, 'ddim': ddim}
+SAMPLERS = Registry('sampler', mark='SAMPLERS.add(', group='ddpm_lit.samplers')
+SAMPLERS.add('ancestral', ancestral)
+SAMPLERS.add('ddim', ddim)
 
 
 def find_sampler(name: str) -> Sampler:  # (denoiser, grid, x) -> the states of a run
-    "The sampler of that name."
-    if name not in SAMPLERS:
-        raise Problem(f'There is no sampler "{name}": choose {" or ".join(SAMPLERS)}.')
-    return SAMPLERS[name]
+    "The sampler of that name, wherever it is defined."
+    return SAMPLERS.find(name)
 
 # %% ../../nbs/14_sample.ipynb #edit-x0
 def edit_x0(denoiser: Denoiser, edit: Callable[[Tensor], Tensor]) -> Denoiser:

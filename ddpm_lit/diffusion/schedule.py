@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import Iterator, Protocol
 import torch
 from torch import Tensor
-from ..core.check import Problem
+from ..core.problem import Problem
 from ..core.level import Level, CLEAN, from_edm_sigma
 
 # %% ../../nbs/10_schedule.ipynb #schedule

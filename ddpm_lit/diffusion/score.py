@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Callable, Iterator
 import torch
 from torch import Tensor
-from ..core.check import Problem
+from ..core.problem import Problem
 from ..core.denoiser import Denoiser, Model, from_eps
 from ..core.level import Level
 from ..data.images import Batches, mnist
@@ -95,7 +95,7 @@ def langevin(
         yield x
 
 
-SAMPLERS['langevin'] = langevin  # found by name once this module is imported
+SAMPLERS.add('langevin', langevin);
 
 # %% ../../nbs/31_score.ipynb #recipe
 def _unlabelled_digits(batch, seed, device):

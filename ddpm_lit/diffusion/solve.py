@@ -10,7 +10,7 @@ import math
 from typing import Iterator
 import torch
 from torch import Tensor
-from ..core.check import Problem
+from ..core.problem import Problem
 from ..core.denoiser import Denoiser, Prediction
 from ..core.level import Level
 from .forward import q_step
@@ -83,7 +83,8 @@ def dpmpp_2m(denoiser: Denoiser, levels: Grid, x: Tensor) -> Iterator[Tensor]:
 
 
 # found by name once this module is imported
-SAMPLERS.update(heun=heun, dpmpp_2m=dpmpp_2m)
+SAMPLERS.add('heun', heun)
+SAMPLERS.add('dpmpp_2m', dpmpp_2m);
 
 # %% ../../nbs/32_solve.ipynb #flow
 def from_flow(v: Tensor, x: Tensor, t: Level) -> Prediction:  # all [b ...]
@@ -122,4 +123,4 @@ def predictor_corrector(denoiser: Denoiser, levels: Grid, x: Tensor,
         yield x
 
 
-SAMPLERS['pc'] = predictor_corrector
+SAMPLERS.add('pc', predictor_corrector);

@@ -9,7 +9,7 @@ __all__ = ['Pair', 'Condition', 'as_w', 'extrapolate', 'cfg', 'batched_pair', 'c
 from typing import Callable
 import torch
 from torch import Tensor
-from ..core.check import Problem
+from ..core.problem import Problem
 from ..core.denoiser import Denoiser, Model, Prediction, for_each, from_x0
 from ..core.level import Level
 

@@ -12,7 +12,7 @@ from typing import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from ..core.check import Problem
+from ..core.problem import Problem
 from ..core.denoiser import Denoiser, add_score, level_time
 from ..core.level import Level
 from ..data.images import Batches, mnist

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from ..clip.contrast import CLIP, TextTower, VisionTower, contrastive, unit
 from ..clip.tokens import caption_tokenizer
-from ..core.check import Problem
+from ..core.problem import Problem
 from ..core.denoiser import Denoiser, Model, level_time
 from ..core.level import CLEAN, Level
 from ..data.captions import Captioned, CaptionBatches, join, shapes

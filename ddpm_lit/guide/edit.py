@@ -10,7 +10,7 @@ __all__ = ['Projection', 'threshold_x0', 'pixels', 'blocks', 'project_x0', 'repl
 import torch
 from torch import Tensor
 from typing import Callable, Iterator
-from ..core.check import Problem
+from ..core.problem import Problem
 from ..core.denoiser import Denoiser, from_x0
 from ..core.level import Level
 from ..diffusion.forward import q_sample, q_step

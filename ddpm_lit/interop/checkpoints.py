@@ -32,7 +32,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from ..clip.contrast import CLIP
 from ..clip.tokens import clip_tokenizer, glide_tokenizer
-from ..core.check import Problem
+from ..core.problem import Problem
 from ..core.denoiser import Model, Parameterization, from_eps, from_v, from_x0
 from ..core.unpickle import Named, SafeUnpickler
 from ..diffusion.schedule import DiscreteSchedule, cosine, linear

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..clip.contrast import CLIP, ResNetTower, TextTower, VisionTower
 from ..clip.contrast import contrastive, unit
 from ..clip.tokens import clip_tokenizer, glide_tokenizer
-from ..core.check import Problem
+from ..core.problem import Problem
 from ..core.level import Level
 from ..diffusion.schedule import DiscreteSchedule, cosine
 from ..guide.classifier import LogLikelihood, gradient
@@ -318,7 +318,7 @@ class TimedCLIP(nn.Module):
 
     def __init__(self, image: VisionTower, text: TextTower, timesteps: int,
                  clip_scale: float,
-                 level_input: Callable[[Level], Tensor]):  # clock: a level's timestep, from 0
+                 level_input: Callable[[Level], Tensor]):  # a level's timestep, from 0
         super().__init__()
         image.register_parameter('first', None)
         self.image = image

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Callable, NamedTuple
 import torch
 from torch import Tensor, nn
-from ..core.check import Problem
+from ..core.problem import Problem
 from ..core.denoiser import Denoiser
 from ..core.level import CLEAN
 from ..diffusion.sample import ancestral, clamp_x0, ddim, last, learned_range

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Iterator, NamedTuple
 import torch
 from torch import Tensor
-from ..core.check import Problem
+from ..core.problem import Problem
 from ..core.denoiser import Denoiser, Prediction, add_score, from_eps, from_x0
 from ..core.level import CLEAN, Level, from_edm_sigma
 from ..diffusion.bits import to_bits

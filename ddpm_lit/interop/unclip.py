@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from ..clip.contrast import CLIP, TextTower
-from ..core.check import Problem
+from ..core.problem import Problem
 from ..core.denoiser import Denoiser, Model, from_eps
 from ..diffusion.sample import ancestral, clamp_x0, fixed_small, last
 from ..diffusion.sample import learned_range, respace

@@ -20,7 +20,7 @@ from typing import Callable, NamedTuple
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
-from ..core.check import Problem
+from ..core.problem import Problem
 from ..core.level import Level
 from ..guide.classifier import Encoder, NoisyClassifier, gradient
 from ..nets.unet import (Attention, Downsample, Resample, ResBlock, UpsamplerUNet,

@@ -10,7 +10,7 @@ from typing import Callable
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from ..core.check import Problem
+from ..core.problem import Problem
 from .transformer import SelfAttention
 from .unet import TimeEmbedding, check_given, zero
 

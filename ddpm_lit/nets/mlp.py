@@ -9,7 +9,7 @@ __all__ = ['sinusoid', 'MLP']
 import math
 import torch
 from torch import Tensor, nn
-from ..core.check import Problem
+from ..core.problem import Problem
 
 # %% ../../nbs/21_mlp.ipynb #sinusoid
 def sinusoid(time: Tensor,             # [b] a number a sample, in units of timesteps

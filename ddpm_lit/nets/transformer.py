@@ -10,7 +10,7 @@ from typing import Callable
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from ..core.check import Problem
+from ..core.problem import Problem
 from .unet import attend
 
 # %% ../../nbs/52_transformer.ipynb #self-attention

@@ -15,7 +15,7 @@ from typing import Callable, Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from ..core.check import Problem
+from ..core.problem import Problem
 from .mlp import sinusoid
 
 # %% ../../nbs/24_unet.ipynb #time

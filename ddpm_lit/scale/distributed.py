@@ -27,7 +27,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from ..clip.contrast import clip_loss, slopes_in_chunks, sums_in_chunks
-from ..core.check import Problem
+from ..core.problem import Problem
 from ..core.level import Level
 from ..diffusion.forward import q_sample
 from ..diffusion.loss import Loss

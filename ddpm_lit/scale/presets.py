@@ -23,7 +23,8 @@ from typing import Callable, Sequence
 import torch
 from torch import Tensor, nn
 from ..clip.contrast import OFFICIAL, TextTower, VisionTower, official_clip
-from ..core.check import Problem
+from ..core.problem import Problem
+from ..core.registry import Registry
 from ..core.denoiser import Model, from_eps
 from ..core.level import Level
 from ..data.images import DATASETS, Batches, load_images
@@ -323,13 +324,12 @@ class Preset:
         return self.regime.data in DATASETS
 
 # %% ../../nbs/70_presets.ipynb #find
-PRESETS: dict[str, Preset] = {}
+PRESETS = Registry('preset', mark='nothing but this module adds presets')
 
 
 def add(preset: Preset) -> Preset:
     "Make a preset known by its name."
-    PRESETS[preset.name] = preset
-    return preset
+    return PRESETS.add(preset.name, preset)
 
 
 def find_preset(name: str) -> Preset:
@@ -771,7 +771,7 @@ def paper_recipe(p: Preset, **smaller) -> Recipe:  # smaller: sizes for a trial
 
 
 # DDPM's for CIFAR-10
-SAMPLERS['ancestral-large'] = partial(ancestral, variance=fixed_large)
+SAMPLERS.add('ancestral-large', partial(ancestral, variance=fixed_large))
 for p in PRESETS.values():
     if p.trains:
         register(paper_recipe(p))

@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 from ..clip.contrast import contrastive, official_clip, unit
-from ..core.check import Problem
+from ..core.problem import Problem
 from ..core.denoiser import Denoiser, Model, from_eps, from_v
 from ..core.level import Level
 from ..data.images import Batches, Images, to_bytes

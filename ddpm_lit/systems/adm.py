@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Iterable
 import torch
 from torch import Tensor
-from ..core.check import Problem
+from ..core.problem import Problem
 from ..core.denoiser import Denoiser, Model, Prediction, from_eps
 from ..core.level import Level
 from ..data.images import Batches, mnist

@@ -11,7 +11,7 @@ from typing import Callable, Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from ..core.check import Problem
+from ..core.problem import Problem
 from ..data.captions import Captioned, CaptionBatches, join, shapes
 from ..data.images import to_unit
 from ..diffusion.sample import Kernel

@@ -20,7 +20,7 @@ from ..clip.contrast import unit
 from ..clip.judges import weigh_emoji, weigh_scenes
 from ..clip.tokens import caption_tokenizer
 from ..clip.zero_shot import ZeroShotClassifier
-from ..core.check import Problem
+from ..core.problem import Problem
 from ..core.denoiser import Denoiser, Prediction
 from ..data.captions import (Captioned, CaptionBatches, emoji, join, poses,
                                     render, shapes)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from ..clip.tokens import caption_tokenizer
 from ..clip.zero_shot import caption_of as told_of, words as split_words
-from ..core.check import Problem
+from ..core.problem import Problem
 from ..core.denoiser import Model, Parameterization, from_eps, from_v, level_time
 from ..core.level import Level
 from ..data.captions import (LEXICON, STYLES, Captioned, CaptionBatches, Emoji,
@@ -27,7 +27,7 @@ from ..diffusion.schedule import Cosine
 from ..guide.clip_guidance import noised_clip_loss, small_noised_clip
 from ..nets.transformer import Transformer, gelu
 from ..nets.unet import Attention, UNet, adm_unet, small_unet
-from ..train.fit import ALIASES, Recipe, find_recipe, load_weights, register
+from ..train.fit import RECIPES, Recipe, find_recipe, load_weights, register
 
 # %% ../../nbs/60_glide.ipynb #encoder
 class TextEncoder(nn.Module):
@@ -295,7 +295,7 @@ register(
            caption_batches(lambda seed: all_but_held(16),
                          0.), shape=(3, 16, 16), loss=noised_clip_loss, steps=5000,
            batch=256, settings=dict(lr=1e-3), data=('emoji', 'vocab'), sampler=''))
-ALIASES['glide'] = 'glide-emoji'
+RECIPES.alias('glide', 'glide-emoji')
 
 # %% ../../nbs/60_glide.ipynb #asked
 def asked_scenes(objects: int, split: str, n: int, seed: int) -> list[str]:

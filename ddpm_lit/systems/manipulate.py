@@ -15,7 +15,7 @@ from torch import Tensor
 from ..clip.contrast import unit
 from ..clip.judges import weigh_emoji, weigh_scenes
 from ..clip.zero_shot import ZeroShotClassifier
-from ..core.check import Problem
+from ..core.problem import Problem
 from ..core.denoiser import Denoiser
 from ..data.captions import emoji, shapes
 from ..data.images import to_bytes, to_unit

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from ..clip.contrast import CLIP, unit
 from ..clip.tokens import caption_tokenizer
 from ..clip.zero_shot import ZeroShotClassifier
-from ..core.check import Problem
+from ..core.problem import Problem
 from ..core.denoiser import Denoiser, Model, from_x0, level_time
 from ..core.level import Level
 from ..data.captions import Captioned, CaptionBatches, emoji, join, shapes

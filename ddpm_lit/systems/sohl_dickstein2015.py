@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Callable, Iterator
 import torch
 from torch import Tensor, nn
-from ..core.check import Problem
+from ..core.problem import Problem
 from ..core.denoiser import Denoiser, Model, Prediction, from_v
 from ..core.level import CLEAN, Level
 from ..data.images import Batches, load_images

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from ..clip.judges import weigh_emoji, weigh_scenes
 from ..clip.tokens import caption_tokenizer
-from ..core.check import Problem
+from ..core.problem import Problem
 from ..core.denoiser import Denoiser, Prediction
 from ..core.level import Level
 from ..data.captions import Captioned, join, shapes

@@ -9,7 +9,7 @@ __all__ = ['line_error', 'errors_by_level', 'drift', 'grain', 'empirical_std', '
 from typing import Callable, Iterable
 import torch
 from torch import Tensor
-from ..core.check import Problem
+from ..core.problem import Problem
 from ..core.denoiser import Denoiser, Model
 from ..core.level import Level
 from ..diffusion.sample import ddim
