@@ -623,9 +623,11 @@ def judge(
     yield 20, by_name('new emoji', test, readers, known)
     yield 35, by_name('trained emoji', seen, readers, known)
     if styles:
+        # kept back, and no drawing of their family was learned in that style
+        learned = {(r.family, r.style) for r in all_but_held(32).rows}
         every = emoji('train')
-        held_back = every[[i for i, r in enumerate(every.rows) if r.held]]
-        yield 42, by_name('new styles', some(held_back, n), readers, known)
+        new = every[[(r.family, r.style) not in learned for r in every.rows]]
+        yield 42, by_name('new styles', some(new, n), readers, known)
     kinds = by_kind('new emoji', test, train, readers)
     yield 50, kinds + by_hue('new emoji', test, readers)
     yield 60, by_scene('new pairs', 'test', readers, min(n, 500), seed)
