@@ -24,8 +24,9 @@ from .contrast import CLIP, as_official, unit
 from .tokens import caption_tokenizer, clip_tokenizer
 from ..core.problem import Problem
 from ..data.captions import (COLOURS, GROUNDS, PLACES, SHAPES, SIZES, STYLES,
-                                    Captioned, Scene, emoji, emoji_table, fraction,
-                                    on_white, poses, render, scenes, sentence, smaller)
+                                    Captioned, Scene, all_but_held, emoji, emoji_table,
+                                    fraction, on_white, poses, render, scenes, sentence,
+                                    smaller)
 from ..data.images import picture_in, square, to_bytes, to_unit
 from ..train.fit import JUDGES
 from ..train.measure import in_parts
@@ -596,11 +597,12 @@ def a_fifth(data: Captioned) -> list[bool]:  # of its families, whole
 
 
 def judge(
-    clip: CLIP, n: int = 2000, seed: int = 0
+    clip: CLIP, n: int = 2000, seed: int = 0,
+    styles: bool = False,  # trained without drawings kept back in a style? ask for them too
 ) -> Iterator[tuple[int, list[dict]]]:  # per cent done, rows
     "All tasks, one after the other; at most n pictures in each, 4 n to learn from."
     reader = ZeroShotClassifier(clip)
-    train = some(emoji('train'), 4*n)
+    train = some(all_but_held(32) if styles else emoji('train'), 4*n)
     test = some(emoji('test'), n)
     held = torch.tensor(a_fifth(train))
     rng = np.random.default_rng(seed)
@@ -620,6 +622,12 @@ def judge(
 
     yield 20, by_name('new emoji', test, readers, known)
     yield 35, by_name('trained emoji', seen, readers, known)
+    if styles:
+        # kept back, and no drawing of their family was learned in that style
+        learned = {(r.family, r.style) for r in all_but_held(32).rows}
+        every = emoji('train')
+        new = every[[(r.family, r.style) not in learned for r in every.rows]]
+        yield 42, by_name('new styles', some(new, n), readers, known)
     kinds = by_kind('new emoji', test, train, readers)
     yield 50, kinds + by_hue('new emoji', test, readers)
     yield 60, by_scene('new pairs', 'test', readers, min(n, 500), seed)
@@ -627,7 +635,10 @@ def judge(
     yield 100, by_probe('new emoji', test, train, held, reader)
 
 
-JUDGES.add('clip', judge);
+JUDGES.add('clip', judge)
+for name in ('clip-resnet-transformer', 'clip-resnet-cbow',
+             'clip-vit-transformer', 'clip-vit-cbow'):
+    JUDGES.add(name, functools.partial(judge, styles=True))
 
 # %% ../../nbs/55_zero_shot.ipynb #table
 def table(rows: Sequence[dict]) -> str:

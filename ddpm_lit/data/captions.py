@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['STYLES', 'SHAPES', 'COLOURS', 'SIZES', 'GROUNDS', 'PLACES', 'RELATIONS', 'OPPOSITE', 'WORDINGS', 'PLAIN', 'LEXICON',
            'THING', 'GRAMMAR', 'HELD', 'DISTANCE', 'AREA', 'Captioned', 'join', 'chosen', 'Emoji', 'tiles', 'smaller',
-           'emoji_table', 'emoji', 'shifted', 'CaptionBatches', 'Thing', 'Scene', 'sentence', 'forget', 'every_scene',
-           'either', 'read', 'attributes', 'agrees', 'fraction', 'scenes', 'coverage', 'poses', 'rgb', 'render',
-           'shapes', 'Fits', 'ink_of', 'fit', 'parse', 'scene_of', 'Said', 'on_white', 'lines_of', 'captions_in',
-           'said_picture', 'pictures_with_captions']
+           'emoji_table', 'emoji', 'all_but_held', 'shifted', 'CaptionBatches', 'Thing', 'Scene', 'sentence', 'forget',
+           'every_scene', 'either', 'read', 'attributes', 'agrees', 'fraction', 'scenes', 'coverage', 'poses', 'rgb',
+           'render', 'shapes', 'Fits', 'ink_of', 'fit', 'parse', 'scene_of', 'Said', 'on_white', 'lines_of',
+           'captions_in', 'said_picture', 'pictures_with_captions']
 
 # %% ../../nbs/50_captions.ipynb #imports
 import functools
@@ -217,6 +217,12 @@ def emoji(split: str = 'train', # or 'test', 'all'; a family is on one side only
             rows.append(Emoji(r['name'], tuple(r['keywords']), r['group'], r['subgroup'],
                               style, r['family'], r['char'], r['held_style'] == style))
     return Captioned(torch.cat(pixels), tuple(rows))
+
+# %% ../../nbs/50_captions.ipynb #all-but-held
+def all_but_held(size: int) -> Captioned:
+    "The training emoji, without the drawings kept back to ask for a style new to their name."
+    data = emoji('train', size)
+    return data[[i for i, r in enumerate(data.rows) if not r.held]]
 
 # %% ../../nbs/50_captions.ipynb #batches
 def shifted(pixels: Tensor, # [b c h w]

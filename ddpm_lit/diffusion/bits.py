@@ -12,8 +12,8 @@ from typing import Callable
 import torch
 from torch import Tensor
 from ..core.problem import Problem
-from ..core.denoiser import Denoiser, Prediction
-from ..core.level import Level
+from ..core.denoiser import Denoiser, Prediction, each_part
+from ..core.level import Level, append_dims
 from .forward import new_noise, q_sample
 from .loss import bound_term, decoder_nats, prior_nats
 from .sample import fixed_small
@@ -112,12 +112,12 @@ def bits_per_dim(
     edges = p_t.flip(0).cumsum(0)[:-1]  # of the steps, from the noisy end
 
     def at(i):
-        return Level(log_snr[i].reshape(-1, *[1]*(x.ndim - 1)))
+        return Level(append_dims(log_snr[i], x))
 
     def look(t):  # -> x_t and its prediction
         x_t = q_sample(x, t, noise(x))
         p = denoiser(x_t.to(x0), t.like(x0))
-        return x_t, Prediction(*(v if v is None else v.double() for v in p))
+        return x_t, each_part(Tensor.double, p)
 
     # L_0 and L_T, exactly; L_0 comes first, since it refuses what is no picture
     x_1, p = look(at(0))
@@ -145,10 +145,10 @@ def bits_per_dim(
         where.append(log_snr[i])
         mse.append((x - p.x0).square().mean())
 
-    terms = to_bits(torch.stack(terms))  # [n b]
-    return Bits(each=prior + terms.sum(0) + decoder,
+    bits = to_bits(torch.stack(terms))  # [n b]
+    return Bits(each=prior + bits.sum(0) + decoder,
                 prior=prior.mean().item(),
-                runs=terms.mean(1),
+                runs=bits.mean(1),
                 width=torch.stack(width).mean(1),
                 decoder=decoder.mean().item(),
                 log_snr=torch.stack(where).mean(1),

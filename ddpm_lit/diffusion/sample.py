@@ -202,7 +202,7 @@ def respace(schedule: DiscreteSchedule,
         if not strides:
             raise Problem(f'No stride takes "{spec}" from {T} timesteps: '
                           f'write "{counts[0]}".')
-        chosen = range(1, T + 1, strides[0])
+        chosen = [*range(1, T + 1, strides[0])]
     else:
         # both ends of each section, and evenly between them; the stride is added up, as
         # the authors do it, so that halves are rounded as theirs are
@@ -212,5 +212,5 @@ def respace(schedule: DiscreteSchedule,
             places = accumulate(repeat(stride, n - 1), initial=0.)
             chosen += [first + round(i) for i in places]
 
-    step = torch.tensor([*chosen]).flip(0)
+    step = torch.tensor(chosen).flip(0)
     return Grid(torch.cat([schedule.log_snr[step - 1], CLEAN.log_snr[None]]), step)

@@ -7,20 +7,15 @@ __all__ = ['score', 'Ladder', 'geometric', 'langevin_step', 'langevin', 'drift',
 
 # %% ../../nbs/31_score.ipynb #imports
 import math
-from dataclasses import replace
 from typing import Callable, Iterator
 import torch
 from torch import Tensor
 from ..core.problem import Problem
-from ..core.denoiser import Denoiser, Model, from_eps
+from ..core.denoiser import Denoiser
 from ..core.level import Level
-from ..data.images import Batches, mnist
 from .forward import q_sample
-from .loss import l_simple
 from .sample import SAMPLERS, steps
 from .schedule import DiscreteSchedule, Grid, as_times
-from ..nets.unet import small_unet
-from ..train.fit import Recipe, register
 
 # %% ../../nbs/31_score.ipynb #score
 def score(denoiser: Denoiser, x: Tensor, t: Level) -> Tensor:  # [b ...]
@@ -70,14 +65,14 @@ def langevin(
     if (known is None) != (mask is None):
         raise Problem('To inpaint, give both the known picture and the mask of what to '
                       'keep.')
-    if known is not None:
+    if known is not None and mask is not None:
         shape = torch.broadcast_shapes(known.shape, mask.shape, x.shape)
         if shape != x.shape:
             raise Problem(f'known {[*known.shape]} and mask {[*mask.shape]} do not fit x '
                           f'{[*x.shape]}: give them its shape.')
 
     def hold(x, noisy):
-        return x if noisy is None else torch.where(mask, noisy, x)
+        return x if noisy is None or mask is None else torch.where(mask, noisy, x)
 
     for t, s in steps(levels):
         if not (t.signal > 0).all():
@@ -96,24 +91,6 @@ def langevin(
 
 
 SAMPLERS.add('langevin', langevin);
-
-# %% ../../nbs/31_score.ipynb #recipe
-def _unlabelled_digits(batch, seed, device):
-    digits = replace(mnist('train'), label=None)
-    return Batches(digits.to(device), batch, seed)
-
-
-register(Recipe(
-    'ncsn',
-    build=lambda: Model(small_unet(classes=0, base=40), from_eps),
-    batches=_unlabelled_digits,
-    shape=(1, 28, 28),
-    schedule=geometric(),
-    loss=l_simple,
-    steps=5000,
-    batch=128,
-    data=('mnist', ),
-    sampler='langevin'));
 
 # %% ../../nbs/31_score.ipynb #drift
 def drift(denoiser: Denoiser, x: Tensor, t: Level,
@@ -169,7 +146,7 @@ def log_likelihood(
         prior: Callable[[Tensor, Level], Tensor] | None = None,
 ) -> Tensor:  # [b], nats
     "log p(x) by the probability flow and the midpoint rule. Eq. 31.13 (Song et al. 2021, eq. 39)."
-    total = 0.
+    total = x.new_zeros(len(x))
     for t, s in steps(levels, up=True):
         if not ((s.log_snr < t.log_snr) & (s.log_snr > -math.inf)).all():
             raise Problem('The likelihood is carried from the data to the noise: give '

@@ -64,22 +64,21 @@ def heun(denoiser: Denoiser, levels: Grid, x: Tensor, churn: float = 0.,
 def dpmpp_2m(denoiser: Denoiser, levels: Grid, x: Tensor) -> Iterator[Tensor]:
     "One evaluation a step, an error of second order. Eq. 32.7 (DPM-Solver++ Algorithm 2)."
     past = None
-    h_past = math.inf
     for t, s in steps(levels, up=True):
         # twice the h of the equation: only a ratio of two h is needed
         h = s.log_snr - t.log_snr
         x0 = denoiser(x, t).x0
 
         # the guess half a step ahead, on the line through the last two
-        ahead = 0.
+        ahead = torch.zeros_like(x0)
         if past is not None and h.isfinite():
-            ahead = h/2*(x0 - past)/h_past
+            x0_past, h_past = past
+            ahead = h/2*(x0 - x0_past)/h_past
 
         keep = s.sigma/t.sigma
         x = keep*x + (s.signal - t.signal*keep)*(x0 + ahead)
         yield x
-        past = x0
-        h_past = h
+        past = x0, h
 
 
 # found by name once this module is imported

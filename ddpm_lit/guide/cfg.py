@@ -10,16 +10,18 @@ from typing import Callable
 import torch
 from torch import Tensor
 from ..core.problem import Problem
-from ..core.denoiser import Denoiser, Model, Prediction, for_each, from_x0
-from ..core.level import Level
+from ..core.denoiser import Denoiser, Model, Prediction, each_part, for_each, from_x0
+from ..core.level import Level, append_dims
 
 # %% ../../nbs/41_cfg.ipynb #cfg
 def as_w(w: float | None, guidance_scale: float | None) -> float:
     "The weight w, given in either convention: guidance_scale = 1 + w. Eq. 41.3."
-    if (w is None) == (guidance_scale is None):
-        raise Problem('Give either w (0: the conditional network as it is) or '
-                      'guidance_scale = 1 + w (1: the same), and not both.')
-    return guidance_scale - 1 if w is None else w
+    if w is not None and guidance_scale is None:
+        return w
+    if guidance_scale is not None and w is None:
+        return guidance_scale - 1
+    raise Problem('Give either w (0: the conditional network as it is) or '
+                  'guidance_scale = 1 + w (1: the same), and not both.')
 
 def extrapolate(c: Prediction, u: Prediction, w: float) -> Prediction:
     "From u through c and beyond, w times as far. Eq. 41.3 (Ho & Salimans eq. 6)."
@@ -51,8 +53,8 @@ def batched_pair(model: Model, a: Condition, b: Condition) -> Pair:
         parts = condition if isinstance(condition, tuple) else (condition, )
         return model.encode_condition(*parts)
 
-    a = encoded(a)
-    b = encoded(b)
+    rows_a = encoded(a)
+    rows_b = encoded(b)
 
     def both(u, v, x):
         "One input for the doubled batch: u for the first half, v for the second."
@@ -64,12 +66,10 @@ def batched_pair(model: Model, a: Condition, b: Condition) -> Pair:
     def pair(x, t):
         # double the batch, and the levels if each sample has its own
         twice = Level(torch.cat([t.log_snr]*2)) if t.log_snr.ndim else t
-        p = model(torch.cat([x, x]), twice, *[both(u, v, x) for u, v in zip(a, b)])
+        p = model(torch.cat([x, x]), twice, *[both(u, v, x) for u, v in zip(rows_a, rows_b)])
 
         # split every part of the prediction: x0, eps and, if there is one, the variance
-        halves = [(None, None) if part is None else part.chunk(2) for part in p]
-        first, second = zip(*halves)
-        return Prediction(*first), Prediction(*second)
+        return each_part(lambda v: v[:len(x)], p), each_part(lambda v: v[len(x):], p)
 
     return pair
 
@@ -101,10 +101,11 @@ def guidance_interval(guided: Denoiser, plain: Denoiser,
 
         # some inside, some outside: evaluate both and choose sample by sample
         inside = inside.to(x.device)
-        parts = []
-        for g, p in zip(guided(x, t), plain(x, t)):
-            parts.append(None if g is None or p is None else torch.where(inside, g, p))
-        return Prediction(*parts)
+
+        def choose(g, p):
+            return torch.where(inside, g, p)
+
+        return each_part(choose, guided(x, t), plain(x, t))
 
     return denoiser
 
@@ -122,7 +123,7 @@ def rescaled(guided: Denoiser, cond: Denoiser,
             return p # clean data are left as they are
 
         def sd(v): # over all values of each sample, [b 1 ... 1]
-            return v.flatten(1).std(1).reshape(-1, *[1]*(x.ndim - 1))
+            return append_dims(v.flatten(1).std(1), x)
 
         now = sd(p.x0)
         noisy = t.like(x).sigma > 0

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from ..core.problem import Problem
-from ..core.denoiser import Denoiser, add_score, level_time
+from ..core.denoiser import Denoiser, add_score, level_time, time_of_each
 from ..core.level import Level
 from ..data.images import Batches, mnist
 from ..diffusion.forward import q_sample
@@ -213,8 +213,7 @@ class NoisyClassifier(nn.Module):
         self.level_input = level_input
 
     def forward(self, x: Tensor, t: Level) -> Tensor: # [b ...] -> [b k], log p(k | x_t)
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        time = self.level_input(t).to(x.device, dtype).reshape(-1).expand(len(x))
+        time = time_of_each(self.level_input(t), x)
         logits = self.net(x.to(next(self.parameters()).dtype), time)
         return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(1)
 

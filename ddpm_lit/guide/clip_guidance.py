@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..clip.contrast import CLIP, TextTower, VisionTower, contrastive, unit
 from ..clip.tokens import caption_tokenizer
 from ..core.problem import Problem
-from ..core.denoiser import Denoiser, Model, level_time
+from ..core.denoiser import Denoiser, Model, level_time, time_of_each
 from ..core.level import CLEAN, Level
 from ..data.captions import Captioned, CaptionBatches, join, shapes
 from ..data.images import Batches
@@ -71,8 +71,7 @@ class NoisedCLIP(CLIP):
 
     def embed_image(self, x: Tensor, t: Level) -> Tensor:  # [b c h w] -> [b d], length 1
         x = x.to(self.image.places.dtype)
-        precise = torch.promote_types(x.dtype, torch.float32)
-        time = self.level_input(t).to(x.device, precise).reshape(-1).expand(len(x))
+        time = time_of_each(self.level_input(t), x)
         return unit(self.image(x, self.time(time, x.dtype)))
 
     def given(self, tokens: Tensor) -> Callable:  # [b l]

@@ -12,7 +12,7 @@ from torch import Tensor
 from typing import Callable, Iterator
 from ..core.problem import Problem
 from ..core.denoiser import Denoiser, from_x0
-from ..core.level import Level
+from ..core.level import Level, append_dims, widest
 from ..diffusion.forward import q_sample, q_step
 from ..diffusion.sample import edit_x0, fixed_small, reverse, steps
 from ..diffusion.schedule import Grid
@@ -28,7 +28,7 @@ def threshold_x0(denoiser: Denoiser,
     def edit(x0):
         # r = max(1, the quantile of |x0| over each image), [b 1 ... 1]
         size = x0.flatten(1).abs().to(torch.promote_types(x0.dtype, torch.float32))
-        r = size.quantile(p, dim=1).clamp(min=1).to(x0).reshape(-1, *[1]*(x0.ndim - 1))
+        r = append_dims(size.quantile(p, dim=1).clamp(min=1).to(x0), x0)
         return x0.clamp(-r, r)/r
 
     return edit_x0(denoiser, edit)
@@ -123,14 +123,13 @@ def slerp(a: Tensor, b: Tensor,
     if a.shape != b.shape:
         raise Problem(f'Both ends must have one shape, not {[*a.shape]} and '
                       f'{[*b.shape]}.')
-    # MPS has no float64
-    wide = torch.float32 if a.device.type == 'mps' else torch.float64
+    wide = widest(a.device)
     w = torch.as_tensor(w, dtype=wide, device=a.device)
 
     # the angle; atan2 keeps its digits, and its gradient, where acos has none
     u, v = (torch.nn.functional.normalize(x.flatten(1).to(wide)) for x in (a, b))
     theta = 2*torch.atan2((u - v).norm(dim=1), (u + v).norm(dim=1))
-    theta = theta.reshape(-1, *[1]*(a.ndim - 1))
+    theta = append_dims(theta, a)
     if (theta > torch.pi - 1e-6).any():
         raise Problem('These two point in opposite directions, and no great circle is '
                       'the shortest: change one of them a little.')

@@ -46,7 +46,9 @@ class SelfAttention(nn.Module):
             v = torch.cat([v_extra, v], 2)
 
         # a query without keys reads all of them, and its output is set to 0
-        a = attend(q, k, v, may if nothing is None else may | nothing) # [b n l d/n]
+        if nothing is not None and may is not None:
+            may = may | nothing
+        a = attend(q, k, v, may)  # [b n l d/n]
         if nothing is not None:
             a = a.masked_fill(nothing, 0.)
         return self.out(a.transpose(1, 2).flatten(2))

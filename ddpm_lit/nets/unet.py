@@ -15,6 +15,7 @@ from typing import Callable, Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from ..core.level import widest
 from ..core.problem import Problem
 from .mlp import sinusoid
 
@@ -29,7 +30,7 @@ class TimeEmbedding(nn.Module):
         self.outer = nn.Linear(width, width)
 
     def forward(self, t: Tensor, dtype: torch.dtype) -> Tensor:  # [b] -> [b d]
-        t = t.to(torch.float32 if t.device.type == 'mps' else torch.float64)
+        t = t.to(widest(t.device))
         return self.outer(F.silu(self.inner(self.waves(t).to(dtype))))
 
 

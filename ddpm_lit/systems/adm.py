@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from ..core.problem import Problem
 from ..core.denoiser import Denoiser, Model, Prediction, from_eps
-from ..core.level import Level
+from ..core.level import Level, widest
 from ..data.images import Batches, mnist
 from ..diffusion.forward import q_sample
 from ..diffusion.loss import hybrid
@@ -67,7 +67,7 @@ def measure_mse(denoiser: Denoiser, x0: Tensor, levels: Iterable[Level],
                 noise=torch.randn_like) -> Tensor: # x0 [b ...] clean -> [n] float64
     "Mean squared error of the clean guess at each level. Eq. 43.4."
     # MPS has no float64
-    wide = torch.float32 if x0.device.type == 'mps' else torch.float64
+    wide = widest(x0.device)
     errors = []
     for t in levels:
         guess = denoiser(q_sample(x0, t, noise(x0)), t).x0

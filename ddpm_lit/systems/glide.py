@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['GLIDE', 'TextEncoder', 'TextUNet', 'Glide', 'Sketched', 'official_glide', 'small_text', 'small_glide', 'ladder',
-           'from_clip', 'sqrt_min_snr', 'caption_batches', 'scenes_16', 'all_but_held', 'Sketcher', 'sketch_loss',
-           'Grounded', 'grounded_16', 'Styled', 'styled_16', 'from_sketcher', 'asked_scenes', 'asked_emoji', 'Inpaint',
-           'holes', 'widened', 'inpainting_batches', 'inpainting', 'training_vocabulary', 'out_of_vocabulary']
+           'from_clip', 'sqrt_min_snr', 'caption_batches', 'scenes_16', 'Sketcher', 'sketch_loss', 'Grounded',
+           'grounded_16', 'Styled', 'styled_16', 'from_sketcher', 'asked_scenes', 'asked_emoji', 'Inpaint', 'holes',
+           'widened', 'inpainting_batches', 'inpainting', 'training_vocabulary', 'out_of_vocabulary']
 
 # %% ../../nbs/60_glide.ipynb #imports
 from dataclasses import dataclass, replace
@@ -21,7 +21,8 @@ from ..core.problem import Problem
 from ..core.denoiser import Model, Parameterization, from_eps, from_v, level_time
 from ..core.level import Level
 from ..data.captions import (LEXICON, STYLES, Captioned, CaptionBatches, Emoji,
-                                    Scene, emoji, forget, join, scenes, sentence, shapes)
+                                    Scene, all_but_held, emoji, forget, join, scenes,
+                                    sentence, shapes)
 from ..diffusion.loss import hybrid, min_snr
 from ..diffusion.schedule import Cosine
 from ..guide.clip_guidance import noised_clip_loss, small_noised_clip
@@ -209,11 +210,6 @@ def scenes_16(seed: int = 0, one: int = 20_000, two: int = 60_000) -> Captioned:
     "Scenes 16 pixels wide, more of two things, since they hold more to learn."
     return join(shapes('train', one, 16, seed, objects=1),
                 shapes('train', two, 16, seed + 1, objects=2))
-
-def all_but_held(size: int) -> Captioned:
-    "The emoji to learn from, without the drawings that are kept back to ask for a thing in a style never seen together."
-    data = emoji('train', size)
-    return data[[i for i, r in enumerate(data.rows) if not r.held]]
 
 # %% ../../nbs/60_glide.ipynb #sketcher
 class Sketcher(nn.Module):

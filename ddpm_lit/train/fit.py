@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from ..core.problem import Problem, data_dir, replacing
 from ..core.registry import Registry
 from ..core.denoiser import Model
-from ..core.level import Level
+from ..core.level import Level, append_dims
 from ..data.toy import swiss_roll
 from ..diffusion.loss import Loss, min_snr, v_weight, weighted
 from ..diffusion.schedule import Cosine, Schedule
@@ -323,7 +323,7 @@ ROW_SCALE = '.row_scale'  # what is behind the name of a tensor stored in 8 bits
 def in_rows(w: Tensor) -> tuple[Tensor, Tensor]:  # [r ...] -> int8 [r ...], float32 [r]
     "Eight bits a number, with a scale for each row. Eq. 22.8."
     scale = w.float().flatten(1).abs().amax(1).clamp(min=1e-30)/127
-    whole = (w.float()/scale.reshape(-1, *[1]*(w.ndim - 1))).round()
+    whole = (w.float()/append_dims(scale, w)).round()
     return whole.to(torch.int8), scale
 
 
@@ -336,7 +336,7 @@ def out_of_rows(tensors: dict[str, Tensor], origin) -> dict[str, Tensor]:
         if whole is None or whole.dtype != torch.int8 or scale.shape != whole.shape[:1]:
             raise Problem(f'{origin} is damaged: "{k}" fits no tensor of 8 bits; fetch it '
                           'again.')
-        found[name] = whole.float()*scale.float().reshape(-1, *[1]*(whole.ndim - 1))
+        found[name] = whole.float()*append_dims(scale.float(), whole)
     return found
 
 # %% ../../nbs/22_fit.ipynb #store

@@ -14,7 +14,7 @@ from ..core.denoiser import Denoiser, Model
 from ..core.level import Level
 from ..diffusion.sample import ddim
 from ..diffusion.schedule import Schedule, grid
-from ..systems.adm import measure_mse
+from .adm import measure_mse
 
 # %% ../../nbs/91_diagnosis.ipynb #line
 def line_error(x0: Tensor,  # [n ...] clean data
