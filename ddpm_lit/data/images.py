@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from ..core.problem import Problem, data_dir
+from ..core.level import append_dims
 from ..core.registry import Registry
 from ..core.unpickle import NUMPY_CALLS, SafeUnpickler, read_array, text_of
 
@@ -156,8 +157,7 @@ class Batches:
         if label is None:
             return x0,
         dropped = torch.rand(len(rows), device=rows.device) < self.drop
-        dropped = dropped.reshape(-1, *[1]*(label.ndim - 1))
-        return x0, torch.where(dropped, -1, label[rows])
+        return x0, torch.where(append_dims(dropped, label), -1, label[rows])
 
 # %% ../../nbs/23_digits.ipynb #square
 def square(
