@@ -1809,7 +1809,7 @@ def compare_command(train, out, seconds, n, seed, as_json):
 def parity(files, as_json):
     "Compare our networks and formulas with outputs of the original authors' code, kept in FILES."
     from ddpm_lit.interop.unet import parity as compare
-    visit('scale')
+    visit('interop')
     rows = [row for file in files for row in compare(file)]
     word = {True: 'ok', False: 'OFF', None: 'skipped'}
     tell(
