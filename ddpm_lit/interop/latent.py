@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['DIFFUSERS_AUTOENCODER', 'DIALECTS', 'AUTOENCODER', 'STABLE_DIFFUSION_1', 'DIT_BLOCK', 'DIT_AROUND', 'BLOCKS',
-           'EMBEDDING', 'DIT', 'ADJUSTABLE', 'OTHER_HEADS', 'Dialect', 'AutoencoderNames', 'autoencoder_names',
-           'opened_with_config', 'agreed', 'shape_of', 'how_many', 'autoencoder_dialect', 'autoencoder_sizes',
-           'build_autoencoder', 'load_autoencoder', 'run_autoencoder', 'DiTNames', 'dit_names', 'dit_layout',
-           'dit_sizes', 'dit_heads', 'load_dit', 'run_dit']
+           'EMBEDDING', 'DIT', 'KINDS_OF_DIT', 'ADJUSTABLE', 'OTHER_HEADS', 'Dialect', 'AutoencoderNames',
+           'autoencoder_names', 'opened_with_config', 'agreed', 'shape_of', 'how_many', 'autoencoder_dialect',
+           'autoencoder_sizes', 'build_autoencoder', 'load_autoencoder', 'run_autoencoder', 'DiTNames', 'dit_names',
+           'dit_layout', 'dit_sizes', 'dit_heads', 'load_dit', 'run_dit']
 
 # %% ../../nbs/78_latent_layouts.ipynb #imports
 import itertools
@@ -145,12 +145,13 @@ def opened_with_config(source,  # a state, the path of a safetensors file, or a 
 def agreed(config: dict,   # official options
            found: dict,    # those that the shapes tell
            defaults: dict, # the others
-           ignored: str, kind: str, origin: str) -> dict:
+           ignored: str,   # what changes nothing
+           kinds: tuple[str, ...], origin: str) -> dict:
     "A network's options; a configuration that contradicts its tensors is a `Problem`."
-    named = config.get('_class_name', kind)
-    if named != kind:
-        raise Problem(f'{origin} is a {named} by its configuration, and {kind} is read '
-                      'here.')
+    named = config.get('_class_name', kinds[0])
+    if named not in kinds:
+        raise Problem(f'{origin} is a {named} by its configuration, and {kinds[0]} is '
+                      'read here.')
     given = {k: list(v) if isinstance(v, tuple) else v for k, v in config.items()
              if v is not None}
     c = options(given, defaults | found, ignored)
@@ -249,7 +250,7 @@ def load_autoencoder(source,  # a state, the path of a safetensors file, or a fo
                 use_post_quant_conv=found['use_quant_conv'])
     ignored = ('sample_size scaling_factor shift_factor latents_mean latents_std '
                'force_upcast')
-    c = agreed(config, found | same, AUTOENCODER, ignored, 'AutoencoderKL', origin)
+    c = agreed(config, found | same, AUTOENCODER, ignored, ('AutoencoderKL',), origin)
     with torch.device('meta'):
         net = build_autoencoder(c)
     names = autoencoder_names(d, len(c['block_out_channels']), c['layers_per_block'])
@@ -351,7 +352,12 @@ def dit_names(layout: str,  # 'authors' or 'diffusers'
 DIT = dict(
     authors=dict(mlp_ratio=4.),
     diffusers=dict(attention_bias=True, activation_fn='gelu-approximate',
-                   norm_type='ada_norm_zero', norm_elementwise_affine=False))
+                   norm_type='ada_norm_zero', norm_elementwise_affine=False,
+                   # of the more general class that it was a case of at first
+                   use_linear_projection=False, only_cross_attention=False,
+                   double_self_attention=False))
+KINDS_OF_DIT = dict(authors=('DiT',),
+                    diffusers=('DiTTransformer2DModel', 'Transformer2DModel'))
 ADJUSTABLE = dict(authors={}, diffusers=dict(sample_size=32, norm_eps=1e-5))
 OTHER_HEADS = {1152: 16}  # of DiT-XL, 72 wide; all others are 64 wide
 
@@ -416,8 +422,8 @@ def load_dit(source,  # a state, the path of a safetensors file, or a folder
     # heads are known by now
     ignored = ('num_heads num_attention_heads attention_head_dim class_dropout_prob '
                'out_channels dropout norm_num_groups upcast_attention')
-    kind = dict(authors='DiT', diffusers='DiTTransformer2DModel')[layout]
-    c = agreed(config, found, DIT[layout] | ADJUSTABLE[layout], ignored, kind, origin)
+    c = agreed(config, found, DIT[layout] | ADJUSTABLE[layout], ignored, KINDS_OF_DIT[layout],
+               origin)
     only(c, **{k: [v] for k, v in DIT[layout].items()})
     side = c['sample_size'] if layout == 'diffusers' else c['input_size']
     eps = c.get('norm_eps', 1e-5)
