@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DIFFUSERS_AUTOENCODER', 'DIALECTS', 'AUTOENCODER', 'STABLE_DIFFUSION_1', 'DIT_BLOCK', 'DIT_AROUND', 'BLOCKS',
-           'EMBEDDING', 'DIT', 'KINDS_OF_DIT', 'ADJUSTABLE', 'OTHER_HEADS', 'Dialect', 'AutoencoderNames',
+           'EMBEDDING', 'DIT', 'DIT_CLASSES', 'ADJUSTABLE', 'OTHER_HEADS', 'Dialect', 'AutoencoderNames',
            'autoencoder_names', 'opened_with_config', 'agreed', 'shape_of', 'how_many', 'autoencoder_dialect',
            'autoencoder_sizes', 'build_autoencoder', 'load_autoencoder', 'run_autoencoder', 'DiTNames', 'dit_names',
            'dit_layout', 'dit_sizes', 'dit_heads', 'load_dit', 'run_dit']
@@ -356,8 +356,8 @@ DIT = dict(
                    # of the more general class that it was a case of at first
                    use_linear_projection=False, only_cross_attention=False,
                    double_self_attention=False))
-KINDS_OF_DIT = dict(authors=('DiT',),
-                    diffusers=('DiTTransformer2DModel', 'Transformer2DModel'))
+DIT_CLASSES = dict(authors=('DiT',),
+                   diffusers=('DiTTransformer2DModel', 'Transformer2DModel'))
 ADJUSTABLE = dict(authors={}, diffusers=dict(sample_size=32, norm_eps=1e-5))
 OTHER_HEADS = {1152: 16}  # of DiT-XL, 72 wide; all others are 64 wide
 
@@ -408,7 +408,7 @@ def dit_heads(width: int, config: dict) -> int:
 
 def load_dit(source,  # a state, the path of a safetensors file, or a folder
              config: dict | None = None,   # options of the layout, if they are known
-             authors: bool | None = None,  # their clock and epsilon? None: in their layout
+             authors: bool | None = None,  # their clock and epsilon? None: by layout
              ) -> DiT:
     "A DiT as its file has it, in float32. Eq. 78.3-78.6."
     state, config, origin = opened_with_config(source, config)
@@ -422,8 +422,8 @@ def load_dit(source,  # a state, the path of a safetensors file, or a folder
     # heads are known by now
     ignored = ('num_heads num_attention_heads attention_head_dim class_dropout_prob '
                'out_channels dropout norm_num_groups upcast_attention')
-    c = agreed(config, found, DIT[layout] | ADJUSTABLE[layout], ignored, KINDS_OF_DIT[layout],
-               origin)
+    c = agreed(config, found, DIT[layout] | ADJUSTABLE[layout], ignored,
+               DIT_CLASSES[layout], origin)
     only(c, **{k: [v] for k, v in DIT[layout].items()})
     side = c['sample_size'] if layout == 'diffusers' else c['input_size']
     eps = c.get('norm_eps', 1e-5)
