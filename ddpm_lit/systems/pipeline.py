@@ -46,7 +46,7 @@ def check_rules(r, rules: Sequence[Rule]):
         if not rule.holds(r):
             raise Problem(rule.sentence.format(r=r, shown=rule.shown(r)))
 
-
+# %% ../../nbs/59_pipeline.ipynb #predicates
 def known_world(r) -> bool:
     "Emoji or scenes of shapes."
     return r.data in ('emoji', 'shapes')
@@ -225,7 +225,7 @@ def noised_start(eps: Tensor,  # [n ...]
         return eps
     return q_sample(known, next(iter(levels)), eps)
 
-# %% ../../nbs/59_pipeline.ipynb #stages
+# %% ../../nbs/59_pipeline.ipynb #counting
 def unreported(done: int, of: int) -> None:
     "For runs that nobody watches."
 
@@ -245,7 +245,7 @@ def unchanged(denoiser: Denoiser) -> Denoiser:
     "The denoiser itself."
     return denoiser
 
-
+# %% ../../nbs/59_pipeline.ipynb #stages
 @dataclass(frozen=True, eq=False)
 class Part:
     "Captions of a request that are painted together, with what their stages need."
