@@ -71,7 +71,7 @@ from ddpm_lit.nets.unet import small_unet
 from ddpm_lit.baselines import compare
 from ddpm_lit.scale import glide, open as theirs, unclip, weights
 from ddpm_lit.systems.manipulate import UnclipEditor
-from ddpm_lit.systems.upsample import Request
+from ddpm_lit.systems.pipeline import Request
 from ddpm_lit.train import fit
 from ddpm_lit.train.measure import load_classifier
 
