@@ -261,7 +261,7 @@ def recipes() -> dict:
 
 def systems() -> dict:
     "The systems that paint captions, by name. Each registers itself when it is imported."
-    from ddpm_lit.systems.upsample import SYSTEMS
+    from ddpm_lit.systems.pipeline import SYSTEMS
     recipes()
     return SYSTEMS
 
@@ -806,7 +806,7 @@ def draw_captions(painter, captions: list[str], n: int, guidance_scale: float, s
               at_once: int = 4): # -> [n*captions 3 h w], the n of a caption side by side
     "Pictures of sentences by somebody else's model, a few at a time; each has noise of its own. Eq. 76.6, 77.7."
     from ddpm_lit.core.problem import Problem
-    from ddpm_lit.systems.upsample import own_noise
+    from ddpm_lit.systems.pipeline import own_noise
     many, done, at = n*len(captions), None, 0
     with Bar(painter.evaluations(steps)*math.ceil(many/at_once),
              f'draw {many} pictures') as bar:
@@ -1672,7 +1672,7 @@ def show_guided(path, classifier, made_by, n: int = 10) -> str:
 def show_painted(path) -> str:
     "Three captions, painted."
     from ddpm_lit.show import save_captioned
-    from ddpm_lit.systems.upsample import Request
+    from ddpm_lit.systems.pipeline import Request
     said = [
         'a noto emoji of red heart', 'a 3d fluent emoji of grinning face',
         'a twemoji emoji of green apple'
@@ -1809,7 +1809,7 @@ def compare_command(train, out, seconds, n, seed, as_json):
 def parity(files, as_json):
     "Compare our networks and formulas with outputs of the original authors' code, kept in FILES."
     from ddpm_lit.interop.unet import parity as compare
-    visit('scale')
+    visit('interop')
     rows = [row for file in files for row in compare(file)]
     word = {True: 'ok', False: 'OFF', None: 'skipped'}
     tell(

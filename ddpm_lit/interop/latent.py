@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 import torch
 from torch import Tensor, nn
-from ..core.check import Problem
+from ..core.problem import Problem
 from .clip import NTH, NameTable, prefixed
 from .unclip import opened
 from .unet import KINDS, Fixture, Kind, load_official, only, options

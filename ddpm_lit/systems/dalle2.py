@@ -11,7 +11,7 @@ __all__ = ['UPSAMPLERS', 'PRIORS', 'PARTS', 'ImageProjection', 'Decoder', 'small
 # %% ../../nbs/63_dalle2.ipynb #imports
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Callable, Iterator, Sequence
+from typing import Callable, ClassVar, Iterator, Sequence
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -31,10 +31,11 @@ from ..guide.cfg import cfg_batched
 from ..nets.unet import small_unet
 from .glide import GLIDE, Glide, all_but_held, asked_emoji, small_glide
 from .prior import embedded, encode_text, sample_prior
-from .upsample import (SYSTEMS, NoisyUpsamplerUNet, Upsampler, ShiftedSchedule, Request,
-                                       System, from_smaller, in_stages, judging,
-                                       upsampling_batches, own_noise, paint_glide,
-                                       second_stages, two_worlds, weights_on)
+from .pipeline import (SYSTEMS, Part, Request, Rule, System, own_noise,
+                                       run_stages, unreported, weights_on)
+from .upsample import (NoisyUpsamplerUNet, ShiftedSchedule, Upsampler,
+                                       from_smaller, in_cascade, judging, paint_glide,
+                                       second_stages, two_worlds, upsampling_batches)
 from ..train.fit import Recipe, load_weights, register
 
 # %% ../../nbs/63_dalle2.ipynb #seen
@@ -194,21 +195,22 @@ register(
                      start=partial(from_smaller, 'dalle2-up-32')));
 
 # %% ../../nbs/63_dalle2.ipynb #request
-UPSAMPLERS, PRIORS = ('dalle2-up-32', 'dalle2-up-64'), ('diffusion', 'ar')
+UPSAMPLERS = 'dalle2-up-32', 'dalle2-up-64'
+PRIORS = 'diffusion', 'ar'
 
 @dataclass(frozen=True, eq=False)
 class UnclipRequest(Request):
     "What DALL-E 2 is asked. Eq. 63.7."
     prior: str = 'diffusion' # or 'ar', the autoregressive one
 
-    def __post_init__(self):
-        super().__post_init__()
-        if self.prior not in PRIORS:
-            raise Problem(
-                f'There is no prior "{self.prior}": choose {" or ".join(PRIORS)}.')
-        if self.guidance != 'cfg' or self.init is not None:
-            raise Problem('DALL-E 2 paints from nothing, guided by itself: for CLIP\'s '
-                          'guidance, or a picture to begin with, ask GLIDE.')
+    rules: ClassVar[tuple[Rule, ...]] = Request.rules + (
+        Rule(lambda r: r.prior in PRIORS,
+             'There is no prior "{r.prior}": choose {shown}.',
+             lambda r: ' or '.join(PRIORS)),
+        Rule(lambda r: r.guidance == 'cfg' and r.init is None,
+             "DALL-E 2 paints from nothing, guided by itself: for CLIP's guidance, or a "
+             'picture to begin with, ask GLIDE.'),
+    )
 
 # %% ../../nbs/63_dalle2.ipynb #imagined
 def sampled_embeddings(request: Request, tokens: Tensor,
@@ -241,11 +243,10 @@ def decoded(
     return cfg_batched(decoder, (z, tokens if said else None), w=request.w,
                       instead_of=(None, None))
 
-def paint_dalle2(request: Request, progress: Callable[[int, int],
-                                                      None] = lambda done, of: None,
+def paint_dalle2(request: Request, progress: Callable[[int, int], None] = unreported,
                  **given) -> dict[int, Tensor]: # given: as `decoded`
     "A caption, an embedding, a picture of 16 pixels, of 32, of 64. Eq. 63.7."
-    return in_stages(request, partial(decoded, **given), UPSAMPLERS, progress, held=True)
+    return in_cascade(request, partial(decoded, **given), UPSAMPLERS, progress, held=True)
 
 # %% ../../nbs/63_dalle2.ipynb #drawn-chain
 @torch.no_grad()
@@ -276,25 +277,25 @@ def chain_of(
             for name, (count, shape) in seen.items()]
 
 # %% ../../nbs/63_dalle2.ipynb #stages
-def fed(
-    data: str, at32: Captioned, at16: Tensor, seed: int = 0
-) -> dict[
-        str,
-        Tensor]: # pictures of 32 pixels and their captions, the same at 16 [n 3 16 16] in [-1, 1] -> [n 3 64 64] each
+def fed(data: str,
+        at32: Captioned,  # pictures of 32 pixels and their captions
+        at16: Tensor,  # [n 3 16 16] in [-1, 1], the same at 16
+        seed: int = 0) -> dict[str, Tensor]:  # [n 3 64 64] each
     "The chain, and each of its stages fed the truth. Eq. 63.7."
     said = tuple(at32.caption(i) for i in range(len(at32)))
     request = UnclipRequest(said, data, seed)
-    z, noise = ZeroShotClassifier(load_weights('clip')[0]).pictures(at32.pixels), own_noise(
-        seed, range(len(said)))
-    return {
-        'GLIDE': paint_glide(request)[64],
-        'whole': paint_dalle2(request)[64], 'autoregressive prior': paint_dalle2(
-            replace(request, prior='ar'))[64], 'true z_i': paint_dalle2(
-                request, z_image=z)[64], 'true z_i, caption unheard': paint_dalle2(
-                    request, z_image=z, said=False)[64], 'true 16 pixels': second_stages(
-                        request, None, at16, lambda denoiser: denoiser, noise, UPSAMPLERS,
-                        held=True)[64]
+    z = ZeroShotClassifier(load_weights('clip')[0]).pictures(at32.pixels)
+    at = range(len(said))
+    part = Part(request, at, own_noise(seed, at))
+    painted = {
+        'GLIDE': paint_glide(request),
+        'whole': paint_dalle2(request),
+        'autoregressive prior': paint_dalle2(replace(request, prior='ar')),
+        'true z_i': paint_dalle2(request, z_image=z),
+        'true z_i, caption unheard': paint_dalle2(request, z_image=z, said=False),
+        'true 16 pixels': run_stages(second_stages(UPSAMPLERS, held=True), part, at16),
     }
+    return {way: sizes[64] for way, sizes in painted.items()}
 
 def pictures_of(
     part: str, n: int, seed: int

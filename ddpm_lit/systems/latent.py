@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['LogitNormal', 'flow_loss', 'flow_time', 'LatentDiffusion', 'small_latent', 'test_picture', 'probe_of', 'check_pair',
-           'latents_of', 'LatentBatches', 'in_latents', 'LatentRequest', 'latent_levels', 'latent_init', 'kept_latents',
-           'paint_latent']
+           'latents_of', 'LatentBatches', 'in_latents', 'LatentRequest', 'latent_levels', 'latent_init',
+           'sampled_latents', 'decoded_latents', 'paint_latent']
 
 # %% ../../nbs/67_latent.ipynb #imports
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Callable
+from typing import Callable, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -23,13 +23,15 @@ from ..diffusion.forward import q_sample
 from ..diffusion.sample import Kernel, last
 from ..diffusion.schedule import Grid, as_times, grid
 from ..diffusion.solve import StraightPath, dpmpp_2m, from_flow
-from ..guide.edit import truncated, pixels, replacement
+from ..guide.edit import pixels, replacement
 from ..guide.cfg import cfg_batched
 from ..nets.dit import DiT
 from .autoencoder import Autoencoder, encoded, latent_scale
 from .glide import TextEncoder, TextUNet, all_but_held, small_text
-from .upsample import (SYSTEMS, ShiftedSchedule, Request, System, judging,
-                                       own_noise, weights_on)
+from .pipeline import (SYSTEMS, Part, Request, Rule, System,
+                                       from_strength, in_stages, kept_at, noised_start,
+                                       unreported, weights_on)
+from .upsample import ShiftedSchedule, judging
 from ..train.fit import Recipe, load_weights, register
 
 # %% ../../nbs/67_latent.ipynb #objective
@@ -168,19 +170,17 @@ class LatentRequest(Request):
     steps: tuple[int, int, int] = (20, 1, 1)
     w: float = 2.
 
-    def __post_init__(self):
-        super().__post_init__()
-        if self.guidance != 'cfg':
-            raise Problem('Latent diffusion is guided without a classifier: leave the '
-                          'guidance at cfg.')
+    rules: ClassVar[tuple[Rule, ...]] = Request.rules + (
+        Rule(lambda r: r.guidance == 'cfg',
+             'Latent diffusion is guided without a classifier: leave the guidance at '
+             'cfg.'),
+    )
 
 
 def latent_levels(request: LatentRequest, rho: float = 1.5) -> Grid:
     "The straight path, shifted towards noise, or from `strength` on. Eq. 67.6."
-    levels = grid(ShiftedSchedule(StraightPath(), rho), request.steps[0])
-    if request.strength == 1:
-        return levels
-    return truncated(levels, ShiftedSchedule(StraightPath(), rho)(request.strength))
+    schedule = ShiftedSchedule(StraightPath(), rho)
+    return from_strength(grid(schedule, request.steps[0]), schedule, request.strength)
 
 # %% ../../nbs/67_latent.ipynb #paint
 def latent_init(request: LatentRequest, model: LatentDiffusion,
@@ -190,57 +190,49 @@ def latent_init(request: LatentRequest, model: LatentDiffusion,
     return (auto.encode(x).mean - model.mean)/model.std
 
 
-def kept_latents(request: LatentRequest, auto: Autoencoder) -> Tensor:  # [1 1 h w]
-    "1 at positions all of whose pixels are kept. Eq. 42.2."
-    mask = request.mask.float().to(request.device)[None, None]
-    return (F.avg_pool2d(mask, auto.factor) == 1).float()
+def sampled_latents(part: Part, model: LatentDiffusion, auto: Autoencoder,
+                    levels: Grid) -> Tensor:  # [n c h w], standardised
+    "Latents for the captions of a part. Eq. 42.2, 67.1, 67.7."
+    request = part.request
+    denoiser = part.counted(cfg_batched(model, part.tokens, w=request.w))
+    known = None if request.init is None else latent_init(request, model, auto)
+
+    # what a mask keeps is put back at every level
+    if request.mask is not None:
+        keep = pixels(kept_at(request, 64 // auto.factor))
+        denoiser = replacement(denoiser, known, keep, part.noise)
+
+    # from noise, or from the picture, noised to the first level
+    shape = len(part.at), *model.probe.shape
+    eps = part.noise(torch.empty(shape, device=request.device))
+    z = noised_start(eps, known, levels, request.strength)
+    return last(dpmpp_2m(denoiser, levels, z))
 
 
+def decoded_latents(request: LatentRequest, z: Tensor, model: LatentDiffusion,
+                    auto: Autoencoder) -> Tensor:  # [n 3 64 64]
+    "Pictures of standardised latents; kept pixels are kept to the bit. Eq. 65.6."
+    x = auto.decode(z*model.std + model.mean).clamp(-1, 1)
+    if request.mask is None:
+        return x
+    mask = request.mask.float().to(request.device)
+    return mask*request.init.to(x) + (1 - mask)*x
+
+# %% ../../nbs/67_latent.ipynb #paint-latent
 @torch.no_grad()
 def paint_latent(request: LatentRequest,
-                 progress: Callable[[int, int], None] = lambda done, of: None,
+                 progress: Callable[[int, int], None] = unreported,
                  at_once: int = 64) -> dict[int, Tensor]:  # {64: [n 3 64 64]}
     "Captions to latents to pictures. Eq. 67.1, 67.7."
     model, auto = (weights_on(name, request.device) for name in ('latent', 'autoencoder'))
     check_pair(model, auto)
-    tokens = caption_tokenizer()([*request.captions], too_long='truncate')
-    tokens = tokens.to(request.device)
     levels = latent_levels(request)
-    first = next(iter(levels))
-    known = None if request.init is None else latent_init(request, model, auto)
-    parts = range(0, len(tokens), at_once)
-    done, pictures = 0, []
 
-    def counted(denoiser):
-        def asked(x, t):
-            nonlocal done
-            done += 1
-            progress(done, len(levels)*len(parts))
-            return denoiser(x, t)
-        return asked
+    def stage(part, _):
+        z = sampled_latents(part, model, auto, levels)
+        return decoded_latents(request, z, model, auto)
 
-    for start in parts:
-        some = tokens[start:start + at_once]
-        noise = own_noise(request.seed, range(start, start + len(some)))
-        denoiser = counted(cfg_batched(model, some, w=request.w))
-
-        # what a mask keeps is put back at every level
-        if request.mask is not None:
-            keep = pixels(kept_latents(request, auto))
-            denoiser = replacement(denoiser, known, keep, noise)
-
-        # from noise, or from the picture, noised to the first level
-        eps = noise(torch.empty(len(some), *model.probe.shape, device=request.device))
-        z = eps if request.strength == 1 else q_sample(known, first, eps)
-        z = last(dpmpp_2m(denoiser, levels, z))
-        x = auto.decode(z*model.std + model.mean).clamp(-1, 1)
-
-        # kept pixels are kept to the bit
-        if request.mask is not None:
-            mask = request.mask.float().to(request.device)
-            x = mask*request.init.to(x) + (1 - mask)*x
-        pictures.append(x.cpu())
-    return {64: torch.cat(pictures)}
+    return in_stages(request, {64: stage}, len(levels), progress, at_once)
 
 
 SYSTEMS['latent'] = System('latent', paint_latent, judging(paint_latent, LatentRequest),

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from ..clip.tokens import caption_tokenizer
-from ..core.check import Problem
+from ..core.problem import Problem
 from ..core.denoiser import Denoiser
 from ..core.level import Level
 from ..diffusion.forward import q_sample
