@@ -31,7 +31,7 @@ from ..core.problem import Problem
 from ..core.level import Level
 from ..diffusion.forward import q_sample
 from ..diffusion.loss import Loss
-from ..guide.clip_guidance import noised_clip_loss
+from ..clip.guidance import noised_clip_loss
 from ..nets.transformer import Block
 from ..nets.unet import Attention, ResBlock
 from .presets import Preset

@@ -32,7 +32,7 @@ from ..diffusion.loss import hybrid, l_simple
 from ..diffusion.sample import SAMPLERS, ancestral, fixed_large
 from ..diffusion.schedule import DiscreteSchedule, as_times, cosine, linear
 from ..guide.classifier import Encoder, NoisyClassifier, label_nats
-from ..guide.clip_guidance import NoisedCLIP
+from ..clip.guidance import NoisedCLIP
 from ..nets.transformer import gelu
 from ..nets.unet import (Attention, ResBlock, UpsamplerUNet, UNet, adm_unet, ddpm_unet,
                                 halve, iddpm_unet)

@@ -415,7 +415,7 @@ def judge_dalle2(
         yield 35 + 10*k, rows
     yield 100, judge_priors(n, seed)
 
-SYSTEMS['dalle2'] = System(
-    'dalle2', paint_dalle2, judge_dalle2,
+SYSTEMS.add('dalle2', System(
+    'dalle2', paint_dalle2,
     ('clip', 'prior', 'prior-ar', 'dalle2-emoji', 'dalle2-shapes', *UPSAMPLERS, 'witness'),
-    UnclipRequest);
+    UnclipRequest));

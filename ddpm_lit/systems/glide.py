@@ -25,7 +25,7 @@ from ..data.captions import (LEXICON, STYLES, Captioned, CaptionBatches, Emoji,
                                     sentence, shapes)
 from ..diffusion.loss import hybrid, min_snr
 from ..diffusion.schedule import Cosine
-from ..guide.clip_guidance import noised_clip_loss, small_noised_clip
+from ..clip.guidance import noised_clip_loss, small_noised_clip
 from ..nets.transformer import Transformer, gelu
 from ..nets.unet import Attention, UNet, adm_unet, small_unet
 from ..train.fit import RECIPES, Recipe, find_recipe, load_weights, register

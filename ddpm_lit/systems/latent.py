@@ -32,7 +32,7 @@ from .pipeline import (SYSTEMS, Part, Request, Rule, System,
                                        from_strength, in_stages, kept_at, noised_start,
                                        unreported, weights_on)
 from .upsample import ShiftedSchedule, judging
-from ..train.fit import Recipe, load_weights, register
+from ..train.fit import JUDGES, Recipe, load_weights, register
 
 # %% ../../nbs/67_latent.ipynb #objective
 @dataclass(frozen=True)
@@ -235,5 +235,6 @@ def paint_latent(request: LatentRequest,
     return in_stages(request, {64: stage}, len(levels), progress, at_once)
 
 
-SYSTEMS['latent'] = System('latent', paint_latent, judging(paint_latent, LatentRequest),
-                           ('latent', 'autoencoder', 'clip', 'witness'), LatentRequest);
+SYSTEMS.add('latent', System('latent', paint_latent,
+                             ('latent', 'autoencoder', 'clip', 'witness'), LatentRequest))
+JUDGES.add('latent', judging(paint_latent, LatentRequest));

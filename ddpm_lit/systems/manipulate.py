@@ -7,7 +7,7 @@ __all__ = ['EDITOR_RULES', 'Latent', 'invert', 'redraw', 'PictureRow', 'UnclipEd
            'judge_variations', 'judge_all', 'pairwise_slerp', 'blend', 'difference', 'edit', 'first_coordinates']
 
 # %% ../../nbs/64_manipulate.ipynb #imports
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Callable, Iterator, NamedTuple, Sequence
 import torch
 from torch import Tensor
@@ -27,10 +27,11 @@ from ..guide.cfg import cfg_batched
 from .dalle2 import UPSAMPLERS, judge_dalle2
 from .glide import all_but_held, asked_emoji
 from .prior import PCAQuantizer
-from .pipeline import (SEED_RULE, SYSTEMS, Part, Request, Rule, check_rules,
+from .pipeline import (SEED_RULE, Part, Request, Rule, check_rules,
                                        is_finite, known_world, own_noise, run_counter,
                                        run_stages, three_steps, unreported, weights_on)
 from .upsample import lower, second_stages
+from ..train.fit import JUDGES
 
 # %% ../../nbs/64_manipulate.ipynb #latent
 class Latent(NamedTuple):
@@ -185,7 +186,7 @@ def judge_all(n: int = 200,
         yield at*9 // 10, rows
     yield 100, judge_variations(n, seed)
 
-SYSTEMS['dalle2'] = replace(SYSTEMS['dalle2'], judge=judge_all);
+JUDGES.add('dalle2', judge_all);
 
 # %% ../../nbs/64_manipulate.ipynb #blend
 def pairwise_slerp(a: Tensor, b: Tensor, w: Tensor) -> Tensor: # [m ...] both, [k] -> [m*k ...]

@@ -13,12 +13,13 @@ import functools
 import math
 from dataclasses import dataclass
 from itertools import count
-from typing import Any, Callable, ClassVar, Iterator, Sequence
+from typing import Any, Callable, ClassVar, Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from ..clip.tokens import caption_tokenizer
 from ..core.problem import Problem
+from ..core.registry import Registry
 from ..core.denoiser import Denoiser
 from ..core.level import Level
 from ..diffusion.forward import q_sample
@@ -290,14 +291,12 @@ def in_stages(request: Request, stages: dict[int, Stage],  # by size
 # %% ../../nbs/59_pipeline.ipynb #system
 @dataclass(frozen=True)
 class System:
-    "Who paints, and who weighs the paintings."
+    "A system that paints captions; its judge stands in `JUDGES` under the same name."
     name: str
     # (Request, progress: (evaluations done, of)) -> pictures [n 3 h h] by h: 16, 32, 64
     paint: Callable[..., dict[int, Tensor]]
-    # (n, seed) -> per cent done, rows, as `Recipe.judge`
-    judge: Callable[..., Iterator[tuple[int, list[dict]]]]
     weights: tuple[str, ...]  # all that it paints with, and is judged with
     request: type = Request  # what it can be asked
 
 
-SYSTEMS: dict[str, System] = {}
+SYSTEMS = Registry('system', mark='SYSTEMS.add(', group='ddpm_lit.systems')

@@ -30,14 +30,14 @@ from ..diffusion.solve import dpmpp_2m
 from ..guide.classifier import guide
 from ..guide.edit import blocks, project_x0
 from ..guide.cfg import cfg_batched
-from ..guide.clip_guidance import caption_log_prob
+from ..clip.guidance import caption_log_prob
 from ..nets.unet import UpsamplerUNet, TimeEmbedding, double, halve, small_unet
 from .glide import (Glide, TextEncoder, all_but_held, asked_emoji,
                                     asked_scenes, caption_batches)
 from .pipeline import (SYSTEMS, Part, Request, Stage, System, at_size,
                                        from_strength, in_stages, keep_known, known_at,
                                        noised_start, unchanged, unreported, weights_on)
-from ..train.fit import Recipe, load_weights, register
+from ..train.fit import JUDGES, Recipe, load_weights, register
 
 # %% ../../nbs/61_upsample.ipynb #low
 def lower(x0: Tensor) -> Tensor: # [b 3 2h 2w] in [-1, 1] -> [b 3 h w]
@@ -304,7 +304,7 @@ def paint_glide(request: Request, progress: Callable[[int, int], None] = unrepor
     return in_cascade(request, guided, ('glide-up-32', 'glide-up-64'), progress, at_once)
 
 # %% ../../nbs/61_upsample.ipynb #judging
-def judging(paint: Callable, request: type = Request) -> Callable: # as `System.paint` -> as `System.judge`
+def judging(paint: Callable, request: type = Request) -> Callable: # as `System.paint` -> a judge
     "Weigh a system by its pictures of 64 pixels: by the exact parser, and by the judges of emoji. Eq. 56.5, 56.10."
     def judge(n: int = 200, seed: int = 0):
         # the last one is told nothing
@@ -330,7 +330,8 @@ def judging(paint: Callable, request: type = Request) -> Callable: # as `System.
 
     return judge
 
-SYSTEMS['glide'] = System(
-    'glide', paint_glide, judging(paint_glide),
+SYSTEMS.add('glide', System(
+    'glide', paint_glide,
     ('glide-emoji', 'glide-shapes', 'glide-emoji-inpaint', 'glide-shapes-inpaint',
-     'noised-clip', 'noised-clip-emoji', 'glide-up-32', 'glide-up-64', 'clip', 'witness'));
+     'noised-clip', 'noised-clip-emoji', 'glide-up-32', 'glide-up-64', 'clip', 'witness')))
+JUDGES.add('glide', judging(paint_glide));

@@ -10,15 +10,15 @@ __all__ = ['caption_log_prob', 'NoisedCLIP', 'noised_clip_loss', 'clean_guess_lo
 from typing import Callable
 import torch
 from torch import Tensor, nn
-from ..clip.contrast import CLIP, TextTower, VisionTower, contrastive, unit
-from ..clip.tokens import caption_tokenizer
+from .contrast import CLIP, TextTower, VisionTower, contrastive, unit
+from .tokens import caption_tokenizer
 from ..core.problem import Problem
 from ..core.denoiser import Denoiser, Model, level_time, time_of_each
 from ..core.level import CLEAN, Level
 from ..data.captions import Captioned, CaptionBatches, join, shapes
 from ..data.images import Batches
 from ..diffusion.forward import q_sample
-from .classifier import LogLikelihood
+from ..guide.classifier import LogLikelihood
 from ..nets.unet import TimeEmbedding, small_unet
 from ..train.fit import Recipe, register
 
@@ -35,7 +35,7 @@ def caption_log_prob(
                       'which multiplies exp(logit_scale) f.g, and not both.')
     clean_only = isinstance(clip, CLIP) and not isinstance(clip, NoisedCLIP)
 
-    # kappa = tau gamma: grad_scale 1 is Bayes' scale (54.4)
+    # kappa = zeta gamma: grad_scale 1 is Bayes' scale (54.4)
     with torch.no_grad():
         z = caption if caption.is_floating_point() else clip.embed_text(caption)
         s = clip_scale if grad_scale is None else grad_scale*float(clip.scale)
