@@ -166,13 +166,17 @@ def clamp_x0(denoiser: Denoiser, limit: float = 1.) -> Denoiser:
 
 
 class Counted:
-    "A denoiser that counts its evaluations, `nfe`."
-    def __init__(self, denoiser: Denoiser):
+    "A denoiser that counts its evaluations, `nfe`, and reports the number at each."
+    def __init__(self, denoiser: Denoiser,
+                 progress: Callable[[int], object] | None = None):
         self.denoiser = denoiser
+        self.progress = progress
         self.nfe = 0
 
     def __call__(self, x, t):
         self.nfe += 1
+        if self.progress is not None:
+            self.progress(self.nfe)
         return self.denoiser(x, t)
 
 # %% ../../nbs/14_sample.ipynb #respace
