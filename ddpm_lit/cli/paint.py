@@ -177,7 +177,6 @@ def requested(system, captions: list[str], n: int, device, told: dict):
     "The request that the options make, n pictures of each caption."
     from ddpm_lit.data.images import to_unit
     from ddpm_lit.guide.cfg import as_w
-    check_paint(told)
     more = {}
     if told['prior']:
         if 'prior' not in [f.name for f in fields(system.request)]:
