@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'NO_MEMORY', 'SHARED', 'LazyGroup', 'Command', 'command', 'failure', 'output_to_nowhere', 'printable',
            'run_command', 'main', 'Terminal', 'Finite', 'Count', 'Number', 'Range', 'options', 'start', 'finite',
-           'tell', 'note', 'Bar', 'Bars', 'find_system', 'single_spaced']
+           'tell', 'note', 'save_samples', 'Bar', 'Bars', 'find_system', 'single_spaced']
 
 # %% ../../nbs/80_command.ipynb #imports
 import contextlib
@@ -305,6 +305,16 @@ def tell(as_json: bool, value, words: str):
 def note(sentence: str):
     "Say something that is no result, on standard error."
     click.echo(f'ddpm_lit: {sentence}', err=True)
+
+
+def save_samples(x, path):  # [n c h w] or [n 2]
+    "A sheet of pictures, or a cloud of points."
+    from ddpm_lit import show
+    if x.ndim == 4:
+        show.save_sheet(x, path, columns=10 if len(x) % 10 == 0 else 8)
+    else:
+        show.cloud(x, ink='model')
+        show.save_figure(path)
 
 # %% ../../nbs/80_command.ipynb #bar
 class Bar:

@@ -7,13 +7,13 @@ __all__ = ['PIECES', 'Ask', 'show_forward', 'show_roll', 'draw_digits', 'show_fr
            'half_given', 'show_guided', 'show_painted', 'show_blended', 'draw_pieces', 'demo_command']
 
 # %% ../../nbs/85_demo.ipynb #imports
-import functools
 import math
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 import click
-from .base import Bars, Command, Count, Range, find_system, note, options, start, tell
-from .sample import save_samples
+from .base import (Bars, Command, Count, Range, find_system, note, options,
+                               save_samples, start, tell)
 from ..core.problem import Problem
 
 # %% ../../nbs/85_demo.ipynb #demo-ask
@@ -65,8 +65,8 @@ def draw_digits(model, recipe, n: int, seed: int, **more):
     "Digits of all labels in turn, behind a bar."
     from ddpm_lit.systems.evaluate import labels, sample_recipe
     with Bars() as bars:
-        return sample_recipe(model, recipe, n, labels(recipe, n), seed,
-                             progress=functools.partial(bars, f'sample {recipe.name}'), **more).x
+        told = partial(bars, f'sample {recipe.name}')
+        return sample_recipe(model, recipe, n, labels(recipe, n), seed, progress=told, **more).x
 
 
 def show_from_scratch(path, ask: Ask) -> str:
@@ -77,7 +77,7 @@ def show_from_scratch(path, ask: Ask) -> str:
     seconds = math.inf if ask.steps else ask.seconds
     with Bars() as bars:
         model, steps, speed = quick_fit(recipe, seconds, ask.steps, ask.seed, ask.device,
-                                        progress=functools.partial(bars, 'train from scratch'))
+                                        progress=partial(bars, 'train from scratch'))
     ask.told |= dict(steps=steps, images_per_second=round(speed, 1))
     save_samples(draw_digits(model, recipe, ask.n, ask.seed), path)
     return (f'Digits 0 to 9 from a DDPM trained just now: {steps} steps of 32 real digits, '
@@ -138,8 +138,9 @@ def show_guided(path, ask: Ask, classifier, made_by) -> str:
     model, recipe = load_weights('mnist')
     model = model.to(ask.device)
     ways = (None, steering(recipe, w=2.), steering(recipe, classifier_scale=4.))
-    save_sheet(torch.cat([draw_digits(model, recipe, 10, 0, steps=20, sampler='ddim', steer=way)
-                          for way in ways]), path, 10)
+    sheets = [draw_digits(model, recipe, 10, 0, steps=20, sampler='ddim', steer=way)
+              for way in ways]
+    save_sheet(torch.cat(sheets), path, 10)
     return ('Digits 0 to 9 from the same ten noises: as the network draws them, with guidance by '
             'the network itself (w = 2), and by a classifier of noisy digits (scale 4).')
 

@@ -57,7 +57,8 @@ def read_names(path: str) -> list[str]:
     return [line.strip() for line in lines if line.strip()]
 
 
-def save_card(pixels, captions: list[str], p: list[float], title: str, marked: int | None, out):
+def save_card(pixels, captions: list[str], p: list[float], title: str,
+              marked: int | None, out):
     "The picture beside its captions and their shares, as PNG."
     from ddpm_lit import show
     from ddpm_lit.clip.zero_shot import fitted

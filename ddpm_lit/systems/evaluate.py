@@ -147,7 +147,7 @@ def sample_recipe(model: nn.Module, recipe: Recipe, n: int,
                   sampler: str | None = None,
                   at_once: int = 256,           # samples in one batch
                   steer: Steer | None = None,   # as `steering` gives it
-                  edit: Callable[[Denoiser], Denoiser] = as_it_is,  # what is done to the denoiser
+                  edit: Callable[[Denoiser], Denoiser] = as_it_is,  # what else is done to it
                   progress: Callable[[int, int], None] = unreported,  # (done, of)
                   ) -> Samples:
     "Turn noise into samples as the recipe wants it: its shape, schedule, sampler and limits."
@@ -165,8 +165,8 @@ def sample_recipe(model: nn.Module, recipe: Recipe, n: int,
         for i in range(0, n, at_once):
             mine = part_of(label, i, at_once, device)
             denoiser = Counted(edit(recipe_denoiser(model, recipe, mine, steer)))
-            states = run(denoiser, grid(recipe.schedule, steps), noise[i:i + at_once].to(device))
-            for at, x in enumerate(states, 1):
+            x = noise[i:i + at_once].to(device)
+            for at, x in enumerate(run(denoiser, grid(recipe.schedule, steps), x), 1):
                 progress(len(done)*steps + at, of)
             done.append(x.cpu())
     x = torch.cat(done)
@@ -273,8 +273,9 @@ def evaluate(model: nn.Module, recipe: Recipe, n: int = 2000,
     bits = None
     if reader and bits_pictures and bits_draws:
         some = real[:bits_pictures]
-        bits = count_bits(model, recipe, some, given_label(some, asked, label), bits_draws, seed,
-                          at_once, partial(progress, f'bits of {len(some)} pictures'))
+        bits = count_bits(model, recipe, some, given_label(some, asked, label),
+                          bits_draws, seed, at_once,
+                          partial(progress, f'bits of {len(some)} pictures'))
     seconds = dict(sample=at_drawn - began, weigh=at_weighed - at_drawn,
                    bits=time.perf_counter() - at_weighed)
     return dict(label=label, sampler=drawn.sampler, steps=drawn.steps, seed=seed,
@@ -306,8 +307,10 @@ def notes_on(used: dict, data: dict[str, str]) -> list[str]:
 def fingerprints(name: str, recipe: Recipe,
                  ) -> tuple[dict, list[str]]:  # weights, reader and data; notes
     "What is used to evaluate weights, whose name is as `find_weights` gives it."
-    is_path = name.endswith('.safetensors')
-    weights = fingerprint(Path(name) if is_path else data_dir('weights', f'{name}.safetensors'))
+    path = Path(name)
+    if path.suffix != '.safetensors':
+        path = data_dir('weights', f'{name}.safetensors')
+    weights = fingerprint(path)
     reader = None
     if 'mnist' in recipe.data:
         reader = fingerprint(data_dir('weights', 'digits-classifier.safetensors'))
@@ -335,7 +338,8 @@ def measured(r: dict) -> list[str]:
     def row(name, key, form='.3f', note=''):
         return f'{name:24}{r[key]:>10{form}}{r["real"][key]:>10{form}}   {note}'.rstrip()
 
-    rows = [row('Frechet distance', 'frechet', note=f'two sets of one Gaussian: {r["floor"]:.3f}'),
+    rows = [row('Frechet distance', 'frechet',
+                note=f'two sets of one Gaussian: {r["floor"]:.3f}'),
             row('kernel distance', 'kernel', '.4f', 'a perfect model: 0 on average'),
             row('energy distance', 'energy', '.4f'),
             row('  p of the energy test', 'p', note='chance alone would be as far so often'),
@@ -346,7 +350,8 @@ def measured(r: dict) -> list[str]:
     if r.get('agreement') is not None:
         rows.append(row('read as asked', 'agreement'))
     if 'score' in r:
-        rows.append(row('inception score', 'score', '.2f', 'by the reader of digits; at most 10'))
+        rows.append(row('inception score', 'score', '.2f',
+                        'by the reader of digits; at most 10'))
     return rows
 
 
@@ -359,7 +364,8 @@ def verdict(r: dict) -> str:  # r: of `evaluate`, with a name and warnings
             *measured(r)]
     if b := r['bits_per_dim']:
         rows.append(f'{"bits per dimension":24}{b["total"]:>10.3f}   ± {b["error"]:.3f}, of '
-                    f'{b["pictures"]} real pictures, {b["draws"]} of {b["levels"]} levels each')
+                    f'{b["pictures"]} real pictures, {b["draws"]} of {b["levels"]} levels '
+                    'each')
     rows += [f'Note: {note}' for note in r['warnings']]
     rows.append(', '.join(f'{k} {v:.0f} s' for k, v in r['seconds'].items()))
     return '\n'.join(rows)

@@ -346,13 +346,13 @@ def unchanged(model: nn.Module) -> nn.Module:
 def open_run(
         out,                         # the folder
         recipe: Recipe,
-        given: dict | None = None,   # steps, batch, lr, seed, bf16, shard; None: as the recipe says
+        given: dict | None = None,   # of steps, batch, lr, seed, bf16, shard, if not the recipe's
         resume: bool = False,
         init: bool = False,          # start from the shipped weights
         device: str | torch.device = 'cpu',
         channels_last: bool = False,
         compile: bool = False,
-        prepare: Callable[[nn.Module], nn.Module] = unchanged,  # what more is done to the model
+        prepare: Callable[[nn.Module], nn.Module] = unchanged,  # what else is done to it
         team: Team | None = None) -> Run:  # None: this process alone
     "Start a run, or go on with the one in `out`."
     out = Path(out)
@@ -386,7 +386,7 @@ def open_run(
 
 # %% ../../nbs/29_run.ipynb #go
 class Meter:
-    "The lines of a log: mean loss and speed since the line before, and the seconds of all calls."
+    "The lines of a log: mean loss and speed since the last one, and the seconds of all calls."
     def __init__(self, run: Run):
         last = run.log.lines[-1] if run.log.lines else {}
         self.before = dict(seconds=0., cpu_seconds=0.) | last
