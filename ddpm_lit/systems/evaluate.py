@@ -137,6 +137,7 @@ class Samples(NamedTuple):
 
 
 def as_it_is(denoiser: Denoiser) -> Denoiser:
+    "Nothing is done to it."
     return denoiser
 
 
@@ -165,8 +166,8 @@ def sample_recipe(model: nn.Module, recipe: Recipe, n: int,
         for i in range(0, n, at_once):
             mine = part_of(label, i, at_once, device)
             denoiser = Counted(edit(recipe_denoiser(model, recipe, mine, steer)))
-            x = noise[i:i + at_once].to(device)
-            for at, x in enumerate(run(denoiser, grid(recipe.schedule, steps), x), 1):
+            start = noise[i:i + at_once].to(device)
+            for at, x in enumerate(run(denoiser, grid(recipe.schedule, steps), start), 1):
                 progress(len(done)*steps + at, of)
             done.append(x.cpu())
     x = torch.cat(done)
