@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import gzip
 import hashlib
+import importlib
 import io
 import itertools
 import json
@@ -57,10 +58,12 @@ from torch import Tensor, nn
 
 root = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(root))
-from ddpm_lit import cli, show
+from ddpm_lit import show
+from ddpm_lit.cli import base as cli
 from ddpm_lit.clip import tokens
 from ddpm_lit.clip.zero_shot import fill, read_picture
 from ddpm_lit.core.problem import Problem, data_dir
+from ddpm_lit.core.registry import package_sources
 from ddpm_lit.core.denoiser import Model
 from ddpm_lit.core.level import from_alpha_bar, from_edm_sigma
 from ddpm_lit.data import captions, images, toy
@@ -69,10 +72,10 @@ from ddpm_lit.diffusion.oracle import EmpiricalDenoiser
 from ddpm_lit.guide.cfg import as_w
 from ddpm_lit.nets.unet import small_unet
 from ddpm_lit.baselines import compare
-from ddpm_lit.scale import glide, open as theirs, unclip, weights
+from ddpm_lit.interop import checkpoints as theirs, glide, unclip, unet as weights
 from ddpm_lit.systems.manipulate import UnclipEditor
 from ddpm_lit.systems.pipeline import Request
-from ddpm_lit.train import fit
+from ddpm_lit.train import fit, run as runs
 from ddpm_lit.train.measure import load_classifier
 
 SECONDS = 60  # of the processor, for each case
@@ -595,9 +598,9 @@ def make_runs():
     options = dict(steps=24, batch=16, lr=None, seed=None, bf16=None)
     nowhere = io.StringIO()
     with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
-        half = cli.open_run(FIX/'half', fit.find_recipe('roll'), options,
-                            device=torch.device('cpu'))
-        for line in cli.go(half):
+        half = runs.open_run(FIX/'half', fit.find_recipe('roll'), options,
+                             device=torch.device('cpu'))
+        for line in runs.go(half):
             if line['step'] == 10:
                 half.save()
                 break
@@ -1230,7 +1233,7 @@ def line_with_data(folder: str, line: str):
 
 
 def every_command_is_tried():
-    assert cli.command.commands.keys() <= {command for command, _ in RUNS}
+    assert {*cli.COMMANDS} <= {command for command, _ in RUNS}
 
 
 def option_cases(rng, k: int = 9):
@@ -1238,7 +1241,7 @@ def option_cases(rng, k: int = 9):
     for (command, which), line in RUNS.items():
         if command not in ('demo', 'bench'):
             yield case(f'{command} {which} as it should be', run_line, line)
-        for p in cli.command.commands[command].params:
+        for p in cli.command.get_command(None, command).params:
             tried = ONLY.get(which, p.name).split()
             if p.name not in tried or p.name == 'help' or getattr(p, 'is_flag', False):
                 continue
@@ -1558,13 +1561,13 @@ def _(tensors):
 def _(v):
     p = written(v, 'd/run.json')
     shutil.copy(FIX/'run/state.safetensors', 'd/state.safetensors')
-    return cli.choose_settings(p.parent, fit.find_recipe('roll'), {}, True, False,
-                               torch.device('cpu'))
+    return runs.choose_settings(p.parent, fit.find_recipe('roll'), {}, True, False,
+                                torch.device('cpu'))
 
 
 @holds('log of a run', v=value)
 def _(v):
-    return cli.Log(written(v, 'd/log.jsonl'), 3).lines
+    return runs.Log(written(v, 'd/log.jsonl'), 3).lines
 
 
 @holds('cards of runs',
@@ -2246,7 +2249,7 @@ SCRIPTS = [
 def terminal_cases(rng):
     case = in_part('terminal')
     narrow = partial(shell, COLUMNS='8', TERM='dumb')
-    for name in cli.command.commands:
+    for name in cli.COMMANDS:
         yield case(f'{name} --help, narrow', narrow, f'$D {name} --help')
     for script in SCRIPTS:
         yield case(script, shell, script)
@@ -2314,8 +2317,8 @@ def prepare(box: Path):
     datasets.CelebA.file_list = [(i, None, name) for i, _, name in datasets.CelebA.file_list]
     FIX = box/'fix'
     FIX.mkdir()
-    cli.recipes()
-    cli.visit('scale')
+    for module in package_sources():
+        importlib.import_module(module)
     show.cloud(torch.zeros(1, 2))
     show.save_figure(box/'warm.png')
     make_fixtures(FIX)

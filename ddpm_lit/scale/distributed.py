@@ -36,17 +36,12 @@ from ..nets.transformer import Block
 from ..nets.unet import Attention, ResBlock
 from .presets import Preset
 from ..train.fit import Training
+from ..train import run as single
 
 # %% ../../nbs/72_distributed.ipynb #team
 @dataclass(frozen=True)
-class Team:
+class Team(single.Team):
     "The processes that train one model together. A team of one does what one process does."
-    rank: int = 0
-    size: int = 1
-
-    @property
-    def first(self) -> bool:
-        return self.rank == 0  # the process that prints and writes files
 
     def own(self, v):  # [n ...] -> [n/N ...]
         "This process's rows. Eq. 72.1."
