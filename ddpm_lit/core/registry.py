@@ -11,6 +11,7 @@ import importlib.util
 import re
 import sys
 from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
 from functools import lru_cache, partial
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -110,7 +111,12 @@ class Registry(dict):
         self.load()
         if (thing := self.look(name)) is not None:
             return thing
-        raise Problem(f'There is no {self.kind} "{name}": choose one of {", ".join(sorted(self))}.')
+        # of many names only those that are spelled alike
+        near = get_close_matches(name, self) if len(self) > 12 else []
+        hint = f'choose one of {", ".join(sorted(self))}.'
+        if near:
+            hint = f'did you mean {" or ".join(near)}?'
+        raise Problem(f'There is no {self.kind} "{name}": {hint}')
 
     def names(self) -> list[str]:
         "All names that there are."
