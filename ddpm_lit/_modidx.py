@@ -134,6 +134,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                 'ddpm_lit/cli/base.py'),
                                    'ddpm_lit.cli.base.LazyGroup.list_commands': ( 'command.html#lazygroup.list_commands',
                                                                                   'ddpm_lit/cli/base.py'),
+                                   'ddpm_lit.cli.base.LazyGroup.resolve_command': ( 'command.html#lazygroup.resolve_command',
+                                                                                    'ddpm_lit/cli/base.py'),
                                    'ddpm_lit.cli.base.Number': ('command.html#number', 'ddpm_lit/cli/base.py'),
                                    'ddpm_lit.cli.base.Range': ('command.html#range', 'ddpm_lit/cli/base.py'),
                                    'ddpm_lit.cli.base.Terminal': ('command.html#terminal', 'ddpm_lit/cli/base.py'),

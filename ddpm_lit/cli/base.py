@@ -18,6 +18,7 @@ import re
 import shlex
 import sys
 import time
+from difflib import get_close_matches
 import click
 import ddpm_lit
 from ..core.problem import Problem
@@ -49,6 +50,13 @@ class LazyGroup(click.Group):
             return super().get_command(ctx, name)
         module = importlib.import_module(f'ddpm_lit.cli.{COMMANDS[name][0]}')
         return getattr(module, f'{name}_command')
+
+    def resolve_command(self, ctx, args):
+        if ctx.resilient_parsing or args[0].startswith('-') or self.get_command(ctx, args[0]):
+            return super().resolve_command(ctx, args)
+        near = get_close_matches(args[0], COMMANDS, 1)
+        hint = f" Did you mean '{near[0]}'?" if near else ''
+        raise click.UsageError(f"No such command '{args[0]}'.{hint}", ctx)
 
     def format_commands(self, ctx, formatter):
         with formatter.section('Commands'):
