@@ -69,11 +69,12 @@ class Registry(dict):
 
     def _put(self, name, thing, owner):
         if name in self and self[name] is not thing:
-            again = owner == self.owners[name]
-            at_prompt = '__main__' in (owner, self.owners[name])
-            if not again and not (at_prompt and described(thing) == described(self[name])):
+            before = self.owners.get(name, 'elsewhere')
+            same_place = owner == before or '__main__' in (owner, before)
+            alike = same_place and described(thing) == described(self[name])
+            if not alike and {owner, before} != {'__main__'}:
                 raise Problem(f'There is a {self.kind} "{name}" already, from '
-                              f'{self.owners[name]}: give yours another name.')
+                              f'{before}: give yours another name.')
         self[name] = thing
         self.owners[name] = owner
         return thing
@@ -98,7 +99,7 @@ class Registry(dict):
                 self._put(point.name, point.load(), point.value)
 
     def look(self, name: str):
-        "The thing of that name if a module names it, else None: quicker than `find`, for may-be's."
+        "The thing of that name if a module names it, else None; looks less far than `find`."
         name = self.aliases.get(name, name)
         if name not in self:
             self.load(name)
@@ -106,11 +107,12 @@ class Registry(dict):
 
     def find(self, name: str):
         "The thing of that name, wherever it is defined; else a `Problem` lists all names."
-        if (thing := self.look(name)) is not None:
+        if self.look(name) is None:
+            self.load()
+        thing = self.look(name)
+        if thing is not None:
             return thing
-        self.load()
-        if (thing := self.look(name)) is not None:
-            return thing
+
         # of many names only those that are spelled alike
         near = get_close_matches(name, self) if len(self) > 12 else []
         hint = f'choose one of {", ".join(sorted(self))}.'
@@ -127,10 +129,14 @@ class Registry(dict):
 def load_plugin(path) -> str:  # the name of its module
     "Run a Python file that adds to the registries. A `Problem` if it cannot be."
     path = Path(path)
+    whole = str(path.resolve())
     if path.suffix != '.py' or not path.is_file():
         raise Problem(f'{path} is no Python file: a plug-in is a file NAME.py.')
     name = f'ddpm_lit_plugin_{path.stem}'
-    spec = importlib.util.spec_from_file_location(name, path)
+    if name in sys.modules and sys.modules[name].__file__ != whole:
+        raise Problem(f'There is a plug-in {path.stem} already, from '
+                      f'{sys.modules[name].__file__}: rename one of them.')
+    spec = importlib.util.spec_from_file_location(name, whole)
     assert spec and spec.loader  # since it ends in .py
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
@@ -141,7 +147,7 @@ def load_plugin(path) -> str:  # the name of its module
         raise
     except Exception as e:
         del sys.modules[name]
-        lines = [f.lineno for f in extract_tb(e.__traceback__) if f.filename == str(path)]
+        lines = [f.lineno for f in extract_tb(e.__traceback__) if f.filename == whole]
         line = e.lineno if isinstance(e, SyntaxError) else lines[-1] if lines else None
         where = f' in line {line}' if line else ''
         raise Problem(f'The plug-in {path} fails{where} ({type(e).__name__}: {e}): '
