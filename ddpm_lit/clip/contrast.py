@@ -22,7 +22,7 @@ from ..core.level import Level
 from ..data.captions import CaptionBatches, all_but_held, emoji, join, shapes
 from ..guide.classifier import AttentionPool
 from ..nets.transformer import Transformer, quick_gelu
-from ..train.fit import Recipe, register
+from ..train.fit import JOINT_LOSSES, Recipe, register
 
 # %% ../../nbs/53_clip.ipynb #contrast
 def unit(z: Tensor) -> Tensor:  # [... d]
@@ -358,6 +358,9 @@ class CLIP(nn.Module):
 def clip_loss(pairs: Callable, x0: Tensor, t: Level, eps: Tensor) -> Tensor:  # [b]
     "The contrastive loss of a batch of pairs, for `fit`; t and eps are not used. Eq. 53.3."
     return contrastive(*pairs(x0, t))
+
+
+JOINT_LOSSES.add(clip_loss)
 
 # %% ../../nbs/53_clip.ipynb #official
 def official_clip(

@@ -20,7 +20,7 @@ from ..data.images import Batches
 from ..diffusion.forward import q_sample
 from ..guide.classifier import LogLikelihood
 from ..nets.unet import TimeEmbedding, small_unet
-from ..train.fit import Recipe, register
+from ..train.fit import JOINT_LOSSES, Recipe, register
 
 # %% ../../nbs/54_clip_guidance.ipynb #match
 def caption_log_prob(
@@ -86,6 +86,9 @@ class NoisedCLIP(CLIP):
 def noised_clip_loss(pairs: Callable, x0: Tensor, t: Level, eps: Tensor) -> Tensor:  # [b]
     "The contrastive loss of noisy pictures, each at its own level, in nats. Eq. 53.3, 54.1."
     return contrastive(*pairs(q_sample(x0, t, eps), t))
+
+
+JOINT_LOSSES.add(noised_clip_loss)
 
 # %% ../../nbs/54_clip_guidance.ipynb #x0
 def clean_guess_log_prob(

@@ -322,8 +322,8 @@ class DataParallelRun(Training):
         return self.whole(loss, own(x0), Level(own(t.log_snr)), own(eps),
                           *map(own, condition))
 
-    def backward(self, value, clip):
-        value, norm = super().backward(value, clip)
+    def backward(self, parts, clip):
+        value, norm = super().backward(parts, clip)
         return self.team.mean(value), norm
 
     def save(self, path):
@@ -395,8 +395,8 @@ class ShardedRun(DataParallelRun):
         self.whole = fully_shard(LossModule(model), ignored_params=single)
         return model
 
-    def backward(self, value, clip):
-        value, norm = super().backward(value, clip)
+    def backward(self, parts, clip):
+        value, norm = super().backward(parts, clip)
         return value, norm.full_tensor()
 
     def averaged(self):
