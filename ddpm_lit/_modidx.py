@@ -2133,6 +2133,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                     'ddpm_lit.train.run.Run': ('run.html#run', 'ddpm_lit/train/run.py'),
                                     'ddpm_lit.train.run.Run.card': ('run.html#run.card', 'ddpm_lit/train/run.py'),
                                     'ddpm_lit.train.run.Run.command': ('run.html#run.command', 'ddpm_lit/train/run.py'),
+                                    'ddpm_lit.train.run.Run.identity': ('run.html#run.identity', 'ddpm_lit/train/run.py'),
                                     'ddpm_lit.train.run.Run.save': ('run.html#run.save', 'ddpm_lit/train/run.py'),
                                     'ddpm_lit.train.run.Run.weights': ('run.html#run.weights', 'ddpm_lit/train/run.py'),
                                     'ddpm_lit.train.run.Stopped': ('run.html#stopped', 'ddpm_lit/train/run.py'),

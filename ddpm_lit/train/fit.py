@@ -121,6 +121,7 @@ class Training:
                  # puts a model where it is to lie; 72 spreads it over many devices
                  place: Callable[[nn.Module], nn.Module] = lambda model: model):
         self.step = 0
+        self.run = ''  # which run this is: its states are not taken for another's
         self.average = place(copy.deepcopy(model).eval().requires_grad_(False))
         self.model = model = place(model)
         fused = all(p.device.type in ('cpu', 'cuda') for p in model.parameters())
@@ -169,13 +170,18 @@ class Training:
 
     def save(self, path):
         "Write the whole state."
-        write_tensors(path, self.state())
+        write_tensors(path, self.state(), **(dict(run=self.run) if self.run else {}))
 
     @torch.no_grad()
     def load(self, path) -> 'Training':
         "Go on where `save` was called; a file that does not fit changes nothing."
         own = self.state()
         state = read_tensors(path)
+        with safe_open(path, 'pt') as f:
+            run = (f.metadata() or {}).get('run', '')
+        if run and self.run and run != self.run:
+            raise Problem(f'{path} is the state of another run, with another seed or other '
+                          'data: bring back its own, or start anew.')
         check_same(own, state, path)
         if state['step'] < 0:
             raise Problem(f'{path} is damaged: no run has taken {int(state["step"])} '
@@ -321,6 +327,8 @@ class Recipe:
     # how a file says what it holds: a maker in MAKERS and its arguments, as JSON; empty for
     # recipes that are known by name
     spec: dict = field(default_factory=dict)
+    # of own pictures: where they are, how they are read, and their digest
+    source: dict = field(default_factory=dict)
 
 
 RECIPES = Registry('recipe', mark='register(', group='ddpm_lit.recipes')
