@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ABOUT', 'GUIDED', 'FOR_CAPTIONS', 'SAMPLED', 'sheet_of', 'find_model', 'sample_weights', 'draw_captions',
            'sample_captions', 'check_for_captions', 'sample_command', 'eval_judged', 'eval_system', 'eval_samples',
-           'eval_weights', 'eval_command']
+           'eval_pictures', 'eval_weights', 'eval_command']
 
 # %% ../../nbs/83_sample.ipynb #imports
 import time
@@ -228,6 +228,27 @@ def eval_samples(name: str, found: str, model, recipe, n: int, seed: int,
     return rows if len(rows) > 1 else rows[0], '\n\n'.join(map(headed, rows))
 
 
+def eval_pictures(name: str, found: str, model, recipe, n: int, seed: int,
+                  told: dict) -> tuple[dict, str]:
+    "`eval` for a model of own pictures: against those that were held out of training."
+    from ddpm_lit.systems.evaluate import fingerprint, steering
+    from ddpm_lit.systems.own import held_out, pictures_verdict, read_source, source_beside
+    from ddpm_lit.systems.own import weigh_pictures
+    if len(told['weights']) > 1:
+        raise Problem('One weight of guidance at a time: give a single `w`.')
+    w = told['weights'][0] if told['weights'] else None
+    source = source_beside(found)
+    with Bars() as bars:
+        pictures = read_source(source, partial(bars, 'read pictures')).images()
+        train, held = held_out(pictures, source.get('hold', .1))
+        got = weigh_pictures(model, recipe, train, held, min(n, 2000), seed, told['label'],
+                             sampler=told['sampler'], steps=told['steps'],
+                             at_once=told['batch'], steer=steering(recipe, w),
+                             progress=partial(bars, f'sample {recipe.name}'))
+    got = dict(name=name, recipe=recipe.name, w=w, weights=fingerprint(Path(found)), **got)
+    return got, pictures_verdict(got)
+
+
 def eval_weights(name: str, n: int, seed: int, device, told: dict) -> tuple[object, str]:
     "`eval` for weights of ours: by their judge, or by their samples."
     from ddpm_lit.systems.evaluate import fingerprints
@@ -235,6 +256,8 @@ def eval_weights(name: str, n: int, seed: int, device, told: dict) -> tuple[obje
     from ddpm_lit.train.run import find_weights
     found = find_weights(name)
     model, recipe = load_weights(found)
+    if recipe.spec.get('maker') == 'pictures':
+        return eval_pictures(name, found, model.to(device), recipe, n, seed, told)
     judge = JUDGES.look(recipe.name)
     if not judge:
         return eval_samples(name, found, model, recipe, n, seed, device, told)

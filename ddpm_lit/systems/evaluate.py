@@ -89,9 +89,13 @@ def labels(recipe: Recipe, n: int, label: str | int | None = None) -> Tensor | N
         return torch.arange(n) % recipe.classes
     if label == 'none':
         return torch.full((n,), -1)
+    if label in recipe.names:
+        label = recipe.names.index(str(label))
     if not str(label).isdecimal() or int(label) >= recipe.classes:
-        raise Problem(f'There is no label {label}: choose one of 0 to '
-                      f'{recipe.classes - 1}, or none.')
+        known = f'0 to {recipe.classes - 1}'
+        if recipe.names:
+            known = ', '.join(recipe.names[:12]) + ', ...'*(recipe.classes > 12)
+        raise Problem(f'There is no label {label}: choose one of {known}, or none.')
     return torch.full((n,), int(label))
 
 # %% ../../nbs/44_evaluate.ipynb #draw

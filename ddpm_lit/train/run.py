@@ -530,9 +530,12 @@ def quick_fit(recipe: Recipe, seconds: float, steps: int | None = None, seed: in
 
 # %% ../../nbs/29_run.ipynb #find-weights
 def find_weights(name: str) -> str:
-    "What `load_weights` takes: a path as it is, a shipped name, or the path in runs/NAME."
+    "What `load_weights` takes: a path, a shipped name, the folder of a run, or its NAME in runs."
     if name.endswith('.safetensors'):
         return name
+    if (Path(name)/'run.json').is_file():
+        made_by = read_settings(Path(name)/'run.json', recipe=str)['recipe']
+        return str(Path(name)/f'{made_by}.safetensors')
     RECIPES.look(name)  # it may bring a shorter name
     name = RECIPES.aliases.get(name, name)
     with contextlib.suppress(Problem):
