@@ -132,7 +132,8 @@ def one_over_t(T: int = 1000) -> DiscreteSchedule:
     "Each step erases about 1/T of the data's variance. Eq. 10.8 (Sohl-Dickstein 2015, 2.4.1)."
     floor = torch.full((_row(T),), 1e-6, dtype=torch.float64)  # as in the authors' code
     floor[0] += 1e-3
-    return DiscreteSchedule(floor + (1 - floor - 1e-5)/torch.linspace(T, 2, T, dtype=torch.float64))
+    denominator = torch.linspace(T, 2, T, dtype=torch.float64)
+    return DiscreteSchedule(floor + (1 - floor - 1e-5)/denominator)
 
 # %% ../../nbs/10_schedule.ipynb #grid-class
 @dataclass(frozen=True, eq=False)
