@@ -14,6 +14,9 @@ def prepared(path):
     nb.cells = [c for c in nb.cells if c.cell_type != 'raw' and not flags(c).keys() & left_out]
     for c in nb.cells:
         c.source = '\n'.join(l for l in c.source.splitlines() if not re.match(r'\s*#\s*\|', l))
+        # of a folded cell only what it shows
+        if 'hide-input' in c.metadata.get('tags', []):
+            c.source = ''
         # links are written for nbs/; README stands one floor up
         if c.cell_type == 'markdown':
             c.source = re.sub(r'\]\((?!\w+:|[/#])', f']({nbs.name}/', c.source)
@@ -27,6 +30,7 @@ def rendered(nb):
     resources = dict(unique_key='cell', output_files_dir=f'{nbs.name}/readme')
     body, extra = MarkdownExporter().from_notebook_node(nb, resources=resources)
     body = re.sub(r'^ +$', '', body, flags=re.M)
+    body = re.sub(r'```python\n+```\n', '', body)
 
     # pictures are named after their cell's id, so new cells rename nothing
     files = {}
