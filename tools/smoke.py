@@ -1,8 +1,8 @@
 """What every platform has to do, in two minutes: python tools/smoke.py [--device DEVICE]
 
-Runs the installed command in a temporary folder: draw digits, train points, stop and resume, train on
-a folder of pictures, weigh the result, and the five lines of Python. The last line is what failed, if
-anything did.
+Runs the installed command in a temporary folder: draw digits, train points, stop and resume, train
+on a folder of pictures, weigh the result, and the five lines of Python. It ends with the number of
+those that failed.
 """
 import argparse
 import subprocess
