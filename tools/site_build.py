@@ -125,23 +125,45 @@ def markdown_cell(cell, source, stem, repo):
     return dict(cell, source=prose(source))
 
 
+def title_of(cell, shown):
+    "What a folded cell is called: its first comment, up to the end of its first sentence."
+    if cell['id'].startswith('solution-'):
+        return cell['id'].replace('-', ' ').capitalize()
+    lines = []
+    for line in shown.splitlines():
+        if not line.startswith('# '):
+            break
+        lines.append(line[2:])
+    said = ' '.join(lines)
+    if not said:
+        return 'Imports' if shown.startswith(('import ', 'from ')) else 'Set-up'
+    return said if len(said) <= 110 else said[:109].rsplit(' ', 1)[0] + ' ...'
+
+
+def is_folded(cell, shown):
+    "Set-up, checks, figures and solutions: what a first reading passes over."
+    folded = 'hide-input' in cell['metadata'].get('tags', [])
+    imports = all(line.startswith(('import ', 'from ', ' ', ')', '#')) or not line
+                  for line in shown.splitlines())
+    check = shown.startswith('# Eq. ')
+    return folded or imports or check or 'hide' in flags(cell)
+
+
 def code_cell(cell, source, export):
-    "A cell of code without its directives; set-up and solutions are folded."
+    "A cell of code without its directives; set-up, checks, figures and solutions are folded."
     lines = [l for l in source.splitlines() if not re.match(r'\s*#\s*\|', l)]
+    shown = '\n'.join(lines).strip('\n')
     solution = cell['id'].startswith('solution-')
-    name = cell['id'].replace('-', ' ')
-    fold = None
-    if solution:
-        fold = name.capitalize()
-    elif 'hide' in flags(cell):
-        fold = 'Set-up'
+    fold = title_of(cell, shown) if solution or is_folded(cell, shown) else None
 
     cell_tags = ['export']*export
     if fold:
         cell_tags.append('hide-cell' if solution else 'hide-input')
-    mystnb = dict(image=dict(alt=name), code_prompt_show=fold, code_prompt_hide=fold)
-    return dict(cell, source='\n'.join(lines).strip('\n'),
-                metadata=dict(tags=cell_tags, mystnb=mystnb))
+    if fold and 'passed(' in shown:
+        cell_tags.append('check')
+    alt = fold if fold and not solution else cell['id'].replace('-', ' ')
+    mystnb = dict(image=dict(alt=alt), code_prompt_show=fold, code_prompt_hide=fold)
+    return dict(cell, source=shown, metadata=dict(tags=cell_tags, mystnb=mystnb))
 
 
 def page(path, shown_pages):
@@ -178,13 +200,19 @@ def tree(caption, names):
     return '\n'.join(['```{toctree}', ':hidden:', f':caption: {caption}', '', *names, '```', ''])
 
 
+def short_title(stem):
+    "The number of a notebook and its title, up to a colon."
+    first = text(read(nbs/f'{stem}.ipynb')['cells'][0]['source']).splitlines()[0]
+    return f'{stem[:2]} {first.removeprefix("# ").split(":")[0]}'
+
+
 def contents(index, pages):
     "The contents at the side: the rooms as the front page names them, then the library."
     front_page = '\n'.join(text(c['source']) for c in index['cells'])
     rooms = dict(re.findall(r'\|\s*\*\*(\d) ([^*|]+)\*\*', front_page))
     trees = []
     for digit in sorted({stem[0] for stem in pages}):
-        names = [stem for stem in pages if stem[0] == digit]
+        names = [f'{short_title(stem)} <{stem}>' for stem in pages if stem[0] == digit]
         trees.append(tree(f'{digit} {rooms.get(digit, "")}'.strip(), names))
     trees.append(tree('the library', ['api/index', 'equations', 'contributing']))
     return '\n'.join(trees)
@@ -381,28 +409,38 @@ mark = ('<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32">'
         + dot(9, 16, 8, '#1f77b4') + ''.join(dot(x, y, 2, '#999') for x, y in specks) + '</svg>')
 
 
+MATH = dict(chtml=dict(displayAlign='left', displayIndent='1.5em', scale=.95),
+            loader=dict(load=['ui/lazy']))
+COPIED = 'div.cell_input div.highlight pre, div.highlight-sh pre'  # no outputs
+
+
 def settings(only):
     "The settings of Sphinx."
     repo = repository()
     theme = dict(path_to_docs=cfg['nbs_path'], repository_branch=cfg['branch'], show_toc_level=1,
                  use_download_button=False, use_fullscreen_button=False, navbar_persistent=[],
-                 home_page_in_toc=True)
+                 home_page_in_toc=True, search_as_you_type=True)
     if repo:
         theme |= dict(repository_url=repo, use_repository_button=True, use_source_button=True,
                       launch_buttons={})
     if 'github.com' in repo:
         theme['launch_buttons'] = dict(binderhub_url='https://mybinder.org',
                                        notebook_interface='jupyterlab')
+    # equations stand at the left, as large as the prose, and are set when they are seen
+    from sphinx import version_info
+    math = {f'mathjax{3 if version_info < (9,) else 4}_config': MATH}
     warnings = ['myst.header']
     if only:
         warnings.append('myst.xref_missing')
-    return dict(
+    return math | dict(
         project=lib, author=cfg['author'], html_title=lib, language='en', root_doc='index',
         copyright=cfg['copyright'].replace('%(author)s', cfg['author']),
-        extensions=['myst_nb', 'sphinx.ext.mathjax', 'sphinx-mathjax-offline'],
+        extensions=['myst_nb', 'sphinx.ext.mathjax', 'sphinx-mathjax-offline',
+                    'sphinx_copybutton'],
         source_suffix={'.ipynb': 'myst-nb', '.md': 'myst-nb'},
         html_theme='sphinx_book_theme', html_theme_options=theme, html_static_path=['_static'],
         html_favicon='_static/mark.svg', html_css_files=['site.css'],
+        html_js_files=['site.js'], copybutton_selector=COPIED,
         html_context=dict(default_mode='auto'), html_copy_source=False, html_show_sphinx=False,
         nb_execution_mode='off', nb_render_markdown_format='myst', add_module_names=False,
         myst_enable_extensions=['amsmath', 'dollarmath', 'attrs_block'], suppress_warnings=warnings)
@@ -417,6 +455,7 @@ def all_pages(shown):
               'equations.md': equations(modules),
               'contributing.md': (root/'CONTRIBUTING.md').read_text(encoding='utf-8'),
               '_static/site.css': (tools/'site.css').read_text(encoding='utf-8'),
+              '_static/site.js': (tools/'site.js').read_text(encoding='utf-8'),
               '_static/mark.svg': mark}
     return pages
 
