@@ -33,6 +33,7 @@ import socket
 import struct
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 import traceback
@@ -67,6 +68,7 @@ from ddpm_lit.core.registry import package_sources
 from ddpm_lit.core.denoiser import Model
 from ddpm_lit.core.level import from_alpha_bar, from_edm_sigma
 from ddpm_lit.data import captions, images, toy
+from ddpm_lit.data import folder as folders
 from ddpm_lit.diffusion import sample, schedule
 from ddpm_lit.diffusion.oracle import EmpiricalDenoiser
 from ddpm_lit.guide.cfg import as_w
@@ -472,6 +474,18 @@ def make_captioned(picture):
     picture(64, 64, 4).save('said/cat.png')
     put('said/metadata.jsonl', '{"file_name": "cat.png", "text": "a cat"}\n')
 
+    # a folder with labels and captions in tables, and a tar of samples
+    Path('mine').mkdir()
+    for name in ('1.png', '2.jpg', '3.tif'):
+        picture(20, 24, 3).save(f'mine/{name}')
+    put('mine/labels.csv', 'file,label\n1.png,a\n2.jpg,b\n3.tif,a\n')
+    put('mine/captions.txt', '1.png\ta dog\n2.jpg\ta cat\n3.tif\ta cat\n')
+    put('tar/1.txt', 'a dog')
+    put('tar/1.cls', '7')
+    with tarfile.open('tar/a.tar', 'w') as tar:
+        for name in ('mine/1.png', 'tar/1.txt', 'tar/1.cls', 'mine/2.jpg'):
+            tar.add(name, Path(name).name)
+
     lines = []
     with open(data_dir('emoji', 'base.jsonl'), encoding='utf-8') as f:
         for i, line in enumerate(itertools.islice(f, 6)):
@@ -650,6 +664,14 @@ def of_folder(read: Callable):
     return lambda p: read(p.parent)
 
 
+def small_set(p):
+    return folders.read_folder(p, 8)
+
+
+def labelled(p):
+    return folders.read_folder(p, 8, 'pad', labels='labels.csv')
+
+
 def merges(p):
     tokenizer = tokens.Tokenizer(tokens.read_pairs(p), tokens.split_gpt2, 32, [])
     return tokenizer(['a red heart'])
@@ -725,9 +747,14 @@ READERS = {
     'data/imagenet/b/5.bmp': data_set('imagenet'),
     'data/emoji/base.jsonl': data_set('emoji'),
     'data/emoji/base-noto-64.webp': data_set('emoji'),
-    'said/dog.png': of_folder(captions.pictures_with_captions),
-    'said/dog.txt': of_folder(captions.pictures_with_captions),
-    'said/metadata.jsonl': of_folder(captions.pictures_with_captions),
+    'said/dog.png': of_folder(folders.pictures_with_captions),
+    'said/dog.txt': of_folder(folders.pictures_with_captions),
+    'said/metadata.jsonl': of_folder(folders.pictures_with_captions),
+    'mine/1.png': of_folder(labelled),
+    'mine/3.tif': of_folder(labelled),
+    'mine/labels.csv': of_folder(labelled),
+    'mine/captions.txt': of_folder(labelled),
+    'tar/a.tar': small_set,
     'vocab/v.bpe': merges,
     'vocab/v.bpe.gz': merges,
     'said/cat.png:picture': read_picture,
@@ -983,7 +1010,7 @@ PICTURES = {
 
 def captioned_picture(p):
     p.with_suffix('.txt').write_text('x')
-    return captions.pictures_with_captions(p.parent)
+    return folders.pictures_with_captions(p.parent)
 
 
 def small_folder(p):
@@ -1048,7 +1075,7 @@ JSON_READERS = {
     'index': ('m.safetensors.index.json', theirs.read_state),
     'config': ('config.json', read_config),
     'cards': ('d/cards.json', 'compare --out {folder} --n 100'),
-    'captions': ('d/metadata.jsonl', of_folder(captions.pictures_with_captions)),
+    'captions': ('d/metadata.jsonl', of_folder(folders.pictures_with_captions)),
     'log': ('d/log.jsonl', log_of_a_run),
     'settings': ('d/run.json', settings_of_a_run),
     'card': ('d/roll.json', card_of_weights)}
@@ -1058,7 +1085,7 @@ FILE_NAMES = ('../out.png', '/etc/passwd', 'a/../../x.png', 'x\0.png', '.', '..'
 
 
 def small_captioned(*more):
-    return lambda p: captions.pictures_with_captions(p.parent, 8, *more)
+    return lambda p: folders.pictures_with_captions(p.parent, 8, *more)
 
 
 def hostile_file(raw: bytes, name: str, reader):
@@ -1594,7 +1621,7 @@ def _(keys, values):
 @holds('captions of a folder',
        v=value | st.fixed_dictionaries(dict(file_name=value, text=value)))
 def _(v):
-    return captions.captions_in(written(v, 'd/metadata.jsonl').parent)
+    return folders.captions_in(written(v, 'd/metadata.jsonl'))
 
 
 @holds('plain pickles', v=value)

@@ -71,6 +71,10 @@ def own_pictures(order: Order, source: dict, team, device):  # -> Recipe
     each = rehearse(recipe, batch, device)
     steps = order.given.get('steps') or recipe.steps
     if order.own['seconds']:
+        # in a short time many small steps teach more than few large ones
+        if order.own['seconds']/each < 2000 and batch > 32 and not order.given.get('batch'):
+            batch = 32
+            each = rehearse(recipe, batch, device)
         steps = max(10, int(order.own['seconds']/each))
     recipe = replace(recipe, steps=steps, batch=batch)
     note(about(recipe, len(train), each))

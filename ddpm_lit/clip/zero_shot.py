@@ -25,9 +25,8 @@ from .tokens import caption_tokenizer, clip_tokenizer
 from ..core.problem import Problem
 from ..data.captions import (COLOURS, GROUNDS, PLACES, SHAPES, SIZES, STYLES,
                                     Captioned, Scene, all_but_held, emoji, emoji_table,
-                                    fraction, on_white, poses, render, scenes, sentence,
-                                    smaller)
-from ..data.images import picture_in, square, to_bytes, to_unit
+                                    fraction, poses, render, scenes, sentence, smaller)
+from ..data.images import on_white, picture_in, square, to_bytes, to_unit
 from ..train.fit import JUDGES
 from ..train.measure import in_parts
 
