@@ -23,11 +23,13 @@ def as_w(w: float | None, guidance_scale: float | None) -> float:
     raise Problem('Give either w (0: the conditional network as it is) or '
                   'guidance_scale = 1 + w (1: the same), and not both.')
 
+
 def extrapolate(c: Prediction, u: Prediction, w: float) -> Prediction:
     "From u through c and beyond, w times as far. Eq. 41.3 (Ho & Salimans eq. 6)."
     x0 = c.x0 + w*(c.x0 - u.x0)
     eps = c.eps + w*(c.eps - u.eps)
-    return c._replace(x0=x0, eps=eps) # a learned variance is that of c
+    return c._replace(x0=x0, eps=eps)  # a learned variance is that of c
+
 
 def cfg(cond: Denoiser, uncond: Denoiser, w: float | None = None,
         guidance_scale: float | None = None) -> Denoiser:
@@ -45,12 +47,13 @@ Pair = Callable[[Tensor, Level], tuple[Prediction, Prediction]]
 # What `given` takes, for all samples or for each; several as a tuple; None for none
 Condition = int | Tensor | tuple | None
 
+
 def batched_pair(model: Model, a: Condition, b: Condition) -> Pair:
     "(x, t) -> the predictions under a and under b, from one doubled batch. Eq. 41.3."
 
     def encoded(condition):
         "What the network receives, computed once for a whole run."
-        parts = condition if isinstance(condition, tuple) else (condition, )
+        parts = condition if isinstance(condition, tuple) else (condition,)
         return model.encode_condition(*parts)
 
     rows_a = encoded(a)
@@ -66,16 +69,18 @@ def batched_pair(model: Model, a: Condition, b: Condition) -> Pair:
     def pair(x, t):
         # double the batch, and the levels if each sample has its own
         twice = Level(torch.cat([t.log_snr]*2)) if t.log_snr.ndim else t
-        p = model(torch.cat([x, x]), twice, *[both(u, v, x) for u, v in zip(rows_a, rows_b)])
+        conditions = [both(u, v, x) for u, v in zip(rows_a, rows_b)]
+        p = model(torch.cat([x, x]), twice, *conditions)
 
         # split every part of the prediction: x0, eps and, if there is one, the variance
         return each_part(lambda v: v[:len(x)], p), each_part(lambda v: v[len(x):], p)
 
     return pair
 
+
 def cfg_batched(model: Model, condition: Condition, w: float | None = None,
-               guidance_scale: float | None = None,
-               instead_of: Condition = None) -> Denoiser:
+                guidance_scale: float | None = None,
+                instead_of: Condition = None) -> Denoiser:
     "`cfg` in one evaluation a step; `instead_of`: a negative condition. Eq. 41.3, 41.5."
     w = as_w(w, guidance_scale)
     pair = batched_pair(model, condition, instead_of)
@@ -87,7 +92,7 @@ def cfg_batched(model: Model, condition: Condition, w: float | None = None,
 
 # %% ../../nbs/41_cfg.ipynb #within
 def guidance_interval(guided: Denoiser, plain: Denoiser,
-           noisiest: float, cleanest: float) -> Denoiser: # log SNR of both ends
+                      noisiest: float, cleanest: float) -> Denoiser:  # log SNR of the ends
     "Guided at levels of an interval, else plain. Eq. 41.6 (Kynkaanniemi et al. 2024)."
 
     def denoiser(x, t):
@@ -111,7 +116,7 @@ def guidance_interval(guided: Denoiser, plain: Denoiser,
 
 # %% ../../nbs/41_cfg.ipynb #rescale
 def rescaled(guided: Denoiser, cond: Denoiser,
-             share: float = .7) -> Denoiser: # 0: as guided, 1: as spread as cond
+             share: float = .7) -> Denoiser:  # 0: as guided, 1: as spread as cond
     "Guided, with the contrast of `cond`. Eq. 41.7 (Lin et al. 2023, sec. 3.4)."
     if not 0 <= share <= 1:
         raise Problem(f'The share is {share}: choose it from 0 (as guided) to 1 (as '
@@ -120,15 +125,15 @@ def rescaled(guided: Denoiser, cond: Denoiser,
     def denoiser(x, t):
         p = guided(x, t)
         if not (t.sigma > 0).any():
-            return p # clean data are left as they are
+            return p  # clean data are left as they are
 
-        def sd(v): # over all values of each sample, [b 1 ... 1]
+        def sd(v):  # over all values of each sample, [b 1 ... 1]
             return append_dims(v.flatten(1).std(1), x)
 
         now = sd(p.x0)
         noisy = t.like(x).sigma > 0
         factor = share*sd(cond(x, t).x0)/now + 1 - share
-        factor = torch.where(noisy & (now > 0), factor, 1.) # an image of one grey stays
+        factor = torch.where(noisy & (now > 0), factor, 1.)  # an image of one grey stays
 
         q = from_x0(factor*p.x0, x, t.like(x))
         return p._replace(x0=q.x0, eps=torch.where(noisy, q.eps, p.eps))
