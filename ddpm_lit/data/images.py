@@ -340,6 +340,10 @@ def picture_in(
             with UNWARNED, Image.open(file, formats=PICTURE_FORMATS) as image:
                 if image.width*image.height > PICTURE_PIXELS:
                     raise Image.DecompressionBombError
+                # its library writes what it dislikes straight to the terminal
+                if image.format == 'TIFF' and image.info.get('compression') != 'raw':
+                    raise Problem(f'{plain(name or source)} is a compressed TIFF: save it as '
+                                  'a PNG.')
                 return made(image)
     except Problem:
         raise
