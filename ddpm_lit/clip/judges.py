@@ -52,7 +52,7 @@ def through(x: Tensor, side: int) -> Tensor:  # [b 3 h h] -> the same
     "Pictures as they would be, had they been painted at another size. Eq. 56.1."
     return at_side(at_side(x, side), x.shape[-1])
 
-# %% ../../nbs/56_judges.ipynb #witness
+# %% ../../nbs/56_judges.ipynb #classifier
 class Residual(nn.Module):
     "h plus two convolutions of it; a step of 2 halves the side. Eq. 56.2."
 
@@ -110,7 +110,7 @@ def judge_nats(log_match: Callable, x0: Tensor, t: Level, eps: Tensor) -> Tensor
 # %% ../../nbs/56_judges.ipynb #known
 @functools.cache
 def known_names() -> tuple[str, ...]:
-    "All names of the drawings, of training and test, in order: what the witness can say."
+    "All names of the drawings, of training and test, in order: the judge classifier's classes."
     return tuple(sorted({r['name'] for r in emoji_table()}))
 
 
@@ -120,8 +120,8 @@ def labels(rows: Sequence[Emoji]) -> Tensor:  # [n 2]
     styles = [*STYLES]
     new = [r.name for r in rows if r.name not in at]
     if new:
-        raise Problem(
-            f'The witness knows no emoji "{new[0]}": ask for one of known_names().')
+        raise Problem(f'The judge classifier knows no emoji "{new[0]}": ask for one of '
+                      'known_names().')
     both = [[at[r.name], styles.index(r.style)] for r in rows]
     return torch.tensor(both).reshape(-1, 2)
 
@@ -154,8 +154,8 @@ def drawings(
 # %% ../../nbs/56_judges.ipynb #recipe
 def small_judge() -> JudgeClassifier:
     "Half a million parameters. Eq. 56.2."
-    witness = JudgeClassifier(len(known_names()))
-    return witness.to(memory_format=torch.channels_last)  # faster on a CPU
+    classifier = JudgeClassifier(len(known_names()))
+    return classifier.to(memory_format=torch.channels_last)  # faster on a CPU
 
 
 @functools.cache
@@ -169,7 +169,7 @@ def all_drawings(batch: int, seed: int, device: torch.device) -> Callable:
     return drawings(drawn('all').to(device), batch, seed)
 
 
-register(Recipe('witness', small_judge, all_drawings, shape=(3, 32, 32),
+register(Recipe('emoji-classifier', small_judge, all_drawings, shape=(3, 32, 32),
                 loss=judge_nats, steps=6000, batch=128, settings=dict(lr=2e-3),
                 data=('emoji', ), sampler=''));
 
@@ -234,11 +234,11 @@ def by_clip(
 
 
 def by_classifier(
-    witness: JudgeClassifier, x: Tensor, rows: Sequence[Emoji]
+    classifier: JudgeClassifier, x: Tensor, rows: Sequence[Emoji]
 ) -> tuple[Callable, Tensor]:
-    "The same from the witness: its log p(name | x), and of the styles. Eq. 56.3."
+    "The same from the judge classifier: its log p(name | x), and of the styles. Eq. 56.3."
     with torch.no_grad():
-        parts = [witness(part) for part in x.split(500)]
+        parts = [classifier(part) for part in x.split(500)]
     name, style = (torch.cat(v) for v in zip(*parts))
     place = {n: i for i, n in enumerate(known_names())}
 
@@ -277,12 +277,13 @@ def questions(
 
 def panel(
     reader: ZeroShotClassifier | None = None,  # None: the CLIP that ships with the book
-    witness: JudgeClassifier | None = None,  # None: the witness that ships with the book
+    classifier: JudgeClassifier | None = None,  # None: the shipped one
 ) -> dict[str, Callable]:
     "The judges of emoji by name."
-    return dict(
-        clip=functools.partial(by_clip, reader or ZeroShotClassifier(load_weights('clip')[0])),
-        witness=functools.partial(by_classifier, witness or load_weights('witness')[0]))
+    reader = reader or ZeroShotClassifier(load_weights('clip')[0])
+    classifier = classifier or load_weights('emoji-classifier')[0]
+    return dict(clip=functools.partial(by_clip, reader),
+                classifier=functools.partial(by_classifier, classifier))
 
 # %% ../../nbs/56_judges.ipynb #obeyed
 def obeyed(
@@ -397,15 +398,15 @@ def features(
     x: Tensor,  # [n 3 32 32], painted at side h
     styles: set[str],
     h: int,
-    witness: JudgeClassifier,
+    classifier: JudgeClassifier,
     seed: int = 0,
 ) -> dict:
-    "Pictures against drawings in these styles, in the witness's features. Eq. 27.2-27.9."
+    "Pictures against drawings in these styles, in the classifier's features. Eq. 27.2-27.9."
     every = drawn('all')
     own = [i for i, r in enumerate(every.rows) if r.style in styles]
     order = np.random.default_rng(seed).permutation(len(own))
     real = to_unit(every.pixels[[own[i] for i in order]])
-    return weigh(x, through(real, h) if h < 32 else real, witness.features)
+    return weigh(x, through(real, h) if h < 32 else real, classifier.features)
 
 
 @torch.no_grad()
@@ -414,7 +415,7 @@ def weigh_emoji(
     rows: Sequence[Emoji],  # [n] whose captions were asked
     trained: Captioned | None = None,  # at 32 pixels; None: all training drawings not held
     reader: ZeroShotClassifier | None = None,
-    witness: JudgeClassifier | None = None,  # None: those that ship with the book
+    classifier: JudgeClassifier | None = None,  # None: those that ship with the book
     k: int = 100,
     seed: int = 0,
 ) -> dict:  # rows for `table`, features of `weigh`, copies of `originality`
@@ -429,8 +430,8 @@ def weigh_emoji(
     if no:
         raise Problem(f'There is no real drawing of "{no[0]}" to compare with: ask for '
                       'captions of rows of emoji().')
-    witness = copy.deepcopy(witness or load_weights('witness')[0]).cpu().eval()
-    judges = panel(reader, witness)
+    classifier = copy.deepcopy(classifier or load_weights('emoji-classifier')[0]).cpu().eval()
+    judges = panel(reader, classifier)
     pictures = pictures.detach().float().cpu()
     if not trained:
         trained = drawn('train')
@@ -459,11 +460,11 @@ def weigh_emoji(
     out.append(dict(task='painted: shows what was named', measure='share', n=n, chance=0.,
                     **shown))
 
-    # the witness's features
-    cloud = features(sets['painted'], {r.style for r in rows}, h, witness, seed)
+    # the judge classifier's features
+    cloud = features(sets['painted'], {r.style for r in rows}, h, classifier, seed)
     for what in ('precision', 'recall', 'coverage'):
-        out.append(dict(task="painted: in the witness's features", measure=what, n=n,
-                        painted=cloud[what], real=cloud['real'][what]))
+        out.append(dict(task="painted: in the judge classifier's features", measure=what,
+                        n=n, painted=cloud[what], real=cloud['real'][what]))
 
     # near-copies, and how many are due
     copies = originality(pictures, trained)
@@ -480,9 +481,9 @@ def in_words(found: dict) -> str:  # of weigh_emoji
     cloud, copies = found['features'], found['copies']
     painted, new = (torch.tensor(copies[k]).median() for k in ('painted', 'new'))
     lines = [table(found['rows'])]
-    lines.append(f"Frechet distance in the witness's features {cloud['frechet']:.2f}, of "
-                 f"real drawings {cloud['real']['frechet']:.2f}, of two sets of one "
-                 f"Gaussian {cloud['floor']:.2f}")
+    lines.append(f"Frechet distance in the judge classifier's features "
+                 f"{cloud['frechet']:.2f}, of real drawings {cloud['real']['frechet']:.2f}, "
+                 f"of two sets of one Gaussian {cloud['floor']:.2f}")
     lines.append(f'closeness to the nearest training picture: median {painted:.2f}, of '
                  f'new drawings {new:.2f}; below {copies["line"]:.2f} is a near-copy')
     return '\n'.join(lines + [f'Note: {note}' for note in cloud['warnings']])
@@ -551,12 +552,12 @@ def weigh_scenes(
 
 # %% ../../nbs/56_judges.ipynb #judge
 def judge_classifier(
-    witness: JudgeClassifier, n: int = 2000, seed: int = 0
+    classifier: JudgeClassifier, n: int = 2000, seed: int = 0
 ) -> Iterator[tuple[int, list[dict]]]:  # per cent done, rows
-    "The witness on n real drawings: as they are, blurred, roughened. Eq. 56.4, 56.5."
+    "The judge classifier on n real drawings: as they are, blurred, roughened. Eq. 56.4, 56.5."
     data = some(drawn('all'), n)
     x = to_unit(data.pixels)
-    judge = dict(witness=functools.partial(by_classifier, copy.deepcopy(witness).cpu()))
+    judge = dict(classifier=functools.partial(by_classifier, copy.deepcopy(classifier).cpu()))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         looks = {'known drawings': x,
@@ -567,4 +568,4 @@ def judge_classifier(
             yield done*100 // 3, rows
 
 
-JUDGES.add('witness', judge_classifier);
+JUDGES.add('emoji-classifier', judge_classifier);
