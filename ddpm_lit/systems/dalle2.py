@@ -342,12 +342,12 @@ def judge_stages(
                     for r in rows
                     if (r['task'] == 'all' if scene else r['measure'] == 'R@1'))
             for k, rows in found.items()
-        }, 'painted' if scene else 'witness'
+        }, 'painted' if scene else 'classifier'
         if scene:
             real = pick['whole']['real']
         else:
             real = next(
-                r['witness']
+                r['classifier']
                 for r in found['whole']
                 if r['task'].startswith('real drawings: name') and r['measure'] == 'R@1')
         shares = {k + e: r[who + e] for k, r in pick.items() for e in ('', '_error')}
@@ -417,5 +417,5 @@ def judge_dalle2(
 
 SYSTEMS.add('dalle2', System(
     'dalle2', paint_dalle2,
-    ('clip', 'prior', 'prior-ar', 'dalle2-emoji', 'dalle2-shapes', *UPSAMPLERS, 'witness'),
+    ('clip', 'prior', 'prior-ar', 'dalle2-emoji', 'dalle2-shapes', *UPSAMPLERS, 'emoji-classifier'),
     UnclipRequest));

@@ -236,5 +236,5 @@ def paint_latent(request: LatentRequest,
 
 
 SYSTEMS.add('latent', System('latent', paint_latent,
-                             ('latent', 'autoencoder', 'clip', 'witness'), LatentRequest))
+                             ('latent', 'autoencoder', 'clip', 'emoji-classifier'), LatentRequest))
 JUDGES.add('latent', judging(paint_latent, LatentRequest));

@@ -333,5 +333,6 @@ def judging(paint: Callable, request: type = Request) -> Callable: # as `System.
 SYSTEMS.add('glide', System(
     'glide', paint_glide,
     ('glide-emoji', 'glide-shapes', 'glide-emoji-inpaint', 'glide-shapes-inpaint',
-     'noised-clip', 'noised-clip-emoji', 'glide-up-32', 'glide-up-64', 'clip', 'witness')))
+     'noised-clip', 'noised-clip-emoji', 'glide-up-32', 'glide-up-64', 'clip',
+     'emoji-classifier')))
 JUDGES.add('glide', judging(paint_glide));
