@@ -273,7 +273,7 @@ def weigh_pictures(model: nn.Module, recipe: Recipe, train: Images, held: Images
         raise Problem(f'These pictures are {[*train.pixels.shape[1:]]} and the model draws '
                       f'{wanted}: read them at that size.')
     drawn = sample_recipe(model, recipe, n, labels(recipe, n, label), seed, **how)
-    reader = load_weights('witness')[0]
+    reader = load_weights('emoji-classifier')[0]
     notes = []
     real = held
     if len(held) < 100:
