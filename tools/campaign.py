@@ -2220,6 +2220,16 @@ def told_cases(rng, k: int = 3):
 
 ROLL = '$D sample $FIX/run/roll.safetensors --n 4 --steps 1 --out a.png'
 LONG_NAME = 'x'*251 + '.png'
+CAT = '$FIX/said/cat.png'
+EVIL = "echo 'open(\"HARM\", \"w\")' | tee"
+GREP_MINE = 'grep -q mine a.*'
+
+
+def then(line: str, holds: str) -> str:
+    "A command, and what must hold after it however it ends."
+    return f'{line}; c=$?; {holds} || exit 99; exit $c'
+
+
 SCRIPTS = [
     '$D --help | head -c 5',
     '$D --help >&-',
@@ -2251,27 +2261,24 @@ SCRIPTS = [
     # settings and programs of the current folder and of the environment
     f'MPLBACKEND=nonsense {ROLL}',
     f'MPLBACKEND=module://nothing {ROLL}',
-    f"echo 'backend: module://evil' >matplotlibrc; echo 'open(\\"HARM\\", \\"w\\")' >evil.py; {ROLL}; "
-    'test ! -e HARM',
+    f"echo 'backend: module://evil' >matplotlibrc; {EVIL} evil.py >/dev/null; "
+    f"{then(ROLL, 'test ! -e HARM')}",
+    f"{EVIL} click.py numpy.py torch.py >/dev/null; {then(ROLL, 'test ! -e HARM')}",
     f"printf 'text.usetex: True\\n# \\xff' >matplotlibrc; {ROLL}",
-    f"for m in click torch numpy; do echo 'open(\\"HARM\\", \\"w\\")' >$m.py; done; {ROLL}; "
-    'test ! -e HARM',
     f'OMP_NUM_THREADS=x {ROLL}',
     # names of files
-    "cp $FIX/said/cat.png '$\\frac{$.png'; $D vary '$\\frac{$.png' --n 1 --steps 2",
-    "cp $FIX/said/cat.png $'\\xff.png'; $D vary $'\\xff.png' --n 1 --steps 2",
-    'cp $FIX/said/cat.png 日本.png; $D vary 日本.png --n 1 --steps 2',
-    f'{ROLL.replace("a.png", LONG_NAME)}; test -e {LONG_NAME}',
-    # what is there stays as it was: protected, of its mode, another's format, what is read
-    f'umask 077; {ROLL} && test "$(stat -c %a a.png)" = 600 && umask 022 && {ROLL} && '
-    'test "$(stat -c %a a.png)" = 600',
-    f'echo mine >a.png; chmod 400 a.png; {ROLL}; test "$(cat a.png)" = mine',
-    f'{ROLL.replace("a.png", "a.jpg")}; test ! -e a.jpg',
-    'cp $FIX/said/cat.png a.png; $D vary a.png --n 1 --steps 2 --out ./a.png; '
-    'cmp a.png $FIX/said/cat.png',
-    # readers that leave
-    '$D train roll --steps 400 --batch 4 --out r 2> >(true); test -e r/roll.safetensors',
-    f'{ROLL} 2>/dev/full; test -e a.png',
+    f"cp {CAT} '$\\frac{{$.png'; $D vary '$\\frac{{$.png' --n 1 --steps 2",
+    f"cp {CAT} $'\\xff.png'; $D vary $'\\xff.png' --n 1 --steps 2",
+    f'cp {CAT} 日本.png; $D vary 日本.png --n 1 --steps 2',
+    then(ROLL.replace('a.png', LONG_NAME), f'test -e {LONG_NAME}'),
+    # what is there stays as it was: its mode, protected, of another format, what is read
+    then(f'umask 077; {ROLL}; umask 022; {ROLL}', 'test "$(stat -c %a a.png)" = 600'),
+    f'echo mine >a.png; chmod 400 a.png; {then(ROLL, GREP_MINE)}',
+    f'echo mine >a.jpg; {then(ROLL.replace("a.png", "a.jpg"), GREP_MINE)}',
+    f'cp {CAT} a.png; ' + then('$D vary a.png --n 1 --steps 2 --out ./a.png', f'cmp a.png {CAT}'),
+    # readers that leave, and a disk that is full
+    then('$D train roll --steps 400 --batch 4 --out r 2> >(true)', 'test -e r/roll.safetensors'),
+    then(f'{ROLL} 2>/dev/full', 'test -e a.png'),
     'RANK=1 WORLD_SIZE=2 $D train roll --steps 1',
     'RANK=x WORLD_SIZE=y $D train roll --steps 1 --out r']
 

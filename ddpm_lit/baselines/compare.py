@@ -213,15 +213,29 @@ def end_with_parent():
 
 @contextlib.contextmanager
 def interrupts_held():
-    "Ctrl-C comes after the block; processes that are started in it never see one."
-    if not hasattr(signal, 'pthread_sigmask'):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    "Ctrl-C and `kill` come after the block; processes started in it never see a Ctrl-C."
+    held: list[int] = []
+
+    def hold(number, frame):
+        held.append(number)
+
+    old = {}
+    with contextlib.suppress(ValueError):  # only the main thread is asked
+        for number in (signal.SIGINT, signal.SIGTERM):
+            old[number] = signal.signal(number, hold)
+
+    # what this thread has blocked is blocked in the processes that it starts
+    mask = getattr(signal, 'pthread_sigmask', None)
+    before = mask(signal.SIG_BLOCK, {signal.SIGINT}) if mask else None
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if mask:
+            mask(signal.SIG_SETMASK, before)
+        for number, handler in old.items():
+            signal.signal(number, handler)
+        if held:
+            signal.raise_signal(held[0])
 
 
 @contextlib.contextmanager
