@@ -13,9 +13,12 @@ import sys
 
 def leave_out_current_folder(path: list[str], home: str):  # home: where the package lies
     "Take the current folder off the front of the places where modules are looked for."
+    try:
+        here = os.path.realpath('.')
+    except OSError:  # it is gone
+        return
     if path and not getattr(sys.flags, 'safe_path', False):
-        first = os.path.realpath(path[0])
-        if first == os.path.realpath('.') != os.path.realpath(home):
+        if os.path.realpath(path[0]) == here != os.path.realpath(home):
             del path[0]
 
 

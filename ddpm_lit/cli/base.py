@@ -247,8 +247,12 @@ def stoppable(wait: float = 1., again: float = 2.):  # seconds
     try:
         yield
     finally:
+        if hasattr(signal, 'setitimer') and asked:
+            signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in old.items():
             signal.signal(number, handler)
+    if len(asked) == 2:  # all else ended before it was asked again
+        raise Stop(asked[0])
 
 # %% ../../nbs/80_command.ipynb #main-function
 def nowhere(stream: int):

@@ -78,14 +78,15 @@ def open_input(path, most: int | None = None):  # most: bytes -> a binary file
     return file
 
 
-def read_text(path, most: int = 16 << 20) -> str:  # most: bytes
+def read_text(path, most: int = 16 << 20,  # bytes
+              errors: str = 'strict') -> str:  # or 'replace': of bytes that are no text
     "The text of an ordinary file in UTF-8, line ends as \\n; anything else is a `Problem`."
     with open_input(path, most) as f:
         raw = f.read(most + 1)  # a file of the system may be longer than it says
     if len(raw) > most:
         raise Problem(f'{path} has more than {most:,} bytes: give another file.')
     try:
-        return raw.decode('utf-8').replace('\r\n', '\n')
+        return raw.decode('utf-8', errors).replace('\r\n', '\n')
     except UnicodeDecodeError as e:
         raise Problem(f'{path} is no text in UTF-8 ({e}): give another file.') from e
 

@@ -69,7 +69,7 @@ def is_line(row) -> bool:
 def read_log(path) -> list[dict]:
     "The lines of a log; those cut short or damaged are left out."
     try:
-        lines = read_text(path, 1 << 28).splitlines()
+        lines = read_text(path, 1 << 28, 'replace').splitlines()
     except Problem:
         return []
     found = []
