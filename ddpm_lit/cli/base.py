@@ -27,7 +27,8 @@ from ..core.problem import Problem, check_output, printable, sentence
 
 # %% ../../nbs/80_command.ipynb #lazy
 COMMANDS = dict(  # name -> (module, what it does), in the order of the help
-    train=('train', 'Train the system NAME.'),
+    train=('train', 'Train the system NAME, or with --data FOLDER a model of your own '
+                    'pictures.'),
     sample=('sample', 'Draw samples from weights NAME.'),
     eval=('sample', 'Weigh weights NAME: samples beside real data, and bits.'),
     classify=('paint', 'Which of some captions fits the picture IMAGE best?'),
