@@ -16,7 +16,7 @@ from typing import Callable, Sequence
 import matplotlib.pyplot as plt
 import torch
 from torch import Tensor
-from .core.problem import Problem, replacing
+from .core.problem import Problem, printable, replacing
 
 # %% ../nbs/04_show.ipynb #inks
 INK = dict(data='black', noise='0.65', model='tab:blue', oracle='black',
@@ -163,9 +163,12 @@ def sheet(x: Tensor, columns: int = 8, ax=None, title: str = ''):
 
 def strip(x: Tensor, titles: Sequence[str] = ()):
     "A row of pictures [n c h w], each with its title."
-    for picture, ax in zip(x, panels(len(x), titles)):
+    axes = panels(len(x))
+    for picture, ax in zip(x, axes):
         ax.imshow(tile(picture[None], 1, 0), interpolation='nearest')
         ax.axis('off')
+    for title, ax in zip(titles, axes):
+        ax.set_title(printable(title, '\n'), parse_math=False)
 
 # %% ../nbs/04_show.ipynb #slider
 class Slider:
@@ -248,13 +251,13 @@ def card(x: Tensor,  # [3 h w] in [-1, 1]
     for i, (answer, share) in enumerate(zip(answers, shares)):
         mark, ink = (chr(0x2713), 'model') if i == right else (chr(0x2717), 'noise')
         text = answer if len(answer) < 64 else answer[:60] + '...'
-        ax.text(0, i - .12, f'{mark} {text}')
+        ax.text(0, i - .12, printable(f'{mark} {text}'), parse_math=False)
         ax.text(1.02, i + .12, f'{100*share:.1f} %', va='center')
         ax.barh(i + .12, 1, .22, color='0.95')
         ax.barh(i + .12, share, .22, color=INK[ink])
     ax.set(xlim=(0, 1.15), ylim=(len(answers) - .6, -.7))
     ax.axis('off')
-    ax.set_title(title, loc='left', fontweight='bold')
+    ax.set_title(printable(title), loc='left', fontweight='bold', parse_math=False)
     return ax
 
 # %% ../nbs/04_show.ipynb #ladder
@@ -311,7 +314,7 @@ def chain(start: str,
 def save_sheet(x: Tensor, path, columns: int = 8, zoom: int = 2):
     "Write a sheet of pictures [n c h w] in [-1, 1] as PNG, as `png` makes it."
     page = png(x, columns, zoom)
-    with replacing(path) as p:
+    with replacing(path, '.png') as p:
         p.write_bytes(page)
 
 
@@ -333,7 +336,7 @@ def captioned(rows: Sequence[Tensor],  # [n c h w] for each caption
     top = 0
     for page, words in zip(pages, captions):
         # on one line, of at most 400 letters, cut to the width of the sheet
-        words = ' '.join(words.split())
+        words = printable(' '.join(words.split()))
         words = words if len(words) <= 400 else words[:397] + '...'
         while len(words) > 4 and pen.textlength(words, font) > sheet.width - 4:
             words = words.removesuffix('...')[:-1] + '...'
@@ -345,12 +348,12 @@ def captioned(rows: Sequence[Tensor],  # [n c h w] for each caption
 
 def save_captioned(rows: Sequence[Tensor], captions: Sequence[str], path, zoom: int = 2):
     "Write `captioned` as PNG."
-    with replacing(path) as p:
+    with replacing(path, '.png') as p:
         captioned(rows, captions, zoom).save(p, format='PNG')
 
 
 def save_figure(path):
     "Write the current figure as PNG and close it."
-    with replacing(path) as p:
+    with replacing(path, '.png') as p:
         plt.savefig(p, dpi=120, format='png')
     plt.close()

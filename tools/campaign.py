@@ -125,8 +125,10 @@ def in_part(part: str) -> Callable:
 
 
 def sentence(text: str):
-    "Something is said."
+    "Something is said, at no great length, in signs that a terminal shows."
     assert len(text.strip()) > 9, f'no clear sentence: {text[:200]!r}'
+    assert len(text) <= 300, f'{len(text)} signs are no sentence: {text[:200]!r}'
+    assert text.isprintable(), f'signs that nobody can read: {text[:200]!r}'
 
 
 def sound(v):
@@ -191,7 +193,9 @@ def said(code: int | None, out: str, err: str, as_json: bool = False, found: int
 
     assert last.startswith('ddpm_lit: '), f'exit code {code} and no sentence but {last[:300]!r}'
     sentence(last)
-    assert last.isprintable(), f'signs that nobody can read: {last[:200]!r}'
+    kept = re.search(r'and add (\S+), which says where', last)
+    if kept or 'a mistake of the program' in last:
+        raise AssertionError('a traceback: ' + (Path(kept[1]).read_text()[-600:] if kept else last))
     raise Refused(last)
 
 
@@ -223,6 +227,7 @@ def run(*args: str, found: int | None = None):
         if after[p] != before.get(p):
             whole(p)
     words = [f.buffer.getvalue().decode() for f in (out, err)]
+    assert words[0].replace('\n', '').isprintable(), f'raw signs: {words[0][:200]!r}'
     return said(code, *words, '--json' in args, found)
 
 
@@ -2241,6 +2246,17 @@ def told_cases(rng, k: int = 3):
 # ---- the terminal, and long runs --------------------------------------------------------------
 
 ROLL = '$D sample $FIX/run/roll.safetensors --n 4 --steps 1 --out a.png'
+LONG_NAME = 'x'*251 + '.png'
+CAT = '$FIX/said/cat.png'
+EVIL = "echo 'open(\"HARM\", \"w\")' | tee"
+GREP_MINE = 'grep -q mine a.*'
+
+
+def then(line: str, holds: str) -> str:
+    "A command, and what must hold after it however it ends."
+    return f'{line}; c=$?; {holds} || exit 99; exit $c'
+
+
 SCRIPTS = [
     '$D --help | head -c 5',
     '$D --help >&-',
@@ -2269,8 +2285,81 @@ SCRIPTS = [
     '$D train roll --steps 3 --batch 4 --out r --device cpu --threads 2 --json 2>/dev/null',
     'CUDA_VISIBLE_DEVICES=99 $D presets',
     "$D paint $'\\xff' --n 1 --steps 2",
+    # settings and programs of the current folder and of the environment
+    f'MPLBACKEND=nonsense {ROLL}',
+    f'MPLBACKEND=module://nothing {ROLL}',
+    f"echo 'backend: module://evil' >matplotlibrc; {EVIL} evil.py >/dev/null; "
+    f"{then(ROLL, 'test ! -e HARM')}",
+    f"{EVIL} click.py numpy.py torch.py >/dev/null; {then(ROLL, 'test ! -e HARM')}",
+    f"printf 'text.usetex: True\\n# \\xff' >matplotlibrc; {ROLL}",
+    f'OMP_NUM_THREADS=x {ROLL}',
+    # names of files
+    f"cp {CAT} '$\\frac{{$.png'; $D vary '$\\frac{{$.png' --n 1 --steps 2",
+    f"cp {CAT} $'\\xff.png'; $D vary $'\\xff.png' --n 1 --steps 2",
+    f'cp {CAT} 日本.png; $D vary 日本.png --n 1 --steps 2',
+    then(ROLL.replace('a.png', LONG_NAME), f'test -e {LONG_NAME}'),
+    # what is there stays as it was: its mode, protected, of another format, what is read
+    then(f'umask 077; {ROLL}; umask 022; {ROLL}', 'test "$(stat -c %a a.png)" = 600'),
+    f'echo mine >a.png; chmod 400 a.png; {then(ROLL, GREP_MINE)}',
+    f'echo mine >a.jpg; {then(ROLL.replace("a.png", "a.jpg"), GREP_MINE)}',
+    f'cp {CAT} a.png; ' + then('$D vary a.png --n 1 --steps 2 --out ./a.png', f'cmp a.png {CAT}'),
+    # readers that leave, and a disk that is full
+    then('$D train roll --steps 400 --batch 4 --out r 2> >(true)', 'test -e r/roll.safetensors'),
+    then(f'{ROLL} 2>/dev/full', 'test -e a.png'),
     'RANK=1 WORLD_SIZE=2 $D train roll --steps 1',
     'RANK=x WORLD_SIZE=y $D train roll --steps 1 --out r']
+
+
+# what is stopped at a moment of its life, and in how many seconds that is over
+STOPPED = {
+    'sample': ('sample {roll} --n 4000 --steps 200 --out a.png', 4),
+    'train': ('train roll --steps 100000 --batch 8 --out r', 4),
+    'compare': ('compare --train --seconds 9 --out c', 9),
+    'eval': ('eval {roll} --n 4000', 5),
+    'presets': ('presets', 3)}
+MOMENTS = .2, .35, .5, .65, .8, 1.  # of that
+
+
+def stopped_at(line: str, when: float, number: int):
+    "A signal to the command and all that it started: one sentence, and nobody is there after 2 s."
+    # from the first import of ours on: before that, Python itself is starting
+    program = """
+import sys
+from ddpm_lit.cli import main
+def watch(event, args):
+    if event == 'import' and args[0] == 'ddpm_lit.cli.base':
+        open('began', 'w').close()
+sys.addaudithook(watch)
+main()
+"""
+    p = subprocess.Popen([sys.executable, '-c', program, *words_of(line)], text=True,
+                         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                         start_new_session=True,
+                         env=os.environ | dict(PYTHONPATH=str(root)))
+    while not Path('began').exists() and p.poll() is None:
+        time.sleep(.002)
+    time.sleep(when)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(p.pid, number)
+    asked = time.monotonic()
+    err = p.stderr.read()  # until the last of them has ended
+    seconds, code = time.monotonic() - asked, p.wait()
+    assert code in (0, 128 + number), f'exit code {code}: {err[-300:]!r}'
+    assert seconds < 4, f'it lived on for {seconds:.1f} s'  # where much else runs
+    left = [*Path('.').rglob('.*')]
+    assert not left, f'left behind: {left[0]}'
+    with contextlib.suppress(Refused):
+        said(code, '', err)
+
+
+def stopped_cases():
+    case = in_part('stopped')
+    for name, (line, seconds) in STOPPED.items():
+        for part in MOMENTS:
+            yield case(f'{name} after {part*seconds:.2f} s', stopped_at, line, part*seconds,
+                       signal.SIGINT)
+        yield case(f'{name}, SIGTERM', stopped_at, line, seconds/2, signal.SIGTERM)
+        yield case(f'{name} at its start', stopped_at, line, 0., signal.SIGINT)
 
 
 def terminal_cases(rng):
@@ -2360,7 +2449,8 @@ def parts_of(a) -> dict[str, Callable]:
     return dict(hostile=seeded_by(hostile_cases), files=seeded_by(files_cases),
                 disks=seeded_by(disk_cases), races=seeded_by(race_cases),
                 shapes=lambda: shape_cases(a.seed, a.examples), options=seeded_by(option_cases),
-                told=seeded_by(told_cases), terminal=seeded_by(terminal_cases), long=long_cases)
+                told=seeded_by(told_cases), terminal=seeded_by(terminal_cases),
+                stopped=stopped_cases, long=long_cases)
 
 
 def wanted_cases(a):

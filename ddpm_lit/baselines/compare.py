@@ -4,13 +4,18 @@
 
 # %% auto #0
 __all__ = ['CONTENDERS', 'DATA', 'Diffusion', 'diffusion_loss', 'diffusion_points', 'diffusion_pictures', 'Contender', 'both',
-           'draw_batches', 'train_contender', 'store', 'finish', 'train_all', 'load_contender', 'read_cards',
-           'jacobian', 'rank', 'asked', 'drawn', 'cost', 'judge_points', 'judge_pictures', 'compare', 'as_text']
+           'draw_batches', 'train_contender', 'store', 'finish', 'end_with_parent', 'interrupts_held', 'workers_of',
+           'train_all', 'load_contender', 'read_cards', 'jacobian', 'rank', 'asked', 'drawn', 'cost', 'judge_points',
+           'judge_pictures', 'compare', 'as_text']
 
 # %% ../../nbs/37_compare.ipynb #imports
+import contextlib
 import json
 import math
 import multiprocessing
+import os
+import signal
+import threading
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -18,7 +23,7 @@ from pathlib import Path
 from typing import Callable, Iterator
 import torch
 from torch import Tensor, nn
-from ..core.problem import Problem, data_dir, replacing
+from ..core.problem import Problem, check_output, data_dir, read_text, replacing
 from ..core.denoiser import Denoiser, Model, from_v
 from ..core.level import Level
 from ..data.images import Batches, load_images, to_unit
@@ -197,21 +202,78 @@ def finish(family: str, data: str, seconds: float,
     return family, data, weights, card
 
 
+def end_with_parent():
+    "A worker ends when the process that began it does, however that ended."
+    def wait():
+        multiprocessing.parent_process().join()  # type: ignore[union-attr]
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+@contextlib.contextmanager
+def interrupts_held():
+    "Ctrl-C and `kill` come after the block; processes started in it never see a Ctrl-C."
+    held: list[int] = []
+
+    def hold(number, frame):
+        held.append(number)
+
+    old = {}
+    with contextlib.suppress(ValueError):  # only the main thread is asked
+        for number in (signal.SIGINT, signal.SIGTERM):
+            old[number] = signal.signal(number, hold)
+
+    # what this thread has blocked is blocked in the processes that it starts
+    mask = getattr(signal, 'pthread_sigmask', None)
+    before = mask(signal.SIG_BLOCK, {signal.SIGINT}) if mask else None
+    try:
+        yield
+    finally:
+        if mask:
+            mask(signal.SIG_SETMASK, before)
+        for number, handler in old.items():
+            signal.signal(number, handler)
+        if held:
+            signal.raise_signal(held[0])
+
+
+@contextlib.contextmanager
+def workers_of(n: int) -> Iterator[ProcessPoolExecutor]:
+    "n processes; after an error or Ctrl-C nobody waits for what they are doing."
+    others = {*multiprocessing.active_children()}
+    pool = ProcessPoolExecutor(n, multiprocessing.get_context('spawn'), end_with_parent)
+    try:
+        yield pool
+    except BaseException:
+        for worker in {*multiprocessing.active_children()} - others:
+            worker.kill()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
 def train_all(folder, seconds: dict[str, float] = DATA, seed: int = 0, workers: int = 2,
               done: Callable[[int, str], None] = lambda n, name: None,
               ) -> list[dict]:  # the cards
     "Train all families on both data sets: weights in half precision, and one file of cards."
+    folder = Path(folder)
+    check_output(folder/'cards.json')
     jobs = [(family, data, seconds[data], seed)
             for data in seconds for family in CONTENDERS]
-    cards = {}
-    with ProcessPoolExecutor(workers, multiprocessing.get_context('spawn')) as pool:
-        running = [pool.submit(finish, *job) for job in jobs]
+    cards, weights_of = {}, {}
+    with workers_of(workers) as pool:
+        with interrupts_held():
+            running = [pool.submit(finish, *job) for job in jobs]
         for n, job in enumerate(as_completed(running), 1):
             family, data, weights, card = job.result()
-            write_tensors(folder/f'{family}-{data}.safetensors', weights)
+            weights_of[family, data] = weights
             cards[family, data] = card
             done(n, f'{family} on {data}')
 
+    # all of them or none: cards belong to the weights that lie beside them
+    for (family, data), weights in weights_of.items():
+        write_tensors(folder/f'{family}-{data}.safetensors', weights)
     in_order = [cards[family, data] for family, data, *_ in jobs]
     with replacing(folder/'cards.json') as p:
         p.write_text(json.dumps(in_order, indent=1) + '\n')
@@ -233,9 +295,10 @@ def read_cards(folder=None) -> dict[tuple[str, str], dict]:  # (family, data) ->
     if not path.is_file():
         raise Problem(f'There are no stored runs in {path.parent}: make them with '
                       'ddpm_lit compare --train.')
+    text = read_text(path)
     try:
-        cards = json.loads(path.read_text(encoding='utf-8'))
-    except (OSError, ValueError, RecursionError) as e:
+        cards = json.loads(text)
+    except (ValueError, RecursionError) as e:
         raise Problem(f'{path} is not whole ({e}): make the runs anew with ddpm_lit '
                       'compare --train.') from e
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 from .base import (Bars, Command, Count, Range, find_system, note, options,
                                save_samples, start, tell)
-from ..core.problem import Problem
+from ..core.problem import Problem, check_output
 
 # %% ../../nbs/85_demo.ipynb #demo-ask
 @dataclass
@@ -224,6 +224,7 @@ def draw_pieces(out: Path, ask: Ask) -> list[dict]:  # path, shows
 def demo_command(out, seconds, steps, n, seed, device, threads, as_json):
     """See it work: nine pictures in about two minutes. Noise a digit, denoise a swiss roll, train
     on real digits, sample, paint captions."""
+    check_output(Path(out)/next(iter(PIECES)))
     ask = Ask(seconds, steps, n, seed, start(device, threads))
     pictures = draw_pieces(Path(out), ask)
     tell(as_json, dict(out=str(out), seed=seed, **ask.told, pictures=pictures),

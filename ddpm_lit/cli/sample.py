@@ -15,7 +15,7 @@ from typing import Callable
 import click
 from .base import (Bars, Command, Count, Number, find_system, options,
                                save_samples, single_spaced, start, tell)
-from ..core.problem import Problem
+from ..core.problem import Problem, check_output
 
 # %% ../../nbs/83_sample.ipynb #labels
 def sheet_of(name: str, out: str | None) -> str:
@@ -165,6 +165,8 @@ def check_for_captions(told: dict):
 def sample_command(name, out, n, captions, device, threads, as_json, **told):
     """Draw samples from weights NAME. These are shipped, or else those in runs/NAME, or a
     .safetensors file that train wrote, or with --layout auto somebody else's file or folder."""
+    out = sheet_of(name, out)
+    check_output(out, '.png')  # before the work
     device = start(device, threads)
     if captions:
         check_for_captions({k: v for k, v in told.items() if k != 'layout'})

@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 import click
 from .base import Bar, Bars, Command, Count, Range, options, start, tell
-from ..core.problem import Problem, replacing
+from ..core.problem import Problem, printable, replacing
 
 # %% ../../nbs/86_tools.ipynb #compare
 @click.command('compare', cls=Command)
@@ -46,7 +46,7 @@ def compare_command(train, out, seconds, n, seed, as_json):
 def parity_row(r: dict) -> str:
     "A row of `parity` in words."
     word = {True: 'ok', False: 'OFF', None: 'skipped'}[r['ok']]
-    said = f'{word:8}{Path(r["file"]).name}  {r["output"]}'
+    said = f'{word:8}' + printable(f'{Path(r["file"]).name}  {r["output"]}')
     if r['ok'] is None:
         return said
     return said + (f'  errors {r["error64"]:.1e} in float64, {r["error32"]:.1e} in float32; '

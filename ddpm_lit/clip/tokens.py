@@ -298,7 +298,7 @@ def row(tok: Tokenizer, text: str, too_long: str = 'raise') -> list[int]:
     ids = tok.encode(text)
     if len(ids) > tok.room and too_long == 'raise':
         raise Problem(f'"{text[:30]}..." has {len(ids)} tokens, and there is room for '
-                      f'{tok.room}: shorten it, or say too_long="truncate".')
+                      f'{tok.room}: shorten it.')
     ids = [i for i in (tok.start, *ids[:tok.room], tok.end) if i is not None]
     return ids + [tok.pad]*(tok.length - len(ids))
 

@@ -32,7 +32,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from ..clip.contrast import CLIP
 from ..clip.tokens import clip_tokenizer, glide_tokenizer
-from ..core.problem import Problem
+from ..core.problem import Problem, read_text
 from ..core.denoiser import Model, Parameterization, from_eps, from_v, from_x0
 from ..core.unpickle import Named, SafeUnpickler
 from ..diffusion.schedule import DiscreteSchedule, cosine, linear
@@ -316,12 +316,10 @@ def file_in(path: Path) -> Path:
 # %% ../../nbs/79_checkpoints.ipynb #read-state
 def read_json(path) -> dict:
     "A configuration."
+    text = read_text(path)
     try:
-        # a pipe is waited for, and a device has no end
-        if not Path(path).is_file():
-            raise FileNotFoundError('it is no file')
-        value = json.loads(Path(path).read_text(encoding='utf-8'))
-    except (OSError, ValueError, RecursionError) as e:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as e:
         raise Problem(f'{path} is no whole configuration ({e}): fetch it again.') from e
     if not isinstance(value, dict):
         raise Problem(f'{path} is no configuration: it should be options by name.')

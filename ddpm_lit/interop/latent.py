@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 import torch
 from torch import Tensor, nn
-from ..core.problem import Problem
+from ..core.problem import Problem, read_text
 from .clip import NTH, NameTable, prefixed
 from .unclip import opened
 from .unet import KINDS, Fixture, Kind, load_official, only, options
@@ -133,7 +133,7 @@ def opened_with_config(source,  # a state, the path of a safetensors file, or a 
     beside = folder/'config.json'
     if config is None and beside.is_file():
         try:
-            config = json.loads(beside.read_text(encoding='utf-8'))
+            config = json.loads(read_text(beside))
         except ValueError:
             config = []
         if not isinstance(config, dict):

@@ -24,7 +24,7 @@ from typing import Callable, Iterator
 import torch
 from torch import Tensor, nn
 import ddpm_lit
-from ..core.problem import Problem, data_dir, half_written, replacing
+from ..core.problem import Problem, data_dir, half_written, read_text, replacing
 from .fit import (RECIPES, Progress, Recipe, Training, fit, has_bf16,
                                 load_strictly, load_weights, save_weights)
 from .measure import data_digest
@@ -69,8 +69,8 @@ def is_line(row) -> bool:
 def read_log(path) -> list[dict]:
     "The lines of a log; those cut short or damaged are left out."
     try:
-        lines = Path(path).read_text(encoding='utf-8', errors='replace').splitlines()
-    except OSError:
+        lines = read_text(path, 1 << 28, 'replace').splitlines()
+    except Problem:
         return []
     found = []
     for line in lines:
@@ -121,9 +121,10 @@ def thin(lines: list, n: int = 50) -> list:
 # %% ../../nbs/29_run.ipynb #settings
 def read_settings(path, **kinds) -> dict:  # kinds: of what must be there
     "What a file of JSON says, by name: the settings that a run was started with, or a card."
+    text = read_text(path)
     try:
-        told = json.loads(Path(path).read_text(encoding='utf-8'))
-    except (ValueError, OSError, RecursionError) as e:
+        told = json.loads(text)
+    except (ValueError, RecursionError) as e:
         raise Problem(f'{path} is not whole ({e}): start another run with another '
                       '`out`.') from e
     named = isinstance(told, dict)
