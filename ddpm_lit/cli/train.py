@@ -37,9 +37,10 @@ class Order:
 
 
 def folder_of_weights() -> Path:
-    "Where shipped weights lie, if it can be written."
+    "Where shipped weights lie, if it can be written and is not part of an installed package."
     store = data_dir()/'weights'
-    if not os.access(store if store.exists() else store.parent, os.W_OK):
+    installed = 'data_files' in store.parts
+    if installed or not os.access(store if store.exists() else store.parent, os.W_OK):
         raise Problem(f'{store} cannot be written: leave `ship` out, or set '
                       'DDPM_LIT_DATA to a folder of your own.')
     return store
