@@ -227,7 +227,7 @@ class TuningBatches(CaptionBatches):
 # %% ../../nbs/68_lora.ipynb #tune
 def tune(name: str,            # weights of a LatentDiffusion: 'latent', or a path
          pictures: Captioned,  # [n 3 64 64] with captions
-         steps: int = 800,
+         steps: int = 300,
          rank: int | None = 4,    # of the updates; None: the whole model is trained
          share_old: float = .5,   # of each batch: old pictures
          seed: int = 0,
