@@ -222,9 +222,12 @@ def decoded_latents(request: LatentRequest, z: Tensor, model: LatentDiffusion,
 @torch.no_grad()
 def paint_latent(request: LatentRequest,
                  progress: Callable[[int, int], None] = unreported,
-                 at_once: int = 64) -> dict[int, Tensor]:  # {64: [n 3 64 64]}
+                 at_once: int = 64,
+                 model: LatentDiffusion | None = None,  # None: the weights "latent"
+                 ) -> dict[int, Tensor]:                # {64: [n 3 64 64]}
     "Captions to latents to pictures. Eq. 67.1, 67.7."
-    model, auto = (weights_on(name, request.device) for name in ('latent', 'autoencoder'))
+    model = model or weights_on('latent', request.device)
+    auto = weights_on('autoencoder', request.device)
     check_pair(model, auto)
     levels = latent_levels(request)
 

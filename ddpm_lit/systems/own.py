@@ -114,9 +114,10 @@ class MovedBatches:
         x0, *label = self.batches(step)
         b = len(x0)
 
-        # a: mirrored or not, and the shift as a share of the largest
-        mirrored = (torch.rand(b) < .5).to(x0.device)
-        by = torch.randint(-self.most, self.most + 1, (b, 2)).to(x0.device)
+        # a: mirrored or not, and the shift as a share of the largest; half stay as they are
+        moves = (torch.rand(b) < .5).to(x0.device)
+        mirrored = moves & (torch.rand(b) < .5).to(x0.device)
+        by = moves[:, None]*torch.randint(-self.most, self.most + 1, (b, 2)).to(x0.device)
         x0 = torch.where(mirrored.reshape(b, 1, 1, 1), x0.flip(-1), x0)
         a = torch.cat([mirrored[:, None].float(), by/max(self.most, 1)], 1)
         return shifted(x0, by), *label, a
@@ -158,11 +159,11 @@ def rehearse(recipe: Recipe, batch: int, device: str | torch.device = 'cpu',
 
 
 def expectation(n: int) -> str:
-    "What to expect of a model of n pictures, as measured in figure 58.1."
+    "What to expect of a model of n pictures; a guess after figure 58.1, which is a smaller case."
     if n < 200:
         return 'So few pictures will be learned by heart: expect copies.'
-    if n < 1000:
-        return 'Expect near copies, more of them the longer it trains: `eval` counts them.'
+    if n < 2000:
+        return 'The longer it trains the nearer it comes to copies: `eval` counts them.'
     return 'That is enough for new pictures; `eval` counts near copies.'
 
 
@@ -300,7 +301,7 @@ def pictures_verdict(r: dict) -> str:  # r: of `weigh_pictures`, with a name
             f'{"":24}{"samples":>10}{"real":>10}', *measured(r)]
     if r['copies']:
         rows.append(f'{"near copies":24}{r["copies"]["share"]:>10.1%}{r["copies"]["chance"]:>10.1%}'
-                    '   nearer to one training picture than 19 of 20 new ones')
+                    '   relatively nearer to one training picture than 19 of 20 new ones')
     return '\n'.join(rows + [f'Note: {note}' for note in r['warnings']])
 
 # %% ../../nbs/58_own.ipynb #watch
