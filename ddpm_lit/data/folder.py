@@ -7,10 +7,10 @@ __all__ = ['FITS', 'NAME_HEADS', 'LABEL_HEADS', 'OTHER_ENDINGS', 'IMAGE_COLUMNS'
            'PACKED_ENDINGS', 'scale_of', 'resized', 'fitted', 'Said', 'sentences', 'text_of', 'has_ending', 'Names',
            'below', 'json_row', 'separator', 'text_row', 'captions_in', 'labels_in', 'classes_of', 'Entry', 'Shelf',
            'wrong_with', 'table_at', 'known_captions', 'known_labels', 'tables_below', 'folder_shelf', 'told',
-           'sample_of', 'samples', 'tar_shelf', 'needed', 'columns_of', 'row_entry', 'class_names', 'parquet_entries',
-           'parquet_shelf', 'saved_shelf', 'one_part', 'shelf_of', 'free_memory', 'check_memory', 'counted', 'listed',
-           'Folder', 'Row', 'look', 'decode', 'bunches', 'check_rows', 'check_choices', 'side_of', 'read_folder',
-           'pictures_with_captions']
+           'sample_of', 'WholeTar', 'samples', 'tar_shelf', 'needed', 'columns_of', 'row_entry', 'class_names',
+           'parquet_entries', 'parquet_shelf', 'saved_shelf', 'one_part', 'shelf_of', 'free_memory', 'check_memory',
+           'counted', 'listed', 'Folder', 'Row', 'look', 'decode', 'bunches', 'check_rows', 'check_choices', 'side_of',
+           'read_folder', 'pictures_with_captions']
 
 # %% ../../nbs/57_folder.ipynb #imports
 import csv
@@ -441,6 +441,16 @@ def sample_of(name: str, parts: dict[str, bytes | None]) -> Entry | None:
                  sentences((*said, *known['captions'])))
 
 
+class WholeTar(tarfile.TarInfo):
+    "Headers of a tar that must end with its mark: Python takes a tar that breaks off as ended."
+    @classmethod
+    def fromtarfile(cls, archive):
+        try:
+            return super().fromtarfile(archive)
+        except (tarfile.TruncatedHeaderError, tarfile.EmptyHeaderError) as e:
+            raise tarfile.ReadError('it breaks off') from e
+
+
 def samples(path: Path) -> Iterator[Entry]:
     "The samples of a tar in WebDataset's layout: 000.png, 000.txt, 000.cls, 000.json in a row."
     wanted = {end[1:] for end in PICTURE_ENDINGS} | {'txt', 'cls', 'json'}
@@ -448,7 +458,7 @@ def samples(path: Path) -> Iterator[Entry]:
     parts: dict[str, bytes | None] = {}
     check_file(path, most=None)
     try:
-        with tarfile.open(path, 'r|*') as tar:
+        with tarfile.open(path, 'r|*', tarinfo=WholeTar) as tar:
             for member in tar:
                 place = PurePosixPath(member.name)
                 hidden = any(part.startswith('.') for part in place.parts)
@@ -751,7 +761,7 @@ class Folder:
     def about(self) -> str:
         "What was found, in one paragraph."
         n, c, h, w = self.pixels.shape
-        some_grey = f' ({self.greys:,} of the files are grey)' if self.greys else ''
+        some_grey = f' ({self.greys:,} of them grey)' if self.greys else ''
         colour = 'grey, as all the files are' if c == 1 else f'in colour{some_grey}'
         sizes = Counter(f'{a} x {b}' for a, b in self.sizes)
         what = f'{counted(n, "picture")} of {h} x {w}'

@@ -5,13 +5,15 @@
 # %% auto #0
 __all__ = ['UNWARNED', 'TURNS', 'PICTURE_FORMATS', 'PICTURE_BYTES', 'PICTURE_PIXELS', 'PICTURE_ENDINGS', 'DATASETS', 'to_unit',
            'to_bytes', 'Images', 'read_idx', 'read_digits', 'part_of', 'mnist', 'Batches', 'square', 'plain',
-           'Unwarned', 'orientation', 'upright', 'is_grey', 'deep_grey', 'on_white', 'check_file', 'why_not',
-           'picture_in', 'drafted', 'read_pictures', 'by_number', 'files_below', 'picture_files', 'folder', 'Files',
-           'on_disk', 'cache_dir', 'fetched', 'read_pickled_cifar', 'read_cifar', 'fashion_mnist', 'cifar10', 'celeba',
-           'kept_in', 'in_folder', 'load_images']
+           'Unwarned', 'quiet_pillow', 'orientation', 'upright', 'is_grey', 'deep_grey', 'on_white', 'check_file',
+           'why_not', 'picture_in', 'drafted', 'read_pictures', 'by_number', 'files_below', 'picture_files', 'folder',
+           'Files', 'on_disk', 'cache_dir', 'fetched', 'read_pickled_cifar', 'read_cifar', 'fashion_mnist', 'cifar10',
+           'celeba', 'kept_in', 'in_folder', 'load_images']
 
 # %% ../../nbs/23_digits.ipynb #imports
 import contextlib
+import ctypes
+import functools
 import gzip
 import io
 import logging
@@ -225,7 +227,23 @@ class Unwarned:
 
 
 UNWARNED = Unwarned()
-logging.getLogger('PIL').addHandler(logging.NullHandler())
+
+
+@functools.cache
+def quiet_pillow() -> bool:  # whether libtiff can be made quiet as well
+    "Ask Pillow, and libtiff below it, not to write to standard error of their own accord."
+    from PIL import Image
+    logging.getLogger('PIL').addHandler(logging.NullHandler())
+    try:
+        linked = ctypes.CDLL(Image.core.__file__)  # and all that this library needs
+        handlers = linked.TIFFSetErrorHandler, linked.TIFFSetWarningHandler
+    except (AttributeError, OSError):
+        return False
+    for set_handler in handlers:
+        set_handler.argtypes = [ctypes.c_void_p]
+        set_handler.restype = ctypes.c_void_p
+        set_handler(None)
+    return True
 
 # %% ../../nbs/23_digits.ipynb #on-white
 # EXIF's number: whether rows are columns, and then which axes [c h w] are reversed
@@ -329,6 +347,7 @@ def picture_in(
 ):
     "What is made of a picture, or the `Problem` with it."
     from PIL import Image
+    quiet = quiet_pillow()
     in_memory = isinstance(source, bytes)
     if not in_memory:
         check_file(source, name)
@@ -340,8 +359,9 @@ def picture_in(
             with UNWARNED, Image.open(file, formats=PICTURE_FORMATS) as image:
                 if image.width*image.height > PICTURE_PIXELS:
                     raise Image.DecompressionBombError
-                # its library writes what it dislikes straight to the terminal
-                if image.format == 'TIFF' and image.info.get('compression') != 'raw':
+                # its library would write what it dislikes straight to the terminal
+                packed = image.format == 'TIFF' and image.info.get('compression') != 'raw'
+                if packed and not quiet:
                     raise Problem(f'{plain(name or source)} is a compressed TIFF: save it as '
                                   'a PNG.')
                 return made(image)
