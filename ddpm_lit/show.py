@@ -212,7 +212,7 @@ class Slider:
         return ('<div class="slider" style="max-width:100%">'
                 f'<p>{escape(self.ask)}</p>{lever}<div>{figures}</div></div>')
 
-
+# %% ../nbs/04_show.ipynb #page
 def _page(x: Tensor, columns: int, zoom: int):  # -> a PIL image
     "A sheet of pictures [n c h w] in [-1, 1], each pixel `zoom` by `zoom` large."
     from PIL import Image

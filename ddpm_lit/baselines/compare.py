@@ -210,7 +210,7 @@ def end_with_parent():
 
     threading.Thread(target=wait, daemon=True).start()
 
-
+# %% ../../nbs/37_compare.ipynb #interrupts-held
 @contextlib.contextmanager
 def interrupts_held():
     "Ctrl-C and `kill` come after the block; processes started in it never see a Ctrl-C."
@@ -237,7 +237,7 @@ def interrupts_held():
         if held:
             signal.raise_signal(held[0])
 
-
+# %% ../../nbs/37_compare.ipynb #workers-of
 @contextlib.contextmanager
 def workers_of(n: int) -> Iterator[ProcessPoolExecutor]:
     "n processes; after an error or Ctrl-C nobody waits for what they are doing."
@@ -365,7 +365,7 @@ def cost(model: nn.Module, x: Tensor, size: int = 2000) -> Tensor:  # [b ...] ->
              for part in x.split(size)]
     return torch.cat(parts)
 
-
+# %% ../../nbs/37_compare.ipynb #judge-points
 def judge_points(model: nn.Module, n: int = 4000) -> dict:
     "The row of a family on the ring. Eq. 27.6-27.7, 36.9, 37.1."
     world = ring()

@@ -18,7 +18,7 @@ def main(args: list[str] | None = None):  # None: those of the terminal
     "Run a command; whatever the user can put right ends in one sentence and an exit code."
     if args is not None:
         from .base import main as run
-        run(args)
+        return run(args)
     signals = []
     try:
         import signal

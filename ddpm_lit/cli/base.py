@@ -42,7 +42,7 @@ COMMANDS = dict(  # name -> (module, what it does), in the order of the help
     presets=('tools', 'The models of the papers, or those of some NAMES.'),
     bench=('tools', 'Time PARTS of the library, in turns.'))
 
-
+# %% ../../nbs/80_command.ipynb #lazygroup
 class LazyGroup(click.Group):
     "Knows the names of its commands, and imports one when it is used."
     def list_commands(self, ctx):
@@ -72,7 +72,7 @@ class LazyGroup(click.Group):
 DOES = dict(open_text_to_image='sample --caption', open_denoiser='sample --layout auto',
             clip_at='classify --weights')
 
-
+# %% ../../nbs/80_command.ipynb #command
 class Command(click.Command):
     "A command whose sentences name its options where the library names arguments."
     def in_options(self, sentence: str, names=()) -> str:  # names: as in `ArgumentProblem`
@@ -308,7 +308,7 @@ def undisturbed():
             if v is not None:
                 os.environ[k] = v
 
-
+# %% ../../nbs/80_command.ipynb #run-command
 def run_command(args: list[str] | None):
     "Run a command where there is a folder to run it in."
     try:

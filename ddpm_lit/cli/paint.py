@@ -164,7 +164,7 @@ def unheard(captions, data: str) -> list[str]:
         note(sentence)
     return notes
 
-
+# %% ../../nbs/84_paint.ipynb #check-paint
 def check_paint(told: dict):  # told: by option, None where nothing is
     "A `Problem` unless the options fit together."
     weighted = told['w'] is not None or told['guidance_scale'] is not None

@@ -203,7 +203,7 @@ def eval_system(system, n: int, seed: int, device, told: dict) -> tuple[dict, st
     judge = JUDGES.find(system.name)
     return eval_judged(system.name, judge, n, seed, device, used, notes)
 
-
+# %% ../../nbs/83_sample.ipynb #eval-samples
 def eval_samples(name: str, found: str, model, recipe, n: int, seed: int,
                  device, told: dict) -> tuple[object, str]:
     "`eval` for what draws: a row for each weight of guidance, bits being counted once."
@@ -229,7 +229,7 @@ def eval_samples(name: str, found: str, model, recipe, n: int, seed: int,
 
     return rows if len(rows) > 1 else rows[0], '\n\n'.join(map(headed, rows))
 
-
+# %% ../../nbs/83_sample.ipynb #eval-pictures
 def eval_pictures(name: str, found: str, model, recipe, n: int, seed: int,
                   told: dict) -> tuple[dict, str]:
     "`eval` for a model of own pictures: against those that were held out of training."

@@ -119,7 +119,7 @@ def train_arms(out: Path, about: dict, arms: list[str], images, real, reader, se
             p.write_text(json.dumps(dict(about=about, rows=[*rows.values()])))
     return [rows[k] for k in wanted]
 
-
+# %% ../../nbs/86_tools.ipynb #weighed
 def weighed(out: Path, data: str, peers: bool, seconds: float, seeds: int, device) -> dict:
     "All arms of `quality`, their first pictures as a sheet, and their rows."
     import torch

@@ -52,7 +52,7 @@ def unreported(at: int, note: str):
 
 CHOSEN = 'augment', 'base'  # of the network for own pictures
 
-
+# %% ../../nbs/82_train.ipynb #own-pictures
 def own_pictures(order: Order, source: dict, team, device):  # -> Recipe
     "A recipe for the pictures of a source; what was found and chosen is said first."
     from ddpm_lit.systems.own import about, held_out, plan, read_source, rehearse
@@ -95,7 +95,7 @@ def source_of(order: Order) -> dict:
     return dict(folder=str(Path(data).resolve()), name=name or 'pictures', **read,
                 options=f'--data {name} {said}'.strip(), hold=order.own['hold'])
 
-
+# %% ../../nbs/82_train.ipynb #find-order
 def find_order(order: Order, team, device):  # -> Recipe
     "The recipe that is asked for: by name, for own pictures, or of a run that goes on."
     from ddpm_lit.systems.own import source_beside
@@ -130,7 +130,7 @@ def watched(run, order: Order, lines):
         return
     yield from lines
 
-
+# %% ../../nbs/82_train.ipynb #train-together-more
 def train_together(order: Order, team, device) -> dict | None:  # None: not the first process
     "What each process of a team does to train; what came of it, from the first."
     from ddpm_lit.scale.distributed import checkpoint_activations
@@ -200,7 +200,7 @@ def check_own(own: dict):
         if v is not None and k != 'hold':
             raise Problem(f'`{k}` is for your own pictures: name their folder with `data`.')
 
-
+# %% ../../nbs/82_train.ipynb #train-command
 @click.command('train', cls=Command)
 @click.argument('name', required=False)
 @click.option('--data', metavar='FOLDER',

@@ -263,7 +263,7 @@ class Bottleneck(nn.Module):
             h = self.skip(self.shrink(h))
         return F.relu(h + r)
 
-
+# %% ../../nbs/53_clip.ipynb #resnettower
 class ResNetTower(nn.Module):
     "A picture as a vector: convolutions, attention at the end. Eq. 53.16, 40.12 (CLIP sec. 2.4)."
 

@@ -130,7 +130,7 @@ def start_of(path: Path) -> str:
     "How the name of the folder beside begins: with as much of the name as fits."
     return f'.{os.fsencode(path.name)[:200].decode(errors="ignore")}.'
 
-
+# %% ../../nbs/00_begin.ipynb #check-output
 def check_output(path, ending: str = ''):
     "Before any work is done: a `Problem` unless `replacing(path, ending)` can write there."
     with unwritten(path):
@@ -169,7 +169,7 @@ def replacing(path, ending: str = ''):  # the file to make or replace, and how i
         if own:
             shutil.rmtree(own, ignore_errors=True)
 
-
+# %% ../../nbs/00_begin.ipynb #half-written
 def half_written(path) -> list[Path]:  # folders
     "What calls of `replacing(path)` that were killed have left beside `path`."
     path = Path(path)

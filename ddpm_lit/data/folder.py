@@ -187,7 +187,7 @@ def text_row(line: str, sign: str) -> tuple[str, str]:  # file name, caption
     name, _, text = line.partition(sign)
     return name.strip(), text
 
-
+# %% ../../nbs/57_folder.ipynb #captions-in-more
 def captions_in(table: Path) -> dict[str, tuple[str, ...]]:  # file name -> its captions
     "Captions of a table, one a line: .jsonl, or name and caption with a tab, | or comma between."
     as_json = table.suffix.lower() == '.jsonl'
@@ -313,7 +313,7 @@ def known_captions(
                                   f'{plain(table.name, 40)} names it: mend that line.'))
     return written, gone
 
-
+# %% ../../nbs/57_folder.ipynb #known-labels
 def known_labels(
     table: Path,
     names: Names,
@@ -348,7 +348,7 @@ def tables_below(root: Path, files: dict[str, Path], captions) -> list[Path]:
             raise Problem(wrong)
     return [files[name] for name in found]
 
-
+# %% ../../nbs/57_folder.ipynb #folder-shelf-more
 def folder_shelf(
     root: Path,
     labels: str | Path | None,
@@ -440,7 +440,7 @@ def sample_of(name: str, parts: dict[str, bytes | None]) -> Entry | None:
     return Entry(name, parts[picture], label or known['label'],
                  sentences((*said, *known['captions'])))
 
-
+# %% ../../nbs/57_folder.ipynb #wholetar
 class WholeTar(tarfile.TarInfo):
     "Headers of a tar that must end with its mark: Python takes a tar that breaks off as ended."
     @classmethod
@@ -484,7 +484,7 @@ def samples(path: Path) -> Iterator[Entry]:
     if entry:
         yield entry
 
-
+# %% ../../nbs/57_folder.ipynb #tar-shelf-more
 def tar_shelf(paths: list[Path]) -> Shelf:
     "Samples of one tar or several; nothing is unpacked to the disk."
     def entries():
@@ -541,7 +541,7 @@ def class_names(schema, label: str | None) -> tuple[str, ...]:
     except (ValueError, KeyError, TypeError, RecursionError):
         return ()
 
-
+# %% ../../nbs/57_folder.ipynb #parquet-entries
 def parquet_entries(path: Path) -> Iterator[Entry]:
     "The rows of a parquet file."
     pq = needed('pyarrow.parquet')
@@ -579,7 +579,7 @@ def parquet_shelf(paths: list[Path]) -> Shelf:
 
     return Shelf(entries, names)
 
-
+# %% ../../nbs/57_folder.ipynb #saved-shelf
 def saved_shelf(path: Path) -> Shelf:
     "A data set that Hugging Face's `datasets` has saved to the disk."
     datasets = needed('datasets')
@@ -831,7 +831,7 @@ def decode(entry: Entry, row: Row, side: tuple[int, int], fit: str) -> Tensor | 
         row.wrong = str(e)
         return None
 
-
+# %% ../../nbs/57_folder.ipynb #bunches
 def bunches(entries: Iterable[Entry], most: int = 64) -> Iterator[list[Entry]]:
     "Some entries at a time, so that few files are held in memory at once."
     some: list[Entry] = []
@@ -888,7 +888,7 @@ def side_of(rows: Sequence[Row], origin: Path) -> tuple[int, int]:
     raise Problem(f'The pictures in {plain(origin)} have {len(sizes)} sizes, from '
                   f'{ends[0]} to {ends[1]}: say which one they shall have, like side=64.')
 
-
+# %% ../../nbs/57_folder.ipynb #read-folder-more
 def read_folder(
     path,  # a folder, a tar, a parquet file, a folder of these, a saved data set
     side: int | tuple[int, int] | None = None,  # or (height, width); None: as they come
@@ -950,7 +950,7 @@ def read_folder(
                   origin=str(path), sizes=tuple(row.size for row in kept),
                   greys=sum(row.grey for row in kept), note=shelf.note)
 
-
+# %% ../../nbs/57_folder.ipynb #pictures-with-captions
 def pictures_with_captions(folder, size: int = 32, bad: str = 'refuse') -> Captioned:
     "Your own pictures as squares, each with its captions; by default all must be good."
     return read_folder(folder, size, bad=bad).captioned(bad)

@@ -338,7 +338,7 @@ def why_not(e: Exception) -> str:
         return f'it has more than {PICTURE_PIXELS:,} pixels'
     return plain(getattr(e, 'strerror', None) or str(e) or type(e).__name__)
 
-
+# %% ../../nbs/23_digits.ipynb #picture-in-more
 def picture_in(
     source,  # a file, or the bytes of one
     made: Callable,  # a PIL image, opened and not yet decoded -> what is wanted of it
@@ -570,7 +570,7 @@ def cifar10(split: str, size: int | None, n: int | None) -> Images:
     pixels = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()
     return Images(pixels, torch.tensor(data.targets), names)
 
-
+# %% ../../nbs/23_digits.ipynb #celeba
 def celeba(split: str, size: int | None, n: int | None) -> Images:
     "Faces, in colour, squared to `size` (64): 162,770 to train with; 40 attributes, 1 or 0."
     part_of(split, 'CelebA', train='', valid='', test='')

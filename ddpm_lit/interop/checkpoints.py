@@ -223,7 +223,7 @@ def from_zip(path) -> dict[str, Tensor]:
         value = weights_machine(path, {}).run(io.BytesIO(z.read(program)))
         return cut_all(value, lambda s: numbers(z.read(data + s.key), s))
 
-
+# %% ../../nbs/79_checkpoints.ipynb #from-stream
 def from_stream(path) -> dict[str, Tensor]:
     "The tensors of a file as PyTorch wrote it before version 1.6."
     rows = {}  # that the programs mention

@@ -207,7 +207,7 @@ def autoencoder_sizes(state: dict[str, Tensor], d: Dialect) -> dict:
     return dict(in_channels=channels, latent_channels=latent, block_out_channels=widths,
                 layers_per_block=depth, use_quant_conv=quant)
 
-
+# %% ../../nbs/78_latent_layouts.ipynb #build-autoencoder
 def build_autoencoder(c: dict) -> Autoencoder:
     "The autoencoder of a configuration of diffusers' AutoencoderKL, untrained. Eq. 65.1."
     only(c, act_fn=['silu', 'swish'], mid_block_add_attention=[True])
@@ -307,7 +307,7 @@ EMBEDDING = {  # once for each block
     'label.weight': 'norm1.emb.class_embedder.embedding_table.weight',
 }
 
-
+# %% ../../nbs/78_latent_layouts.ipynb #ditnames
 @dataclass(frozen=True)
 class DiTNames(NameTable):
     "A layout of a DiT. Eq. 78.3, 78.5."
@@ -371,7 +371,7 @@ def dit_layout(state: dict[str, Tensor]) -> str:
     raise Problem('This state is no DiT in a layout known here: it has neither '
                   '"x_embedder.proj.weight" nor "pos_embed.proj.weight".')
 
-
+# %% ../../nbs/78_latent_layouts.ipynb #dit-sizes
 def dit_sizes(state: dict[str, Tensor], names: DiTNames) -> dict:
     "The sizes of a DiT by the shapes of its tensors, in the words of its layout."
 
@@ -405,7 +405,7 @@ def dit_heads(width: int, config: dict) -> int:
                       'num_heads or num_attention_heads.')
     return heads
 
-
+# %% ../../nbs/78_latent_layouts.ipynb #load-dit
 def load_dit(source,  # a state, the path of a safetensors file, or a folder
              config: dict | None = None,   # options of the layout, if they are known
              authors: bool | None = None,  # their clock and epsilon? None: by layout

@@ -97,7 +97,7 @@ def place_openai(net: UNet, side: str, n: int, part: str) -> str:
     last = 1 if net.up[n].attn is None else 2
     return f'output_blocks.{n}.{dict(res=0, attn=1, resample=last)[part]}'
 
-
+# %% ../../nbs/71_unet_layouts.ipynb #place-diffusers
 def place_diffusers(net: UNet, side: str, n: int, part: str) -> str:
     "Where diffusers keeps a part of step n: the level, then the number within it."
     level, i = divmod(n, net.depth + 1)
@@ -308,7 +308,7 @@ def options_diffusers(config: dict) -> dict:
         raise Problem('Attention on the way up must be at the levels of the way down.')
     return c
 
-
+# %% ../../nbs/71_unet_layouts.ipynb #resizers
 def resizers(c: dict, block) -> tuple:  # block: a factory of residual blocks; -> down, up
     "How all levels but the last, which keeps the size, change it."
 
@@ -329,7 +329,7 @@ def resizers(c: dict, block) -> tuple:  # block: a factory of residual blocks; -
     up = one_way(c['up_block_types'], c['upsample_type'])['up']
     return down, up
 
-
+# %% ../../nbs/71_unet_layouts.ipynb #unet-diffusers
 def unet_diffusers(config: dict) -> UNet:
     "The `UNet` that a configuration of diffusers' UNet2DModel describes."
     c = options_diffusers(config)
@@ -475,7 +475,7 @@ class ClassifierLayout(Layout):
         w = state[f'{POOL[name]}.{end}']
         return w[..., 0] if end == 'weight' else w
 
-
+# %% ../../nbs/71_unet_layouts.ipynb #classifier-openai
 def classifier_openai(config: dict) -> Encoder:
     "The `Encoder` of a configuration of guided-diffusion's EncoderUNetModel."
     c = options(config, OPENAI | dict(image_size=64, pool='adaptive'),

@@ -126,7 +126,7 @@ class DiT(nn.Module):
         y = y.unflatten(2, (p, p, -1)).unflatten(1, (n, n))  # [b rows columns p p c']
         return y.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3).to(x.dtype)
 
-
+# %% ../../nbs/66_dit.ipynb #start-dit
 @torch.no_grad()
 def start_dit(net: DiT):
     "First weights as published; what starts at zero stays there."

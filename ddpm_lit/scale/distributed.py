@@ -264,7 +264,7 @@ def gathered(v: Tensor, team: Team) -> Tensor:  # [b ...] -> [n ...]
     dist.all_gather(parts, v)
     return torch.cat(parts)
 
-
+# %% ../../nbs/72_distributed.ipynb #contrastive-gathered
 def contrastive_gathered(z_image: Tensor, z_text: Tensor, scale: Tensor, team: Team,
                          rows: int = 256) -> Tensor:  # [b d], [b d], [] -> [b], nats
     "As `contrastive`, among the pairs of all processes. Eq. 72.3, 72.5."

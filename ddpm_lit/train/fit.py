@@ -341,7 +341,7 @@ def register(recipe: Recipe) -> Recipe:
     "Make a recipe known by its name."
     return RECIPES.add(recipe.name, recipe)
 
-
+# %% ../../nbs/22_fit.ipynb #find-recipe
 def find_recipe(name: str) -> Recipe:
     "The recipe of that name, wherever it is defined."
     return RECIPES.find(name)
@@ -424,7 +424,7 @@ def save_weights(path, model: nn.Module, card: dict,
     with replacing(Path(path).with_suffix('.json')) as p:
         p.write_text(json.dumps(card, indent=1) + '\n')
 
-
+# %% ../../nbs/22_fit.ipynb #card-in
 def card_in(path) -> dict:
     "What a file of weights says about itself: at least its recipe."
     with safe_open(path, 'pt') as f:

@@ -149,7 +149,7 @@ def save_adapter(path, model: nn.Module,
     card = card | dict(digest=digest_of(model), rank=layers[0].rank, alpha=layers[0].alpha)
     write_tensors(path, tensors, recipe='adapter', format=str(FORMAT), card=json.dumps(card))
 
-
+# %% ../../nbs/68_lora.ipynb #load-adapter
 def load_adapter(model: nn.Module, path) -> dict:  # the card
     "Give a model the adapter of a file, or a `Problem` and no change. Eq. 68.1."
     tensors = {k: v.float() for k, v in read_tensors(path).items()}

@@ -180,7 +180,7 @@ def in_parts(f: Callable[[Tensor], Tensor], x: Tensor, at_once: int = 500) -> Te
     "f(x), a few pictures at a time."
     return torch.cat([f(part) for part in x.split(at_once)])
 
-
+# %% ../../nbs/27_measure.ipynb #fit-classifier
 def fit_classifier(images: Images, steps: int = 1400, batch: int = 128, lr: float = 2e-3,
                    seed: int = 0,
                    ) -> tuple[Digits, list[float]]:  # the network and its losses

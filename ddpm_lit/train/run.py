@@ -199,7 +199,7 @@ def new_settings(recipe: Recipe, given: dict, init: bool | str,
 
 LATER = 'steps', 'lr'  # what may be given anew when a run goes on
 
-
+# %% ../../nbs/29_run.ipynb #old-settings
 def old_settings(out: Path, recipe: Recipe, given: dict) -> dict:
     "The settings of the run in `out`; steps and lr may be new, all else is as it was."
     note = out/'run.json'
@@ -379,7 +379,7 @@ def unchanged(model: nn.Module) -> nn.Module:
     "Nothing is done to it."
     return model
 
-
+# %% ../../nbs/29_run.ipynb #open-run-more
 def open_run(
         out,                         # the folder
         recipe: Recipe,
