@@ -7,10 +7,11 @@ __all__ = ['STEPS', 'VERSION', 'PREDICTS', 'ACTIVATIONS', 'USE_DIFFUSERS', 'USE_
            'step_levels', 'step_betas', 'Source', 'check_denoiser', 'inner_net', 'fold_pixels', 'with_label',
            'with_rows', 'the_one', 'resizing', 'resize_options', 'time_options', 'norm_options', 'unet_config',
            'check_new', 'new_folder', 'write_json', 'betas_config', 'scheduler_config', 'without_variance',
-           'with_no_label', 'as_unet2d', 'bounded', 'check_agreement', 'write_diffusers', 'At', 'Portable', 'portable',
-           'check_function', 'write_torchscript', 'check_installed', 'write_onnx', 'run_onnx', 'is_published',
-           'clip_sizes', 'pixel_units', 'open_clip_config', 'transformers_config', 'check_clip', 'write_clip',
-           'write_safetensors', 'usage', 'card_head', 'training_rows', 'model_card', 'open_source', 'export']
+           'with_no_label', 'as_unet2d', 'bounded', 'wrong', 'check_agreement', 'write_diffusers', 'At', 'Portable',
+           'portable', 'check_function', 'write_torchscript', 'check_installed', 'write_onnx', 'run_onnx',
+           'is_published', 'clip_sizes', 'pixel_units', 'open_clip_config', 'transformers_config', 'check_clip',
+           'write_clip', 'write_safetensors', 'usage', 'card_head', 'training_rows', 'model_card', 'open_source',
+           'export']
 
 # %% ../../nbs/88_export.ipynb #imports
 import contextlib
@@ -85,8 +86,8 @@ def check_denoiser(source: Source, to: str) -> Model:
     "The model, if it reads a noisy picture, its level and at most a label."
     model, recipe = source.model, source.recipe
     if recipe is None or not recipe.sampler or not isinstance(model, Model):
-        raise Problem(f'{source.name} draws nothing by itself, and {to} is for denoisers: '
-                      'export it as safetensors.')
+        raise Problem(f'{source.name} draws nothing by itself, and {to} is for '
+                      'denoisers: export it as safetensors.')
     wide = [m for m in model.modules() if getattr(m, 'tokens', 0)]
     if type(model) not in (Model, PictureModel) or wide:
         raise Problem(f'{source.name} is conditioned on more than a label, for which '
@@ -136,9 +137,9 @@ def the_one(found, what: str, name: str):
     "The only value among several: diffusers' configuration has room for one."
     values = sorted({*found}, key=str)
     if len(values) > 1:
-        raise Problem(f'{name} has {what} of more than one kind, '
-                      f'{" and ".join(map(str, values[:3]))}, where a UNet2DModel has one: '
-                      'export it as onnx or torchscript.')
+        some = ' and '.join(map(str, values[:3]))
+        raise Problem(f'{name} has {what} of more than one kind, {some}, where a '
+                      'UNet2DModel has one: export it as onnx or torchscript.')
     return values[0]
 
 
@@ -158,8 +159,8 @@ def resize_options(net: UNet, name: str) -> dict:
         found = [resizing(step.resample) for step in steps if step.resample is not None]
         ways[side] = the_one(found or ['conv'], 'resizing', name)
     if 'unlearned' in ways.values():
-        raise Problem(f'{name} changes sizes without learning anything, as no UNet2DModel '
-                      'does: export it as onnx or torchscript.')
+        raise Problem(f'{name} changes sizes without learning anything, as no '
+                      'UNet2DModel does: export it as onnx or torchscript.')
     inside = {side: 'resnet' if way == 'resnet' else 'conv' for side, way in ways.items()}
     return dict(downsample_type=inside['down'], upsample_type=inside['up'],
                 downsample_padding=0 if ways['down'] == 'corner' else 1)
@@ -205,13 +206,14 @@ def unet_config(net: UNet, sample_size: int | list[int], name: str) -> dict:
         up.insert(0, f'{kinds[1]}Block2D')
 
     blocks = [m for m in net.modules() if isinstance(m, ResBlock)]
-    heads = [m.qkv.in_features // m.heads for m in net.modules() if isinstance(m, Attention)]
+    attention = [m for m in net.modules() if isinstance(m, Attention)]
+    heads = [m.qkv.in_features // m.heads for m in attention] or [8]
     shift = the_one([m.scale_shift for m in blocks], 'conditioning', name)
     return dict(
         _class_name='UNet2DModel', _diffusers_version=VERSION, sample_size=sample_size,
         in_channels=net.channels_in, out_channels=net.last.out_channels,
         down_block_types=down, up_block_types=up, block_out_channels=widths,
-        layers_per_block=net.depth, attention_head_dim=the_one(heads or [8], 'heads', name),
+        layers_per_block=net.depth, attention_head_dim=the_one(heads, 'heads', name),
         add_attention=net.middle[0].attn is not None,
         resnet_time_scale_shift='scale_shift' if shift else 'default',
         dropout=the_one([m.dropout.p for m in blocks], 'dropout', name),
@@ -267,7 +269,7 @@ PREDICTS = {means: kind for kind, means in MEANS.items()}  # 'epsilon', 'sample'
 
 
 def betas_config(betas: Tensor) -> dict:
-    "A table of betas in diffusers' words, by its name where it has one. Eq. 10.4, 10.7, 88.1."
+    "A table of betas in diffusers' words, by its name if it has one. Eq. 10.4, 10.7."
     T = len(betas)
     first, final = betas[[0, -1]].tolist()
     if torch.allclose(betas, linear(T, first, final).betas, 1e-12, 0):
@@ -317,13 +319,13 @@ def with_no_label(net: UNet) -> UNet:
 
 
 def as_unet2d(source: Source, label: str | int | None, fold: bool) -> tuple[UNet, int]:
-    "A network that UNet2DModel can be, and the side of the squares folded. Eq. 88.2, 88.3."
+    "A network that a UNet2DModel can be, and the side of its squares. Eq. 88.2, 88.3."
     model = check_denoiser(source, 'diffusers')
     recipe, name = source.recipe, source.name
     net, factor = inner_net(copy.deepcopy(model.net))
     if not isinstance(net, UNet):
-        raise Problem(f'{name} is of the class {type(net).__name__}, and a UNet2DModel is a '
-                      'U-Net: export it as onnx or torchscript.')
+        raise Problem(f'{name} is of the class {type(net).__name__}, and a UNet2DModel '
+                      'is a U-Net: export it as onnx or torchscript.')
     if model.parameterization not in PREDICTS:
         raise Problem(f'{name} predicts what no scheduler of diffusers reads: export it '
                       'as onnx or torchscript.')
@@ -353,8 +355,15 @@ def bounded(p, t: Level) -> list[Tensor]:  # p: a Prediction
     return [t.signal*p.x0, t.sigma*p.eps]
 
 
+def wrong(name: str) -> Problem:
+    "What is raised where a written file, read back, does not compute the same."
+    return Problem(f'{name} would not compute the same there, which is a mistake of the '
+                   'export, and nothing was written: report it with the name of this '
+                   'model.')
+
+
 def check_agreement(ours: Callable, theirs: Callable, shape, t: Level, name: str):
-    "A `Problem` unless two denoisers predict the same at the first, middle and last level."
+    "A `Problem` unless two denoisers agree at the first, middle and last level."
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)
         for k in (0, len(t.log_snr) // 2, len(t.log_snr) - 1):
@@ -362,9 +371,7 @@ def check_agreement(ours: Callable, theirs: Callable, shape, t: Level, name: str
             at = Level(t.log_snr[k])
             for a, b in zip(bounded(ours(x, at), at), bounded(theirs(x, at), at)):
                 if not (a - b).abs().max() <= 1e-4*b.abs().max().clamp(min=1):
-                    raise Problem(f'{name} would not compute the same there, which is a '
-                                  'mistake of the export, and nothing was written: report '
-                                  'it with the name of this model.')
+                    raise wrong(name)
 
 
 def write_diffusers(source: Source, folder: Path, label: str | int | None = None,
@@ -472,7 +479,8 @@ def check_function(run: Callable, source: Source, config: dict):
         k = (t.log_snr - at.log_snr).abs().argmin()
         return Prediction(*run(x, k.expand(len(x)), *given)[:2])
 
-    check_agreement(source.model.given(*given), theirs, source.recipe.shape, t, source.name)
+    shape = source.recipe.shape
+    check_agreement(source.model.given(*given), theirs, shape, t, source.name)
 
 
 def write_torchscript(source: Source, folder: Path) -> dict:
@@ -541,24 +549,28 @@ def clip_sizes(source: Source, to: str) -> dict:
     "The sizes, heads and activation of a CLIP whose towers are transformers."
     clip = source.model
     if not isinstance(clip, CLIP):
-        raise Problem(f'{source.name} is no CLIP, and {to} is a layout of CLIPs: export it '
-                      'as diffusers, onnx, torchscript or safetensors.')
+        raise Problem(f'{source.name} is no CLIP, and {to} is a layout of CLIPs: export '
+                      'it as diffusers, onnx, torchscript or safetensors.')
     image, text = clip.image, clip.text
     residual = to == 'open_clip' and is_published(image)
-    if not isinstance(text, TextTower) or not (residual or isinstance(image, VisionTower)):
-        odd = image if isinstance(text, TextTower) else text
-        raise Problem(f'{source.name} has a {type(odd).__name__} of a form that {to} does '
-                      'not have: export it as safetensors.')
+    fits = dict(image=residual or isinstance(image, VisionTower),
+                text=isinstance(text, TextTower))
+    for tower, well in fits.items():
+        if not well:
+            kind = type(getattr(clip, tower)).__name__
+            raise Problem(f'{source.name} has a {kind} of a form that {to} does not have: '
+                          'export it as safetensors.')
     blocks = [*text.transformer.blocks]
     if not residual:
         blocks += image.transformer.blocks
     acts = {block.act for block in blocks}
     if len(acts) > 1 or not acts <= ACTIVATIONS.keys():
-        raise Problem(f'{source.name} has activations that {to} has no name for: export it '
-                      'as safetensors.')
+        raise Problem(f'{source.name} has activations that {to} has no name for: export '
+                      'it as safetensors.')
     if residual:
         width = image.convs[2].out_channels
-        found = dict(patch=None, width=width, layers=[len(group) for group in image.groups],
+        found = dict(patch=None, width=width,
+                     layers=[len(group) for group in image.groups],
                      head_width=32*width // image.pool.heads)
     else:
         found = dict(patch=image.patches.kernel_size[0], width=image.patches.out_channels,
@@ -618,11 +630,10 @@ def check_clip(source: Source, folder: Path):
         x = torch.randn(2, *ours.image.shape)
         tokens = torch.randint(0, ours.text.pieces.num_embeddings - 1, (2, 6))
     tokens[:, -1] = ours.text.pieces.num_embeddings - 1  # the end of a text
-    for a, b in ((ours.image(x), theirs.image(x)), (ours.text(tokens), theirs.text(tokens))):
+    for tower, given in (('image', x), ('text', tokens)):
+        a, b = (getattr(clip, tower)(given) for clip in (ours, theirs))
         if not (a - b).abs().max() <= 1e-4*b.abs().max().clamp(min=1):
-            raise Problem(f'{source.name} would not compute the same there, which is a '
-                          'mistake of the export, and nothing was written: report it with '
-                          'the name of this model.')
+            raise wrong(source.name)
 
 
 def write_clip(source: Source, folder: Path, to: str) -> dict:
@@ -639,11 +650,13 @@ def write_clip(source: Source, folder: Path, to: str) -> dict:
     else:
         write_tensors(folder/'model.safetensors', state, format='pt')
         write_json(folder/'config.json', transformers_config(c, clip.log_scale.item()))
+        side = c['side']
         write_json(folder/'preprocessor_config.json', dict(
-            image_processor_type='CLIPImageProcessor', do_resize=True, do_center_crop=True,
-            size=dict(shortest_edge=c['side']), crop_size=dict(height=c['side'], width=c['side']),
-            do_rescale=True, rescale_factor=1/255, do_normalize=True,
-            image_mean=units['mean'], image_std=units['std'], do_convert_rgb=True))
+            image_processor_type='CLIPImageProcessor', do_convert_rgb=True,
+            do_resize=True, size=dict(shortest_edge=side), do_center_crop=True,
+            crop_size=dict(height=side, width=side), do_rescale=True,
+            rescale_factor=1/255, do_normalize=True, image_mean=units['mean'],
+            image_std=units['std']))
     check_clip(source, folder)
     return c
 
@@ -653,8 +666,10 @@ def write_safetensors(source: Source, folder: Path) -> dict:
     model, recipe = source.model, source.recipe
     state = {k: v.detach().clone() for k, v in model.state_dict().items()}
     means = getattr(getattr(model, 'parameterization', None), '__name__', None)
-    about = dict(model=type(model).__name__, network=type(getattr(model, 'net', model)).__name__,
-                 parameterization=means, parameters=sum(p.numel() for p in model.parameters()),
+    about = dict(model=type(model).__name__,
+                 network=type(getattr(model, 'net', model)).__name__,
+                 parameterization=means,
+                 parameters=sum(p.numel() for p in model.parameters()),
                  written_by=f'ddpm_lit {ddpm_lit.__version__}')
     if recipe is not None:
         about |= dict(recipe=recipe.name, spec=recipe.spec, shape=[*recipe.shape],
@@ -670,7 +685,7 @@ USE_DIFFUSERS = """import torch
 from diffusers import {pipeline}
 
 pipe = {pipeline}.from_pretrained('.')
-x = pipe(batch_size=16, num_inference_steps={steps}, {clipped}output_type='pt').images{unfold}
+x = pipe(batch_size=16, num_inference_steps={steps}, output_type='pt'{clipped}).images{unfold}
 """
 USE_LABELS = """import torch
 from diffusers import {scheduler}, UNet2DModel
@@ -731,9 +746,10 @@ def usage(to: str, about: dict) -> str:  # about: as a writer gives it
     ddim = about['pipeline'] == 'DDIMPipeline' and about['clip']
     clipped = 'use_clipped_model_output=True'
     if not about['classes']:
-        return USE_DIFFUSERS.format(**about, unfold=unfold, clipped=f'{clipped}, '*ddim)
+        return USE_DIFFUSERS.format(**about, unfold=unfold, clipped=f', {clipped}'*ddim)
+    scheduler = about['pipeline'].replace('Pipeline', 'Scheduler')
     return USE_LABELS.format(
-        scheduler=about['pipeline'].replace('Pipeline', 'Scheduler'), steps=about['steps'],
+        scheduler=scheduler, steps=about['steps'],
         last=about['classes'] - 1, unfold=unfold, more=f', {clipped}'*ddim,
         none='the last is no label' if about['unlabelled'] else 'there is no other')
 
@@ -774,8 +790,8 @@ def training_rows(source: Source) -> list[str]:
             rows.append(f'- {what}: {card[k]}')
     machine = card.get('machine') or {}
     if machine.get('processor'):
-        rows.append(f'- on: {machine.get("device", "cpu")}, {machine["processor"]}, PyTorch '
-                    f'{machine.get("torch", "unknown")}')
+        device, version = machine.get('device', 'cpu'), machine.get('torch', 'unknown')
+        rows.append(f'- on: {device}, {machine["processor"]}, PyTorch {version}')
     for k, digest in (card.get('data') or {}).items():
         rows.append(f'- data: {k}, sha256 {digest}')
     return rows
@@ -792,7 +808,7 @@ def model_card(source: Source, to: str, about: dict, license: str) -> str:
                  f'parameters, drawn by {recipe.sampler} in {recipe.sample_steps} steps.']
     if about.get('factor', 1) > 1:
         lines.append(f'Here it denoises folded pictures, squares of {about["factor"]} x '
-                     f'{about["factor"]} pixels as channels; `pixel_shuffle` unfolds them.')
+                     f'{about["factor"]} pixels as channels; pixel_shuffle unfolds them.')
     if recipe is not None and recipe.names:
         lines.append(f'Its classes, from 0: {", ".join(recipe.names)}.')
     name = Path(source.name).name
@@ -838,18 +854,19 @@ def export(name: str,    # shipped weights, a run's folder, a file, somebody els
     if to not in TARGETS:
         raise Problem(f'There is no format "{to}": choose {", ".join(TARGETS)}.')
     if to != 'diffusers' and (fold or label is not None):
-        raise Problem('`label` and `fold` are for diffusers, where a network has no place '
-                      'for more: leave them out.')
+        raise Problem('`label` and `fold` are for diffusers, whose networks may have no '
+                      'place for either: leave them out.')
     if license and not re.fullmatch('[A-Za-z0-9.+-]{1,40}', license):
-        raise Problem(f'"{license}" is no name of a licence: give one as hubs have it, such '
-                      'as mit, cc0-1.0 or other.')
+        raise Problem(f'"{license}" is no name of a licence: give one as hubs have it, '
+                      'such as mit, cc0-1.0 or other.')
     folder = check_new(folder)
     source = open_source(str(name), **about)
     options = dict(label=label, fold=fold) if to == 'diffusers' else {}
     ships = not source.theirs and not Path(source.name).exists()
     with new_folder(folder) as inside:
         told = TARGETS[to](source, inside, **options)
-        card = model_card(source, to, told, license or ('apache-2.0' if ships else 'unknown'))
+        own = 'apache-2.0' if ships else 'unknown'
+        card = model_card(source, to, told, license or own)
         (inside/'README.md').write_text(card, encoding='utf-8')
         files = {str(p.relative_to(inside)): p.stat().st_size
                  for p in sorted(inside.rglob('*')) if p.is_file()}
