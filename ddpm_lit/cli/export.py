@@ -10,7 +10,8 @@ import click
 from .base import Command, options, tell
 
 # %% ../../nbs/89_export_command.ipynb #export
-FORMATS = 'diffusers', 'onnx', 'torchscript', 'safetensors', 'open_clip', 'transformers'
+FORMATS = ('diffusers', 'onnx', 'torchscript', 'safetensors', 'ddpm_lit', 'open_clip',
+           'transformers')
 
 
 def in_words(found: dict) -> str:

@@ -10,8 +10,8 @@ __all__ = ['STEPS', 'VERSION', 'PREDICTS', 'ACTIVATIONS', 'USE_DIFFUSERS', 'USE_
            'with_no_label', 'as_unet2d', 'bounded', 'wrong', 'check_agreement', 'write_diffusers', 'At', 'Portable',
            'portable', 'check_function', 'write_torchscript', 'check_installed', 'write_onnx', 'run_onnx',
            'is_published', 'clip_sizes', 'pixel_units', 'open_clip_config', 'transformers_config', 'check_clip',
-           'write_clip', 'write_safetensors', 'usage', 'card_head', 'training_rows', 'model_card', 'open_source',
-           'export']
+           'write_clip', 'write_safetensors', 'usage', 'card_head', 'training_rows', 'model_card', 'published_batches',
+           'published', 'write_ours', 'open_source', 'export']
 
 # %% ../../nbs/88_export.ipynb #imports
 import contextlib
@@ -35,18 +35,20 @@ from ..clip.contrast import CLIP, MEAN, STD, ResNetTower, TextTower, VisionTower
 from ..core.denoiser import Model, Prediction
 from ..core.level import Level
 from ..core.problem import Problem, start_of, unwritten
+from ..diffusion.loss import hybrid, l_simple
 from ..diffusion.schedule import DiscreteSchedule, Schedule, cosine, linear
 from ..front import card_of
 from .checkpoints import MEANS, clip_at, is_ours, kind_of_file
-from .checkpoints import open_denoiser, read_state
+from .checkpoints import open_denoiser, read_state, schedule_of
 from .clip import OPENAI, TRANSFORMERS
-from .unet import Layout, TimeRows, to_official
+from .unet import Layout, TimeRows, to_official, unet_diffusers
 from ..nets.transformer import gelu, quick_gelu
 from ..nets.unet import Attention, Downsample, ResBlock, TimeEmbedding, UNet
 from ..nets.unet import Unshuffled
+from ..scale.presets import Stepped, timestep_input
 from ..systems.evaluate import labels
 from ..systems.own import AugmentedUNet, PictureModel
-from ..train.fit import Recipe, load_weights, write_tensors
+from ..train.fit import MAKERS, Recipe, load_weights, save_weights, write_tensors
 from ..train.run import find_weights
 
 # %% ../../nbs/88_export.ipynb #table
@@ -506,8 +508,8 @@ def check_installed(*packages: str):
 
 def write_onnx(source: Source, folder: Path) -> dict:
     "The function as ONNX: it runs in ONNX Runtime, in a browser, on a telephone."
-    check_installed('onnx', 'onnxscript')
     function, config, example = portable(source, 'onnx')
+    check_installed('onnx', 'onnxscript')
     batch = torch.export.Dim('batch', min=1)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
@@ -558,8 +560,8 @@ def clip_sizes(source: Source, to: str) -> dict:
     for tower, well in fits.items():
         if not well:
             kind = type(getattr(clip, tower)).__name__
-            raise Problem(f'{source.name} has a {kind} of a form that {to} does not have: '
-                          'export it as safetensors.')
+            raise Problem(f'{source.name} has a {kind} of a form that {to} does not '
+                          'have: export it as safetensors.')
     blocks = [*text.transformer.blocks]
     if not residual:
         blocks += image.transformer.blocks
@@ -701,6 +703,11 @@ for t in scheduler.timesteps:
     x = scheduler.step(out, t, x{more}).prev_sample{unfold}
 """
 USE = dict(
+    ddpm_lit="""import ddpm_lit
+
+model = ddpm_lit.load('{file}')
+x = model.sample(16)  # [16 c h w] in [-1, 1]
+""",
     onnx="""import numpy as np
 import onnxruntime
 
@@ -738,7 +745,7 @@ def usage(to: str, about: dict) -> str:  # about: as a writer gives it
             given = [f'{k}={v}' for k, v in zip(about['takes'], given)]
         return USE[to].format(given=', '.join(given), gives=', '.join(about['gives']))
     if to != 'diffusers':
-        return USE[to]
+        return USE[to].format(**about) if to == 'ddpm_lit' else USE[to]
 
     unfold = ''
     if about['factor'] > 1:
@@ -755,7 +762,8 @@ def usage(to: str, about: dict) -> str:  # about: as a writer gives it
 
 # %% ../../nbs/88_export.ipynb #card-text
 LIBRARY = dict(diffusers='diffusers', onnx='onnx', torchscript='pytorch',
-               safetensors='ddpm_lit', open_clip='open_clip', transformers='transformers')
+               safetensors='ddpm_lit', ddpm_lit='ddpm_lit', open_clip='open_clip',
+               transformers='transformers')
 ON_HUBS = {'mnist': 'mnist', 'fashion-mnist': 'fashion_mnist', 'cifar10': 'cifar10'}
 
 
@@ -817,6 +825,55 @@ def model_card(source: Source, to: str, about: dict, license: str) -> str:
                       '## Training', '', *training_rows(source), '',
                       f'Exported by ddpm_lit {ddpm_lit.__version__}, to {to}.', ''])
 
+# %% ../../nbs/88_export.ipynb #published
+def published_batches(batch: int, seed: int, device: torch.device):
+    "Nobody knows what it was trained on."
+    raise Problem('The pictures that others trained on are not at hand: name a folder of '
+                  'yours with `data`.')
+
+
+@MAKERS.add('published')
+def published(name: str, unet: dict, scheduler: dict, side: int,
+              names: list[str] = ()) -> Recipe:  # of the classes
+    "A denoiser of others by diffusers' configurations of it. Eq. 79.3."
+    S = Stepped(schedule_of(scheduler, name).betas)
+    channels = unet['in_channels']
+    learned = unet['out_channels'] == 2*channels
+
+    def build():
+        return Model(unet_diffusers(unet), MEANS[scheduler['prediction_type']],
+                     timestep_input(S), learned)
+
+    limit = scheduler['clip_sample_range'] if scheduler['clip_sample'] else None
+    loss = hybrid(S, len(S)) if learned else l_simple
+    return Recipe(name, build, published_batches, (channels, side, side), S, loss,
+                  classes=unet.get('num_class_embeds') or 0, names=tuple(names),
+                  limit=limit, sampler='ancestral', sample_steps=len(S))
+
+
+def write_ours(source: Source, folder: Path) -> dict:
+    "Somebody else's denoiser as a file of ours, which says how it is built."
+    if not source.theirs:
+        raise Problem(f'{source.name} is a file of ours already: copy it.')
+    model = check_denoiser(source, 'ddpm_lit')
+    recipe = source.recipe
+    name = re.sub('[^A-Za-z0-9_-]+', '-', Path(source.name).resolve().stem)
+    side = recipe.shape[1]
+    spec = dict(maker='published', name=name, side=side,
+                unet=unet_config(model.net, side, source.name),
+                scheduler=scheduler_config(model, recipe, source.name))
+    path = folder/f'{name}.safetensors'
+    command = f'ddpm_lit export {Path(source.name).name} --to ddpm_lit'
+    save_weights(path, model, dict(recipe=name, command=command, spec=spec))
+    again = load_weights(str(path))[0]
+    given = []
+    if recipe.classes:
+        given = [torch.tensor([0, 1, 0]) % recipe.classes]
+    halves = copy.deepcopy(model).half().float()  # as files of ours keep numbers
+    check_agreement(halves.given(*given), again.given(*given), recipe.shape,
+                    step_levels(recipe.schedule), source.name)
+    return dict(file=path.name)
+
 # %% ../../nbs/88_export.ipynb #export
 def open_source(name: str, **about) -> Source:  # about: as for `open_denoiser`
     "Weights by name or path: ours, or somebody else's denoiser or CLIP."
@@ -839,17 +896,18 @@ def open_source(name: str, **about) -> Source:  # about: as for `open_denoiser`
 
 TARGETS: dict[str, Callable] = dict(  # (source, folder) -> what the card tells
     diffusers=write_diffusers, onnx=write_onnx, torchscript=write_torchscript,
-    safetensors=write_safetensors, open_clip=partial(write_clip, to='open_clip'),
+    safetensors=write_safetensors, ddpm_lit=write_ours,
+    open_clip=partial(write_clip, to='open_clip'),
     transformers=partial(write_clip, to='transformers'))
 
 
 def export(name: str,    # shipped weights, a run's folder, a file, somebody else's folder
            to: str,      # one of TARGETS
            folder,       # a new one
-           label: str | int | None = None,  # for diffusers: this label alone, or 'none'
-           fold: bool = False,              # for diffusers: on folded pictures, if need be
-           license: str | None = None,      # None: apache-2.0 for what ships, else unknown
-           **about) -> dict:                # of others' files, as `open_denoiser` takes it
+           label: str | int | None = None,  # for diffusers: this one alone, or 'none'
+           fold: bool = False,              # for diffusers: on folded pictures
+           license: str | None = None,      # None: apache-2.0 for what ships
+           **about) -> dict:                # as `open_denoiser` takes it
     "Write a model into a new folder, in the format of other tools. Eq. 88.1-88.3."
     if to not in TARGETS:
         raise Problem(f'There is no format "{to}": choose {", ".join(TARGETS)}.')
@@ -859,7 +917,7 @@ def export(name: str,    # shipped weights, a run's folder, a file, somebody els
     if license and not re.fullmatch('[A-Za-z0-9.+-]{1,40}', license):
         raise Problem(f'"{license}" is no name of a licence: give one as hubs have it, '
                       'such as mit, cc0-1.0 or other.')
-    folder = check_new(folder)
+    check_new(folder)  # before the work
     source = open_source(str(name), **about)
     options = dict(label=label, fold=fold) if to == 'diffusers' else {}
     ships = not source.theirs and not Path(source.name).exists()
