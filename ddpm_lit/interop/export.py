@@ -412,7 +412,7 @@ def write_diffusers(source: Source, folder: Path, label: str | int | None = None
     check_agreement(folded, lambda x, t: theirs(fold_pixels(x, factor), t), recipe.shape,
                     step_levels(recipe.schedule), source.name)
     return dict(factor=factor, pipeline=pipeline, classes=net.classes,
-                unlabelled=not source.theirs,
+                unlabelled=not source.theirs, shape=[net.channels_in, h, w],
                 steps=recipe.sample_steps, clip=recipe.limit is not None)
 
 # %% ../../nbs/88_export.ipynb #portable
@@ -695,7 +695,7 @@ from diffusers import {scheduler}, UNet2DModel
 net = UNet2DModel.from_pretrained('.', subfolder='unet')
 scheduler = {scheduler}.from_pretrained('.', subfolder='scheduler')
 scheduler.set_timesteps({steps})
-x = torch.randn(16, net.config.in_channels, *[net.config.sample_size]*2)
+x = torch.randn(16, {shape})
 label = torch.zeros(16, dtype=torch.long)  # 0 to {last}; {none}
 for t in scheduler.timesteps:
     with torch.no_grad():
@@ -757,6 +757,7 @@ def usage(to: str, about: dict) -> str:  # about: as a writer gives it
     scheduler = about['pipeline'].replace('Pipeline', 'Scheduler')
     return USE_LABELS.format(
         scheduler=scheduler, steps=about['steps'],
+        shape=', '.join(map(str, about['shape'])),
         last=about['classes'] - 1, unfold=unfold, more=f', {clipped}'*ddim,
         none='the last is no label' if about['unlabelled'] else 'there is no other')
 
