@@ -26,7 +26,7 @@ setup(
     python_requires='>=' + cfg['min_python'],
     install_requires=cfg['requirements'].split(),
     extras_require={extra: cfg[extra + '_requirements'].split()
-                    for extra in ('dev', 'docs', 'peers', 'data')},
+                    for extra in ('dev', 'docs', 'peers', 'export', 'data')},
     entry_points=dict(console_scripts=cfg['console_scripts'].split()),
     packages=find_packages(str(here), include=[lib, lib + '.*']) + [files],
     package_dir={lib: lib, files: 'data'},

@@ -1163,12 +1163,15 @@ RUNS = {
     ('bench', ''): 'bench nothing --json',
     ('parity', ''): 'parity {parity} --json',
     ('presets', ''): 'presets ddpm-cifar10 --json',
+    ('export', ''): 'export {roll} --to safetensors e --json',
     ('sample', 'guided'): 'sample mnist --n 2 --steps 2 --out a.png --json',
     ('paint', 'clip'): 'paint heart --n 1 --steps 2 --guidance clip --json',
     ('paint', 'init'): 'paint heart --n 1 --steps 2 --init {cat}',
     ('eval', 'digits'): 'eval mnist --n 20 --steps 1 --bits-pictures 1 --bits-draws 1 --json',
     ('sample', 'theirs'): 'sample {iddpm} --layout auto --heads 4 --attention-order legacy '
                           '--schedule linear --side 8 --n 2 --steps 2 --out a.png --json',
+    ('export', 'theirs'): 'export {iddpm} --to torchscript x --heads 4 --attention-order legacy '
+                          '--schedule linear --side 8 --json',
     ('sample', 'told'): 'sample {glide} --caption dog --side 8 --steps 2 --out a.png --json',
     ('sample', 'enlarged'): 'sample {glide} --caption dog --side 8 --steps 2 --out a.png --json '
                             '--enlarge {up}',

@@ -31,6 +31,7 @@ COMMANDS = dict(  # name -> (module, what it does), in the order of the help
                     'pictures.'),
     sample=('sample', 'Draw samples from weights NAME.'),
     eval=('sample', 'Weigh weights NAME: samples beside real data, and bits.'),
+    export=('export', 'Write weights NAME into a new FOLDER, for other tools.'),
     classify=('paint', 'Which of some captions fits the picture IMAGE best?'),
     paint=('paint', 'Paint what each CAPTION says.'),
     vary=('paint', 'Other pictures in which CLIP sees what it sees in PICTURE.'),

@@ -55,13 +55,24 @@ CHOSEN = 'augment', 'base'  # of the network for own pictures
 # %% ../../nbs/82_train.ipynb #own-pictures
 def own_pictures(order: Order, source: dict, team, device):  # -> Recipe
     "A recipe for the pictures of a source; what was found and chosen is said first."
-    from ddpm_lit.systems.own import about, held_out, plan, read_source, rehearse
+    from ddpm_lit.systems.own import (about, continued, held_out, is_other_network, plan,
+                                      read_source, rehearse)
     with Bars() if team.first else contextlib.nullcontext(unwatched) as bars:
         found = read_source(source, partial(bars, 'read pictures'))
     train, _ = held_out(found.images(), source['hold'])
     own = {k: source.get(k) if order.own[k] is None else order.own[k] for k in CHOSEN}
-    recipe = plan(train, source['name'], **own)
-    chosen = {k: recipe.spec[k] for k in CHOSEN}
+    network = source.get('network')
+    if isinstance(order.init, str) and is_other_network(order.init):
+        network = str(Path(order.init).resolve())
+    if network:
+        if any(order.own[k] is not None for k in CHOSEN):
+            raise Problem('`augment` and `base` are for networks that are planned here: leave '
+                          'them out.')
+        recipe = continued(plan(train, source['name'], augment=False), network)
+        chosen = dict(network=network)
+    else:
+        recipe = plan(train, source['name'], **own)
+        chosen = {k: recipe.spec[k] for k in CHOSEN}
     recipe = replace(recipe, source=source | chosen | dict(digest=found.digest))
     if order.resume or not team.first:
         return recipe

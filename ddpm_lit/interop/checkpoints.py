@@ -9,9 +9,9 @@ __all__ = ['DTYPES', 'CALLS', 'PATTERNS', 'UNCLIP', 'WHOLE_UNCLIP', 'FILE_KINDS'
            'cut_all', 'from_zip', 'from_stream', 'read_pickled', 'ArgumentProblem', 'is_unclip', 'file_in', 'read_json',
            'from_shards', 'read_state', 'is_ours', 'FileKind', 'kind_of_file', 'other_kind', 'way_up_of',
            'openai_sizes', 'check_side', 'denoiser_of', 'by_preset', 'of_this_size', 'from_openai', 'described_by',
-           'home_of', 'schedule_of', 'diffusers_configs', 'check_diffusers', 'from_diffusers', 'open_denoiser',
-           'TextToImage', 'glide_sizes', 'glide_at', 'open_glide', 'unclip_config', 'check_block_counts', 'open_unclip',
-           'open_text_to_image', 'clip_options', 'clip_at', 'save_official']
+           'home_of', 'betas_in', 'schedule_of', 'diffusers_configs', 'check_diffusers', 'from_diffusers',
+           'open_denoiser', 'TextToImage', 'glide_sizes', 'glide_at', 'open_glide', 'unclip_config',
+           'check_block_counts', 'open_unclip', 'open_text_to_image', 'clip_options', 'clip_at', 'save_official']
 
 # %% ../../nbs/79_checkpoints.ipynb #imports
 import contextlib
@@ -604,10 +604,21 @@ def home_of(path: Path) -> Path:
     return path if path.is_dir() else path.parent
 
 
+def betas_in(config: dict, T) -> list | None:
+    "The betas that a configuration lists, if they are T shares of a variance."
+    betas = config.get('trained_betas')
+    if not isinstance(betas, list) or len(betas) != T:
+        return None
+    shares = all(isinstance(beta, float) and 0 < beta < 1 for beta in betas)
+    return betas if shares else None
+
+
 def schedule_of(config: dict, name: str) -> DiscreteSchedule:
     "The schedule of a configuration of diffusers' schedulers. Eq. 10.4, 10.7."
     kind = config.get('beta_schedule', 'linear')
     T = config.get('num_train_timesteps', 1000)
+    if betas_in(config, T):
+        return DiscreteSchedule(torch.tensor(betas_in(config, T), dtype=torch.float64))
     if config.get('trained_betas') is None and kind == 'linear':
         return linear(T, config.get('beta_start', 1e-4), config.get('beta_end', .02))
     if config.get('trained_betas') is None and kind == 'squaredcos_cap_v2':

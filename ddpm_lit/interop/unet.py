@@ -6,8 +6,9 @@
 __all__ = ['LAYERS', 'OPENAI_LAYERS', 'DIFFUSERS_LAYERS', 'NAMES', 'OURS', 'OPENAI', 'DIFFUSERS', 'KINDS', 'POOL', 'Fixture',
            'read_fixture', 'place_openai', 'place_diffusers', 'official_keys', 'Layout', 'parts', 'projection',
            'to_official', 'load_official', 'build_empty', 'layout_of', 'options', 'only', 'unet_openai',
-           'options_diffusers', 'resizers', 'unet_diffusers', 'from_official', 'Kind', 'filled', 'run_openai',
-           'run_diffusers', 'relative_error', 'parity', 'ClassifierLayout', 'classifier_openai', 'run_classifier']
+           'options_diffusers', 'resizers', 'TimeRows', 'unet_diffusers', 'from_official', 'Kind', 'filled',
+           'run_openai', 'run_diffusers', 'relative_error', 'parity', 'ClassifierLayout', 'classifier_openai',
+           'run_classifier']
 
 # %% ../../nbs/71_unet_layouts.ipynb #imports
 import json
@@ -20,6 +21,7 @@ from typing import Callable, NamedTuple
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
+from torch.nn import functional as F
 from ..core.problem import Problem
 from ..core.level import Level
 from ..guide.classifier import Encoder, NoisyClassifier, gradient
@@ -77,6 +79,7 @@ NAMES = dict(
         'up.conv': 'conv',
     },
     diffusers=dict(zip(LAYERS.split(), DIFFUSERS_LAYERS.split())) | {
+        'time.rows': 'time_proj',
         'attn.norm': 'group_norm',
         'attn.qkv': 'to_q to_k to_v',
         'attn.kv': 'add_k_proj add_v_proj',
@@ -281,19 +284,20 @@ DIFFUSERS = dict(in_channels=3, out_channels=3, center_input_sample=False,
                  norm_num_groups=32, attn_norm_num_groups=None, time_embedding_dim=None,
                  mid_block_type='UNetMidBlock2D', norm_eps=1e-5,
                  resnet_time_scale_shift='default', class_embed_type=None,
-                 num_class_embeds=None, add_attention=True)
+                 num_class_embeds=None, add_attention=True, num_train_timesteps=None)
 
 
 def options_diffusers(config: dict) -> dict:
     "The options of a configuration of diffusers' UNet2DModel, if it can be built here."
-    c = options(config, DIFFUSERS, 'sample_size num_train_timesteps')
-    only(c, center_input_sample=[False], time_embedding_type=['positional'],
+    c = options(config, DIFFUSERS, 'sample_size')
+    only(c, center_input_sample=[False], time_embedding_type=['positional', 'learned'],
          mid_block_scale_factor=[1], act_fn=['silu', 'swish'], class_embed_type=[None],
          freq_shift=[0, 1], downsample_type=['conv', 'resnet'],
          upsample_type=['conv', 'resnet'], mid_block_type=['UNetMidBlock2D'],
          time_embedding_dim=[None, 4*c['block_out_channels'][0]])
     for k in ('in_channels', 'out_channels', 'layers_per_block', 'norm_num_groups',
-              'attn_norm_num_groups', 'attention_head_dim', 'num_class_embeds'):
+              'attn_norm_num_groups', 'attention_head_dim', 'num_class_embeds',
+              'num_train_timesteps'):
         may_be_none = DIFFUSERS[k] is None or k == 'attention_head_dim'
         if c[k] is None and may_be_none:
             continue
@@ -302,6 +306,9 @@ def options_diffusers(config: dict) -> dict:
     for k in ('norm_eps', 'dropout'):
         if not (isinstance(c[k], (int, float)) and 0 <= c[k] < 1):
             raise Problem(f'The option {k}={c[k]!r} is no small number.')
+    if c['time_embedding_type'] == 'learned' and not c['num_train_timesteps']:
+        raise Problem('A learned time has a row for each timestep: say how many there '
+                      'are, as num_train_timesteps.')
     down, up = ([kind.startswith('Attn') for kind in c[k]]
                 for k in ('down_block_types', 'up_block_types'))
     if up[::-1] != down:
@@ -330,6 +337,17 @@ def resizers(c: dict, block) -> tuple:  # block: a factory of residual blocks; -
     return down, up
 
 # %% ../../nbs/71_unet_layouts.ipynb #unet-diffusers
+class TimeRows(TimeEmbedding):
+    "Two layers on top of a row for each timestep, which is looked up. Eq. 24.1."
+    def __init__(self, dim: int, width: int, steps: int):
+        super().__init__(dim, width)
+        self.rows = nn.Embedding(steps, dim)
+
+    def forward(self, t: Tensor, dtype: torch.dtype) -> Tensor:  # [b] -> [b d]
+        row = t.round().long().clamp(0, self.rows.num_embeddings - 1)
+        return self.outer(F.silu(self.inner(self.rows(row).to(dtype))))
+
+
 def unet_diffusers(config: dict) -> UNet:
     "The `UNet` that a configuration of diffusers' UNet2DModel describes."
     c = options_diffusers(config)
@@ -342,6 +360,8 @@ def unet_diffusers(config: dict) -> UNet:
     attn = partial(Attention, head_width=c['attention_head_dim'], norm=norm)
     time = partial(TimeEmbedding, sin_first=not c['flip_sin_to_cos'],
                    slowest=c['freq_shift'] == 1)
+    if c['time_embedding_type'] == 'learned':
+        time = partial(TimeRows, steps=c['num_train_timesteps'])
 
     down, up = resizers(c, block)
     net = UNet(c['in_channels'], c['out_channels'], wide[0],

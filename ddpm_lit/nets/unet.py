@@ -140,7 +140,7 @@ def attend_plainly(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     "The same, computed the fastest way. Eq. 24.6."
-    entries = q.shape[:-1].numel()*k.shape[2]
+    entries = math.prod(q.shape[:-1])*k.shape[2]
     in_cache = entries < 2**23  # the table of weights still fits a cache
     if q.device.type == 'cpu' and q.dtype == torch.bfloat16 and in_cache:
         return attend_plainly(q, k, v, mask)
@@ -318,8 +318,9 @@ def check_given(net, x: Tensor, t: Tensor, label, emb,  # net: a UNet or a DiT
                 tokens) -> tuple[Tensor, Tensor | None]:
     "One time and one label a picture, or a `Problem` that says what does not fit."
     check_picture(x, net.channels_in, net.factor)
-    if t.numel() not in (1, len(x)):
-        raise Problem(f'{t.numel()} times do not fit {len(x)} pictures: give one for '
+    n = x.shape[0]  # a number, or a name for it in a graph: len(x) would fix it
+    if t.numel() not in (1, n):
+        raise Problem(f'{t.numel()} times do not fit {n} pictures: give one for '
                       'each, or one for all.')
     if emb is not None and emb.shape[1:] != (net.emb,):
         raise Problem(f'The vector emb should be [b {net.emb}], not {[*emb.shape]}.')
@@ -327,8 +328,8 @@ def check_given(net, x: Tensor, t: Tensor, label, emb,  # net: a UNet or a DiT
         raise Problem(f'The tokens are {[*tokens.shape]}, and the attention was built '
                       f'for [b l {net.tokens}].')
     if label is not None:
-        label = check_label(net, label, len(x))
-    return t.reshape(-1).expand(len(x)), label
+        label = check_label(net, label, n)
+    return t.reshape(-1).expand(n), label
 
 
 def check_label(net, label: Tensor, n: int) -> Tensor:  # net: a UNet or a DiT

@@ -4,14 +4,16 @@
 
 # %% auto #0
 __all__ = ['READING', 'network_for', 'check_options', 'AugmentedUNet', 'PictureModel', 'pictures', 'MovedBatches', 'plan',
-           'rehearse', 'expectation', 'about', 'small', 'nearness', 'copy_meter', 'held_out', 'read_source',
-           'source_beside', 'picture_features', 'weigh_pictures', 'pictures_verdict', 'previews', 'logged']
+           'rehearse', 'expectation', 'about', 'continued', 'is_other_network', 'small', 'nearness', 'copy_meter',
+           'held_out', 'read_source', 'source_beside', 'picture_features', 'weigh_pictures', 'pictures_verdict',
+           'previews', 'logged']
 
 # %% ../../nbs/58_own.ipynb #imports
 from dataclasses import replace
 from pathlib import Path
 from typing import Callable, Iterator
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 from ..core.denoiser import Model, from_v
@@ -21,7 +23,7 @@ from ..data.folder import Folder, read_folder
 from ..data.images import Batches, Images, to_bytes, to_unit
 from ..nets.unet import small_unet
 from .evaluate import labels, measured, sample_recipe
-from ..train.fit import MAKERS, Recipe, Training, fit, load_weights, made
+from ..train.fit import MAKERS, Recipe, Training, card_in, fit, load_weights, made
 from ..train.measure import weigh
 from ..train.run import Run, read_settings, unreported
 
@@ -177,6 +179,29 @@ def about(recipe: Recipe, n: int, seconds: float) -> str:  # n pictures, seconds
             f'A U-Net with {parameters/1e6:.1f} million parameters, {recipe.steps} steps of '
             f'{recipe.batch} pictures: about {recipe.steps*seconds/60:.0f} minutes here. '
             f'{expectation(n)}')
+
+# %% ../../nbs/58_own.ipynb #continued
+def continued(recipe: Recipe, path) -> Recipe:  # recipe: a plan without `augment`
+    "The plan for one's own pictures, with the network and the schedule of a file."
+    theirs = made(card_in(path).get('spec') or {})
+    if theirs.shape != recipe.shape:
+        raise Problem(f'{path} draws {[*theirs.shape]} and the pictures are '
+                      f'{[*recipe.shape]}: read them at that size, with `side`.')
+    if theirs.classes != recipe.classes:
+        raise Problem(f'{path} knows {theirs.classes} classes and the pictures have '
+                      f'{recipe.classes}: give as many with `labels`, or leave it out.')
+    spec = theirs.spec | dict(name=recipe.name)
+    return replace(made(spec), batches=recipe.batches, batch=recipe.batch,
+                   steps=recipe.steps, source=recipe.source)
+
+
+def is_other_network(path) -> bool:
+    "Does a file hold a network of another kind than those planned here?"
+    try:
+        spec = card_in(path).get('spec') or {}
+    except (Problem, OSError, SafetensorError):  # whoever loads it says so
+        return False
+    return spec.get('maker', 'pictures') != 'pictures'
 
 # %% ../../nbs/58_own.ipynb #copies
 def small(x: Tensor, side: int = 16) -> Tensor:  # [n c h w] -> [n c h' w'], h', w' <= side
