@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['UNWARNED', 'TURNS', 'PICTURE_FORMATS', 'PICTURE_BYTES', 'PICTURE_PIXELS', 'PICTURE_ENDINGS', 'DATASETS', 'to_unit',
            'to_bytes', 'Images', 'read_idx', 'read_digits', 'part_of', 'mnist', 'Batches', 'square', 'plain',
-           'Unwarned', 'quiet_pillow', 'orientation', 'upright', 'is_grey', 'deep_grey', 'on_white', 'check_file',
-           'why_not', 'picture_in', 'drafted', 'read_pictures', 'by_number', 'files_below', 'picture_files', 'folder',
-           'Files', 'on_disk', 'cache_dir', 'fetched', 'read_pickled_cifar', 'read_cifar', 'fashion_mnist', 'cifar10',
-           'celeba', 'kept_in', 'in_folder', 'load_images']
+           'Unwarned', 'quiet_pillow', 'orientation', 'upright', 'is_grey', 'deep_grey', 'over_white', 'on_white',
+           'check_file', 'why_not', 'picture_in', 'drafted', 'read_pictures', 'by_number', 'files_below',
+           'picture_files', 'folder', 'Files', 'on_disk', 'cache_dir', 'fetched', 'read_pickled_cifar', 'read_cifar',
+           'fashion_mnist', 'cifar10', 'celeba', 'kept_in', 'in_folder', 'load_images']
 
 # %% ../../nbs/23_digits.ipynb #imports
 import contextlib
@@ -32,7 +32,7 @@ from typing import Callable, Iterable
 import numpy as np
 import torch
 from torch import Tensor
-from ..core.problem import Problem, data_dir
+from ..core.problem import Problem, data_dir, open_input
 from ..core.level import append_dims
 from ..core.registry import Registry
 from ..core.unpickle import NUMPY_CALLS, SafeUnpickler, read_array, text_of
@@ -73,15 +73,17 @@ class Images:
 def read_idx(path) -> Tensor:  # uint8, of the shape that the file says
     "An IDX file of bytes, the format of MNIST, compressed or not."
     try:
-        with open(path, 'rb') as f:
-            packed = f.read(2) == b'\x1f\x8b'
-        unpack = gzip.open if packed else open
-        with unpack(path, 'rb') as f:
+        with open_input(path, 1 << 30) as file:
+            packed = file.read(2) == b'\x1f\x8b'
+            file.seek(0)
+            f = gzip.open(file) if packed else file
             start = f.read(4)
             head = f.read(4*min(start[3], 4)) if len(start) == 4 else b''
             shape = [int.from_bytes(head[i:i + 4], 'big') for i in range(0, len(head), 4)]
             # not more than it says, whatever it unpacks to
             raw = f.read(min(math.prod(shape), 1 << 30) + 1)
+    except Problem:
+        raise
     except (OSError, ValueError, EOFError, zlib.error) as e:
         raise Problem(f'{path} cannot be read ({e}): fetch it again.') from e
 
@@ -192,7 +194,9 @@ def square(
                                             antialias=True)
         return x.round().to(torch.uint8)
 
-    # a thousand at a time: as floats they are four times larger
+    # a thousand at a time, and of a large one a channel: as floats they are four times larger
+    if side >= 4096:
+        return torch.cat([resized(x) for x in middle.split(1, 1)], 1)
     return torch.cat([resized(x) for x in middle.split(1000)])
 
 # %% ../../nbs/23_digits.ipynb #plain
@@ -280,6 +284,24 @@ def deep_grey(image) -> Tensor:  # [1 h w] uint8
     return torch.from_numpy(grey)[None]
 
 
+def over_white(
+    image,  # a PIL image with transparency, in any mode
+    grey: bool,
+) -> Tensor:  # [3 h w] or [1 h w] uint8
+    "The picture on white, a band of rows at a time: as floats it is four times larger."
+    bands = []
+    high = max(1, (1 << 22) // image.width)
+    for top in range(0, image.height, high):
+        box = (0, top, image.width, min(top + high, image.height))
+        rgba = np.array(image.crop(box).convert('RGBA'))
+
+        # numbers up to 255^2, which float32 holds
+        *rgb, alpha = torch.from_numpy(rgba).permute(2, 0, 1).float()
+        pixels = torch.stack(rgb[:1] if grey else rgb)
+        bands.append((255 + (pixels - 255)*alpha/255).round().to(torch.uint8))
+    return torch.cat(bands, 1)
+
+
 def on_white(
     image,  # a PIL image of any mode
     colour: bool = True,  # or else one channel where its mode is grey
@@ -295,12 +317,7 @@ def on_white(
         flat = np.array(image.convert('L' if grey else 'RGB'))
         pixels = torch.from_numpy(flat.reshape(*flat.shape[:2], -1)).permute(2, 0, 1)
     else:
-        # numbers up to 255^2, which float32 holds
-        image = image.convert('LA') if image.mode == 'La' else image
-        rgba = np.array(image.convert('RGBA'))
-        *rgb, alpha = torch.from_numpy(rgba).permute(2, 0, 1).float()
-        pixels = torch.stack(rgb[:1] if grey else rgb)
-        pixels = (255 + (pixels - 255)*alpha/255).round().to(torch.uint8)
+        pixels = over_white(image.convert('LA') if image.mode == 'La' else image, grey)
 
     pixels = upright(pixels, turn)
     return pixels.expand(3, -1, -1) if colour else pixels
@@ -355,7 +372,7 @@ def picture_in(
     # whatever a decoder raises, it is the file that cannot be decoded
     try:
         # a file by its name would be mapped, and Pillow maps a turned TIFF wrongly
-        with io.BytesIO(source) if in_memory else open(source, 'rb') as file:
+        with io.BytesIO(source) if in_memory else open_input(source) as file:
             with UNWARNED, Image.open(file, formats=PICTURE_FORMATS) as image:
                 if image.width*image.height > PICTURE_PIXELS:
                     raise Image.DecompressionBombError
@@ -517,7 +534,8 @@ def read_pickled_cifar(raw: bytes, origin) -> tuple[Tensor, Tensor]:
 def read_cifar(path: Path) -> tuple[Tensor, Tensor]:
     "Pixels [n 3 32 32] uint8, labels [n] int64: a file of CIFAR-10, binary (.bin) or pickled."
     try:
-        raw = path.read_bytes()
+        with open_input(path, PICTURE_BYTES) as f:
+            raw = f.read()
         if path.suffix == '.bin':
             rows = torch.frombuffer(bytearray(raw), dtype=torch.uint8).reshape(-1, 3073)
             pixels = rows[:, 1:]
