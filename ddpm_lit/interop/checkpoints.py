@@ -193,14 +193,14 @@ def cut_all(value,
             ) -> dict[str, Tensor]:
     "The network's tensors; each row is fetched once."
     row = cache(row)
-    found = model_part(windows(value))
+    seen = model_part(windows(value))
+    found = {k: cut(w, row(w.storage)) for k, w in seen.items()}
 
     # tensors may share their numbers, as the two ends of a language model do, but not many
-    held = sum(s.size*s.dtype.itemsize for s in {w.storage for w in found.values()})
-    shown = sum(math.prod(w.shape)*w.storage.dtype.itemsize for w in found.values())
-    if shown > 2*held:
+    held = sum(s.size*s.dtype.itemsize for s in {w.storage for w in seen.values()})
+    if sum(w.nbytes for w in found.values()) > 2*held:
         raise ValueError('its tensors show the same numbers again and again')
-    return {k: cut(w, row(w.storage)) for k, w in found.items()}
+    return found
 
 # %% ../../nbs/79_checkpoints.ipynb #files
 def from_zip(path) -> dict[str, Tensor]:
