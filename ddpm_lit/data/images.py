@@ -592,6 +592,8 @@ def cifar10(split: str, size: int | None, n: int | None) -> Images:
 def celeba(split: str, size: int | None, n: int | None) -> Images:
     "Faces, in colour, squared to `size` (64): 162,770 to train with; 40 attributes, 1 or 0."
     part_of(split, 'CelebA', train='', valid='', test='')
+    for path in (cache_dir()/'celeba').glob('*.txt'):  # torchvision would wait for a pipe
+        check_file(path)
     data = fetched('CelebA',
                    'the folder celeba with the folder img_align_celeba and the five '
                    'files such as list_attr_celeba.txt',
