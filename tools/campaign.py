@@ -2560,7 +2560,7 @@ def fuzz_cases(rng, n: int = 12):
     for i in range(5*n):
         words = mixed_options(rng)
         shown = ' '.join(word.replace(str(FIX), '')[:16] for word in words)
-        yield case(f'options {i}: {shown}', run, *words)
+        yield case(f'options {i}: {ascii(shown)[1:-1]}', run, *words)
 
 
 # ---- right results: every sampler on every system of pictures that ships ------------------------
@@ -2700,7 +2700,7 @@ def parts_of(a) -> dict[str, Callable]:
                 stopped=stopped_cases, long=long_cases)
 
 
-QUICK = dict(hostile=.04, files=.03, shapes=1., options=.03, told=.02, fuzz=.06)  # shares
+QUICK = dict(hostile=.1, files=.1, shapes=1., options=.1, told=.06, fuzz=.1)  # shares
 
 
 def share_of(part: str, a) -> float:
