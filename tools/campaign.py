@@ -2584,13 +2584,23 @@ def coarse(x: Tensor) -> Tensor:  # [n c h w] -> [n 4c]
     return nn.functional.adaptive_avg_pool2d(x.float(), 2).flatten(1)
 
 
-def sampler_on(name: str, sampler: str, n: int = 24, steps: int = 5):
+def some_data(recipe, n: int) -> Tensor:  # [n c h w]
+    "Pictures that a system learned from; of those with captions, without what goes with them."
+    for name in ('emoji', 'shapes'):
+        if name in recipe.name:
+            found = images.load_images(name, 'train', recipe.shape[-1])
+            chosen = torch.randperm(len(found), generator=torch.manual_seed(0))[:n]
+            return images.to_unit(found.pixels[chosen])
+    return recipe.batches(n, 0, torch.device('cpu'))(0)[0]
+
+
+def sampler_on(name: str, sampler: str, n: int = 24, steps: int = 4):
     "The Frechet distance of a few samples, seen from afar, to the data; noise is farther away."
     model, recipe = fit.load_weights(name)
-    batches = recipe.batches(128, 0, torch.device('cpu'))
-    real = coarse(batches(0)[0])
+    data = some_data(recipe, 128 + n)
+    real = coarse(data[n:])
     drawn = sample_recipe(model, recipe, n, labels(recipe, n), 0, steps, sampler)
-    sets = {'other data': batches(1)[0][:n], 'noise': torch.randn(n, *recipe.shape),
+    sets = {'other data': data[:n], 'noise': torch.randn(n, *recipe.shape),
             sampler: drawn.x}
     away = {k: frechet_distance(coarse(x), real) for k, x in sets.items()}
     shown = ', '.join(f'{k} {v:.2f}' for k, v in away.items())
