@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
-from ..core.problem import Problem, data_dir
+from ..core.problem import Problem, data_dir, read_text
 from .images import DATASETS, Images, picture_in, to_bytes, to_unit
 
 # %% ../../nbs/50_captions.ipynb #captioned
@@ -157,10 +157,10 @@ def smaller(pixels: Tensor,
 def emoji_table() -> list[dict]:
     "What is known of each emoji."
     path = data_dir('emoji', 'base.jsonl')
+    lines = read_text(path).split('\n')
     try:
-        lines = path.read_text(encoding='utf-8').split('\n')
         table = [json.loads(line) for line in lines if line]
-    except (OSError, ValueError, RecursionError) as e:
+    except (ValueError, RecursionError) as e:
         raise Problem(f'{path} is not a whole table ({e}): fetch it again.') from e
 
     def right(r):

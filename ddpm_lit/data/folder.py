@@ -7,15 +7,14 @@ __all__ = ['FITS', 'NAME_HEADS', 'LABEL_HEADS', 'OTHER_ENDINGS', 'IMAGE_COLUMNS'
            'PACKED_ENDINGS', 'scale_of', 'resized', 'fitted', 'Said', 'sentences', 'text_of', 'has_ending', 'Names',
            'below', 'json_row', 'separator', 'text_row', 'captions_in', 'labels_in', 'classes_of', 'Entry', 'Shelf',
            'wrong_with', 'table_at', 'known_captions', 'known_labels', 'tables_below', 'folder_shelf', 'told',
-           'sample_of', 'WholeTar', 'samples', 'tar_shelf', 'needed', 'columns_of', 'row_entry', 'class_names',
-           'parquet_entries', 'parquet_shelf', 'saved_shelf', 'one_part', 'shelf_of', 'free_memory', 'check_memory',
-           'counted', 'listed', 'Folder', 'Row', 'look', 'decode', 'bunches', 'check_rows', 'check_choices', 'side_of',
-           'read_folder', 'pictures_with_captions']
+           'sample_of', 'WholeTar', 'samples', 'tar_shelf', 'columns_of', 'row_entry', 'class_names', 'parquet_entries',
+           'parquet_shelf', 'saved_shelf', 'one_part', 'shelf_of', 'free_memory', 'check_memory', 'counted', 'listed',
+           'Folder', 'Row', 'look', 'decode', 'bunches', 'check_rows', 'check_choices', 'side_of', 'read_folder',
+           'pictures_with_captions']
 
 # %% ../../nbs/57_folder.ipynb #imports
 import csv
 import hashlib
-import importlib
 import io
 import json
 import math
@@ -33,7 +32,7 @@ from typing import Any, Callable, Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from ..core.problem import Problem
+from ..core.problem import Problem, needed, open_input
 from .captions import Captioned, chosen
 from .images import (PICTURE_BYTES, PICTURE_ENDINGS, UNWARNED, Images,
                                   check_file, drafted, files_below, is_grey, on_white,
@@ -57,6 +56,8 @@ def resized(pixels: Tensor, h: int, w: int) -> Tensor:  # [c H W] -> [c h w], ui
     "A picture shrunk by averaging, or enlarged by interpolation."
     if pixels.shape[1:] == (h, w):
         return pixels
+    if len(pixels) > 1 and pixels.numel() > 1 << 26:  # as floats it is four times larger
+        return torch.cat([resized(channel, h, w) for channel in pixels.split(1)])
 
     def interpolated(x, h, w):
         return F.interpolate(x, (h, w), mode='bilinear', antialias=True)
@@ -118,9 +119,11 @@ def sentences(texts: Iterable[str]) -> tuple[str, ...]:
 def text_of(path: Path) -> str:
     "A text file; some editors begin one with a mark, which is no part of it."
     check_file(path)
+    with open_input(path, PICTURE_BYTES) as f:
+        raw = f.read(PICTURE_BYTES)
     try:
-        return path.read_text(encoding='utf-8-sig')
-    except (OSError, UnicodeDecodeError) as e:
+        return raw.decode('utf-8-sig').replace('\r\n', '\n').replace('\r', '\n')
+    except UnicodeDecodeError as e:
         raise Problem(f'{plain(path)} is not a text in UTF-8 ({plain(e, 60)}): '
                       'save it anew.') from e
 
@@ -498,16 +501,6 @@ def tar_shelf(paths: list[Path]) -> Shelf:
 IMAGE_COLUMNS = ('image', 'img', 'picture')
 TEXT_COLUMNS = ('text', 'caption', 'captions')
 LABEL_COLUMNS = ('label', 'labels', 'fine_label', 'class')
-
-
-def needed(module: str):
-    "A library that the book does without otherwise, or the sentence that says how to get it."
-    try:
-        return importlib.import_module(module)
-    except ImportError as e:
-        package = module.split('.')[0]
-        raise Problem(f'Such data are read by the package {package}, which is not '
-                      f'installed: pip install {package}.') from e
 
 
 def columns_of(path: Path, columns: Sequence[str]) -> list[str | None]:

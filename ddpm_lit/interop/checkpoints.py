@@ -8,20 +8,18 @@ __all__ = ['DTYPES', 'CALLS', 'PATTERNS', 'UNCLIP', 'WHOLE_UNCLIP', 'FILE_KINDS'
            'same_tensor', 'same_list', 'storage_of', 'weights_machine', 'cut', 'windows', 'model_part', 'numbers',
            'cut_all', 'from_zip', 'from_stream', 'read_pickled', 'ArgumentProblem', 'is_unclip', 'file_in', 'read_json',
            'from_shards', 'read_state', 'is_ours', 'FileKind', 'kind_of_file', 'other_kind', 'way_up_of',
-           'openai_sizes', 'check_side', 'denoiser_of', 'by_preset', 'of_this_size', 'from_openai', 'described_by',
-           'home_of', 'betas_in', 'schedule_of', 'diffusers_configs', 'check_diffusers', 'from_diffusers',
-           'open_denoiser', 'TextToImage', 'glide_sizes', 'glide_at', 'open_glide', 'unclip_config',
-           'check_block_counts', 'open_unclip', 'open_text_to_image', 'clip_options', 'clip_at', 'save_official']
+           'openai_sizes', 'check_side', 'denoiser_of', 'by_preset', 'of_this_size', 'from_openai', 'home_of',
+           'betas_in', 'schedule_of', 'diffusers_configs', 'check_diffusers', 'from_diffusers', 'open_denoiser',
+           'TextToImage', 'glide_sizes', 'glide_at', 'open_glide', 'unclip_config', 'check_block_counts', 'open_unclip',
+           'open_text_to_image', 'clip_options', 'clip_at', 'save_official']
 
 # %% ../../nbs/79_checkpoints.ipynb #imports
-import contextlib
 import io
 import json
 import math
 import mmap
 import re
 import struct
-import warnings
 import zipfile
 import zlib
 from functools import cache, partial
@@ -32,7 +30,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from ..clip.contrast import CLIP
 from ..clip.tokens import clip_tokenizer, glide_tokenizer
-from ..core.problem import Problem, read_text
+from ..core.problem import Problem, check_tensors, open_input, read_text
 from ..core.denoiser import Model, Parameterization, from_eps, from_v, from_x0
 from ..core.unpickle import Named, SafeUnpickler
 from ..diffusion.schedule import DiscreteSchedule, cosine, linear
@@ -42,8 +40,8 @@ from .glide import sample_glide, kind_of, load_glide
 from ..scale.presets import PRESETS, Preset, Stepped, find_preset, timestep_input
 from .clip import clip_from_official
 from .unclip import sample_unclip, unclip_parts
-from .unet import Layout, build_empty, load_official, only, to_official
-from .unet import unet_diffusers, unet_openai
+from .unet import Layout, build_empty, described_by, load_official, only
+from .unet import to_official, unet_diffusers, unet_openai
 from ..train.fit import Recipe, read_tensors, write_tensors
 
 # %% ../../nbs/79_checkpoints.ipynb #machine
@@ -195,7 +193,14 @@ def cut_all(value,
             ) -> dict[str, Tensor]:
     "The network's tensors; each row is fetched once."
     row = cache(row)
-    return {k: cut(w, row(w.storage)) for k, w in model_part(windows(value)).items()}
+    seen = model_part(windows(value))
+    found = {k: cut(w, row(w.storage)) for k, w in seen.items()}
+
+    # tensors may share their numbers, as the two ends of a language model do, but not many
+    held = sum(s.size*s.dtype.itemsize for s in {w.storage for w in seen.values()})
+    if sum(w.nbytes for w in found.values()) > 2*held:
+        raise ValueError('its tensors show the same numbers again and again')
+    return found
 
 # %% ../../nbs/79_checkpoints.ipynb #files
 def from_zip(path) -> dict[str, Tensor]:
@@ -230,7 +235,7 @@ def from_stream(path) -> dict[str, Tensor]:
     where = {}  # each of them begins
     machine = weights_machine(path, rows)
     # mapped, no read goes further than the file, whatever length is forged
-    with open(path, 'rb') as file, mmap.mmap(file.fileno(), 0,
+    with open_input(path) as file, mmap.mmap(file.fileno(), 0,
                                              access=mmap.ACCESS_READ) as f:
         magic, version, about, value, keys = (machine.run(f) for _ in range(5))
         if magic != 0x1950a86a20f9469cfc6c or not about['little_endian']:
@@ -256,7 +261,8 @@ def from_stream(path) -> dict[str, Tensor]:
 def read_pickled(path) -> dict[str, Tensor]:
     "The tensors of a `.pt`, of any of three kinds. Nothing of it is run. Eq. 79.1."
     try:
-        is_zip = Path(path).open('rb').read(2) == b'PK'
+        with open_input(path) as f:
+            is_zip = f.read(2) == b'PK'
         return from_zip(path) if is_zip else from_stream(path)
     except Problem:
         raise
@@ -357,7 +363,10 @@ def read_state(path) -> dict[str, Tensor]:  # a file, an index, or a folder with
         return from_shards(path)
 
     # a safetensors file begins with a length, which can look like either, and then {
-    head = path.open('rb').read(9) if path.is_file() else b''
+    head = b''
+    if path.is_file():
+        with open_input(path) as f:
+            head = f.read(9)
     if head[:2] in (b'PK', b'\x80\x02') and head[8:] != b'{':
         return read_pickled(path)
     return model_part(read_tensors(path))
@@ -366,9 +375,10 @@ def read_state(path) -> dict[str, Tensor]:  # a file, an index, or a folder with
 def is_ours(path) -> bool:
     "Was the file written by this book? Then it says by which recipe."
     try:
+        check_tensors(path)
         with safe_open(path, 'pt') as f:
             return 'recipe' in (f.metadata() or {})
-    except (SafetensorError, OSError, ValueError):
+    except (SafetensorError, OSError, ValueError):  # and a `Problem`, which is one
         return False
 
 # %% ../../nbs/79_checkpoints.ipynb #sort
@@ -580,21 +590,6 @@ def from_openai(state: dict[str, Tensor], name: str, order: str | None, heads: i
 
 # %% ../../nbs/79_checkpoints.ipynb #diffusers
 MEANS = dict(epsilon=from_eps, sample=from_x0, v_prediction=from_v)
-
-
-@contextlib.contextmanager
-def described_by(about):
-    "Errors of a network that cannot be built become a `Problem` with this configuration."
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # of layers without numbers
-            yield
-    except Problem:
-        raise
-    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError,
-            RuntimeError, AssertionError) as e:
-        raise Problem(f'{about} describes nothing that can be built '
-                      f'({str(e) or type(e).__name__}): fetch it again.') from e
 
 
 def home_of(path: Path) -> Path:

@@ -7,12 +7,14 @@ __all__ = ['LAYERS', 'OPENAI_LAYERS', 'DIFFUSERS_LAYERS', 'NAMES', 'OURS', 'OPEN
            'read_fixture', 'place_openai', 'place_diffusers', 'official_keys', 'Layout', 'parts', 'projection',
            'to_official', 'load_official', 'build_empty', 'layout_of', 'options', 'only', 'unet_openai',
            'options_diffusers', 'resizers', 'TimeRows', 'unet_diffusers', 'from_official', 'Kind', 'filled',
-           'run_openai', 'run_diffusers', 'relative_error', 'parity', 'ClassifierLayout', 'classifier_openai',
-           'run_classifier']
+           'run_openai', 'run_diffusers', 'relative_error', 'described_by', 'parity', 'ClassifierLayout',
+           'classifier_openai', 'run_classifier']
 
 # %% ../../nbs/71_unet_layouts.ipynb #imports
+import contextlib
 import json
 import re
+import warnings
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
@@ -22,7 +24,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
-from ..core.problem import Problem
+from ..core.problem import Problem, no_memory
 from ..core.level import Level
 from ..guide.classifier import Encoder, NoisyClassifier, gradient
 from ..nets.unet import (Attention, Downsample, Resample, ResBlock, UpsamplerUNet,
@@ -50,7 +52,7 @@ def read_fixture(path) -> Fixture:
         origin = meta['origin']
         texts = {'texts': json.loads(meta['texts'])} if 'texts' in meta else {}
         config = json.loads(meta.get('config', '{}')) | texts
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, TypeError, RecursionError):
         raise Problem(f'{path} does not say what it is: its metadata need an "origin", '
                       'and a "config" in JSON.') from None
 
@@ -440,6 +442,23 @@ def relative_error(a: Tensor, b: Tensor) -> float:
     return ((a.double() - b.double()).abs().max()/b.double().abs().max()).item()
 
 
+@contextlib.contextmanager
+def described_by(about, verdict: str = 'describes nothing that can be built'):
+    "What a network makes of a configuration or of tensors that are none, as a `Problem`."
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # of layers without numbers
+            yield
+    except Problem:
+        raise
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError,
+            RuntimeError, AssertionError) as e:
+        if no_memory(e):
+            raise
+        raise Problem(f'{about} {verdict} ({str(e) or type(e).__name__}): fetch it '
+                      'again.') from e
+
+
 def parity(
     path
 ) -> list[dict]:  # file, output, error64, error32, tolerance, tolerance32, ok, skipped
@@ -450,7 +469,8 @@ def parity(
     error = kind.error or relative_error
 
     # in float64 and in float32
-    ours = [kind.run(f, dtype) for dtype in (torch.float64, torch.float32)]
+    with described_by(f.name, 'does not fit together'):
+        ours = [kind.run(f, dtype) for dtype in (torch.float64, torch.float32)]
     rows = []
     for name, theirs in f.outputs.items():
         if name.endswith('_f32') and name.removesuffix('_f32') in f.outputs:
