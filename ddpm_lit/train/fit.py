@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from ..core.problem import Problem, data_dir, replacing
+from ..core.problem import Problem, check_tensors, data_dir, replacing
 from ..core.registry import Registry
 from ..core.denoiser import Model
 from ..core.level import Level, append_dims
@@ -256,6 +256,7 @@ def read_tensors(path) -> dict[str, Tensor]:
     "The tensors of a safetensors file. Pickles are refused: unpickling runs the code in them."
     if not Path(path).is_file():
         raise Problem(f'There is no file {path}: check the name, or train it.')
+    check_tensors(path)
     try:
         return load_file(path)
     except (SafetensorError, ValueError, OSError, RuntimeError, TypeError,
@@ -266,8 +267,8 @@ def read_tensors(path) -> dict[str, Tensor]:
             raise Problem(f'{path} is a pickle, and reading one runs the program in it: '
                           'get it as safetensors, or convert it where that does no '
                           'harm.') from e
-        raise Problem(f'{path} is not a whole safetensors file ({e}): fetch it again, or '
-                      'convert it to safetensors.') from e
+        raise Problem(f'{path} is not a whole safetensors file ({e}): bring back a whole '
+                      'copy, or convert it to safetensors.') from e
 
 
 def write_tensors(path, tensors: dict[str, Tensor], **metadata: str):
@@ -294,7 +295,7 @@ def check_same(own: dict[str, Tensor], tensors: dict[str, Tensor], origin):
                           f'should hold {own[k].dtype}.')
         if not v.double().isfinite().all():
             raise Problem(f'{origin} is damaged: "{k}" holds numbers that are not '
-                          'finite; fetch it again, or train it anew.')
+                          'finite; bring back a whole copy, or train it anew.')
 
 
 def load_strictly(module: nn.Module, tensors: dict[str, Tensor], origin):
