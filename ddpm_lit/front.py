@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from .core.denoiser import Denoiser, Model
 from .core.problem import Problem, data_dir
-from .systems.captioned import own_painter
 from .systems.evaluate import labels, recipe_denoiser, sample_recipe, steering
 from .systems.pipeline import SYSTEMS, System
 from .train.fit import Recipe, load_weights
@@ -85,6 +84,7 @@ def load(name: str,  # shipped weights, a system, the folder of a run, or a .saf
     found = find_weights(name)
     model, recipe = load_weights(found)
     if recipe.spec.get('system'):  # weights of a system that captions have trained further (69)
+        from ddpm_lit.systems.captioned import own_painter
         return Painter(name, own_painter(model.to(device), recipe), device)
     if not recipe.sampler:
         raise Problem(f'{name} draws no samples: it is a part of a system. Open it with '
