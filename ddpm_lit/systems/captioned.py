@@ -275,9 +275,11 @@ def own_judge(model: nn.Module, recipe: Recipe) -> Callable | None:  # None: the
 def tuning_found(system: str, found: Folder, source: dict, **options) -> Recipe:
     "`plan_tuning` for what was read of a folder; options: rank, whole, share_old."
     if not any(found.captions):
+        cure = "take the names of their folders by `captions='folders'`"
+        if source.get('captions') == 'folders':
+            cure = 'put them into folders that say what they show'
         raise Problem(f'None of the {len(found)} pictures in {source["folder"]} has a caption: '
-                      'write NAME.txt beside NAME.png, or take the names of their folders by '
-                      "`captions='folders'`.")
+                      f'write NAME.txt beside NAME.png, or {cure}.')
     kept = {k: v for k, v in options.items() if v is not None}
     kept = source | kept | dict(digest=found.digest)
     pictures = found.captioned(source.get('bad') or 'skip')
