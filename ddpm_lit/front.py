@@ -83,6 +83,9 @@ def load(name: str,  # shipped weights, a system, the folder of a run, or a .saf
         return Painter(name, system, device)
     found = find_weights(name)
     model, recipe = load_weights(found)
+    if recipe.spec.get('system'):  # weights of a system that captions have trained further (69)
+        from ddpm_lit.systems.captioned import own_painter
+        return Painter(name, own_painter(model.to(device), recipe), device)
     if not recipe.sampler:
         raise Problem(f'{name} draws no samples: it is a part of a system. Open it with '
                       'ddpm_lit.train.fit.load_weights.')

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['is_folder_of_others', 'read_clip', 'answers', 'read_names', 'save_card', 'classify_picture', 'classify_command',
-           'canvas', 'in_words', 'unheard', 'check_paint', 'requested', 'paint_command', 'draw_strip', 'of_pictures',
-           'vary_command', 'blend_command', 'edit_command']
+           'canvas', 'in_words', 'unheard', 'choose_painter', 'check_paint', 'requested', 'paint_command', 'draw_strip',
+           'of_pictures', 'vary_command', 'blend_command', 'edit_command']
 
 # %% ../../nbs/84_paint.ipynb #imports
 import contextlib
@@ -38,7 +38,8 @@ def read_clip(weights: str):  # -> ZeroShotClassifier
     from ddpm_lit.train.fit import load_weights
     from ddpm_lit.train.run import find_weights
     is_path = Path(weights).suffix or os.sep in weights or is_folder_of_others(weights)
-    if is_path and Path(weights).exists() and not is_ours(weights):
+    is_run = (Path(weights)/'run.json').exists()
+    if is_path and Path(weights).exists() and not is_run and not is_ours(weights):
         return ZeroShotClassifier(clip_at(weights), official=True)
     model, recipe = load_weights(find_weights(weights))
     if type(model) is not CLIP:
@@ -155,14 +156,30 @@ def in_words(captions, style: str | None, data: str) -> list[str]:
     return [f'a {STYLES[style]} emoji of {c}' for c in said]
 
 
-def unheard(captions, data: str) -> list[str]:
+def unheard(captions, data: str, learned=None) -> list[str]:  # learned: words of own captions
     "A note for each word that was in no training caption, also said at once."
+    from ddpm_lit.systems.captioned import unseen_words
     from ddpm_lit.systems.glide import out_of_vocabulary
+    new = out_of_vocabulary(captions, data)
+    if learned is not None:
+        new = unseen_words(captions, learned)
     notes = [f'the word "{word}" was in no caption that this system learned from: what it '
-             'makes of it nobody knows.' for word in out_of_vocabulary(captions, data)]
+             'makes of it nobody knows.' for word in new]
     for sentence in notes:
         note(sentence)
     return notes
+
+
+def choose_painter(system: str | None, weights: str | None, device):  # -> System, words or None
+    "Who paints: a system of the book, or weights of yours with the words that they learned."
+    if weights is None:
+        return find_system(system or 'glide'), None
+    from ddpm_lit.systems.captioned import open_painter
+    painter, recipe = open_painter(weights, device)
+    if system not in (None, painter.name):
+        raise Problem(f'{weights} belongs to {painter.name}: leave `system` out.')
+    return painter, recipe.spec['words']
+
 
 # %% ../../nbs/84_paint.ipynb #check-paint
 def check_paint(told: dict):  # told: by option, None where nothing is
@@ -206,7 +223,9 @@ def requested(system, captions: list[str], n: int, device, told: dict):
 # %% ../../nbs/84_paint.ipynb #paint-command
 @click.command('paint', cls=Command)
 @click.argument('captions', nargs=-1, required=True, metavar='CAPTION...')
-@click.option('--system', default='glide', show_default=True, help='Who paints.')
+@click.option('--system', help='Who paints.  [default: glide]')
+@click.option('--weights', metavar='RUN',
+              help='Paint with weights of yours: a run of train --data FOLDER --captions ...')
 @click.option('--data', type=click.Choice(['emoji', 'shapes']), default='emoji',
               show_default=True, help='The world to paint from.')
 @click.option('--prior', type=click.Choice(['diffusion', 'ar']),
@@ -230,15 +249,16 @@ def requested(system, captions: list[str], n: int, device, told: dict):
 @click.option('--out', type=click.Path(dir_okay=False), default='paint.png',
               show_default=True, help='The PNG to write.')
 @options('w', 'guidance_scale', 'seed', 'device', 'threads', 'json')
-def paint_command(captions, system, style, n, out, device, threads, as_json, **told):
+def paint_command(captions, system, weights, style, n, out, device, threads, as_json,
+                  **told):
     "Paint what each CAPTION says. For example: paint 'a red heart' --n 8 --out heart.png"
     device = start(device, threads)
     from ddpm_lit.show import save_captioned
     check_paint(told)
-    painter = find_system(system)
+    painter, learned = choose_painter(system, weights, device)
     said = in_words(captions, style, told['data'])
     request = requested(painter, said, n, device, told)
-    notes = unheard(said, told['data'])
+    notes = unheard(said, told['data'], learned)
     began = time.perf_counter()
     with Bars() as bars:
         x = painter.paint(request, partial(bars, f'paint {n*len(said)} pictures'))[64]
@@ -246,9 +266,9 @@ def paint_command(captions, system, style, n, out, device, threads, as_json, **t
     save_captioned(x.split(n), said, out)
     w = request.w if told['guidance'] == 'cfg' else None
     tell(as_json,
-         dict(system=system, data=told['data'], captions=said, n=n, seed=told['seed'],
-              steps=[*request.steps], guidance=told['guidance'], w=w, notes=notes, out=out,
-              seconds=round(seconds, 3)),
+         dict(system=painter.name, weights=weights, data=told['data'], captions=said, n=n,
+              seed=told['seed'], steps=[*request.steps], guidance=told['guidance'], w=w,
+              notes=notes, out=out, seconds=round(seconds, 3)),
          f'{out}: {n} pictures of {" | ".join(said)}, {seconds:.1f} s.')
 
 # %% ../../nbs/84_paint.ipynb #strips

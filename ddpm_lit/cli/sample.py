@@ -33,7 +33,11 @@ def find_model(name: str, layout: str | None, about: dict,  # None where nothing
     from ddpm_lit.train.fit import load_weights
     from ddpm_lit.train.run import find_weights
     if layout is None and not any(about.values()):
-        return load_weights(find_weights(name))
+        model, recipe = load_weights(find_weights(name))
+        if recipe.spec.get('system'):
+            raise Problem(f'{name} is asked with captions: ddpm_lit paint CAPTION --weights '
+                          f'{name}.')
+        return model, recipe
     from ddpm_lit.interop.checkpoints import open_denoiser
     model, recipe = open_denoiser(name, layout or 'auto', **about)
     if recipe.classes and unlabelled:
@@ -254,20 +258,21 @@ def eval_pictures(name: str, found: str, model, recipe, n: int, seed: int,
 def eval_weights(name: str, n: int, seed: int, device, told: dict) -> tuple[object, str]:
     "`eval` for weights of ours: by their judge, or by their samples."
     from ddpm_lit.systems.evaluate import fingerprints
-    from ddpm_lit.train.fit import JUDGES, load_weights
+    from ddpm_lit.systems.captioned import own_judge
+    from ddpm_lit.train.fit import load_weights
     from ddpm_lit.train.run import find_weights
     found = find_weights(name)
     model, recipe = load_weights(found)
     if recipe.spec.get('maker') == 'pictures':
         return eval_pictures(name, found, model.to(device), recipe, n, seed, told)
-    judge = JUDGES.look(recipe.name)
+    judge = own_judge(model.to(device), recipe)
     if not judge:
         return eval_samples(name, found, model, recipe, n, seed, device, told)
     if any(told[k] for k in SAMPLED):
         raise click.UsageError(f'{recipe.name} draws nothing: leave out --label, --w, '
                                '--sampler and --steps.')
     used, notes = fingerprints(found, recipe)
-    return eval_judged(name, partial(judge, model.to(device)), n, seed, device,
+    return eval_judged(name, judge, n, seed, device,
                        dict(recipe=recipe.name, **used), notes)
 
 # %% ../../nbs/83_sample.ipynb #eval-command
