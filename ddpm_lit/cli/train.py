@@ -294,9 +294,9 @@ def check_own(own: dict):
 @click.pass_context
 def train_command(ctx, name, out, resume, init, ship, channels_last, compile, recompute,
                   save_every, preview, log, device, threads, as_json, **options):
-    """Train the system NAME, or with --data FOLDER a model of your own pictures, or with
-    --captions one of the book's, further. Stop it when you like, and go on with --resume. On
-    N devices: torchrun --nproc-per-node N -m ddpm_lit train NAME."""
+    """Train the system NAME, or with --data FOLDER a model of your own pictures. With
+    --captions a system of the book is trained further. Stop it when you like, and go on with
+    --resume. On N devices: torchrun --nproc-per-node N -m ddpm_lit train NAME."""
     from ddpm_lit.scale.distributed import join_group
     from ddpm_lit.train.run import Stopped
     own = {k: options.pop(k) for k in OWN}
