@@ -2223,7 +2223,7 @@ TOLD_FILES = ('glide/upsample.pt', 'glide/inpaint.pt', 'glide/words.pt', 'glide'
               'karlo/prior', 'karlo/decoder/m.safetensors', 'iddpm_unet', 'ddpm_unet',
               'openai_clip_vit', 'unclip_prior', 'run/roll.safetensors', 'run', 'said/cat.png',
               'reader', 'vocab/v.bpe.gz', 'script/m.pt', 'old/m.pt', 'shards', '.')
-TOLD_OPTIONS = ('--label 3', '--bf16', '--no-bf16', '--guidance free', '--classifier-scale 1',
+TOLD_OPTIONS = ('--label 3', '--bf16', '--no-bf16', '--guidance cfg', '--classifier-scale 1',
                 '--sampler ddim', '--layout openai', '--preset adm-64', '--attention-order new',
                 '--heads 1', '--head-width 1', '--schedule linear', '--w 1 --guidance-scale 2',
                 '--caption', '--enlarge', '--threads 2', '--device meta', '--out .',

@@ -97,15 +97,15 @@ class Command(click.Command):
             sentence = sentence.replace(name, DOES.get(name, name))
         return re.sub(r"`(\w+)(?:=('?)([\w.]+)\2)?`", option_of, sentence)
 
-    def check_out(self, told: dict):
+    def check_out(self, given: dict):
         "A `Problem`, before any work, unless --out can be written and is not what is read."
         kinds = {p.name: p.type for p in self.params}
-        out = told.get('out')
+        out = given.get('out')
         if not out or not getattr(kinds['out'], 'file_okay', False):
             return
         check_output(out, '.png')
         words = []
-        for name, value in told.items():
+        for name, value in given.items():
             if name != 'out':
                 words += value if isinstance(value, tuple) else [value]
         for word in words:
@@ -423,7 +423,7 @@ SHARED = dict(  # options of several commands
                         'leaves the network as it is.'),
     guidance_scale=click.option('--guidance-scale', type=Number(),
                                 help='The same in the spelling of GLIDE: 1 + w.'),
-    guidance=click.option('--guidance', type=click.Choice(['free', 'classifier']),
+    guidance=click.option('--guidance', type=click.Choice(['cfg', 'classifier']),
                           help='Steer by the network itself, or by the shipped classifier of '
                                'noisy digits.  [default: free if there is a weight]'),
     classifier_scale=click.option('--classifier-scale', type=Number(),
@@ -562,7 +562,7 @@ def find_system(name: str, needed: bool = True):  # None: there is none, and non
 
 
 def single_spaced(captions) -> list[str]:
-    "The captions as they are told."
+    "The captions as they are."
     said = [' '.join(c.split()) for c in captions]
     if not all(said):
         raise Problem('A caption is empty: say in words what to paint.')

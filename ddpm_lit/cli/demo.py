@@ -25,7 +25,7 @@ class Ask:
     n: int             # digits on each sheet
     seed: int
     device: object     # a torch.device
-    told: dict = field(default_factory=dict)  # what is told besides the pictures
+    details: dict = field(default_factory=dict)  # what is printed besides the pictures
 
 # %% ../../nbs/85_demo.ipynb #demo-parts
 def show_forward(path, ask: Ask) -> str:
@@ -65,8 +65,8 @@ def draw_digits(model, recipe, n: int, seed: int, **more):
     "Digits of all labels in turn, behind a bar."
     from ddpm_lit.systems.evaluate import labels, sample_recipe
     with Bars() as bars:
-        told = partial(bars, f'sample {recipe.name}')
-        return sample_recipe(model, recipe, n, labels(recipe, n), seed, progress=told, **more).x
+        progress = partial(bars, f'sample {recipe.name}')
+        return sample_recipe(model, recipe, n, labels(recipe, n), seed, progress=progress, **more).x
 
 
 def show_from_scratch(path, ask: Ask) -> str:
@@ -78,7 +78,7 @@ def show_from_scratch(path, ask: Ask) -> str:
     with Bars() as bars:
         model, steps, speed = quick_fit(recipe, seconds, ask.steps, ask.seed, ask.device,
                                         progress=partial(bars, 'train from scratch'))
-    ask.told |= dict(steps=steps, images_per_second=round(speed, 1))
+    ask.details |= dict(steps=steps, images_per_second=round(speed, 1))
     save_samples(draw_digits(model, recipe, ask.n, ask.seed), path)
     return (f'Digits 0 to 9 from a DDPM trained just now: {steps} steps of 32 real digits, '
             f'{speed:.0f} a second.')
@@ -227,5 +227,5 @@ def demo_command(out, seconds, steps, n, seed, device, threads, as_json):
     check_output(Path(out)/next(iter(PIECES)))
     ask = Ask(seconds, steps, n, seed, start(device, threads))
     pictures = draw_pieces(Path(out), ask)
-    tell(as_json, dict(out=str(out), seed=seed, **ask.told, pictures=pictures),
+    tell(as_json, dict(out=str(out), seed=seed, **ask.details, pictures=pictures),
          '\n'.join(f'{p["path"]}\n    {p["shows"]}' for p in pictures))

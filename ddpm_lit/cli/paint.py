@@ -144,7 +144,7 @@ def canvas(path: str, of: str):  # -> [3 64 64] uint8
 
 
 def in_words(captions, style: str | None, data: str) -> list[str]:
-    "The captions as they are told; a style makes each the caption of a drawing in it."
+    "The captions as they are; a style makes each the caption of a drawing in it."
     from ddpm_lit.data.captions import STYLES
     said = single_spaced(captions)
     if style is None:
@@ -182,42 +182,42 @@ def choose_painter(system: str | None, weights: str | None, device):  # -> Syste
 
 
 # %% ../../nbs/84_paint.ipynb #check-paint
-def check_paint(told: dict):  # told: by option, None where nothing is
+def check_paint(options: dict):  # by name, None where not given
     "A `Problem` unless the options fit together."
-    weighted = told['w'] is not None or told['guidance_scale'] is not None
-    if told['guidance'] == 'clip' and weighted:
+    weighted = options['w'] is not None or options['guidance_scale'] is not None
+    if options['guidance'] == 'clip' and weighted:
         raise Problem("`w` and `guidance_scale` are for `guidance='cfg'`: give `clip_scale`.")
-    if told['guidance'] == 'cfg' and told['clip_scale'] is not None:
+    if options['guidance'] == 'cfg' and options['clip_scale'] is not None:
         raise Problem("`clip_scale` is for `guidance='clip'`: give `w` or "
                       '`guidance_scale`, or choose that.')
-    if told['mask'] and not told['init']:
+    if options['mask'] and not options['init']:
         raise Problem('`mask` says where to paint a picture anew: give the picture with '
                       '`init`.')
-    if told['strength'] and not told['init']:
+    if options['strength'] and not options['init']:
         raise Problem('`strength` is for a picture to begin with: give it with `init`.')
 
 
-def requested(system, captions: list[str], n: int, device, told: dict):
+def requested(system, captions: list[str], n: int, device, options: dict):
     "The request that the options make, n pictures of each caption."
     from ddpm_lit.data.images import to_unit
     from ddpm_lit.guide.cfg import as_w
     more = {}
-    if told['prior']:
+    if options['prior']:
         if 'prior' not in [f.name for f in fields(system.request)]:
             raise Problem(f"{system.name} has no prior: leave `prior` out, or choose "
                           "`system='dalle2'`.")
-        more['prior'] = told['prior']
-    if told['w'] is not None or told['guidance_scale'] is not None:
-        more['w'] = as_w(told['w'], told['guidance_scale'])
-    if told['init']:
-        more['init'] = to_unit(canvas(told['init'], 'picture'))
-        more['strength'] = told['strength'] or (1. if told['mask'] else .7)
-    if told['mask']:
-        more['mask'] = canvas(told['mask'], 'mask').float().mean(0) < 128
-    steps = told['steps']
-    return system.request(tuple(c for c in captions for _ in range(n)), told['data'],
-                          told['seed'], (steps, steps // 2, steps // 2),
-                          guidance=told['guidance'], clip_scale=told['clip_scale'],
+        more['prior'] = options['prior']
+    if options['w'] is not None or options['guidance_scale'] is not None:
+        more['w'] = as_w(options['w'], options['guidance_scale'])
+    if options['init']:
+        more['init'] = to_unit(canvas(options['init'], 'picture'))
+        more['strength'] = options['strength'] or (1. if options['mask'] else .7)
+    if options['mask']:
+        more['mask'] = canvas(options['mask'], 'mask').float().mean(0) < 128
+    steps = options['steps']
+    return system.request(tuple(c for c in captions for _ in range(n)), options['data'],
+                          options['seed'], (steps, steps // 2, steps // 2),
+                          guidance=options['guidance'], clip_scale=options['clip_scale'],
                           device=str(device), **more)
 
 # %% ../../nbs/84_paint.ipynb #paint-command
@@ -250,29 +250,29 @@ def requested(system, captions: list[str], n: int, device, told: dict):
               show_default=True, help='The PNG to write.')
 @options('w', 'guidance_scale', 'seed', 'device', 'threads', 'json')
 def paint_command(captions, system, weights, style, n, out, device, threads, as_json,
-                  **told):
+                  **options):
     "Paint what each CAPTION says. For example: paint 'a red heart' --n 8 --out heart.png"
     device = start(device, threads)
     from ddpm_lit.show import save_captioned
-    check_paint(told)
+    check_paint(options)
     painter, learned = choose_painter(system, weights, device)
-    said = in_words(captions, style, told['data'])
-    request = requested(painter, said, n, device, told)
-    notes = unheard(said, told['data'], learned)
+    said = in_words(captions, style, options['data'])
+    request = requested(painter, said, n, device, options)
+    notes = unheard(said, options['data'], learned)
     began = time.perf_counter()
     with Bars() as bars:
         x = painter.paint(request, partial(bars, f'paint {n*len(said)} pictures'))[64]
     seconds = time.perf_counter() - began
     save_captioned(x.split(n), said, out)
-    w = request.w if told['guidance'] == 'cfg' else None
+    w = request.w if options['guidance'] == 'cfg' else None
     tell(as_json,
-         dict(system=painter.name, weights=weights, data=told['data'], captions=said, n=n,
-              seed=told['seed'], steps=[*request.steps], guidance=told['guidance'], w=w,
+         dict(system=painter.name, weights=weights, data=options['data'], captions=said, n=n,
+              seed=options['seed'], steps=[*request.steps], guidance=options['guidance'], w=w,
               notes=notes, out=out, seconds=round(seconds, 3)),
          f'{out}: {n} pictures of {" | ".join(said)}, {seconds:.1f} s.')
 
 # %% ../../nbs/84_paint.ipynb #strips
-def draw_strip(name: str, given: tuple[str, ...], make: Callable, told: dict, device,
+def draw_strip(name: str, given: tuple[str, ...], make: Callable, options: dict, device,
                ) -> tuple[dict, str]:  # make: pictures [3 64 64] each, settings -> `PictureRow`
     "Pictures of yours and what is made of them, each with its label, as PNG: JSON and words."
     import torch
@@ -280,19 +280,19 @@ def draw_strip(name: str, given: tuple[str, ...], make: Callable, told: dict, de
     from ddpm_lit.data.images import to_unit
     began = time.perf_counter()
     pictures = [to_unit(canvas(path, 'picture')) for path in given]
-    steps = told['steps']
-    more = {} if told['w'] is None else dict(w=told['w'])
+    steps = options['steps']
+    more = {} if options['w'] is None else dict(w=options['w'])
     with Bars() as bars:
-        found = make(*pictures, data=told['data'], seed=told['seed'],
+        found = make(*pictures, data=options['data'], seed=options['seed'],
                      steps=(steps, steps // 2, steps // 2), device=str(device),
                      progress=partial(bars, name), **more)
     seconds = time.perf_counter() - began
-    out = told['out']
+    out = options['out']
     show.strip(torch.cat([torch.stack(pictures), found.pictures[64]]),
                [*(Path(path).stem[:12] for path in given), *found.labels])
     show.save_figure(out)
     count = len(found.labels)
-    said = dict(pictures=[*given], data=told['data'], n=count, seed=told['seed'],
+    said = dict(pictures=[*given], data=options['data'], n=count, seed=options['seed'],
                 labels=[*found.labels], out=out, seconds=round(seconds, 3))
     return said, f'{out}: {count} pictures, {seconds:.1f} s.'
 
@@ -325,11 +325,11 @@ def of_pictures(out: str, *names: str):  # the PNG, and the arguments
 @click.option('--eta', type=Range(0, 1), default=1., show_default=True,
               help='How much of the noise is new: at 0 it is the picture, drawn again.')
 @of_pictures('vary.png', 'picture')
-def vary_command(picture, n, eta, device, threads, as_json, **told):
+def vary_command(picture, n, eta, device, threads, as_json, **options):
     "Other pictures in which CLIP sees what it sees in PICTURE. For example: vary apple.png --n 8"
     device = start(device, threads)
     from ddpm_lit.systems.manipulate import vary
-    found, words = draw_strip('vary', (picture,), partial(vary, n=n, eta=eta), told, device)
+    found, words = draw_strip('vary', (picture,), partial(vary, n=n, eta=eta), options, device)
     tell(as_json, found | dict(eta=eta), words)
 
 
@@ -340,12 +340,12 @@ def vary_command(picture, n, eta, device, threads, as_json, **told):
               help='The same noise all the way, not that of the pictures: the ends are then '
                    'only like them.')
 @of_pictures('blend.png', 'first', 'second')
-def blend_command(first, second, n, fixed, device, threads, as_json, **told):
+def blend_command(first, second, n, fixed, device, threads, as_json, **options):
     """The way from the picture FIRST to the picture SECOND. For example: blend sun.png
     moon.png"""
     device = start(device, threads)
     from ddpm_lit.systems.manipulate import blend
-    found, words = draw_strip('blend', (first, second), partial(blend, n=n, fixed=fixed), told,
+    found, words = draw_strip('blend', (first, second), partial(blend, n=n, fixed=fixed), options,
                               device)
     tell(as_json, found | dict(fixed=fixed), words)
 
@@ -358,12 +358,12 @@ def blend_command(first, second, n, fixed, device, threads, as_json, **told):
 @click.option('--n', type=click.IntRange(2, 64), default=6, show_default=True,
               help='How many on the way, the picture drawn again included.')
 @of_pictures('edit.png', 'picture')
-def edit_command(picture, before, after, theta, n, device, threads, as_json, **told):
+def edit_command(picture, before, after, theta, n, device, threads, as_json, **options):
     """PICTURE, turned by words. For example: edit heart.png --from 'a red heart' --to 'a blue
     heart'"""
     device = start(device, threads)
     from ddpm_lit.systems.manipulate import edit
-    notes = unheard((before, after), told['data'])
+    notes = unheard((before, after), options['data'])
     way = partial(edit, before=before, after=after, theta=theta, n=n)
-    found, words = draw_strip('edit', (picture,), way, told, device)
+    found, words = draw_strip('edit', (picture,), way, options, device)
     tell(as_json, found | dict(before=before, after=after, theta=theta, notes=notes), words)

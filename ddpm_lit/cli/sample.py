@@ -29,7 +29,7 @@ GUIDED = 'w', 'guidance_scale', 'guidance', 'classifier_scale'
 
 def find_model(name: str, layout: str | None, about: dict,  # None where nothing is said
                unlabelled: bool):  # will it be asked without a label? -> (Model, Recipe)
-    "Weights of ours or, where a layout or anything about it is told, somebody else's denoiser."
+    "Weights of ours or, where a layout or anything about it is given, somebody else's denoiser."
     from ddpm_lit.train.fit import load_weights
     from ddpm_lit.train.run import find_weights
     if layout is None and not any(about.values()):
@@ -46,34 +46,34 @@ def find_model(name: str, layout: str | None, about: dict,  # None where nothing
     return model, recipe
 
 
-def sample_weights(name: str, out: str | None, n: int, device, told: dict) -> tuple[dict, str]:
-    "`sample` for weights of ours and for denoisers of others: what is told, as JSON and in words."
+def sample_weights(name: str, out: str | None, n: int, device, options: dict) -> tuple[dict, str]:
+    "`sample` for weights of ours and denoisers of others: what is printed, as JSON and in words."
     from ddpm_lit.scale.speed import in_bf16
     from ddpm_lit.systems.evaluate import as_it_is, labels, sample_recipe, steering
     from ddpm_lit.train.fit import has_bf16
-    guided = {k: told[k] for k in GUIDED}
-    by_itself = told['guidance'] == 'free' or told['w'] is not None
-    unlabelled = told['label'] == 'none' or by_itself or told['guidance_scale'] is not None
-    model, recipe = find_model(name, told['layout'], {k: told[k] for k in ABOUT}, unlabelled)
+    guided = {k: options[k] for k in GUIDED}
+    by_itself = options['guidance'] == 'cfg' or options['w'] is not None
+    unlabelled = options['label'] == 'none' or by_itself or options['guidance_scale'] is not None
+    model, recipe = find_model(name, options['layout'], {k: options[k] for k in ABOUT}, unlabelled)
     began = time.perf_counter()
     steer = steering(recipe, **guided)
-    bf16 = told['bf16']
+    bf16 = options['bf16']
     if bf16 is None:
         # a gradient through the classifier wants float32
-        scaled = told['classifier_scale'] is not None
-        by_classifier = scaled or told['guidance'] == 'classifier'
+        scaled = options['classifier_scale'] is not None
+        by_classifier = scaled or options['guidance'] == 'classifier'
         bf16 = has_bf16(device) and len(recipe.shape) == 3 and not by_classifier
     with Bars() as bars:
-        drawn = sample_recipe(model.to(device), recipe, n, labels(recipe, n, told['label']),
-                              told['seed'], told['steps'], told['sampler'], steer=steer,
+        drawn = sample_recipe(model.to(device), recipe, n, labels(recipe, n, options['label']),
+                              options['seed'], options['steps'], options['sampler'], steer=steer,
                               edit=in_bf16 if bf16 else as_it_is,
                               progress=partial(bars, f'sample {recipe.name}'))
     seconds = time.perf_counter() - began
     out = sheet_of(name, out)
     save_samples(drawn.x, out)
-    found = dict(name=name, recipe=recipe.name, out=out, n=n, label=told['label'],
+    found = dict(name=name, recipe=recipe.name, out=out, n=n, label=options['label'],
                  sampler=drawn.sampler, steps=drawn.steps, evaluations=drawn.evaluations,
-                 bf16=bf16, seed=told['seed'], seconds=round(seconds, 3))
+                 bf16=bf16, seed=options['seed'], seconds=round(seconds, 3))
     return found, (f'{out}: {n} samples of {recipe.name}, {drawn.sampler} in {drawn.steps} '
                    f'steps, {seconds:.1f} s.')
 
@@ -109,7 +109,7 @@ def draw_captions(painter, captions: list[str], n: int, guidance_scale: float, s
 
 
 def sample_captions(name: str, out: str | None, n: int, device,
-                    captions, told: dict) -> tuple[dict, str]:
+                    captions, options: dict) -> tuple[dict, str]:
     "`sample` for GLIDE's files and for Karlo's folder."
     from ddpm_lit.guide.cfg import as_w
     from ddpm_lit.interop.checkpoints import open_text_to_image
@@ -117,24 +117,24 @@ def sample_captions(name: str, out: str | None, n: int, device,
     if not Path(name).exists():
         raise Problem(f'There is no file or folder {name}: `caption` is for models that '
                       "others trained; the book's own are asked with paint.")
-    if told['steps'] == 1:
+    if options['steps'] == 1:
         raise Problem('One step would start from noise at the clean end: ask for `steps` '
                       'of 2 or more.')
     began = time.perf_counter()
     said = single_spaced(captions)
-    painter = open_text_to_image(name, told['enlarge'], told['side'], device)
-    steps = told['steps'] or painter.steps
+    painter = open_text_to_image(name, options['enlarge'], options['side'], device)
+    steps = options['steps'] or painter.steps
     scale = painter.guidance_scale
-    if told['w'] is not None or told['guidance_scale'] is not None:
-        scale = 1 + as_w(told['w'], told['guidance_scale'])
+    if options['w'] is not None or options['guidance_scale'] is not None:
+        scale = 1 + as_w(options['w'], options['guidance_scale'])
     with Bars() as bars:
-        x = draw_captions(painter, said, n, scale, steps, told['seed'],
+        x = draw_captions(painter, said, n, scale, steps, options['seed'],
                           progress=partial(bars, f'draw {n*len(said)} pictures'))
     out = sheet_of(name, out)
     save_captioned(x.split(n), said, out, zoom=1)
     seconds = time.perf_counter() - began
     found = dict(name=name, captions=said, out=out, n=n, guidance_scale=scale, steps=steps,
-                 evaluations=painter.evaluations(steps), seed=told['seed'],
+                 evaluations=painter.evaluations(steps), seed=options['seed'],
                  seconds=round(seconds, 3))
     return found, f'{out}: {n} pictures of {" | ".join(said)}, {seconds:.1f} s.'
 
@@ -142,11 +142,11 @@ def sample_captions(name: str, out: str | None, n: int, device,
 FOR_CAPTIONS = 'enlarge', 'w', 'guidance_scale', 'steps', 'side', 'seed'
 
 
-def check_for_captions(told: dict):
+def check_for_captions(options: dict):
     "A `Problem` where an option is given that a model of sentences does not have."
-    for k, v in told.items():
+    for k, v in options.items():
         if v is not None and k not in FOR_CAPTIONS:
-            raise Problem(f'`{k}` is not for models that are told a sentence: leave it out.')
+            raise Problem(f'`{k}` is not for models of captions: leave it out.')
 
 
 @click.command('sample', cls=Command)
@@ -155,7 +155,7 @@ def check_for_captions(told: dict):
               help='The PNG to write.  [default: NAME.png]')
 @click.option('--n', type=Count(1), help='How many.  [default: 64; of a caption 1]')
 @click.option('--caption', 'captions', multiple=True, metavar='WORDS',
-              help="What to draw, for somebody else's model that is told a sentence: GLIDE's "
+              help="What to draw, for somebody else's text-to-image model: GLIDE's "
                    "file or Karlo's folder. May be given more than once.")
 @click.option('--enlarge', metavar='PATH', help="GLIDE's file that enlarges.")
 @click.option('--label', help='Draw this class only; none: do not tell the network.  '
@@ -166,19 +166,19 @@ def check_for_captions(told: dict):
 @options('w', 'guidance_scale', 'guidance', 'classifier_scale', 'sampler', 'steps',
          'layout', 'preset', 'order', 'heads', 'head_width', 'schedule', 'side', 'seed',
          'device', 'threads', 'json')
-def sample_command(name, out, n, captions, device, threads, as_json, **told):
+def sample_command(name, out, n, captions, device, threads, as_json, **options):
     """Draw samples from weights NAME. These are shipped, or else those in runs/NAME, or a
     .safetensors file that train wrote, or with --layout auto somebody else's file or folder."""
     out = sheet_of(name, out)
     check_output(out, '.png')  # before the work
     device = start(device, threads)
     if captions:
-        check_for_captions({k: v for k, v in told.items() if k != 'layout'})
-        tell(as_json, *sample_captions(name, out, n or 1, device, captions, told))
+        check_for_captions({k: v for k, v in options.items() if k != 'layout'})
+        tell(as_json, *sample_captions(name, out, n or 1, device, captions, options))
         return
-    if told['enlarge'] is not None:
-        raise Problem('`enlarge` is for a model that is told a sentence: give `caption`.')
-    tell(as_json, *sample_weights(name, out, n or 64, device, told))
+    if options['enlarge'] is not None:
+        raise Problem('`enlarge` is for a text-to-image model: give `caption`.')
+    tell(as_json, *sample_weights(name, out, n or 64, device, options))
 
 # %% ../../nbs/83_sample.ipynb #eval
 SAMPLED = 'label', 'weights', 'sampler', 'steps'  # options of what draws
@@ -196,11 +196,11 @@ def eval_judged(name: str, judge, n: int, seed: int, device, used: dict,
     return found, '\n'.join(said + [f'Note: {note}' for note in notes])
 
 
-def eval_system(system, n: int, seed: int, device, told: dict) -> tuple[dict, str]:
+def eval_system(system, n: int, seed: int, device, options: dict) -> tuple[dict, str]:
     "`eval` for a system that paints sentences."
     from ddpm_lit.systems.evaluate import fingerprints_of
     from ddpm_lit.train.fit import JUDGES
-    if any(told[k] for k in SAMPLED):
+    if any(options[k] for k in SAMPLED):
         raise click.UsageError(f'{system.name} is a whole system, weighed as it paints: leave '
                                'out --label, --w, --sampler and --steps.')
     used, notes = fingerprints_of(system.weights)
@@ -209,19 +209,19 @@ def eval_system(system, n: int, seed: int, device, told: dict) -> tuple[dict, st
 
 # %% ../../nbs/83_sample.ipynb #eval-samples
 def eval_samples(name: str, found: str, model, recipe, n: int, seed: int,
-                 device, told: dict) -> tuple[object, str]:
+                 device, options: dict) -> tuple[object, str]:
     "`eval` for what draws: a row for each weight of guidance, bits being counted once."
     from ddpm_lit.systems.evaluate import choose_run, evaluate, fingerprints, steering, verdict
     from ddpm_lit.train.run import machine
     choose_run(recipe)  # before the files are read: it may not draw
     used, notes = fingerprints(found, recipe)
     rows = []
-    for w in told['weights'] or (None,):
+    for w in options['weights'] or (None,):
         clock = time.process_time()
         with Bars() as bars:
-            got = evaluate(model.to(device), recipe, n, told['label'], told['sampler'],
-                           told['steps'], seed, told['batch'],
-                           0 if rows else told['bits_pictures'], told['bits_draws'],
+            got = evaluate(model.to(device), recipe, n, options['label'], options['sampler'],
+                           options['steps'], seed, options['batch'],
+                           0 if rows else options['bits_pictures'], options['bits_draws'],
                            steering(recipe, w), bars)
         got['warnings'] += notes
         cpu = round(time.process_time() - clock, 3)
@@ -235,27 +235,27 @@ def eval_samples(name: str, found: str, model, recipe, n: int, seed: int,
 
 # %% ../../nbs/83_sample.ipynb #eval-pictures
 def eval_pictures(name: str, found: str, model, recipe, n: int, seed: int,
-                  told: dict) -> tuple[dict, str]:
+                  options: dict) -> tuple[dict, str]:
     "`eval` for a model of own pictures: against those that were held out of training."
     from ddpm_lit.systems.evaluate import fingerprint, steering
     from ddpm_lit.systems.own import held_out, pictures_verdict, read_source, source_beside
     from ddpm_lit.systems.own import weigh_pictures
-    if len(told['weights']) > 1:
+    if len(options['weights']) > 1:
         raise Problem('One weight of guidance at a time: give a single `w`.')
-    w = told['weights'][0] if told['weights'] else None
+    w = options['weights'][0] if options['weights'] else None
     source = source_beside(found)
     with Bars() as bars:
         pictures = read_source(source, partial(bars, 'read pictures')).images()
         train, held = held_out(pictures, source.get('hold', .1))
-        got = weigh_pictures(model, recipe, train, held, min(n, 2000), seed, told['label'],
-                             sampler=told['sampler'], steps=told['steps'],
-                             at_once=told['batch'], steer=steering(recipe, w),
+        got = weigh_pictures(model, recipe, train, held, min(n, 2000), seed, options['label'],
+                             sampler=options['sampler'], steps=options['steps'],
+                             at_once=options['batch'], steer=steering(recipe, w),
                              progress=partial(bars, f'sample {recipe.name}'))
     got = dict(name=name, recipe=recipe.name, w=w, weights=fingerprint(Path(found)), **got)
     return got, pictures_verdict(got)
 
 
-def eval_weights(name: str, n: int, seed: int, device, told: dict) -> tuple[object, str]:
+def eval_weights(name: str, n: int, seed: int, device, options: dict) -> tuple[object, str]:
     "`eval` for weights of ours: by their judge, or by their samples."
     from ddpm_lit.systems.evaluate import fingerprints
     from ddpm_lit.systems.captioned import own_judge
@@ -264,11 +264,11 @@ def eval_weights(name: str, n: int, seed: int, device, told: dict) -> tuple[obje
     found = find_weights(name)
     model, recipe = load_weights(found)
     if recipe.spec.get('maker') == 'pictures':
-        return eval_pictures(name, found, model.to(device), recipe, n, seed, told)
+        return eval_pictures(name, found, model.to(device), recipe, n, seed, options)
     judge = own_judge(model.to(device), recipe)
     if not judge:
-        return eval_samples(name, found, model, recipe, n, seed, device, told)
-    if any(told[k] for k in SAMPLED):
+        return eval_samples(name, found, model, recipe, n, seed, device, options)
+    if any(options[k] for k in SAMPLED):
         raise click.UsageError(f'{recipe.name} draws nothing: leave out --label, --w, '
                                '--sampler and --steps.')
     used, notes = fingerprints(found, recipe)
@@ -293,13 +293,13 @@ def eval_weights(name: str, n: int, seed: int, device, told: dict) -> tuple[obje
               help='Guidance without a classifier; give it several times to compare weights, '
                    'bits being counted once.')
 @options('sampler', 'steps', 'seed', 'device', 'threads', 'json')
-def eval_command(name, n, seed, device, threads, as_json, **told):
+def eval_command(name, n, seed, device, threads, as_json, **options):
     """Weigh weights NAME: samples beside real data, and bits. It takes three minutes of one
     core for mnist. A CLIP is weighed by what it recognizes (a minute and a half), glide by what
     its pictures show."""
     device = start(device, threads)
     system = find_system(name, needed=False)
     if system:
-        tell(as_json, *eval_system(system, n, seed, device, told))
+        tell(as_json, *eval_system(system, n, seed, device, options))
     else:
-        tell(as_json, *eval_weights(name, n, seed, device, told))
+        tell(as_json, *eval_weights(name, n, seed, device, options))

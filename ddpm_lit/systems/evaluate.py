@@ -55,26 +55,26 @@ def by_network(w: float) -> Steer:
 
 
 def steering(recipe: Recipe, w: float | None = None, guidance_scale: float | None = None,
-             guidance: str | None = None,  # 'free', 'classifier'; None: as the rest says
+             guidance: str | None = None,  # 'cfg', 'classifier'; None: as the rest says
              classifier_scale: float | None = None) -> Steer | None:  # None: no guidance
     "What a choice of guidance means for a recipe. Eq. 40.2, 41.3."
     weighted = w is not None or guidance_scale is not None
     scaled = classifier_scale is not None
     if guidance is None and not weighted and not scaled:
         return None
-    guidance = guidance or ('classifier' if scaled else 'free')
-    if guidance not in ('free', 'classifier'):
+    guidance = guidance or ('classifier' if scaled else 'cfg')
+    if guidance not in ('cfg', 'classifier'):
         raise Problem(f'There is no guidance "{guidance}": choose free or classifier.')
     if not recipe.classes:
         raise Problem(f'{recipe.name} knows no classes, so there is nothing to steer to: '
                       'leave the guidance out.')
-    if guidance == 'free':
+    if guidance == 'cfg':
         if scaled:
             raise Problem("`classifier_scale` is for `guidance='classifier'`: give `w` or "
                           '`guidance_scale`, or choose that.')
         return by_network(as_w(w, guidance_scale))
     if weighted:
-        raise Problem("`w` and `guidance_scale` are for `guidance='free'`: give "
+        raise Problem("`w` and `guidance_scale` are for `guidance='cfg'`: give "
                       '`classifier_scale`.')
     return by_classifier(recipe, classifier_scale if scaled else 1.)
 
