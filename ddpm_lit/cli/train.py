@@ -100,7 +100,7 @@ def spelled(options: dict) -> str:
             said.append(f'--{name} {printable(str(size))}')
     return ' '.join(said)
 
-
+# %% ../../nbs/82_train.ipynb #own-pictures-2
 def source_of(order: Order) -> dict:
     "Where own pictures are, and how they are to be read."
     from ddpm_lit.systems.own import OWN

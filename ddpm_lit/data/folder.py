@@ -68,7 +68,7 @@ def resized(pixels: Tensor, h: int, w: int) -> Tensor:  # [c H W] -> [c h w], ui
         return interpolated(x, h, 2)[0, ..., :1].round().to(torch.uint8)
     return interpolated(x, h, w)[0].round().to(torch.uint8)
 
-
+# %% ../../nbs/57_folder.ipynb #fitted-2
 def fitted(
     pixels: Tensor,  # [c H W] uint8
     side: tuple[int, int],  # h, w
@@ -620,7 +620,7 @@ def one_part(paths: list[Path]) -> tuple[list[Path], str]:
     left = len(paths) - len(parts['train'])
     return parts['train'], f'Only the files called train are read, and not {left} others.'
 
-
+# %% ../../nbs/57_folder.ipynb #shelf-2
 def shelf_of(
     path: Path,
     labels: str | Path | None = None,
@@ -698,7 +698,7 @@ def listed(of: Counter, most: int = 5) -> str:
     left = len(of) - len(first)
     return ', '.join(first) + (f' and {counted(left, "other")}' if left else '')
 
-
+# %% ../../nbs/57_folder.ipynb #folder-2
 @dataclass(frozen=True, eq=False)
 class Folder:
     "Pictures of one size from anywhere, with what is known of them."

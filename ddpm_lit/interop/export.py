@@ -120,7 +120,7 @@ def with_label(net: UNet, label: int) -> UNet:  # below 0: no label
     net.classes = 0
     return net
 
-
+# %% ../../nbs/88_export.ipynb #net-2
 @torch.no_grad()
 def with_rows(time: TimeEmbedding, times: Tensor) -> TimeRows:  # times [T]
     "The embedding of these times, as one that is looked up. Eq. 88.1."
@@ -177,7 +177,7 @@ def time_options(net: UNet, name: str) -> dict:
     return dict(time_embedding_type='positional', flip_sin_to_cos=not waves['sin_first'],
                 freq_shift=int(waves['slowest']))
 
-
+# %% ../../nbs/88_export.ipynb #config-2
 def norm_options(net: UNet, name: str) -> dict:
     "Groups of the norms; before the attention in the middle they may be others."
     middle = getattr(net.middle[0].attn, 'norm', None)
@@ -319,7 +319,7 @@ def with_no_label(net: UNet) -> UNet:
     net.classes += 1
     return net
 
-
+# %% ../../nbs/88_export.ipynb #unet2d-2
 def as_unet2d(source: Source, label: str | int | None, fold: bool) -> tuple[UNet, int]:
     "A network that a UNet2DModel can be, and the side of its squares. Eq. 88.2, 88.3."
     model = check_denoiser(source, 'diffusers')
@@ -375,7 +375,7 @@ def check_agreement(ours: Callable, theirs: Callable, shape, t: Level, name: str
                 if not (a - b).abs().max() <= 1e-4*b.abs().max().clamp(min=1):
                     raise wrong(name)
 
-
+# %% ../../nbs/88_export.ipynb #agree-2
 def write_diffusers(source: Source, folder: Path, label: str | int | None = None,
                     fold: bool = False) -> dict:  # what the card tells
     "A pipeline of diffusers: UNet2DModel, its scheduler, and their index."
@@ -454,7 +454,7 @@ class Portable(nn.Module):
         out, frac = out.chunk(2, 1)
         return *self.parameterization(out, x, at)[:2], (frac + 1)/2
 
-
+# %% ../../nbs/88_export.ipynb #portable-2
 def portable(source: Source, to: str) -> tuple[Portable, dict, tuple[Tensor, ...]]:
     "The function, what config.json says of it, and an example of its arguments."
     model = check_denoiser(source, to)
@@ -497,7 +497,7 @@ def write_torchscript(source: Source, folder: Path) -> dict:
     check_function(again, source, config)
     return config
 
-
+# %% ../../nbs/88_export.ipynb #portable-3
 def check_installed(*packages: str):
     "A `Problem` unless these can be imported."
     lacks = [name for name in packages if find_spec(name) is None]
@@ -546,7 +546,7 @@ def is_published(tower: nn.Module) -> bool:
         return False
     return tower.convs[0].stride == (2, 2) and isinstance(tower.mean, nn.AvgPool2d)
 
-
+# %% ../../nbs/88_export.ipynb #clip-2
 def clip_sizes(source: Source, to: str) -> dict:
     "The sizes, heads and activation of a CLIP whose towers are transformers."
     clip = source.model
@@ -593,7 +593,7 @@ def pixel_units(source: Source) -> dict:
         return dict(mean=[*MEAN], std=[*STD])
     return dict(mean=[.5]*3, std=[.5]*3)
 
-
+# %% ../../nbs/88_export.ipynb #clip-3
 def open_clip_config(c: dict, units: dict) -> dict:
     "The configuration of open_clip."
     model = dict(
@@ -732,7 +732,7 @@ model = open_clip.create_model('local-dir:.')
 model = CLIPModel.from_pretrained('.')
 """)
 
-
+# %% ../../nbs/88_export.ipynb #card-2
 def usage(to: str, about: dict) -> str:  # about: as a writer gives it
     "The lines by which an exported folder is used."
     if to in ('onnx', 'torchscript'):
@@ -805,7 +805,7 @@ def training_rows(source: Source) -> list[str]:
         rows.append(f'- data: {k}, sha256 {digest}')
     return rows
 
-
+# %% ../../nbs/88_export.ipynb #card-text-2
 def model_card(source: Source, to: str, about: dict, license: str) -> str:
     "A README that a hub reads and a person understands."
     recipe = source.recipe
@@ -851,7 +851,7 @@ def published(name: str, unet: dict, scheduler: dict, side: int,
                   classes=unet.get('num_class_embeds') or 0, names=tuple(names),
                   limit=limit, sampler='ancestral', sample_steps=len(S))
 
-
+# %% ../../nbs/88_export.ipynb #published-2
 def write_ours(source: Source, folder: Path) -> dict:
     "Somebody else's denoiser as a file of ours, which says how it is built."
     if not source.theirs:
@@ -901,7 +901,7 @@ TARGETS: dict[str, Callable] = dict(  # (source, folder) -> what the card tells
     open_clip=partial(write_clip, to='open_clip'),
     transformers=partial(write_clip, to='transformers'))
 
-
+# %% ../../nbs/88_export.ipynb #export-2
 def export(name: str,    # shipped weights, a run's folder, a file, somebody else's folder
            to: str,      # one of TARGETS
            folder,       # a new one

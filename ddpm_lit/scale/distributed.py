@@ -80,7 +80,7 @@ class Team(single.Team):
         kind = ShardedRun if shard else DataParallelRun
         return kind(model, self)
 
-
+# %% ../../nbs/72_distributed.ipynb #team-2
 def total(v: Tensor, team: Team) -> Tensor:
     "The sum over the processes."
     if team.size == 1:
@@ -134,7 +134,7 @@ def _started() -> tuple[Team, int]:
 def _end_next_time(*_):
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
-
+# %% ../../nbs/72_distributed.ipynb #together-run-2
 @contextlib.contextmanager
 def join_group(device: torch.device) -> Iterator[tuple[Team, torch.device]]:
     "The team that torchrun has started, or a team of one, and this process's device."

@@ -357,6 +357,7 @@ def judge_stages(
                  **{'real ones': real})
         ]
 
+# %% ../../nbs/63_dalle2.ipynb #judge-2
 def judge_priors(n: int, seed: int) -> list[dict]:
     "How near what is imagined of captions never trained comes to the embedding of their picture: mean cosines. Eq. 62.5."
     reader, (known, z_known), rows = ZeroShotClassifier(load_weights('clip')[0]), embedded(), []

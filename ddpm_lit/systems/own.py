@@ -160,7 +160,7 @@ def rehearse(recipe: Recipe, batch: int, device: str | torch.device = 'cpu',
         ends = [p.seconds for p in run if float(p.loss) < float('inf')]  # float waits
     return sorted(b - a for a, b in zip(ends, ends[1:]))[(steps - 1) // 2]
 
-
+# %% ../../nbs/58_own.ipynb #plan-2
 def paced(recipe: Recipe, seconds: float | None = None,  # that there are; None: take its steps
           batch: int | None = None,        # None: as the recipe says, or `short_batch`
           short_batch: int | None = None,  # where fewer than 2,000 steps of the recipe's fit
@@ -336,7 +336,7 @@ def weigh_pictures(model: nn.Module, recipe: Recipe, train: Images, held: Images
     return dict(sampler=drawn.sampler, steps=drawn.steps, seed=seed, label=label,
                 evaluations=drawn.evaluations, copies=copies, **found)
 
-
+# %% ../../nbs/58_own.ipynb #weigh-2
 def pictures_verdict(r: dict) -> str:  # r: of `weigh_pictures`, with a name
     "What `weigh_pictures` found, in words."
     rows = [f'{r["name"]}: {r["n"]} samples by {r["sampler"]} in {r["steps"]} steps, against '

@@ -92,6 +92,7 @@ def check_length(words: Tensor, length: int): # [b l w]
         raise Problem(f'This prior reads sentences of {length} tokens, not '
                       f'{words.shape[1]}: cut them.')
 
+# %% ../../nbs/62_prior.ipynb #net-2
 class PriorNet(nn.Module):
     "A causal transformer that predicts z_i at a query. Eq. 62.3 (unCLIP section 2.2)."
     def __init__(
@@ -138,6 +139,7 @@ class PriorNet(nn.Module):
         h, _ = extend_row(self.transformer, self.noised(x, t), mask, past)
         return self.out(self.norm(h[:, -1]))
 
+# %% ../../nbs/62_prior.ipynb #net-3
 class Prior(Model):
     "A denoiser of image embeddings given a caption, with the units of its data. Eq. 62.2, 62.3."
     def __init__(self, net: PriorNet, level_input: Callable[[Level], Tensor] = level_time):
@@ -326,6 +328,7 @@ def inverse_cdf(logits: Tensor,
     return torch.searchsorted(logits.softmax(1).cumsum(1),
                               chance).clamp(max=logits.shape[1] - 1)
 
+# %% ../../nbs/62_prior.ipynb #ar-2
 class PriorAR(nn.Module):
     "A causal transformer that predicts the code of z_i. Eq. 62.11, 62.12 (unCLIP section 2.2)."
     def __init__(self, dim: int, words: int, length: int, width: int, layers: int,

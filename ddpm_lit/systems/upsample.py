@@ -149,6 +149,7 @@ def upsampling_batches(
 
     return make
 
+# %% ../../nbs/61_upsample.ipynb #recipes-2
 def upsampler_recipe(size: int, detail: float, steps: int, n: int,
                     **more) -> Recipe: # n: scenes of one thing, and as many of two
     "From half of `size` to `size`. Eq. 61.2, 61.7."
