@@ -15,7 +15,7 @@ ddpm_lit.diffusion             schedules, losses, samplers, solvers
 ddpm_lit.guide, ddpm_lit.clip  guidance; CLIP, captions, judges
 ddpm_lit.nets, ddpm_lit.train  networks; the training loop, runs, measures
 ddpm_lit.systems               whole systems, from DDPM to latent diffusion
-ddpm_lit.interop               other people's checkpoints, in and out
+ddpm_lit.interop               other people's checkpoints, in and out; speed beside their libraries
 
 In a terminal: ddpm_lit --help. The chapters: jupyter lab nbs/index.ipynb.
 """

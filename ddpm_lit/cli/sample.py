@@ -48,7 +48,7 @@ def find_model(name: str, layout: str | None, about: dict,  # None where nothing
 
 def sample_weights(name: str, out: str | None, n: int, device, options: dict) -> tuple[dict, str]:
     "`sample` for weights of ours and denoisers of others: what is printed, as JSON and in words."
-    from ddpm_lit.scale.speed import in_bf16
+    from ddpm_lit.interop.speed import in_bf16
     from ddpm_lit.systems.evaluate import as_it_is, labels, sample_recipe, steering
     from ddpm_lit.train.fit import has_bf16
     guided = {k: options[k] for k in GUIDED}

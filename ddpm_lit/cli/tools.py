@@ -81,7 +81,7 @@ def presets_command(names, as_json):
 # %% ../../nbs/86_tools.ipynb #bench
 def timed(parts, peers: bool, rounds: int, device) -> list[dict]:
     "Rows of `bench`, behind a bar."
-    from ddpm_lit.scale.speed import bench
+    from ddpm_lit.interop.speed import bench
     with Bar(100, 'bench') as bar:
         for done, total, rows in bench(parts, peers, rounds, device):
             bar(100*done // total)
@@ -104,7 +104,7 @@ def stored_arms(out: Path, about: dict) -> dict:  # (arm, seed) -> row
 def train_arms(out: Path, about: dict, arms: list[str], images, real, reader, seeds: int,
                ) -> list[dict]:
     "A row for each arm and seed, written as soon as it is there; stored ones are not made again."
-    from ddpm_lit.scale.speed import quality
+    from ddpm_lit.interop.speed import quality
     rows = stored_arms(out, about)
     wanted = [(arm, seed) for seed in range(seeds) for arm in arms]
     todo = [k for k in wanted if k not in rows]
@@ -124,7 +124,7 @@ def weighed(out: Path, data: str, peers: bool, seconds: float, seeds: int, devic
     "All arms of `quality`, their first pictures as a sheet, and their rows."
     import torch
     from ddpm_lit.data.images import load_images, to_unit
-    from ddpm_lit.scale.speed import ARMS
+    from ddpm_lit.interop.speed import ARMS
     from ddpm_lit.show import save_sheet
     from ddpm_lit.train.measure import accuracy, fit_classifier, frechet_distance, in_parts
     images, test = load_images(data), load_images(data, 'test')
@@ -180,7 +180,7 @@ def bench_command(parts, peers, rounds, seconds, seeds, data, out, device, threa
     """Time PARTS of the library, in turns. They are step, small, evaluation, clip-vit,
     clip-resnet, loss-4096, loss-16384 (all of them by default); or quality: how good pictures
     are after equal seconds (hours)."""
-    from ddpm_lit.scale.speed import PARTS, find_part
+    from ddpm_lit.interop.speed import PARTS, find_part
     from ddpm_lit.train.run import machine
     device = start(device, threads or 1)
     found = dict(machine=machine(device))

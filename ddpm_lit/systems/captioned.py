@@ -20,11 +20,11 @@ from ..core.problem import Problem
 from ..data.captions import CaptionBatches, Captioned, chosen
 from ..data.folder import Folder
 from .glide import out_of_vocabulary
+from .lora import TuningBatches, add_lora, digest_of, lora_state
 from .own import OWN, OwnSystem
 from .pipeline import SYSTEMS, System, weights_on
 from .upsample import judging
 from ..train.fit import JUDGES, MAKERS, Recipe, find_recipe, load_weights, made
-from ..train.lora import TuningBatches, add_lora, digest_of, lora_state
 from ..train.run import find_weights
 
 # %% ../../nbs/69_captioned.ipynb #adapter
@@ -103,7 +103,8 @@ def tuned(name: str,
 def latent_pairs(pictures: Captioned, share_old: float, size: int, seed: int,
                  device: torch.device) -> Callable[[int], tuple]:
     "Latents of own pictures with their captions, and old ones. Eq. 68.7."
-    model, auto = weights_on('latent', 'cpu'), weights_on('autoencoder', 'cpu')
+    model = weights_on('latent', 'cpu')
+    auto = weights_on('autoencoder', 'cpu')
     return TuningBatches(pictures, model, auto, size, seed, share_old)
 
 

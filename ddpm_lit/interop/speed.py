@@ -6,9 +6,10 @@
 __all__ = ['CIFAR', 'SMALL', 'LIGHT', 'Pictures', 'Makers', 'PARTS', 'Start', 'ARMS', 'timers', 'counting_timer', 'race',
            'time_ratios', 'Entry', 'bytes_moved', 'Ledger', 'attainable', 'floor_seconds', 'used', 'best', 'peaks',
            'Worker', 'our_worker', 'in_bf16', 'peer', 'TensorOutput', 'diffusers_light', 'ddpm_pytorch_light',
-           'plain_worker', 'diffusers_worker', 'ddpm_pytorch_worker', 'of_training', 'of_drawing', 'of_clip', 'of_loss',
-           'ddpm_pytorch_cifar', 'find_part', 'held', 'peak_memory', 'bench', 'rehearse', 'train_for', 'draw_pictures',
-           'by_fit', 'diffusers_guide', 'ddpm_pytorch_readme', 'rows', 'quality', 'equal_quality']
+           'plain_worker', 'diffusers_worker', 'ddpm_pytorch_worker', 'of_training', 'our_evaluation',
+           'diffusers_evaluation', 'ddpm_pytorch_evaluation', 'of_drawing', 'clip_tokens', 'clip_step', 'of_clip',
+           'of_loss', 'ddpm_pytorch_cifar', 'find_part', 'held', 'peak_memory', 'bench', 'rehearse', 'train_for',
+           'draw_pictures', 'by_fit', 'diffusers_guide', 'ddpm_pytorch_readme', 'rows', 'quality', 'equal_quality']
 
 # %% ../../nbs/73_speed.ipynb #imports
 import importlib
@@ -34,9 +35,9 @@ from ..diffusion.loss import l_simple, min_snr, weighted
 from ..diffusion.sample import clamp_x0, last
 from ..diffusion.schedule import DiscreteSchedule, Cosine, karras, linear
 from ..diffusion.solve import dpmpp_2m
+from .unet import unet_diffusers
 from ..nets.unet import small_unet
-from .presets import timestep_input
-from ..interop.unet import unet_diffusers
+from ..scale.presets import timestep_input
 from ..train.fit import Training, fit, has_bf16
 from ..train.measure import frechet_distance, in_parts
 
@@ -381,55 +382,69 @@ def of_training(ours: Callable[[], nn.Module], config: dict,
     return made
 
 # %% ../../nbs/73_speed.ipynb #of-drawing
+def our_evaluation(x: Tensor,  # [b 1 28 28]
+                   t: Level, build: Callable[[], nn.Module],
+                   half: bool) -> Callable[[], object]:
+    "One of a network of ours, in bfloat16 or not."
+    model = Model(build().to(x.device).eval(), from_eps)
+    denoiser = clamp_x0(model.given())
+    if half:
+        denoiser = in_bf16(denoiser)
+    return torch.no_grad()(partial(denoiser, x, t))
+
+
+def diffusers_evaluation(x: Tensor,  # [b 1 28 28]
+                         step: Tensor,  # [] the timestep
+                         config: dict = SMALL, bf16: bool = False) -> Callable[[], object]:
+    "One of a network of diffusers."
+    lib = peer('diffusers')
+    net = TensorOutput(lib.UNet2DModel(**config)).to(x.device).eval()
+    levels = lib.DDPMScheduler()
+    times = step.to(x.device).expand(len(x))
+
+    @torch.no_grad()
+    def once():
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
+            levels.step(net(x, times), step, x)
+
+    return once
+
+
+def ddpm_pytorch_evaluation(x: Tensor,  # [b 1 28 28]
+                            step: Tensor,  # [] the timestep
+                            bf16: bool = False) -> Callable[[], object]:
+    "One of the small network of denoising-diffusion-pytorch."
+    lib = peer('denoising_diffusion_pytorch')
+    whole = lib.GaussianDiffusion(ddpm_pytorch_light(), image_size=28)
+    whole = whole.to(x.device).eval()
+
+    @torch.no_grad()
+    def once():
+        times = step.to(x.device).expand(len(x))
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
+            whole.model_predictions(x, times, clip_x_start=True)
+
+    return once
+
+
 def of_drawing(device: torch.device, peers: bool, batch: int = 64) -> Makers:
     "A network evaluation in sampling: the same small network, and those of the arms."
     x = torch.randn(batch, 1, 28, 28, device=device)
     t = Level(torch.tensor(0., dtype=torch.float64))
-    step = timestep_input(linear())(t).long()
     half = has_bf16(device)
-
-    def ours(build, half):
-        model = Model(build().to(device).eval(), from_eps)
-        denoiser = clamp_x0(model.given())
-        if half:
-            denoiser = in_bf16(denoiser)
-        return torch.no_grad()(partial(denoiser, x, t))
-
-    def diffusers(config=SMALL, bf16=False):
-        lib = peer('diffusers')
-        net = TensorOutput(lib.UNet2DModel(**config)).to(device).eval()
-        levels = lib.DDPMScheduler()
-        times = step.to(device).expand(batch)
-
-        @torch.no_grad()
-        def once():
-            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                levels.step(net(x, times), step, x)
-
-        return once
-
-    def ddpm_pytorch(bf16=False):
-        lib = peer('denoising_diffusion_pytorch')
-        whole = lib.GaussianDiffusion(ddpm_pytorch_light(), image_size=28)
-        whole = whole.to(device).eval()
-
-        @torch.no_grad()
-        def once():
-            times = step.to(device).expand(batch)
-            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                whole.model_predictions(x, times, clip_x_start=True)
-
-        return once
-
-    made: Makers = {'ours': partial(ours, partial(unet_diffusers, SMALL), half),
-                    'ours, arm': partial(ours, partial(small_unet, 1, 0), half)}
+    small = partial(our_evaluation, x, t, partial(unet_diffusers, SMALL))
+    arm = partial(our_evaluation, x, t, partial(small_unet, 1, 0))
+    made: Makers = {'ours': partial(small, half), 'ours, arm': partial(arm, half)}
     if half:
-        made['ours, float32'] = partial(ours, partial(unet_diffusers, SMALL), False)
+        made['ours, float32'] = partial(small, False)
     if not peers:
         return made
-    theirs = {'diffusers': diffusers,
-              'diffusers, arm': partial(diffusers, LIGHT),
-              'denoising-diffusion-pytorch, arm': ddpm_pytorch}
+
+    # the others, in float32 and in bfloat16
+    step = timestep_input(linear())(t).long()
+    theirs = {'diffusers': partial(diffusers_evaluation, x, step),
+              'diffusers, arm': partial(diffusers_evaluation, x, step, LIGHT),
+              'denoising-diffusion-pytorch, arm': partial(ddpm_pytorch_evaluation, x, step)}
     for name, make in theirs.items():
         made[name] = make
         if half:
@@ -437,31 +452,39 @@ def of_drawing(device: torch.device, peers: bool, batch: int = 64) -> Makers:
     return made
 
 # %% ../../nbs/73_speed.ipynb #of-clip
+def clip_tokens(n: int, device: torch.device) -> Tensor:  # [n 32]
+    "Texts of 9 to 16 tokens; the last one, 2047, marks the end."
+    ends = 8 + torch.arange(n, device=device)[:, None] % 8
+    place = torch.arange(32, device=device)
+    tokens = torch.where(place < ends, 1 + (place*ends) % 2046, 0)
+    return tokens.scatter(1, ends, 2047)
+
+
+def clip_step(model: nn.Module,
+              pairs: Callable[[], tuple],  # -> what the loss takes
+              loss: Callable[..., Tensor], half: bool) -> Callable[[], object]:
+    "A step of AdamW, the towers in bfloat16 or not, the loss in float32."
+    opt = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    device = next(model.parameters()).device
+
+    def once():
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+            found = pairs()
+        value = loss(*(v.float() for v in found))
+        opt.zero_grad()
+        value.backward()
+        opt.step()
+
+    return once
+
+
 def of_clip(sizes: tuple,  # layers, width and patch of the image tower
             device: torch.device, peers: bool, n: int = 32) -> Makers:
     "A training step of CLIP: images of side 64, texts of 32 tokens, embeddings of 128."
     layers, width, patch = sizes
     x = torch.randn(n, 3, 64, 64, device=device)
+    tokens = clip_tokens(n, device)
     half = has_bf16(device)
-
-    # texts of 9 to 16 tokens; the last one, 2047, marks the end
-    ends = 8 + torch.arange(n, device=device)[:, None] % 8
-    place = torch.arange(32, device=device)
-    tokens = torch.where(place < ends, 1 + (place*ends) % 2046, 0)
-    tokens = tokens.scatter(1, ends, 2047)
-
-    def stepped(model, pairs, loss):
-        opt = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-
-        def once():
-            with torch.autocast(device.type, torch.bfloat16, enabled=half):
-                found = pairs()
-            value = loss(*(v.float() for v in found))
-            opt.zero_grad()
-            value.backward()
-            opt.step()
-
-        return once
 
     def ours():
         model = official_clip(128, 64, layers, width, patch, 128, 2, 3, 32, 2048)
@@ -472,7 +495,7 @@ def of_clip(sizes: tuple,  # layers, width and patch of the image tower
         def loss(*pairs):
             return contrastive(*pairs).mean()
 
-        return stepped(model, lambda: model.given(tokens)(x, None), loss)
+        return clip_step(model, lambda: model.given(tokens)(x, None), loss, half)
 
     def open_clip():
         m = peer('open_clip.model')
@@ -483,7 +506,7 @@ def of_clip(sizes: tuple,  # layers, width and patch of the image tower
                              layers=3)
         loss = peer('open_clip.loss').ClipLoss()
         model = m.CLIP(128, vision, text, quick_gelu=True).to(device)
-        return stepped(model, partial(model, x, tokens), loss)
+        return clip_step(model, partial(model, x, tokens), loss, half)
 
     made: Makers = {'ours': ours}
     if peers:
@@ -563,7 +586,7 @@ def peak_memory(part: str, name: str, peers: bool = True,
     arguments = f'{part!r}, {name!r}, {peers}, {str(device)!r}'
     code = ('import torch\n'
             'torch.set_num_threads(1)\n'
-            'from ddpm_lit.scale.speed import held\n'
+            'from ddpm_lit.interop.speed import held\n'
             f'print(held({arguments}))')
     run = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     return None if run.returncode else float(run.stdout.split()[-1])

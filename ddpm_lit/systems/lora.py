@@ -19,9 +19,9 @@ from ..clip.tokens import caption_tokenizer
 from ..core.problem import Problem
 from ..data.captions import CaptionBatches, Captioned
 from ..diffusion.sample import Kernel
-from ..systems.autoencoder import Autoencoder, encoded
-from ..systems.latent import LatentBatches, LatentDiffusion, check_pair
-from .fit import (FORMAT, Progress, Training, card_in, check_same, fit,
+from .autoencoder import Autoencoder, encoded
+from .latent import LatentBatches, LatentDiffusion, check_pair
+from ..train.fit import (FORMAT, Progress, Training, card_in, check_same, fit,
                                 load_weights, read_tensors, write_tensors)
 
 # %% ../../nbs/68_lora.ipynb #linear
@@ -85,7 +85,8 @@ def lora_state(model: nn.Module) -> dict[str, Tensor]:
     "The parameters of the adapter alone, by name."
     found = {}
     for name, layer in adapted(model).items():
-        found[f'{name}.A'], found[f'{name}.B'] = layer.A.detach(), layer.B.detach()
+        found[f'{name}.A'] = layer.A.detach()
+        found[f'{name}.B'] = layer.B.detach()
     return found
 
 
@@ -154,7 +155,8 @@ def load_adapter(model: nn.Module, path) -> dict:  # the card
     "Give a model the adapter of a file, or a `Problem` and no change. Eq. 68.1."
     tensors = {k: v.float() for k, v in read_tensors(path).items()}
     card = card_in(path)
-    rank, alpha = card.get('rank'), card.get('alpha')
+    rank = card.get('rank')
+    alpha = card.get('alpha')
     right = card['recipe'] == 'adapter' and type(rank) is int and rank > 0
     if not right or not tensors or type(alpha) not in (int, float) or not math.isfinite(alpha):
         raise Problem(f'{path} is no adapter: use a file that save_adapter wrote.')
