@@ -4,18 +4,20 @@
 
 # %% auto #0
 __all__ = ['JOINT_LOSSES', 'RECIPES', 'JUDGES', 'MAKERS', 'ROW_SCALE', 'FORMAT', 'INSIDE', 'stratified', 'ema_decay',
-           'ema_update', 'learning_rate', 'has_bf16', 'Training', 'Progress', 'check_parts', 'fit', 'read_tensors',
-           'write_tensors', 'check_same', 'load_strictly', 'Recipe', 'register', 'find_recipe', 'made', 'roll_batches',
-           'in_rows', 'out_of_rows', 'save_weights', 'card_in', 'load_weights']
+           'ema_update', 'learning_rate', 'has_bf16', 'unchanged', 'Training', 'Progress', 'check_run', 'check_parts',
+           'step_seeds', 'levels_and_noise', 'loss_parts', 'FiniteCheck', 'fit', 'read_tensors', 'write_tensors',
+           'check_same', 'load_strictly', 'Recipe', 'register', 'find_recipe', 'made', 'roll_batches', 'in_rows',
+           'out_of_rows', 'save_weights', 'card_in', 'load_weights']
 
 # %% ../../nbs/22_fit.ipynb #imports
+import contextlib
 import copy
 import json
 import math
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Callable, Iterable, Iterator
+from typing import Callable, Iterable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 from safetensors import SafetensorError, safe_open
@@ -64,11 +66,16 @@ def has_bf16(device: torch.device) -> bool:
     return getattr(torch.cpu, '_is_avx512_bf16_supported', bool)()
 
 # %% ../../nbs/22_fit.ipynb #training
+def unchanged(model: nn.Module) -> nn.Module:
+    "The model as it is."
+    return model
+
+
 class Training:
     "All that a run needs to go on: model, average, optimizer and the number of steps taken."
     def __init__(self, model: nn.Module,
                  # puts a model where it is to lie; 72 spreads it over many devices
-                 place: Callable[[nn.Module], nn.Module] = lambda model: model):
+                 place: Callable[[nn.Module], nn.Module] = unchanged):
         self.step = 0
         self.run = ''  # which run this is: its states are not taken for another's
         self.average = place(copy.deepcopy(model).eval().requires_grad_(False))
@@ -153,6 +160,15 @@ class Progress:
 JOINT_LOSSES: set = set()  # those in which a sample's loss depends on the rest of its batch
 
 
+def check_run(training: Training, steps: int):
+    "A `Problem` unless a run of so many steps has steps left, or has just ended."
+    if steps < 1:
+        raise Problem(f'A run of {steps} steps trains nothing: ask for at least one.')
+    if steps < training.step:
+        raise Problem(f'This run has taken {training.step} steps, more than {steps}: ask '
+                      'for more, or start a new one.')
+
+
 def check_parts(model: nn.Module, loss: Loss, micro: int):
     "A `Problem` unless the gradient of a batch is the sum of the gradients of its parts."
     if micro < 1:
@@ -162,6 +178,67 @@ def check_parts(model: nn.Module, loss: Loss, micro: int):
     if loss in JOINT_LOSSES or any(isinstance(m, norms) for m in model.modules()):
         raise Problem('The loss of a sample depends here on the rest of its batch, so a '
                       'batch cannot be computed in parts: leave `micro` out.')
+
+# %% ../../nbs/22_fit.ipynb #fit-steps
+@contextlib.contextmanager
+def step_seeds(seed: int, step: int, device: torch.device) -> Iterator[None]:
+    "Random numbers that depend on (seed, step) alone; afterwards the caller's go on as before."
+    with torch.random.fork_rng([device] if device.type == 'cuda' else []):
+        torch.manual_seed(seed*1_000_003 + step)
+        yield
+
+
+def levels_and_noise(x0: Tensor,          # [b ...]
+                     schedule: Schedule
+                     ) -> tuple[Level, Tensor]:  # [b 1 ...], [b ...]
+    "A noise level for each sample, evenly spread over the batch, and the noise. Eq. 22.1."
+    log_snr = schedule(stratified(len(x0))).log_snr.float()
+    t = Level(log_snr.to(x0.device, non_blocking=True)).like(x0)
+    return t, torch.randn_like(x0)
+
+
+def loss_parts(training: Training, loss: Loss,
+               x0: Tensor, t: Level, eps: Tensor, condition: Sequence[Tensor],  # a batch
+               size: int,    # samples that are in memory at a time
+               bf16: bool) -> Iterator[Tensor]:  # [] each
+    "The mean loss of a batch as a sum of parts, each computed when it is asked for."
+    n = len(x0)
+    whole = x0, t.log_snr, eps, *condition
+    for i in range(0, n, size):
+        some, log_snr, noise, *given = (v[i:i + size] for v in whole)
+        with torch.autocast(x0.device.type, torch.bfloat16, enabled=bf16):
+            losses = training.losses(loss, some, Level(log_snr), noise, *given)
+            part = losses.mean()*(len(some)/n)
+        yield part
+
+
+class FiniteCheck:
+    "Keeps NaN and infinity out of the weights, without making a GPU wait at every step."
+    def __init__(self, opt: torch.optim.Optimizer, look: int, device: torch.device):
+        self.opt = opt
+        self.fused = opt.defaults['fused']
+        self.look = look if self.fused else 1  # steps between two looks
+        self.broken = torch.zeros((), device=device)  # how many steps were
+
+    def note(self, step: int, value: Tensor, norm: Tensor):
+        "Take in a step's loss and norm of the gradient before the optimizer moves."
+        bad = (~(value.isfinite() & norm.isfinite())).float()
+        self.broken += bad
+
+        # a fused step with found_inf 1 changes nothing, and no GPU waits
+        if self.fused:
+            self.opt.grad_scale = None
+            self.opt.found_inf = bad
+        if step % self.look == 0:
+            self.stop(step)
+
+    def stop(self, step: int):
+        "A `Problem` if a step so far was broken."
+        if self.broken:
+            unseen = f', or in the {min(self.look - 1, step)} before' if self.look > 1 else ''
+            raise Problem('The loss or its gradient is not finite at step '
+                          f'{step}{unseen}: lower the learning rate, or look for NaN in '
+                          'the data.')
 
 # %% ../../nbs/22_fit.ipynb #fit-loop
 def fit(training: Training,
@@ -181,75 +258,44 @@ def fit(training: Training,
         micro: int | None = None,  # samples that are in memory at a time; None: the whole batch
         ) -> Iterator[Progress]:
     "Train, step by step; step i draws from the seed (seed, i). Eq. 22.5-22.6 (DDPM Algorithm 1)."
-    if steps < 1:
-        raise Problem(f'A run of {steps} steps trains nothing: ask for at least one.')
-    if steps < training.step:
-        raise Problem(f'This run has taken {training.step} steps, more than {steps}: ask '
-                      'for more, or start a new one.')
+    check_run(training, steps)
     model = training.model.train()
     if micro is not None:
         check_parts(model, loss, micro)
     opt = training.opt
-    fused = opt.defaults['fused']
     device = next(model.parameters()).device
     if bf16 is None:
         bf16 = has_bf16(device)
-    look = look or (20 if device.type == 'cuda' else 1)
+    finite = FiniteCheck(opt, look or (20 if device.type == 'cuda' else 1), device)
 
     began = time.perf_counter()
     seen = 0
-    step = training.step
-    broken = torch.zeros((), device=device)
-
-    def check():
-        unseen = f', or in the {min(look - 1, step)} before' if fused and look > 1 else ''
-        if broken:
-            raise Problem('The loss or its gradient is not finite at step '
-                          f'{step}{unseen}: lower the learning rate, or look for NaN in '
-                          'the data.')
-
     while training.step < steps:
         step = training.step
-        with torch.random.fork_rng([device] if device.type == 'cuda' else []):
-            torch.manual_seed(seed*1_000_003 + step)
+        with step_seeds(seed, step, device):
 
-            # data, a level each, noise
+            # data; a level for each sample (22.1), and noise
             x0, *condition = (v.to(device, non_blocking=True) for v in batches(step))
-            log_snr = schedule(stratified(len(x0))).log_snr.float()
-            t = Level(log_snr.to(device, non_blocking=True)).like(x0)
-            eps = torch.randn_like(x0)
+            t, eps = levels_and_noise(x0, schedule)
 
-            # the loss, in one part or several, and its gradient
-            def parts(x0=x0, t=t, eps=eps, condition=condition):
-                n = len(x0)
-                for i in range(0, n, micro or n):
-                    some, level, noise, *more = (v[i:i + (micro or n)]
-                                                 for v in (x0, t.log_snr, eps, *condition))
-                    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                        losses = training.losses(loss, some, Level(level), noise, *more)
-                        part = losses.mean()*(len(some)/n)
-                    yield part
+            # the loss, in one part or several, and its gradient, clipped (22.5)
+            size = micro or len(x0)
+            parts = loss_parts(training, loss, x0, t, eps, condition, size, bf16)
+            value, norm = training.backward(parts, clip)
+        finite.note(step, value, norm)
 
-            value, norm = training.backward(parts(), clip)
-
-        # is it finite? a fused step with found_inf 1 changes nothing, and no GPU waits
-        bad = (~(value.isfinite() & norm.isfinite())).float()
-        broken += bad
-        if fused:
-            opt.grad_scale, opt.found_inf = None, bad
-        if step % look == 0 or not fused:
-            check()
-
-        # Adam's step at the present rate, then the average
+        # Adam's step (22.6) at the present rate (22.4)
         rate = learning_rate(step, steps, lr, warmup, decay)
         for group in opt.param_groups:
             group.update(adam or {}, lr=rate)
         opt.step()
         training.step += 1
         seen += len(x0)
+
+        # the average (22.2)
         ema_update(training.average, model, ema_decay(training.step, halflife))
         yield Progress(training.step, value, time.perf_counter() - began, seen)
-    check()
+    finite.stop(training.step - 1)
 
 # %% ../../nbs/22_fit.ipynb #files
 def read_tensors(path) -> dict[str, Tensor]:
@@ -323,7 +369,7 @@ class Recipe:
     sampler: str = 'ddim'         # how it is sampled by default; '': not at all
     sample_steps: int = 50        # and in how many steps
     # what a new run makes of the untrained model: it may begin with another's weights
-    start: Callable[[Model], Model] = lambda model: model
+    start: Callable[[Model], Model] = unchanged
     names: tuple[str, ...] = ()   # of the classes
     # how a file says what it holds: a maker in MAKERS and its arguments, as JSON; empty for
     # recipes that are known by name
@@ -392,7 +438,8 @@ def out_of_rows(tensors: dict[str, Tensor], origin) -> dict[str, Tensor]:
     "All tensors of a file, those in 8 bits as numbers again. Eq. 22.8."
     found = {k: v for k, v in tensors.items() if not k.endswith(ROW_SCALE)}
     for k in tensors.keys() - found.keys():
-        name, scale = k.removesuffix(ROW_SCALE), tensors[k]
+        name = k.removesuffix(ROW_SCALE)
+        scale = tensors[k]
         whole = found.get(name)
         if whole is None or whole.dtype != torch.int8 or scale.shape != whole.shape[:1]:
             raise Problem(f'{origin} is damaged: "{k}" fits no tensor of 8 bits; fetch it '

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LATER', 'Stopped', 'asked_to_stop', 'is_line', 'read_log', 'Log', 'machine', 'thin', 'read_settings',
            'commands_before', 'leftovers', 'can_be', 'check_unused', 'new_settings', 'old_settings', 'choose_settings',
-           'Team', 'Run', 'lock', 'alone', 'starting_model', 'unchanged', 'open_run', 'Meter', 'go', 'unreported',
-           'quick_fit', 'find_weights']
+           'Team', 'Run', 'lock', 'alone', 'starting_model', 'data_digests', 'claim', 'open_run', 'Meter', 'go',
+           'unreported', 'quick_fit', 'find_weights']
 
 # %% ../../nbs/29_run.ipynb #imports
 import contextlib
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 import ddpm_lit
 from ..core.problem import Problem, data_dir, half_written, read_text, replacing
 from .fit import (RECIPES, Progress, Recipe, Training, fit, has_bf16,
-                                load_strictly, load_weights, save_weights)
+                                load_strictly, load_weights, save_weights, unchanged)
 from .measure import data_digest
 
 # %% ../../nbs/29_run.ipynb #interrupt
@@ -374,12 +374,26 @@ def starting_model(recipe: Recipe, settings: dict) -> nn.Module:
             return model
         return recipe.start(model)
 
-
-def unchanged(model: nn.Module) -> nn.Module:
-    "Nothing is done to it."
-    return model
-
 # %% ../../nbs/29_run.ipynb #open-run-more
+def data_digests(recipe: Recipe) -> dict[str, str]:
+    "Digests of the data that a recipe learns from, by name."
+    found = {name: data_digest(name) for name in recipe.data}
+    if recipe.source:
+        found['pictures'] = recipe.source['digest']
+    return found
+
+
+def claim(run: Run, resume: bool):
+    "Make a folder that of a run: its settings are written, and half-written files removed."
+    if not resume or 'changed' in run.settings:
+        with replacing(run.out/'run.json') as p:
+            p.write_text(json.dumps(run.settings, indent=1) + '\n')
+
+    # what was killed while it wrote one of the run's files is the run's too
+    for left in leftovers(run.out, run.recipe):
+        shutil.rmtree(left)
+
+
 def open_run(
         out,                         # the folder
         recipe: Recipe,
@@ -396,6 +410,8 @@ def open_run(
     out = Path(out)
     device = torch.device(device)
     team = team or Team()
+
+    # the model that it starts from
     settings = team.broadcast(
         lambda: choose_settings(out, recipe, given or {}, resume, init, device))
     layout = torch.channels_last if channels_last else torch.preserve_format
@@ -403,9 +419,7 @@ def open_run(
     training = team.training(model, settings.get('shard', False))
 
     batches = recipe.batches(settings['batch'], settings['seed'], device)
-    data = {name: data_digest(name) for name in recipe.data if team.first}
-    if recipe.source:
-        data['pictures'] = recipe.source['digest']
+    data = data_digests(recipe) if team.first else {}
     log = Log(out/'log.jsonl', 0, writes=False)
     run = Run(out, recipe, settings, training, batches, device, log, data, team)
     training.run = run.identity()
@@ -421,13 +435,9 @@ def open_run(
     if compile:
         model.net.compile()
 
-    # from here on it is a run of ours
-    if team.first and (not resume or 'changed' in settings):
-        with replacing(out/'run.json') as p:
-            p.write_text(json.dumps(settings, indent=1) + '\n')
-    # so what was killed while it wrote one of a run's files is ours too
-    for left in leftovers(out, recipe) if team.first else ():
-        shutil.rmtree(left)
+    # from here on the folder is its own
+    if team.first:
+        claim(run, resume)
     run.log = Log(out/'log.jsonl', training.step, team.first)
     return run
 
