@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['at_side', 'through', 'Residual', 'JudgeClassifier', 'judge_nats', 'known_names', 'labels', 'roughened', 'drawings',
            'small_judge', 'drawn', 'all_drawings', 'dealt', 'places', 'by_clip', 'by_classifier', 'questions', 'panel',
-           'obeyed', 'together', 'closest', 'copy_line', 'beside', 'originality', 'due', 'features', 'weigh_emoji',
-           'in_words', 'filled', 'borne_out', 'weigh_scenes', 'judge_classifier']
+           'obeyed', 'together', 'closest', 'copy_line', 'beside', 'originality', 'due', 'features', 'drawings_of',
+           'shown_row', 'feature_rows', 'copy_row', 'weigh_emoji', 'in_words', 'filled', 'borne_out', 'weigh_scenes',
+           'judge_classifier']
 
 # %% ../../nbs/56_judges.ipynb #imports
 import copy
@@ -259,7 +260,8 @@ def questions(
     "Each judge's hits for the prompts: the name among k, the style. Eq. 56.5, 55.7."
     groups = dealt([r.name for r in rows], k, seed)
     style = F.one_hot(labels(rows)[:, 1], len(STYLES)).bool()
-    rank, right = {}, {}
+    rank = {}
+    right = {}
     for who, judge in judges.items():
         score, styles = judge(x, rows)
         rank[who] = places(groups, score)
@@ -408,6 +410,48 @@ def features(
     real = to_unit(every.pixels[[own[i] for i in order]])
     return weigh(x, through(real, h) if h < 32 else real, classifier.features)
 
+# %% ../../nbs/56_judges.ipynb #weigh-emoji-rows
+def drawings_of(rows: Sequence[Emoji]) -> Tensor:  # [n 3 32 32] in [-1, 1]
+    "The real drawings of these emoji, to compare with."
+    every = drawn('all')
+    at = {r: i for i, r in enumerate(every.rows)}
+    missing = [r.say() for r in rows if r not in at]
+    if missing:
+        raise Problem(f'There is no real drawing of "{missing[0]}" to compare with: take '
+                      'prompts from rows of emoji().')
+    return to_unit(every.pixels[[at[r] for r in rows]])
+
+
+def shown_row(
+    painted: dict[str, Tensor],  # judge -> [n] bool, hits on the pictures
+    real: dict[str, Tensor],  # on real drawings
+    chance: float,
+    family: Sequence[str],  # [n]
+) -> dict:
+    "What share shows what was named, the judges' own errors taken out. Eq. 56.6."
+    found: dict[str, float] = {}
+    for who in painted:
+        p, error = obeyed(painted[who], real[who], chance, family)
+        found |= {who: p, f'{who}_error': error}
+    return dict(task='painted: shows what was named', measure='share', n=len(family),
+                chance=0., **found)
+
+
+def feature_rows(cloud: dict, n: int) -> list[dict]:
+    "Precision, recall and coverage of n pictures, as `features` found them."
+    return [dict(task="painted: in the judge classifier's features", measure=what, n=n,
+                 painted=cloud[what], real=cloud['real'][what])
+            for what in ('precision', 'recall', 'coverage')]
+
+
+def copy_row(copies: dict, rows: Sequence[Emoji], trained: Captioned) -> dict:
+    "The share of near-copies, and how many are due. Eq. 56.9, 56.11."
+    near = torch.tensor(copies['painted']) < copies['line']
+    names = {r.name for r in trained.rows}
+    honest = due(copies, torch.tensor([r.name in names for r in rows]))
+    return row('painted: near-copy of a training picture', 'share', dict(painted=near),
+               honest, [r.family for r in rows])
+
 # %% ../../nbs/56_judges.ipynb #weigh-emoji-all
 @torch.no_grad()
 def weigh_emoji(
@@ -420,15 +464,11 @@ def weigh_emoji(
     seed: int = 0,
 ) -> dict:  # rows for `table`, features of `weigh`, copies of `originality`
     "All measures of pictures of emoji, beside chance and real drawings. Eq. 56.5-56.9, 56.11."
-    if len(pictures) != len(rows) or len(rows) < 4:
-        raise Problem(f'{len(pictures)} pictures and {len(rows)} captions: give each '
+    n = len(rows)
+    if len(pictures) != n or n < 4:
+        raise Problem(f'{len(pictures)} pictures and {n} captions: give each '
                       'picture the row of its prompt, and at least four of them.')
-    every = drawn('all')
-    at = {r: i for i, r in enumerate(every.rows)}
-    no = [r.say() for r in rows if r not in at]
-    if no:
-        raise Problem(f'There is no real drawing of "{no[0]}" to compare with: take '
-                      'prompts from rows of emoji().')
+    real = drawings_of(rows)
     classifier = classifier or load_weights('emoji-classifier')[0]
     classifier = copy.deepcopy(classifier).cpu().eval()
     judges = panel(reader, classifier)
@@ -438,9 +478,6 @@ def weigh_emoji(
         trained = trained[[i for i, r in enumerate(trained.rows) if not r.held]]
 
     # names and styles, of pictures and of real drawings
-    h = pictures.shape[-1]
-    n = len(rows)
-    real = to_unit(every.pixels[[at[r] for r in rows]])
     sets = {'painted': at_side(pictures),
             'real drawings': real,
             'real, through 16 pixels': through(real, 16)}
@@ -450,35 +487,25 @@ def weigh_emoji(
         lines, hits[title] = questions(title, x, rows, judges, k, seed)
         out += lines
 
-    # what share shows what was named, the judges' own errors taken out
+    # what share shows what was named
+    h = pictures.shape[-1]
     best = hits['real, through 16 pixels' if h < 32 else 'real drawings']
-    family = [r.family for r in rows]
-    shown = {}
-    for who in judges:
-        shown[who], shown[f'{who}_error'] = obeyed(hits['painted'][who], best[who], 1/k,
-                                                   family)
-    out.append(dict(task='painted: shows what was named', measure='share', n=n, chance=0.,
-                    **shown))
+    out.append(shown_row(hits['painted'], best, 1/k, [r.family for r in rows]))
 
     # the judge classifier's features
     cloud = features(sets['painted'], {r.style for r in rows}, h, classifier, seed)
-    for what in ('precision', 'recall', 'coverage'):
-        out.append(dict(task="painted: in the judge classifier's features", measure=what,
-                        n=n, painted=cloud[what], real=cloud['real'][what]))
+    out += feature_rows(cloud, n)
 
-    # near-copies, and how many are due
+    # near-copies
     copies = originality(pictures, trained)
-    near = torch.tensor(copies['painted']) < copies['line']
-    names = {r.name for r in trained.rows}
-    honest = due(copies, torch.tensor([r.name in names for r in rows]))
-    out.append(row('painted: near-copy of a training picture', 'share',
-                   dict(painted=near), honest, family))
+    out.append(copy_row(copies, rows, trained))
     return dict(rows=out, features=cloud, copies=copies)
 
 # %% ../../nbs/56_judges.ipynb #in-words
 def in_words(found: dict) -> str:  # of weigh_emoji
     "The verdict as text."
-    cloud, copies = found['features'], found['copies']
+    cloud = found['features']
+    copies = found['copies']
     painted, new = (torch.tensor(copies[k]).median() for k in ('painted', 'new'))
     lines = [table(found['rows'])]
     lines.append(f"Frechet distance in the judge classifier's features "
@@ -530,7 +557,8 @@ def weigh_scenes(
     seen = parse(pictures.detach().float().cpu())
     scenes = [filled(s, rng) for s in asked]
     best = parse(render(scenes, h, poses(scenes, rng)))
-    own, real = borne_out(seen, asked), borne_out(best, asked)
+    own = borne_out(seen, asked)
+    real = borne_out(best, asked)
 
     # chance: the same pictures under the captions of others, by cyclic shifts
     other = []

@@ -6,8 +6,8 @@
 __all__ = ['TEMPLATES', 'STYLE_FORMS', 'HUES', 'fill', 'class_vectors', 'zero_shot', 'read_picture', 'fitted', 'symbols',
            'ZeroShotClassifier', 'classify', 'ranks', 'chance', 'middle', 'share', 'row', 'retrieval', 'table', 'ridge',
            'words', 'BagOfWords', 'LinearCLIP', 'probe_loss', 'probe', 'fit_probe', 'colours', 'some', 'named',
-           'caption_of', 'by_name', 'by_kind', 'by_probe', 'by_hue', 'changed', 'exchanged', 'by_scene', 'a_fifth',
-           'judge']
+           'caption_of', 'caption_rows', 'by_name', 'by_kind', 'by_probe', 'by_hue', 'changed', 'exchanged',
+           'some_scenes', 'scene_rows', 'exchange_rows', 'by_scene', 'a_fifth', 'judge']
 
 # %% ../../nbs/55_zero_shot.ipynb #imports
 import functools
@@ -264,9 +264,12 @@ def ridge(
     "Ridge regression; the strength is chosen on a held-out part, then all is fitted. Eq. 55.8."
 
     def fit(some, strength):
-        a, b = x[some], y[some]
-        mid_x, mid_y = a.mean(0), b.mean(0)
-        a, b = a - mid_x, b - mid_y
+        a = x[some]
+        b = y[some]
+        mid_x = a.mean(0)
+        mid_y = b.mean(0)
+        a = a - mid_x
+        b = b - mid_y
 
         # W = (X'X/n + lambda I)^-1 X'Y/n, X and Y being centred
         penalty = strength*torch.eye(a.shape[1], dtype=x.dtype)
@@ -406,6 +409,22 @@ def caption_of(r) -> str:
     return ' '.join((STYLES[r.style], r.name, *r.keywords, r.group, r.subgroup))
 
 # %% ../../nbs/55_zero_shot.ipynb #emoji-by-name
+def caption_rows(
+    title: str,
+    part: Captioned,
+    z: dict[str, Tensor],  # method -> embeddings of the pictures [n d]
+    readers: dict,
+) -> list[dict]:
+    "Retrieval between pictures and whole captions, both ways. Eq. 55.5-55.7."
+    family = [r.family for r in part.rows]
+    said = [part.caption(i) for i in range(len(part))]
+    own = torch.tensor([[a == b for b in said] for a in said])
+    pairs = {m: z[m] @ r.texts(said).T for m, r in readers.items()}
+    back = {m: s.T for m, s in pairs.items()}
+    rows = retrieval(f'{title}: picture to caption, of {len(said)}', pairs, own, family)
+    return rows + retrieval(f'{title}: caption to picture', back, own, family)
+
+
 def by_name(
     title: str,
     part: Captioned,
@@ -444,14 +463,8 @@ def by_name(
     rows += retrieval(f'{title}: name to picture, of {len(part)}',
                       {m: s.T for m, s in many.items()}, fits.T)
 
-    # whole captions, both ways
-    said = [part.caption(i) for i in range(len(part))]
-    own = torch.tensor([[a == b for b in said] for a in said])
-    pairs = {m: z[m] @ r.texts(said).T for m, r in readers.items()}
-    back = {m: s.T for m, s in pairs.items()}
-    rows += retrieval(f'{title}: picture to caption, of {len(said)}', pairs, own, family)
-    rows += retrieval(f'{title}: caption to picture', back, own, family)
-    return rows
+    # whole captions
+    return rows + caption_rows(title, part, z, readers)
 
 # %% ../../nbs/55_zero_shot.ipynb #kinds
 STYLE_FORMS = ('{}', 'a {} emoji', '{} style', '{} emoji')
@@ -562,24 +575,20 @@ def exchanged(scene: Scene, what: str) -> Scene:  # what: things or colours
     return replace(scene, things=(a, b))
 
 # %% ../../nbs/55_zero_shot.ipynb #scene-by
-def by_scene(
-    title: str,
-    split: str,  # 'train', or 'test': pairs of shape and colour in no training scene
-    readers: dict,
-    n: int,
-    seed: int,
+def some_scenes(
+    those: Sequence[Scene], n: int, rng: np.random.Generator
+) -> tuple[list[Scene], Tensor]:  # [m], [m 3 32 32]
+    "At most n of these scenes by chance, and pictures of them."
+    chosen = [those[i] for i in rng.permutation(len(those))[:n]]
+    return chosen, to_bytes(render(chosen, 32, poses(chosen, rng)))
+
+
+def scene_rows(
+    title: str, asked: Sequence[Scene], pixels: Tensor, readers: dict
 ) -> list[dict]:
-    "Scenes: the sentence among all, each word of it, and what is where. Eq. 55.5-55.7."
-    rng = np.random.default_rng(seed)
-
-    def pick(those):
-        return [those[i] for i in rng.permutation(len(those))[:n]]
-
-    # the sentence among those of all scenes
+    "Scenes of one thing: the sentence among all, and each word of it. Eq. 55.5-55.7."
     every = scenes('all', 1)
     at = {s: i for i, s in enumerate(every)}
-    asked = pick(scenes(split, 1))
-    pixels = to_bytes(render(asked, 32, poses(asked, rng)))
     own = torch.tensor([at[s] for s in asked])
     said = [sentence(s) for s in every]
     scores = {m: r.pictures(pixels) @ r.texts(said).T for m, r in readers.items()}
@@ -595,24 +604,45 @@ def by_scene(
         hits = {m: ranks(s.gather(1, columns), fits) <= 1 for m, s in scores.items()}
         rows.append(row(f'{title}: {what}, of {len(options)}', 'accuracy', hits,
                         1/len(options)))
+    return rows
 
-    # two things: its own sentence against the exchanged one; a tie is half a hit
-    two = []
-    for s in scenes(split, 2):
-        a, b = s.things
-        if a.shape != b.shape and a.colour != b.colour:
-            two.append(s)
-    two = pick(two)
-    pixels = to_bytes(render(two, 32, poses(two, rng)))
+
+def exchange_rows(
+    title: str, asked: Sequence[Scene], pixels: Tensor, readers: dict
+) -> list[dict]:
+    "Scenes of two things: the right sentence or the exchanged one? A tie is half a hit. Eq. 55.7."
+    rows = []
     for what in ('things', 'colours'):
-        right = [sentence(s) for s in two]
-        wrong = [sentence(exchanged(s, what)) for s in two]
+        right = [sentence(s) for s in asked]
+        wrong = [sentence(exchanged(s, what)) for s in asked]
         hits = {}
         for m, r in readers.items():
             a, b = ((r.pictures(pixels)*r.texts(t)).sum(1) for t in (right, wrong))
             hits[m] = (a > b) + .5*(a == b)
         rows.append(row(f'{title}: are the {what} exchanged?', 'accuracy', hits, .5))
     return rows
+
+
+def by_scene(
+    title: str,
+    split: str,  # 'train', or 'test': pairs of shape and colour in no training scene
+    readers: dict,
+    n: int,
+    seed: int,
+) -> list[dict]:
+    "Scenes: the sentence among all, each word of it, and what is where. Eq. 55.5-55.7."
+    rng = np.random.default_rng(seed)
+    asked, pixels = some_scenes(scenes(split, 1), n, rng)
+    rows = scene_rows(title, asked, pixels, readers)
+
+    # two things that differ in shape and in colour
+    unlike = []
+    for s in scenes(split, 2):
+        a, b = s.things
+        if a.shape != b.shape and a.colour != b.colour:
+            unlike.append(s)
+    asked, pixels = some_scenes(unlike, n, rng)
+    return rows + exchange_rows(title, asked, pixels, readers)
 
 # %% ../../nbs/55_zero_shot.ipynb #judge
 def a_fifth(data: Captioned) -> list[bool]:  # of its families, whole

@@ -7,7 +7,8 @@ __all__ = ['STYLES', 'SHAPES', 'COLOURS', 'SIZES', 'GROUNDS', 'PLACES', 'RELATIO
            'THING', 'GRAMMAR', 'HELD', 'DISTANCE', 'AREA', 'Captioned', 'join', 'chosen', 'Emoji', 'tiles', 'smaller',
            'emoji_table', 'emoji', 'all_but_held', 'shifted', 'CaptionBatches', 'Thing', 'Scene', 'sentence', 'forget',
            'every_scene', 'either', 'read', 'attributes', 'agrees', 'fraction', 'scenes', 'coverage', 'poses', 'rgb',
-           'render', 'shapes', 'Fits', 'ink_of', 'fit', 'parse', 'scene_of']
+           'render', 'shapes', 'Fits', 'ink_of', 'fit', 'check_readable', 'arrangements', 'best_arrangement', 'parse',
+           'scene_of']
 
 # %% ../../nbs/50_captions.ipynb #imports
 import functools
@@ -170,7 +171,8 @@ def emoji_table() -> list[dict]:
         for k in ('name', 'group', 'subgroup', 'family', 'char', 'split'):
             if not isinstance(r.get(k), str):
                 return False
-        words, tiles = r.get('keywords'), r.get('tiles')
+        words = r.get('keywords')
+        tiles = r.get('tiles')
         if not isinstance(words, list) or not isinstance(tiles, dict):
             return False
         return (all(isinstance(word, str) for word in words)
@@ -649,9 +651,8 @@ def fit(d: Tensor, ground: Tensor, faint=.3, wide=.96, least=.3) -> Fits:
     return Fits(k, shape, torch.stack([x, y], 1), radius, gain, seen)
 
 # %% ../../nbs/50_captions.ipynb #parse
-@torch.no_grad()
-def parse(pixels: Tensor, enough=.4) -> list[Scene | None]: # [n 3 h h] in [-1, 1]
-    "The scene that each image shows; None where no scene explains two fifths of it."
+def check_readable(pixels: Tensor):
+    "A `Problem` with pictures of a kind or a size that the parser does not read."
     square_rgb = (pixels.ndim == 4 and pixels.shape[1] == 3
                   and pixels.shape[2] == pixels.shape[3])
     if not square_rgb or not pixels.is_floating_point():
@@ -660,8 +661,36 @@ def parse(pixels: Tensor, enough=.4) -> list[Scene | None]: # [n 3 h h] in [-1, 
     if pixels.shape[-1] not in (16, 32, 64):
         raise Problem('The parser reads pictures of 16, 32 or 64 pixels, not '
                       f'{pixels.shape[-1]}.')
+
+
+def arrangements(d: Tensor, ground: Tensor) -> dict[str | None, list[Fits]]:
+    "One thing; one in each half, left and right; above and below. Eq. 50.8-50.10."
+    first = torch.arange(d.shape[-1], device=d.device) < d.shape[-1] // 2
+    halves = {None: [first | True], 'left of': [first, ~first],
+              'above': [first[:, None], ~first[:, None]]}
+    return {way: [fit(d*half, ground) for half in parts]
+            for way, parts in halves.items()}
+
+
+def best_arrangement(
+    found: dict[str | None, list[Fits]]
+) -> tuple[Tensor, Tensor]:  # [n] the error explained; [n] which arrangement, counted from 0
+    "The arrangement that explains most, among those whose things are all seen."
+    gains = []
+    for fits in found.values():
+        seen = torch.stack([f.seen for f in fits]).all(0)
+        gains.append(torch.where(seen, sum(f.gain for f in fits), -math.inf))
+    return torch.stack(gains).max(0)
+
+
+@torch.no_grad()
+def parse(pixels: Tensor, enough=.4) -> list[Scene | None]: # [n 3 h h] in [-1, 1]
+    "The scene that each image shows; None where no scene explains two fifths of it."
+    check_readable(pixels)
+
     # a half has too few digits
     pixels = pixels.to(torch.promote_types(pixels.dtype, torch.float32))
+
     # what fits the processor's cache is faster
     if len(pixels) > 100:
         return [scene for part in pixels.split(100) for scene in parse(part, enough)]
@@ -673,19 +702,9 @@ def parse(pixels: Tensor, enough=.4) -> list[Scene | None]: # [n 3 h h] in [-1, 
     noise = (frame - ground[..., None]).square().sum(1).median(-1).values
     d = p - ground[..., None, None]
 
-    # one thing; one in each half, left and right; above and below
-    first = torch.arange(p.shape[-1], device=p.device) < p.shape[-1] // 2
-    halves = {None: [first | True], 'left of': [first, ~first],
-              'above': [first[:, None], ~first[:, None]]}
-    found = {way: [fit(d*half, ground) for half in parts]
-             for way, parts in halves.items()}
-
-    # the arrangement that explains most, among those whose things are all seen
-    gains = []
-    for fits in found.values():
-        seen = torch.stack([f.seen for f in fits]).all(0)
-        gains.append(torch.where(seen, sum(f.gain for f in fits), -math.inf))
-    gain, way = torch.stack(gains).max(0)
+    # the things, and how they are arranged
+    found = arrangements(d, ground)
+    gain, way = best_arrangement(found)
 
     # in words, if it explains enough of what is not noise
     known = gain > enough*(d.square().sum(1).mean((1, 2)) - noise)

@@ -6,11 +6,11 @@
 __all__ = ['FITS', 'NAME_HEADS', 'LABEL_HEADS', 'OTHER_ENDINGS', 'IMAGE_COLUMNS', 'TEXT_COLUMNS', 'LABEL_COLUMNS', 'TAR_ENDINGS',
            'PACKED_ENDINGS', 'scale_of', 'resized', 'fitted', 'Said', 'sentences', 'text_of', 'has_ending', 'Names',
            'below', 'json_row', 'separator', 'text_row', 'captions_in', 'labels_in', 'classes_of', 'Entry', 'Shelf',
-           'wrong_with', 'table_at', 'known_captions', 'known_labels', 'tables_below', 'folder_shelf', 'told',
-           'sample_of', 'WholeTar', 'samples', 'tar_shelf', 'columns_of', 'row_entry', 'class_names', 'parquet_entries',
-           'parquet_shelf', 'saved_shelf', 'one_part', 'shelf_of', 'free_memory', 'check_memory', 'counted', 'listed',
-           'Folder', 'Row', 'look', 'decode', 'bunches', 'check_rows', 'check_choices', 'side_of', 'read_folder',
-           'pictures_with_captions']
+           'wrong_with', 'table_at', 'known_captions', 'known_labels', 'tables_below', 'words_beside', 'folder_shelf',
+           'told', 'sample_of', 'WholeTar', 'samples', 'tar_shelf', 'columns_of', 'row_entry', 'class_names',
+           'parquet_entries', 'parquet_shelf', 'saved_shelf', 'one_part', 'shelf_of', 'free_memory', 'check_memory',
+           'counted', 'listed', 'Folder', 'Row', 'look', 'decode', 'bunches', 'check_rows', 'check_choices', 'side_of',
+           'read_headers', 'read_pixels', 'numbered', 'read_folder', 'pictures_with_captions']
 
 # %% ../../nbs/57_folder.ipynb #imports
 import csv
@@ -167,7 +167,8 @@ LABEL_HEADS = ('label', 'labels', 'class', 'category', 'target')
 def json_row(line: str) -> tuple[str, str]:  # file name, caption
     "A line of metadata.jsonl."
     row = json.loads(line)
-    name, text = row['file_name'], row['text']
+    name = row['file_name']
+    text = row['text']
     name.encode(), text.encode()  # no half characters
     return name, text
 
@@ -352,6 +353,17 @@ def tables_below(root: Path, files: dict[str, Path], captions) -> list[Path]:
     return [files[name] for name in found]
 
 # %% ../../nbs/57_folder.ipynb #folder-shelf-more
+def words_beside(name: str, texts: dict[str, Path], root: str) -> tuple[str, ...]:
+    "The words of NAME.txt, which may lie beside NAME.png."
+    text = PurePosixPath(name).with_suffix('.txt').as_posix()
+    if text not in texts:
+        return ()
+    wrong = wrong_with(texts[text], text, root)
+    if wrong:
+        raise Problem(wrong)
+    return sentences(text_of(texts[text]).split('\n'))
+
+
 def folder_shelf(
     root: Path,
     labels: str | Path | None,
@@ -360,23 +372,19 @@ def folder_shelf(
     "Picture files below a folder, in order of their paths, numbers in them by size."
     files = {p.relative_to(root).as_posix(): p for p in files_below(root)}
     names = Names(files)
-    by_folder = {n: n.split('/')[0] for n in files if '/' in n}
+    real = os.path.realpath(root)
+
+    # captions: from tables, or beside the pictures
     tables = tables_below(root, files, captions)
     written, gone = known_captions(tables, names)
+    texts = {n: p for n, p in files.items() if captions is None and p not in tables}
+
+    # labels: the first folder of each path, or a table
+    by_folder = {n: n.split('/')[0] for n in files if '/' in n}
     label_of = by_folder
     if labels is not None and labels != 'folders':
         label_of, more = known_labels(table_at(labels, root), names)
         gone += more
-
-    def beside(name):
-        "The words of NAME.txt, which may lie beside NAME.png."
-        text = PurePosixPath(name).with_suffix('.txt').as_posix()
-        if captions is not None or text not in files or files[text] in tables:
-            return ()
-        wrong = wrong_with(files[text], text, real)
-        if wrong:
-            raise Problem(wrong)
-        return sentences(text_of(files[text]).split('\n'))
 
     def entry(name, path):
         label = None if labels is None else label_of.get(name)
@@ -386,14 +394,13 @@ def folder_shelf(
             wrong = wrong or (f'{plain(name)} has no label: put it into a folder, or '
                               'into the table.')
         try:
-            said = sentences((*said, *beside(name)))
+            said = sentences((*said, *words_beside(name, texts, real)))
         except Problem as e:
             wrong = wrong or str(e)
         if captions == 'folders' and name in by_folder:
             said = ('a ' + by_folder[name].replace('_', ' '),)
         return Entry(name, path, label, said, wrong)
 
-    real = os.path.realpath(root)
     found = []
     for name, path in files.items():
         named = name in written or label_of is not by_folder and name in label_of
@@ -881,6 +888,56 @@ def side_of(rows: Sequence[Row], origin: Path) -> tuple[int, int]:
     raise Problem(f'The pictures in {plain(origin)} have {len(sizes)} sizes, from '
                   f'{ends[0]} to {ends[1]}: say which one they shall have, like side=64.')
 
+# %% ../../nbs/57_folder.ipynb #read-folder-steps
+def read_headers(entries: Iterable[Entry], pool: ThreadPool) -> list[Row]:
+    "The headers of all pictures; where some have a label, one without it is wrong."
+    rows: list[Row] = []
+    for some in bunches(entries):
+        rows += pool.map(look, some)
+    if any(row.label for row in rows):
+        for row in rows:
+            if not row.label and not row.wrong:
+                row.wrong = f'{plain(row.said.name)} has no label: give it one.'
+    return rows
+
+
+def read_pixels(
+    entries: Iterable[Entry],
+    rows: Sequence[Row],  # of these entries
+    pixels: Tensor,  # [n c h w], is filled from the start
+    fit: str,
+    pool: ThreadPool,
+    progress: Callable[[int, int], Any] | None,
+) -> list[Row]:  # of the pictures whose file is whole
+    "The pixels of pictures, some at a time, each into the next place."
+    _, channels, h, w = pixels.shape
+    kept: list[Row] = []
+    done = 0
+    for some in bunches(entries):
+        of_some = rows[done:done + len(some)]
+        work = [(entry, row, (h, w), fit) for entry, row in zip(some, of_some)]
+        for row, x in zip(of_some, pool.starmap(decode, work)):
+            if x is not None:
+                pixels[len(kept)] = x[:channels]
+                kept.append(row)
+        done += len(some)
+        if progress:
+            progress(done, len(rows))
+    return kept
+
+
+def numbered(
+    labels: Sequence[str | None],
+    order: tuple[str, ...],  # of the classes, where it is given
+) -> tuple[Tensor | None, tuple[str, ...]]:  # [n], or None if there are none; names
+    "Labels as numbers, and the names that they stand for."
+    if not any(labels):
+        return None, ()
+    found = classes_of(labels)
+    names = order if {*found} <= {*order} else found
+    number = {name: k for k, name in enumerate(names)}
+    return torch.tensor([number[name] for name in labels]), names
+
 # %% ../../nbs/57_folder.ipynb #read-folder-more
 def read_folder(
     path,  # a folder, a tar, a parquet file, a folder of these, a saved data set
@@ -899,45 +956,23 @@ def read_folder(
     with UNWARNED, ThreadPool(min(8, os.cpu_count() or 1)) as pool:
 
         # first all headers: which are pictures, of which size, and are all of them grey?
-        rows: list[Row] = []
-        for some in bunches(islice(shelf.entries(), limit)):
-            rows += pool.map(look, some)
-        if any(row.label for row in rows):
-            for row in rows:
-                if not row.label and not row.wrong:
-                    row.wrong = f'{plain(row.said.name)} has no label: give it one.'
+        rows = read_headers(islice(shelf.entries(), limit), pool)
         check_rows(rows, origin, bad)
         frame = sides or side_of(rows, origin)
         good = [row for row in rows if not row.wrong]
         channels = 1 if all(row.grey for row in good) else 3
         check_memory(len(good), channels, frame)
 
-        # then the pixels, some at a time, each into its place
+        # then the pixels
         pixels = torch.empty(len(good), channels, *frame, dtype=torch.uint8)
-        kept: list[Row] = []
-        done = 0
-        for some in bunches(islice(shelf.entries(), limit)):
-            of_some = rows[done:done + len(some)]
-            work = [(entry, row, frame, fit) for entry, row in zip(some, of_some)]
-            for row, x in zip(of_some, pool.starmap(decode, work)):
-                if x is not None:
-                    pixels[len(kept)] = x[:channels]
-                    kept.append(row)
-            done += len(some)
-            if progress:
-                progress(done, len(rows))
+        entries = islice(shelf.entries(), limit)
+        kept = read_pixels(entries, rows, pixels, fit, pool, progress)
         check_rows(rows, origin, bad)
 
     # a colour file that turned out bad may have been the only one
     all_grey = all(row.grey for row in kept)
     pixels = pixels[:len(kept), :1] if all_grey else pixels[:len(kept)]
-    label = None
-    names: tuple[str, ...] = ()
-    if any(row.label for row in kept):
-        found = classes_of(row.label for row in kept)
-        names = shelf.names if {*found} <= {*shelf.names} else found
-        number = {name: k for k, name in enumerate(names)}
-        label = torch.tensor([number[row.label] for row in kept])
+    label, names = numbered([row.label for row in kept], shelf.names)
     return Folder(pixels.contiguous(), tuple(row.said for row in kept), label, names,
                   skipped=tuple(row.wrong for row in rows if row.wrong),
                   origin=str(path), sizes=tuple(row.size for row in kept),
