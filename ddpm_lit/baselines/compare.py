@@ -264,7 +264,8 @@ def train_all(folder, seconds: dict[str, float] = DATA, seed: int = 0, workers: 
     check_output(folder/'cards.json')
     jobs = [(family, data, seconds[data], seed)
             for data in seconds for family in CONTENDERS]
-    cards, weights_of = {}, {}
+    cards = {}
+    weights_of = {}
     with workers_of(workers) as pool:
         with interrupts_held():
             running = [pool.submit(finish, *job) for job in jobs]

@@ -294,7 +294,8 @@ class ResNetTower(nn.Module):
         self.mean = nn.AvgPool2d(stem[1]) if stem[1] > 1 else nn.Identity()
 
         # groups of blocks: each but the first halves the side and doubles the width
-        c_in, c = width, width
+        c_in = width
+        c = width
         groups = []
         for k, n in enumerate(layers):
             blocks = []
@@ -397,7 +398,8 @@ OFFICIAL = {  # as for `official_clip`
 
 # %% ../../nbs/53_clip.ipynb #units
 # red, green, blue, from 0 to 1
-MEAN, STD = (.48145466, .4578275, .40821073), (.26862954, .26130258, .27577711)
+MEAN = (.48145466, .4578275, .40821073)
+STD = (.26862954, .26130258, .27577711)
 
 
 def as_official(x: Tensor) -> Tensor:  # [b 3 h w] in [-1, 1]

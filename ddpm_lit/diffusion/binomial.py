@@ -76,7 +76,8 @@ def sequence_bits(denoiser: BitDenoiser,
         raise Problem('Binomial diffusion is for zeros and ones: give data of 0. and 1. '
                       'only.')
     kept = share_kept(T).to(x0)
-    s, now = kept[t - 1, None], kept[t, None]
+    s = kept[t - 1, None]
+    now = kept[t, None]
     x_t = torch.bernoulli(chance_one(x0, now))
     q = bit_posterior(x0, x_t, s, now)
     p = bit_step(denoiser(x_t, now), x_t, s, now)

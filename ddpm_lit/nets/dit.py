@@ -79,8 +79,12 @@ class DiT(nn.Module):
         super().__init__()
         if not (side > 0 and patch > 0) or side % patch:
             raise Problem(f'A side of {side} does not divide into patches of {patch}.')
-        self.channels_in, self.side, self.factor = channels_in, side, patch
-        self.emb, self.tokens, self.classes = width, tokens, classes
+        self.channels_in = channels_in
+        self.side = side
+        self.factor = patch
+        self.emb = width
+        self.tokens = tokens
+        self.classes = classes
         self.first = nn.Conv2d(channels_in, width, patch, stride=patch)
         self.places = nn.Parameter(sin_cos(width, side//patch), requires_grad=False)
         self.time = TimeEmbedding(256, width)
@@ -122,7 +126,8 @@ class DiT(nn.Module):
         # tokens to patches: row, column and channel of a patch, as the authors order them
         shift, scale = self.ada(c).chunk(2, 1)
         y = self.last(modulate(self.norm(h), shift, scale))
-        n, p = self.side//self.factor, self.factor
+        n = self.side//self.factor
+        p = self.factor
         y = y.unflatten(2, (p, p, -1)).unflatten(1, (n, n))  # [b rows columns p p c']
         return y.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3).to(x.dtype)
 

@@ -42,7 +42,8 @@ def middle_blocks(c: int, norm: Norm, attention: bool) -> nn.Module:
     "Two blocks with attention between them at the smallest size; without it, nothing."
     if not attention:
         return nn.Identity()
-    first, second = ConvBlock(c, c, norm), ConvBlock(c, c, norm)
+    first = ConvBlock(c, c, norm)
+    second = ConvBlock(c, c, norm)
     return nn.Sequential(first, Attention(c, norm=norm), second)
 
 # %% ../../nbs/65_autoencoder.ipynb #encoder
@@ -114,9 +115,12 @@ class Autoencoder(nn.Module):
                  unshuffle: int = 1,   # side of the squares taken for one position
                  quant: bool = False): # a 1 x 1 convolution on each side of the latent?
         super().__init__()
-        self.encoder, self.decoder = encoder, decoder
-        self.channels, self.latent = channels, latent
-        self.factor, self.unshuffle = factor, unshuffle
+        self.encoder = encoder
+        self.decoder = decoder
+        self.channels = channels
+        self.latent = latent
+        self.factor = factor
+        self.unshuffle = unshuffle
         self.quant = nn.Conv2d(2*latent, 2*latent, 1) if quant else nn.Identity()
         self.post_quant = nn.Conv2d(latent, latent, 1) if quant else nn.Identity()
 

@@ -92,7 +92,8 @@ def small_latent(width: int = 320, depth: int = 8, heads: int = 5, text_width: i
 def test_picture(size: int = 64) -> Tensor:  # [1 3 size size]
     "A smooth picture of many colours, whose latent tells one autoencoder from another."
     ramp = torch.linspace(-1, 1, size)
-    across, down = ramp.expand(size, size), ramp[:, None].expand(size, size)
+    across = ramp.expand(size, size)
+    down = ramp[:, None].expand(size, size)
     return torch.stack([across, down, -across*down])[None]
 
 

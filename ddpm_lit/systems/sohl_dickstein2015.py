@@ -67,7 +67,8 @@ class Published(Model):
 # %% ../../nbs/26_sohl_dickstein2015.ipynb #bound
 def end_nats(x0: Tensor, chain: DiscreteSchedule) -> Tensor:  # [b ...] -> [b], nats per dimension
     "The bound of 2015 without the steps. Eq. 26.4."
-    one, end = Level(chain.log_snr[0]), Level(chain.log_snr[-1])
+    one = Level(chain.log_snr[0])
+    end = Level(chain.log_snr[-1])
     mean_square = x0.square().flatten(1).mean(1)
     square = end.sigma**2 - one.sigma**2 + (1 + end.alpha_bar - one.alpha_bar)*mean_square
     return (one.sigma/end.sigma).log() + .5*(math.log(2*math.pi) + square)
@@ -128,7 +129,8 @@ def chain_bits(chain: DiscreteSchedule,
         # s, t: the ends of the step that the level falls into
         i = torch.searchsorted(-table, -t.log_snr.double().cpu().reshape(-1))
         i = i.clamp(1, len(table) - 1)
-        s, t = Level(table[i - 1]).like(x0), Level(table[i]).like(x0)
+        s = Level(table[i - 1]).like(x0)
+        t = Level(table[i]).like(x0)
 
         # KL_t/p_t, p_t in proportion to the step's width
         x_t = q_sample(x0, t, eps)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['gaussian_distance', 'pairable', 'too_few', 'frechet_distance', 'frechet_floor', 'kernel_distance', 'two_sample_test',
            'manifold', 'expected_coverage', 'Digits', 'in_parts', 'fit_classifier', 'accuracy', 'data_digest',
-           'ship_classifier', 'load_classifier', 'inception_score', 'measure', 'weigh', 'weigh_digits']
+           'ship_classifier', 'load_classifier', 'inception_score', 'flattened', 'measure', 'weigh', 'weigh_digits']
 
 # %% ../../nbs/27_measure.ipynb #imports
 import os
@@ -76,7 +76,8 @@ def frechet_floor(cov: Tensor,  # [d d] float64
                   m: int) -> float:
     "Expected Frechet distance of two sets of one Gaussian, to first order. Eq. 27.3."
     values = torch.linalg.eigvalsh(cov).clamp(min=1e-12)
-    rows, columns = values[:, None], values[None]
+    rows = values[:, None]
+    columns = values[None]
     moved = (rows*columns/(rows + columns)).sum() + (values/2).sum()
     return ((1/n + 1/m)*(values.sum() + moved/2)).item()
 
@@ -283,10 +284,15 @@ def inception_score(logits: Tensor) -> float:  # [n k], of a classifier, for eac
     return (each.mean() - together).exp().item()
 
 # %% ../../nbs/27_measure.ipynb #measure
+def flattened(x: Tensor) -> Tensor:  # [b ...] -> [b d]
+    "The numbers themselves as features."
+    return x.flatten(1)
+
+
 @torch.no_grad()
 def measure(samples: Tensor,    # [n ...]
             reference: Tensor,  # [m ...] real data that the model was not trained on
-            features: Callable[[Tensor], Tensor] = lambda x: x.flatten(1),  # [b ...] -> [b d]
+            features: Callable[[Tensor], Tensor] = flattened,  # [b ...] -> [b d]
             k: int = 3,
             # how many of each side are compared pair by pair: n^2 distances must fit into memory
             pairs: int = 5000,
@@ -297,7 +303,8 @@ def measure(samples: Tensor,    # [n ...]
                  frechet=frechet_distance(a, b),
                  floor=frechet_floor(b.T.cov(), len(a), len(b)))
 
-    a, b = a[:pairs], b[:pairs]
+    a = a[:pairs]
+    b = b[:pairs]
     energy, p = two_sample_test(a, b)
     return dict(**found, kernel=kernel_distance(a, b), energy=energy, p=p,
                 **manifold(b, a, k), expected_coverage=expected_coverage(len(b), len(a), k))
@@ -306,13 +313,14 @@ def measure(samples: Tensor,    # [n ...]
 def weigh(samples: Tensor,  # [n ...]
           # [m ...] real data that the model was not trained on: twice as many, if there are
           real: Tensor,
-          features: Callable[[Tensor], Tensor] = lambda x: x.flatten(1),  # [b ...] -> [b d]
+          features: Callable[[Tensor], Tensor] = flattened,  # [b ...] -> [b d]
           k: int = 3,
           pairs: int = 5000) -> dict:
     "Samples, and as `real` half of the real data, against the other half. Eq. 27.2-27.9."
     n = len(samples)
     m = min(n, len(real) // 2)
-    reference, held_out = real[:2*m:2], real[1:2*m:2]
+    reference = real[:2*m:2]
+    held_out = real[1:2*m:2]
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # told below
         found = measure(samples, reference, features, k, pairs)
