@@ -176,7 +176,11 @@ def title_of(cell, shown):
         lines.append(line[2:])
     said = ' '.join(lines)
     if not said:
-        return 'Imports' if shown.startswith(('import ', 'from ')) else 'Set-up'
+        if re.search(r'^setup\(', shown, re.M):
+            return 'Set-up'
+        if named_in := re.search(r'^(?:def|class) (\w+)', shown, re.M):
+            return f'Code of {named_in[1]}'
+        return 'Imports' if shown.startswith(('import ', 'from ')) else 'Code'
     return said if len(said) <= 110 else said[:109].rsplit(' ', 1)[0] + ' ...'
 
 
@@ -189,12 +193,14 @@ def is_folded(cell, shown):
     return folded or imports or check or 'hide' in flags(cell)
 
 
-def code_cell(cell, source, export):
+def code_cell(cell, source, export, fold_all=False):
     "A cell of code without its directives; set-up, checks, figures and solutions are folded."
     lines = [l for l in source.splitlines() if not re.match(r'\s*#\s*\|', l)]
     shown = '\n'.join(lines).strip('\n')
     solution = cell['id'].startswith('solution-')
-    fold = title_of(cell, shown) if solution or is_folded(cell, shown) else None
+    exercise = cell['id'].startswith('exercise-')
+    folded = solution or fold_all and not exercise or is_folded(cell, shown)
+    fold = title_of(cell, shown) if folded else None
 
     cell_tags = ['export']*export
     if fold:
@@ -227,7 +233,8 @@ def page(path, shown_pages):
             export = bool(f.keys() & {'export', 'exports', 'exporti'})
             if export:
                 cells.append(markdown(f'at-{cell["id"]}', f'(c{stem[:2]}-{cell["id"]})='))
-            cells.append(code_cell(cell, source, export))
+            # what these two print is for readers; how they find it is not
+            cells.append(code_cell(cell, source, export, stem[:2] in ('90', '92')))
     if stem == 'index':
         cells.append(markdown('contents', contents(nb, shown_pages)))
 
