@@ -5,6 +5,7 @@ myst-nb, and Sphinx builds OUT/html from them.
 """
 import argparse
 import ast
+import html
 import io
 import json
 import os
@@ -19,7 +20,10 @@ from nb import cfg, flags, nbs, read, replace, root, text
 
 lib = cfg['lib_name']
 tools = Path(__file__).parent
-number = {stem[:2]: stem for stem in book if re.match(r'\d\d_', stem)}  # '12' -> '12_posterior'
+chapters = sorted(stem for stem in book if re.match(r'\d\d_', stem))
+number = {}  # '12' -> '12_posterior'; of several with one number the first
+for chapter in chapters:
+    number.setdefault(chapter[:2], chapter)
 module_of = {stem: name for name, stem in module.items()}
 
 # ---- words become links -----------------------------------------------------------------------
@@ -113,15 +117,51 @@ def runs_alone(stem, repo):
     return 'github.com' in repo and stem[:2] not in ('in', '90', '92')
 
 
+papers = [line.split(' ', 1)
+          for line in (tools/'papers.txt').read_text(encoding='utf-8').splitlines()
+          if not line.startswith('#')]
+
+
+def paper(m):
+    "A title among the sources, linked if it is on arXiv."
+    for arxiv, begins in papers:
+        if m[1].lower().startswith(begins):
+            return f'[*{m[1]}*](https://arxiv.org/abs/{arxiv})'
+    return m[0]
+
+
+def with_papers(source):
+    "The sources of a notebook with links."
+    before, heading, after = source.partition('## Sources')
+    return before + heading + re.sub(r'(?<![\w*])\*([^*\n]+)\*(?!\*)', paper, after)
+
+
+def with_heads(source):
+    "The last table of a notebook, whose head is empty, with words in it."
+    if not re.match(r'## (In one table|Earned)\n', source):
+        return source
+    columns = '| equation | says | code |' if re.search(r'^\| \d\d\.\d', source, re.M) else None
+    source = re.sub(r'^\| \| \|$', '| code | does |', source, count=1, flags=re.M)
+    return re.sub(r'^\| \| \| \|$', columns, source, count=1, flags=re.M) if columns else source
+
+
+def in_repository(m):
+    "A link to a file that is no page of the site; the word alone where there is no repository."
+    repo = repository()
+    return f'[{m[1]}]({repo}/blob/{cfg["branch"]}/{m[2]})' if repo else m[1]
+
+
 def markdown_cell(cell, source, stem, repo):
     "A cell of prose; the title gets its number, its subtitle's mark and the link to Colab."
     if source.startswith('# '):
-        if stem in number.values():
+        if stem in chapters:
             source = f'# {stem[:2]} {source[2:]}'
         source = re.sub(r'^> ', '{.subtitle}\n> ', source, count=1, flags=re.M)
         if runs_alone(stem, repo):
             source += f'\n\n{{.origin}}\n[Run it in Colab]({colab(stem, repo)})'
     source = source.replace('](../CONTRIBUTING.md)', '](/contributing.md)')
+    source = with_papers(with_heads(source))
+    source = re.sub(r'\[([^\]]+)\]\(\.\./(LICENSE|CITATION\.cff)\)', in_repository, source)
     return dict(cell, source=prose(source))
 
 
@@ -136,7 +176,11 @@ def title_of(cell, shown):
         lines.append(line[2:])
     said = ' '.join(lines)
     if not said:
-        return 'Imports' if shown.startswith(('import ', 'from ')) else 'Set-up'
+        if re.search(r'^setup\(', shown, re.M):
+            return 'Set-up'
+        if named_in := re.search(r'^(?:def|class) (\w+)', shown, re.M):
+            return f'Code of {named_in[1]}'
+        return 'Imports' if shown.startswith(('import ', 'from ')) else 'Code'
     return said if len(said) <= 110 else said[:109].rsplit(' ', 1)[0] + ' ...'
 
 
@@ -149,12 +193,14 @@ def is_folded(cell, shown):
     return folded or imports or check or 'hide' in flags(cell)
 
 
-def code_cell(cell, source, export):
+def code_cell(cell, source, export, fold_all=False):
     "A cell of code without its directives; set-up, checks, figures and solutions are folded."
     lines = [l for l in source.splitlines() if not re.match(r'\s*#\s*\|', l)]
     shown = '\n'.join(lines).strip('\n')
     solution = cell['id'].startswith('solution-')
-    fold = title_of(cell, shown) if solution or is_folded(cell, shown) else None
+    exercise = cell['id'].startswith('exercise-')
+    folded = solution or fold_all and not exercise or is_folded(cell, shown)
+    fold = title_of(cell, shown) if folded else None
 
     cell_tags = ['export']*export
     if fold:
@@ -187,7 +233,8 @@ def page(path, shown_pages):
             export = bool(f.keys() & {'export', 'exports', 'exporti'})
             if export:
                 cells.append(markdown(f'at-{cell["id"]}', f'(c{stem[:2]}-{cell["id"]})='))
-            cells.append(code_cell(cell, source, export))
+            # what these two print is for readers; how they find it is not
+            cells.append(code_cell(cell, source, export, stem[:2] in ('90', '92')))
     if stem == 'index':
         cells.append(markdown('contents', contents(nb, shown_pages)))
 
@@ -214,7 +261,7 @@ def contents(index, pages):
     for digit in sorted({stem[0] for stem in pages}):
         names = [f'{short_title(stem)} <{stem}>' for stem in pages if stem[0] == digit]
         trees.append(tree(f'{digit} {rooms.get(digit, "")}'.strip(), names))
-    trees.append(tree('the library', ['api/index', 'equations', 'contributing']))
+    trees.append(tree('the library', ['api/index', 'equations', 'contributing', 'security']))
     return '\n'.join(trees)
 
 
@@ -349,6 +396,19 @@ def library(modules):
     return '\n'.join([*out, '', tree('modules', [m.name for m in modules])])
 
 
+def formulas(nb):
+    "(number, formula) of each numbered equation of a notebook."
+    prose = '\n\n'.join(source for kind, source in book[nb] if kind == 'markdown')
+    for body in re.findall(r'\$\$(.*?)\$\$', prose, re.S):
+        if tag := re.search(r'\\tag\{(\d\d\.\d+)\}', body):
+            bare = body.replace(tag[0], '').strip()
+            begin, end = '$$', '$$'
+            if '\\\\' in bare:  # Sphinx wraps lines of $$ in a way of its own
+                begin, end = '\\begin{equation*}', '\\end{equation*}'
+            formula = f'{begin}\n{bare}\n{end}'
+            yield tag[1], formula
+
+
 def equations(modules):
     "The page of all equations, each with the first definition that cites it."
     code = {}
@@ -360,12 +420,13 @@ def equations(modules):
 
     out = ['# All equations', '',
            'Each number leads to its equation, each name to the code that mirrors it.', '']
-    for nb in sorted(number.values()):
+    for nb in chapters:
         if not tags(nb):
             continue
         title = book[nb][0][1].splitlines()[0].lstrip('# ')
-        links = [f'[{t}](#eq-{t.replace(".", "-")}) {code.get(t, "")}'.strip() for t in tags(nb)]
-        out += [f'**[{nb[:2]} {title}](/{nb}.ipynb)**', '', ' · '.join(links), '']
+        out += [f'## [{nb[:2]} {title}](/{nb}.ipynb)', '']
+        for t, formula in formulas(nb):
+            out += [f'[{t}](#eq-{t.replace(".", "-")}) {code.get(t, "")}'.strip(), '', formula, '']
     return '\n'.join(out)
 
 
@@ -446,6 +507,12 @@ def settings(only):
         myst_enable_extensions=['amsmath', 'dollarmath', 'attrs_block'], suppress_warnings=warnings)
 
 
+def house(name):
+    "A file of the root as a page; links to its neighbours lead to their pages."
+    source = (root/name).read_text(encoding='utf-8')
+    return re.sub(r'\]\((CONTRIBUTING|SECURITY)\.md\)', lambda m: f'](/{m[1].lower()}.md)', source)
+
+
 def all_pages(shown):
     "{name: text} of the site's source, for these notebooks."
     modules = [Module(module_of[s]) for s in shown if s in module_of]
@@ -453,7 +520,8 @@ def all_pages(shown):
     pages |= {f'api/{m.name}.md': m.page() for m in modules}
     pages |= {'api/index.md': library(modules),
               'equations.md': equations(modules),
-              'contributing.md': (root/'CONTRIBUTING.md').read_text(encoding='utf-8'),
+              'contributing.md': house('CONTRIBUTING.md'),
+              'security.md': house('SECURITY.md'),
               '_static/site.css': (tools/'site.css').read_text(encoding='utf-8'),
               '_static/site.js': (tools/'site.js').read_text(encoding='utf-8'),
               '_static/mark.svg': mark}
@@ -472,22 +540,45 @@ def write(pages, source):
             path.unlink()
 
 
+def said_of(stem):
+    "What a notebook says of itself: the line under its title, without markup."
+    quoted = re.search(r'^> (.*)', text(read(nbs/f'{stem}.ipynb')['cells'][0]['source']), re.M)
+    return re.sub(r'[`*$\\]', '', quoted[1]) if quoted else cfg['description']
+
+
+def describe(app, page, template, context, doctree):
+    "For search engines, and for whoever is sent a link: a sentence and a picture."
+    stem = page if page in book else 'index'
+    said = html.escape(said_of(stem))
+    title = html.escape(re.sub('<[^>]*>', '', context.get('title') or lib))
+    tags = [f'<meta name="description" content="{said}">',
+            f'<meta property="og:title" content="{title}">',
+            f'<meta property="og:description" content="{said}">']
+    if m := re.fullmatch(r'https://github\.com/([^/]+)/(.+)', repository()):
+        image = f'https://{m[1].lower()}.github.io/{m[2]}/_static/hero.png'
+        tags.append(f'<meta property="og:image" content="{image}">')
+    context['metatags'] = context.get('metatags', '') + '\n'.join(tags)
+
+
 def build(out, only):
     "Build the site in `out`; True if Sphinx warned."
     from sphinx.application import Sphinx
     source, target = out/'source', out/'html'
-    shown = [s for n, s in sorted(number.items()) if not only or n in only]
+    shown = [stem for stem in chapters if not only or stem[:2] in only]
     pages = all_pages(shown)
     write(pages, source)
     app = Sphinx(source, None, target, out/'doctrees', 'html', settings(only))
+    app.connect('html-page-context', describe)
     app.build()
 
     (target/'.nojekyll').touch()
+    replace(target/'_static'/'hero.png', (nbs/'readme'/'hero.png').read_bytes())
     (target/'colab').mkdir(exist_ok=True)
     for stem in shown:
         if runs_alone(stem, repository()):
             replace(target/'colab'/f'{stem}.ipynb', for_colab(stem, repository()).encode())
-    print(f'{len(pages) - 2} pages in {target}, {app._warncount} warnings')
+    n = sum(not name.startswith('_static') for name in pages)
+    print(f'{n} pages in {target}, {app._warncount} warnings')
     return bool(app._warncount)
 
 

@@ -26,8 +26,8 @@ from ..train.fit import JOINT_LOSSES, Recipe, register
 def caption_log_prob(
     clip: CLIP,  # or any object with embed_image(x, t), embed_text(tokens) and a scale
     caption: Tensor,  # one for all or one for each: tokens [b l] or embeddings [b d]
-    clip_scale: float | None = None,  # multiplies f.g, as in the slides
-    grad_scale: float | None = None,  # multiplies exp(logit_scale) f.g, as in GLIDE
+    clip_scale: float | None = None,  # multiplies f.g: s in GLIDE's paper
+    grad_scale: float | None = None,  # multiplies exp(logit_scale) f.g: GLIDE's code
 ) -> LogLikelihood:
     "How well x_t fits a sentence, for `guide` and `ancestral_tilted`. Eq. 54.4 (GLIDE sec. 2.4)."
     if (clip_scale is None) == (grad_scale is None):
