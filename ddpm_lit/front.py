@@ -32,21 +32,24 @@ class Loaded:
         return self.recipe.names or tuple(map(str, range(self.recipe.classes)))
 
     def denoiser(self, label: str | int | None = None, n: int = 1, w: float | None = None,
-                 ) -> Denoiser:
+                 guidance: str | None = None) -> Denoiser:
         "The denoiser for n samples with a label, guided with weight w. Eq. 02.11, 41.3."
         asked = labels(self.recipe, n, label)
-        return recipe_denoiser(self.model, self.recipe, asked, steering(self.recipe, w))
+        return recipe_denoiser(self.model, self.recipe, asked,
+                               steering(self.recipe, w, guidance=guidance))
 
     def sample(self, n: int = 16,
                label: str | int | None = None,  # None: all classes in turn; 'none': no label
                w: float | None = None,          # weight of guidance, 0 or None for none
                steps: int | None = None,        # this and the next None: as the recipe says
                sampler: str | None = None,
-               seed: int = 0) -> Tensor:        # [n c h w] in [-1, 1], or [n 2] for points
+               seed: int = 0,
+               guidance: str | None = None,     # by name (44); None: cfg if there is a weight
+               ) -> Tensor:        # [n c h w] in [-1, 1], or [n 2] for points
         "Draw n samples."
         asked = labels(self.recipe, n, label)
         return sample_recipe(self.model, self.recipe, n, asked, seed, steps, sampler,
-                             steer=steering(self.recipe, w)).x
+                             steer=steering(self.recipe, w, guidance=guidance)).x
 
 
 @dataclass(frozen=True, eq=False)

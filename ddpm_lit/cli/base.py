@@ -136,8 +136,8 @@ class Command(click.Command):
 A command tells its options with --help. The book: jupyter lab nbs/index.ipynb''',
     context_settings=dict(help_option_names=['-h', '--help'], max_content_width=100))
 @click.option('--plugin', 'plugins', multiple=True, metavar='FILE',
-              help='Run this Python file first: it adds samplers, recipes or data sets. May '
-                   'be given more than once.')
+              help='Run this Python file first: it adds samplers, guidances, networks, '
+                   'recipes or data sets. May be given more than once.')
 @click.version_option(ddpm_lit.__version__, prog_name='ddpm_lit')
 @click.pass_context
 def command(ctx, plugins):
@@ -423,9 +423,10 @@ SHARED = dict(  # options of several commands
                         'leaves the network as it is.'),
     guidance_scale=click.option('--guidance-scale', type=Number(),
                                 help='The same in the spelling of GLIDE: 1 + w.'),
-    guidance=click.option('--guidance', type=click.Choice(['cfg', 'classifier']),
-                          help='Steer by the network itself, or by the shipped classifier of '
-                               'noisy digits.  [default: free if there is a weight]'),
+    guidance=click.option('--guidance',
+                          help='cfg, by the network itself, classifier, by the shipped one of '
+                               'noisy digits, or what a --plugin adds.  [default: cfg if there '
+                               'is a weight]'),
     classifier_scale=click.option('--classifier-scale', type=Number(),
                                   help='The weight of the classifier.  [default: 1]'),
     layout=click.option('--layout', type=click.Choice(['auto', 'openai', 'diffusers']),
