@@ -45,7 +45,7 @@ def read_clip(weights: str):  # -> ZeroShotClassifier
     if type(model) is not CLIP:
         raise Problem(f'{weights} is of the recipe {recipe.name}, which does not match '
                       'clean pictures and sentences: give the weights of a CLIP.')
-    return ZeroShotClassifier(model)
+    return ZeroShotClassifier(model, signs=''.join(recipe.spec.get('words', ())))
 
 
 def answers(p: list[float], names: list[str], truth: str | None, top: int,
