@@ -70,7 +70,7 @@ def cloud(x: Tensor, ax=None, ink: str = 'data', limit: float = 3., size: float 
 
 def clouds(xs: Sequence[Tensor], titles: Sequence[str] = (),
            inks: Sequence[str] | str = 'data', **kw):
-    "A row of clouds: clean left, noise right."
+    "A row of clouds, such as the states of a run."
     inks = [inks]*len(xs) if isinstance(inks, str) else inks
     if len(inks) != len(xs):
         raise Problem(f'There are {len(inks)} inks for {len(xs)} clouds: '

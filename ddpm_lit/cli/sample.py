@@ -33,6 +33,9 @@ def find_model(name: str, layout: str | None, about: dict,  # None where nothing
     from ddpm_lit.train.fit import load_weights
     from ddpm_lit.train.run import find_weights
     if layout is None and not any(about.values()):
+        if any((Path(name)/k).exists() for k in ('model_index.json', 'config.json')):
+            raise Problem(f"{name} is a folder of somebody else's weights: ask for "
+                          "`layout='auto'`.")
         model, recipe = load_weights(find_weights(name))
         if recipe.spec.get('system'):
             raise Problem(f'{name} is asked with captions: ddpm_lit paint CAPTION --weights '
@@ -52,17 +55,20 @@ def sample_weights(name: str, out: str | None, n: int, device, options: dict) ->
     from ddpm_lit.systems.evaluate import as_it_is, labels, sample_recipe, steering
     from ddpm_lit.train.fit import has_bf16
     guided = {k: options[k] for k in GUIDED}
-    by_itself = options['guidance'] == 'cfg' or options['w'] is not None
+    by_itself = options['guidance'] not in (None, 'classifier') or options['w'] is not None
     unlabelled = options['label'] == 'none' or by_itself or options['guidance_scale'] is not None
     model, recipe = find_model(name, options['layout'], {k: options[k] for k in ABOUT}, unlabelled)
+    if len(recipe.shape) == 3 and recipe.shape[0] not in (1, 3):
+        raise Problem(f'{name} draws {[*recipe.shape]}, which is no picture: if it was exported '
+                      'folded, unfold what its pipeline draws, as its README says.')
     began = time.perf_counter()
     steer = steering(recipe, **guided)
     bf16 = options['bf16']
     if bf16 is None:
-        # a gradient through the classifier wants float32
+        # a gradient through the classifier wants float32, and so may a guidance of others
         scaled = options['classifier_scale'] is not None
-        by_classifier = scaled or options['guidance'] == 'classifier'
-        bf16 = has_bf16(device) and len(recipe.shape) == 3 and not by_classifier
+        exact = scaled or options['guidance'] not in (None, 'cfg')
+        bf16 = has_bf16(device) and len(recipe.shape) == 3 and not exact
     with Bars() as bars:
         drawn = sample_recipe(model.to(device), recipe, n, labels(recipe, n, options['label']),
                               options['seed'], options['steps'], options['sampler'], steer=steer,

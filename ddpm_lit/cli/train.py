@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['READ', 'LEARN', 'OWN', 'Order', 'folder_of_weights', 'unreported', 'own_pictures', 'unwatched', 'spelled',
-           'source_of', 'find_order', 'watched', 'train_together', 'in_words', 'Sides', 'check_own', 'train_command']
+           'source_of', 'find_order', 'tensorboard_writer', 'watched', 'train_together', 'in_words', 'Sides',
+           'check_own', 'train_command']
 
 # %% ../../nbs/82_train.ipynb #imports
 import contextlib
@@ -52,7 +53,7 @@ def unreported(at: int, note: str):
 
 READ = 'side', 'fit', 'labels', 'captions', 'bad'  # how own pictures are read
 # what is learned of them, each by some systems
-LEARN = 'hold', 'augment', 'base', 'rank', 'whole', 'share_old'
+LEARN = 'hold', 'augment', 'base', 'net', 'rank', 'whole', 'share_old'
 
 # %% ../../nbs/82_train.ipynb #own-pictures
 def own_pictures(order: Order, source: dict, team, device):  # -> Recipe
@@ -136,6 +137,15 @@ def find_order(order: Order, team, device):  # -> Recipe
                   '`data`.')
 
 
+def tensorboard_writer() -> type:
+    "TensorBoard's class for logs, if it is installed."
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as e:
+        raise Problem('TensorBoard is not installed: pip install tensorboard.') from e
+    return SummaryWriter
+
+
 def watched(run, order: Order, lines):
     "The lines of a run, with sheets of samples and another log where they are asked for."
     from ddpm_lit.systems.own import OWN, logged, previews
@@ -146,11 +156,7 @@ def watched(run, order: Order, lines):
         system = OWN.find(run.recipe.source.get('system', 'ddpm'))
         lines = previews(run, lines, order.preview, keep, system.draw)
     if order.log:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as e:
-            raise Problem('TensorBoard is not installed: pip install tensorboard.') from e
-        with SummaryWriter(str(run.out/'tensorboard')) as writer:
+        with tensorboard_writer()(str(run.out/'tensorboard')) as writer:
             yield from logged(lines, writer)
         return
     yield from lines
@@ -161,6 +167,8 @@ def train_together(order: Order, team, device) -> dict | None:  # None: not the 
     from ddpm_lit.scale.distributed import checkpoint_activations
     from ddpm_lit.train.fit import save_weights
     from ddpm_lit.train.run import alone, go, open_run, unchanged
+    if order.log:  # before a run is begun
+        tensorboard_writer()
     recipe = find_order(order, team, device)
     if team.size > 1 and order.given.get('micro'):
         raise Problem('Several processes divide the batch already: leave `micro` out.')
@@ -253,6 +261,7 @@ def check_own(own: dict):
 @click.option('--base', type=Count(8, 512), help='Width of the network for own pictures.')
 @click.option('--rank', type=Count(1), help='Of the adapter that is trained for latent.  '
                                             '[default: 4 below 500 pictures]')
+@click.option('--net', help='A network that a --plugin adds, in place of the U-Net.')
 @click.option('--whole', is_flag=True, default=None,
               help='Train all parameters of latent, and no adapter.')
 @click.option('--share-old', type=Range(0, 1, max_open=True),

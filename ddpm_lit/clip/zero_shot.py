@@ -107,6 +107,7 @@ class ZeroShotClassifier:
     "A CLIP, with the tokenizer and the units of pictures that it was trained with."
     clip: CLIP
     official: bool = False  # OpenAI's weights, or ours
+    signs: str = ''         # that captions of your own have brought in
 
     @property
     def side(self) -> int:
@@ -120,7 +121,8 @@ class ZeroShotClassifier:
             if not t.strip():
                 raise Problem(
                     'A caption is empty: say in words what the picture may show.')
-            new = [] if self.official else sorted(set(t.lower()) - symbols())
+            known = symbols() | set(self.signs)
+            new = [] if self.official else sorted(set(t.lower()) - known)
             if new:
                 raise Problem(f'The caption "{t}" holds "{new[0]}", a sign that these '
                               'weights have never read: say it in plain words.')
@@ -390,6 +392,7 @@ def colours(pixels: Tensor, bins: int = 4) -> Tensor:  # [n 3 h w] uint8 -> [n b
     return F.one_hot(cell, bins**3).float().mean(1)
 
 # %% ../../nbs/55_zero_shot.ipynb #emoji-tasks
+# Exported: part of a set, the pictures of some names, and all that is known of one
 def some(data: Captioned, n: int) -> Captioned:
     "At most n pictures, spread over the whole set."
     if n >= len(data):
@@ -467,6 +470,7 @@ def by_name(
     return rows + caption_rows(title, part, z, readers)
 
 # %% ../../nbs/55_zero_shot.ipynb #kinds
+# Exported: group and style, by the captions
 STYLE_FORMS = ('{}', 'a {} emoji', '{} style', '{} emoji')
 
 
@@ -507,6 +511,7 @@ def by_kind(title: str, part: Captioned, train: Captioned, readers: dict) -> lis
     return rows
 
 # %% ../../nbs/55_zero_shot.ipynb #kinds-probe
+# Exported: group and style, by probes
 def by_probe(title: str, part: Captioned, train: Captioned, held: Tensor,
              reader: ZeroShotClassifier) -> list[dict]:
     "Group and style by probes of the embedding, of the pixels, of the colours. Eq. 55.9."
@@ -528,6 +533,7 @@ def by_probe(title: str, part: Captioned, train: Captioned, held: Tensor,
     return rows
 
 # %% ../../nbs/55_zero_shot.ipynb #kinds-hue
+# Exported: the colour in a name
 HUES = ('red', 'orange', 'yellow', 'green', 'blue', 'purple', 'brown', 'black', 'white')
 
 
@@ -554,6 +560,7 @@ def by_hue(title: str, part: Captioned, readers: dict) -> list[dict]:
                 1/len(HUES), family)]
 
 # %% ../../nbs/55_zero_shot.ipynb #scene-tasks
+# Exported: one word of a scene changed, two exchanged
 def changed(
     scene: Scene,
     what: str,  # shape, colour, size, where or ground
@@ -645,6 +652,7 @@ def by_scene(
     return rows + exchange_rows(title, asked, pixels, readers)
 
 # %% ../../nbs/55_zero_shot.ipynb #judge
+# Exported: everything about the emoji and about the scenes
 def a_fifth(data: Captioned) -> list[bool]:  # of its families, whole
     "Which pictures to choose by, while learning from the rest."
     return [fraction(r.family) < 1/5 for r in data.rows]
