@@ -1053,6 +1053,14 @@ PICTURES = {
     'text': b'hello'}
 
 
+def in_bits():
+    "A GIF of 160 MB, in comments of one byte each."
+    head = b'GIF89a\2\0\2\0\xf0\0\0' + bytes(6)
+    frame = b',\0\0\0\0\2\0\2\0\0\2\2\x44\1\0;'
+    put('p.gif', head + b'!\xfe' + b'\1a'*80_000_000 + b'\0' + frame)
+    return read_picture('p.gif')
+
+
 def captioned_picture(p):
     p.with_suffix('.txt').write_text('x')
     return folders.pictures_with_captions(p.parent)
@@ -1182,6 +1190,7 @@ def hostile_cases(rng):
                                   ('picture classified', 'p.png', CLASSIFY)):
             yield case(f'{how}: {name}', hostile_file, raw, file, reader)
 
+    yield case('a picture in 80 million pieces', in_bits)
     packed = gzip.compress(bytes(7*10**8), 1)
     for name, raw in {'bomb': packed, **IDX}.items():
         yield case(f'idx: {name}', hostile_file, raw, 't-idx.gz', images.read_idx)
