@@ -206,6 +206,7 @@ def said(code: int | None, out: str, err: str, as_json: bool = False, found: int
 
     assert last.startswith('ddpm_lit: '), f'exit code {code} and no sentence but {last[:300]!r}'
     sentence(last)
+    assert '.tmp' not in last, f'it names a file of its own: {last}'
     kept = re.search(r'and add (\S+), which says where', last)
     if kept or 'a mistake of the program' in last:
         raise AssertionError('a traceback: ' + (Path(kept[1]).read_text()[-600:] if kept else last))
@@ -1821,6 +1822,9 @@ WRITERS = {
     'train': 'train roll --steps 4 --batch 8 --save-every 0 --out {at}/r --json',
     'sample': 'sample {roll} --n 400 --steps 1 --out {at}/a.png',
     'classify': 'classify {cat} heart sun --out {at}/c.png',
+    'paint': 'paint heart --n 1 --steps 2 --out {at}/p.png',
+    'export': 'export {roll} --to safetensors {at}/e',
+    'torchscript': 'export {roll} --to torchscript {at}/e',
     'tensors': lambda at: fit.write_tensors(f'{at}/w.safetensors', dict(a=torch.zeros(200_000))),
     'weights': lambda at: fit.save_weights(f'{at}/r.safetensors', roll().model,
                                            dict(recipe='roll')),
