@@ -1,7 +1,7 @@
 """Tries every public command and loader with broken input, and counts what became of it.
 
     python tools/campaign.py [--seed 0] [--part PART ...] [--case TEXT] [--json]
-                             [--share .1 | --quick]
+                             [--share .1 | --quick] [--minutes 4]
 
 Each case runs in a folder of its own, in a forked process with a limit on memory and on processor
 time. Refused means a `Problem`, or from a command an exit code that is not zero and one line on
@@ -13,7 +13,8 @@ A case is data: its part, its name, and a call with its arguments. A command sta
 a line, in which {roll}, {cat} ... are files of the fixtures (FILES).
 
 The seed decides what is damaged and how, which odd words meet which options, and with --share which
-cases are tried: that part of them, and at least one of each part. --quick is for every change: a
+cases are tried: that part of them, and at least one of each part. After --minutes no other case
+is begun. --quick is for every change: a
 share of the parts that need no disk, no second process and no long run, in about a minute of one
 core.
 """
@@ -353,12 +354,14 @@ def attempt(case: Case, box: Path) -> Tally:
     return tally
 
 
-def worker(cases: list[tuple[int, Case]], pipe: int, box: Path):
-    "Tries one case after the other, and tells of each before and after."
+def worker(cases: list[tuple[int, Case]], pipe: int, box: Path, until: float):
+    "Tries one case after the other until then, and tells of each before and after."
     limit = memory('VmSize') + MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     signal.signal(signal.SIGPROF, slow)
     for i, case in cases:
+        if time.monotonic() > until:
+            break
         os.write(pipe, f'{json.dumps([i])}\n'.encode())
         os.write(pipe, f'{json.dumps([i, *attempt(case, box)])}\n'.encode())
 
@@ -406,12 +409,12 @@ def watched(pid: int, pipe: int):
                 return
 
 
-def try_all(cases: list[Case], box: Path):
+def try_all(cases: list[Case], box: Path, until: float):
     "(case, tally) in order; where a worker dies or hangs its case failed, and another goes on."
     first = 0
-    while first < len(cases):
+    while first < len(cases) and time.monotonic() < until:
         read_end, write_end = os.pipe()
-        pid = forked(worker, [*enumerate(cases)][first:], write_end, box)
+        pid = forked(worker, [*enumerate(cases)][first:], write_end, box, until)
         os.close(write_end)
 
         at = None  # the case that was begun and has not ended
@@ -1897,9 +1900,10 @@ MORE = f'{TRAIN} --resume'
 SHEET = 'sample r/roll.safetensors --n 4 --steps 1 --out a.png'
 
 
-def child(name: str, line: str) -> int:
+def child(name: str, line: str, begin: Callable = nothing) -> int:
     "A forked process that runs a command, its words in files beside."
     def go():
+        begin()
         for fd, end in ((1, 'out'), (2, 'err')):
             os.dup2(os.open(f'{name}.{end}', os.O_CREAT | os.O_WRONLY), fd)
         sys.stdout, sys.stderr = open(1, 'w'), open(2, 'w')
@@ -1946,24 +1950,6 @@ def two_writers(a: str, b: str, before: Callable = nothing):
         return run('train', 'roll', '--resume', '--steps', str(kept['steps']), '--out', 'r')
 
 
-def killed(when: float):
-    "kill -9: what was saved is whole, and resumed it is the undisturbed run, bit for bit."
-    pid = child('a', TRAIN)
-    time.sleep(when*float((FIX/'seconds').read_text()))
-    os.kill(pid, signal.SIGKILL)
-    code_of(pid)
-
-    out = Path('r')
-    for p in (out/'state.safetensors', out/'roll.safetensors', out/'roll.json'):
-        if p.exists():
-            whole(p)
-    run_line(MORE if (out/'run.json').exists() else TRAIN)
-    a, b = (load_file(at/'state.safetensors') for at in (out, FIX/'ref'))
-    assert all(torch.equal(a[k], b[k]) for k in b), 'the resumed run is another'
-    assert not [*out.rglob('*tmp*')]
-    return steps_of(out/'log.jsonl')
-
-
 def stopped(number):
     "The signal twice: the run saves, ends, and can be resumed."
     def has_words(p):
@@ -1982,7 +1968,7 @@ def stopped(number):
     run_line(MORE)
 
 
-def race_cases(rng, kills: int = 36):
+def race_cases(rng):
     case = in_part('races')
     for i in range(3):
         yield case(f'two new runs, {i}', two_writers, TRAIN, OTHER)
@@ -1991,9 +1977,137 @@ def race_cases(rng, kills: int = 36):
         yield case(f'one goes on, one begins, {i}', two_writers, MORE, TRAIN, begun)
         yield case(f'one trains, one draws, {i}', two_writers, MORE, SHEET, begun)
 
+
+# ---- ended at any moment ----------------------------------------------------------------------
+
+# a command, and what it replaces; its seconds are measured, where they are not given
+KILLED = {
+    'train': (TRAIN, None, None),
+    'sample': ('sample {roll} --n 40 --steps 40 --out a.png', 'a.png', None),
+    'paint': ("paint 'a red heart' --n 1 --steps 4 --out a.png", 'a.png', None),
+    'compare': ('compare --train --seconds 9 --out c', None, 4.),
+    'export': ('export {roll} --to torchscript e', None, None)}
+SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGKILL
+
+
+def told_when_ready(ready: int):
+    "`stoppable` of the command, which writes to `ready` when it listens."
+    listening = cli.stoppable
+
+    @contextlib.contextmanager
+    def stoppable(*args):
+        with listening(*args):
+            os.write(ready, b'x')
+            yield
+
+    cli.stoppable = stoppable
+
+
+def in_a_group(line: str) -> int:
+    "A command in a group of its own, from the moment on when it listens: its number."
+    read_end, write_end = os.pipe()
+
+    def begin():
+        os.setsid()
+        os.close(read_end)
+        told_when_ready(write_end)
+
+    pid = child('a', line, begin)
+    os.close(write_end)
+    os.read(read_end, 1)
+    os.close(read_end)
+    return pid
+
+
+@cache
+def seconds_of(name: str) -> float:
+    "How long a command takes where nobody ends it."
+    line, _, seconds = KILLED[name]
+    if seconds:
+        return seconds
+    here = os.getcwd()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        pid = in_a_group(line)
+        began = time.monotonic()
+        code = code_of(pid)
+        seconds = time.monotonic() - began
+        os.chdir(here)
+    assert code == 0, f'undisturbed it ends with {code}'
+    return seconds
+
+
+def patience() -> float:
+    "Two seconds of a machine that has nothing else to do."
+    return 2*max(1, os.getloadavg()[0]/os.cpu_count())
+
+
+def wait_for_all(group: int):
+    "Nobody of the group is alive any more."
+    asked = time.monotonic()
+    while time.monotonic() - asked < patience():
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(.02)
+    os.killpg(group, signal.SIGKILL)
+    raise AssertionError(f'alive after {time.monotonic() - asked:.1f} s')
+
+
+def killed(name: str, when: float, number: int):
+    "A signal at a moment: what is there is whole, nobody lives on, and the work can go on."
+    line, out, _ = KILLED[name]
+    old = (FIX/'said/cat.png').read_bytes()
+    if out:
+        put(out, old)
+    seconds = seconds_of(name)
+    group = in_a_group(line)
+    time.sleep(when*seconds)
+
+    # a terminal's Ctrl-C reaches the whole group, kill one process
+    asked = time.monotonic()
+    (os.killpg if number == signal.SIGINT else os.kill)(group, number)
+    code = code_of(group)
+    took = time.monotonic() - asked
+    wait_for_all(group)
+    assert took < patience(), f'it lived on for {took:.1f} s'
+    err = Path('a.err').read_text()
+    if number == signal.SIGKILL:
+        assert code in (0, -number), f'exit code {code}: {err[-300:]!r}'
+    else:
+        assert code in (0, 128 + number), f'exit code {code}: {err[-300:]!r}'
+        with contextlib.suppress(Refused):
+            said(code, '', err)
+
+    # what is there is whole, and hidden files only after kill -9
+    hidden = [p for p in Path('.').rglob('.*')]
+    assert number == signal.SIGKILL or not hidden, f'left behind: {hidden[0]}'
+    for p in hidden:
+        if p.is_dir():
+            shutil.rmtree(p)
+    for p in files():
+        if p.suffix not in ('.out', '.err'):
+            whole(p)  # that of before, or the new one
+    assert not out or Path(out).exists(), f'{out} is lost'
+    assert not Path('e').exists() or {*os.listdir('e')} == {'README.md', 'config.json', 'model.pt'}
+
+    # and the work goes on: a training to the same numbers as if nothing had been
+    if name == 'train':
+        run_line(MORE if Path('r/run.json').exists() else TRAIN)
+        a, b = (load_file(at/'state.safetensors') for at in (Path('r'), FIX/'ref'))
+        assert all(torch.equal(a[k], b[k]) for k in b), 'the resumed run is another'
+        assert not [*Path('r').rglob('*tmp*')]
+        return steps_of('r/log.jsonl')
+    if number == signal.SIGKILL and name not in ('compare', 'export'):
+        return run_line(line)
+
+
+def kill_cases(rng, moments: int = 14):
     case = in_part('kills')
-    for i in range(kills):
-        yield case(f'kill -9, {i}', killed, rng.random()*1.1)
+    for i, number, name in itertools.product(range(moments), SIGNALS, KILLED):
+        when = rng.random()*1.1
+        yield case(f'{name}, {number.name}, {i}: at {when:.2f} of it', killed, name, when, number)
     for number in (signal.SIGINT, signal.SIGTERM):
         yield case(f'{number.name} twice', stopped, number)
 
@@ -2726,6 +2840,7 @@ def parts_of(a) -> dict[str, Callable]:
 
     return dict(hostile=seeded_by(hostile_cases), files=seeded_by(files_cases),
                 disks=seeded_by(disk_cases), races=seeded_by(race_cases),
+                kills=seeded_by(kill_cases),
                 shapes=lambda: shape_cases(a.seed, a.examples), options=seeded_by(option_cases),
                 told=seeded_by(told_cases), fuzz=seeded_by(fuzz_cases),
                 terminal=seeded_by(terminal_cases), samplers=sampler_cases,
@@ -2740,14 +2855,12 @@ def share_of(part: str, a) -> float:
 
 
 def wanted_cases(a):
-    "The cases of each part that were asked for, part by part; `races` makes those of `kills` too."
+    "The cases of each part that were asked for, part by part."
     for name, make in parts_of(a).items():
-        names = {name, 'kills'} if name == 'races' else {name}
-        if not a.only or names & {*a.only}:
+        if not a.only or name in a.only:
             if not share_of(name, a):
                 continue
-            cases = [case for case in make()
-                     if a.case in case.name and (not a.only or case.part in a.only)]
+            cases = [case for case in make() if a.case in case.name]
             k = math.ceil(share_of(name, a)*len(cases))
             drawn = random.Random(f'{a.seed} {name}').sample(range(len(cases)), k)
             yield [cases[i] for i in sorted(drawn)]
@@ -2782,16 +2895,20 @@ def main():
     p.add_argument('--examples', type=int, default=40)
     p.add_argument('--share', type=float, default=1.)
     p.add_argument('--quick', action='store_true')
+    p.add_argument('--minutes', type=float, default=math.inf)
     a = p.parse_args()
     if a.quick:
         a.examples = 4
 
     box = Path(tempfile.mkdtemp(prefix='campaign')).resolve()
-    table, failures = {}, []
+    table, failures, left = {}, [], 0
+    until = time.monotonic() + 60*a.minutes
     try:
         prepare(box)
         for cases in wanted_cases(a):
-            for case, tally in try_all(cases, box):
+            left += len(cases)
+            for case, tally in try_all(cases, box, until):
+                left -= 1
                 row = table.setdefault(case.part, Counter(refused=0, worked=0, failures=0))
                 row.update(refused=tally.refused, worked=tally.worked,
                            failures=len(tally.failures))
@@ -2805,7 +2922,7 @@ def main():
 
     report(table, failures, a)
     total = sum(row.total() for row in table.values())
-    print(f'{total} cases, {len(failures)} failures')
+    print(f'{total} cases, {len(failures)} failures' + f', {left} not begun'*bool(left))
     sys.exit(bool(failures or not total))
 
 
