@@ -13,10 +13,9 @@ A case is data: its part, its name, and a call with its arguments. A command sta
 a line, in which {roll}, {cat} ... are files of the fixtures (FILES).
 
 The seed decides what is damaged and how, which odd words meet which options, and with --share which
-cases are tried: that part of them, and at least one of each part. After --minutes no other case
-is begun. --quick is for every change: a
-share of the parts that need no disk, no second process and no long run, in about a minute of one
-core.
+cases are tried: that part of them, and at least one of each part. After --minutes no other case is
+begun. --quick is for every change: a share of the parts that need no disk, no second process and no
+long run, in about a minute of one core.
 """
 import argparse
 import contextlib
@@ -1057,6 +1056,44 @@ PICTURES = {
     'text': b'hello'}
 
 
+def with_other_names(at: Path):
+    state = {k.replace('model.', 'network.'): v for k, v in load_file(at).items()}
+    save_file(state, at, head_of(at))
+
+
+def head_of(at: Path) -> dict[str, str]:
+    with safe_open(at, 'pt') as f:
+        return f.metadata()
+
+
+def without_setting(name: str, at: Path):
+    kept = json.loads(at.read_text())
+    del kept[name]
+    put(at, json.dumps(kept))
+
+
+OLDER = {  # what another version may have left in a run's folder
+    'a state without the mark of its run': ('state.safetensors',
+                                            lambda at: save_file(load_file(at), at)),
+    'a state with other names': ('state.safetensors', with_other_names),
+    'settings without "micro"': ('run.json', partial(without_setting, 'micro')),
+    'settings without "recipe"': ('run.json', partial(without_setting, 'recipe')),
+    'settings of 90 MB': ('run.json', lambda at: put(at, b'{"x": "' + b'a'*90_000_000 + b'"}')),
+    'a card of 90 MB': ('roll.json', lambda at: put(at, b'{"x": "' + b'a'*90_000_000 + b'"}'))}
+
+
+def older(file: str, change: Callable[[Path], Any], line: str):
+    "With such a run a command works, or the run stays as it is."
+    shutil.copytree(FIX/'run', 'r')
+    change(Path('r', file))
+    before = files('r')
+    try:
+        return run_line(line)
+    except Refused:
+        assert files('r') == before, 'it was changed by a command that refused it'
+        raise
+
+
 def in_bits():
     "A GIF of 160 MB, in comments of one byte each."
     head = b'GIF89a\2\0\2\0\xf0\0\0' + bytes(6)
@@ -1195,6 +1232,10 @@ def hostile_cases(rng):
             yield case(f'{how}: {name}', hostile_file, raw, file, reader)
 
     yield case('a picture in 80 million pieces', in_bits)
+    for (name, (file, change)), line in itertools.product(OLDER.items(), (
+            'train roll --resume --steps 10 --out r', 'sample r --n 4 --steps 1 --out a.png',
+            'eval r/roll.safetensors --n 12 --steps 2', 'export r --to safetensors e')):
+        yield case(f'{name}: {line}', older, file, change, line)
     packed = gzip.compress(bytes(7*10**8), 1)
     for name, raw in {'bomb': packed, **IDX}.items():
         yield case(f'idx: {name}', hostile_file, raw, 't-idx.gz', images.read_idx)
@@ -1285,6 +1326,10 @@ LINES = ['', 'nothing', '--nothing', 'train', 'sample', 'train roll roll',
          'paint a --guidance clip --w 1', 'train roll --resume', 'train roll --resume --out x',
          'train roll --init', 'train nobody', 'train roll --ship --steps 1 --out r',
          'compare --out nowhere', 'sample roll', '--version', '-h']
+SAYS = {'sample mnist --guidance cfg --out a.png': '--w',
+        'sample mnist --guidance cfg --label 3 --out a.png': '--w',
+        'sample mnist --w 1 --guidance-scale 2 --out a.png': '--guidance-scale',
+        'train roll --resume': 'leave --resume out'}
 DATA_FOLDERS = ('/nowhere', '/etc/passwd', 'x\0', '', '.', '/proc/self', 'x'*5000)
 DATA_LINES = ('sample mnist --n 1 --steps 1 --out a.png',
               'train mnist --steps 1 --batch 1 --out r', 'eval nothing')
@@ -1337,6 +1382,16 @@ def line_here(line: str):
     return run(*line.split())
 
 
+def says(line: str, words: str):
+    "A command is refused with the option that would mend it."
+    try:
+        run_line(line)
+    except Refused as e:
+        assert words in str(e), f'{words} is not in: {e}'
+        raise
+    raise AssertionError('it was not refused')
+
+
 def line_with_data(folder: str, line: str):
     if '\0' not in folder:
         os.environ['DDPM_LIT_DATA'] = folder
@@ -1364,6 +1419,8 @@ def option_cases(rng, k: int = 9):
     yield case('each command is tried', every_command_is_tried)
     for line in LINES:
         yield case(line, line_here, line)
+    for line, words in SAYS.items():
+        yield case(f'{line}: it says {words}', says, line, words)
     for folder, line in itertools.product(DATA_FOLDERS, DATA_LINES):
         yield case(f'DDPM_LIT_DATA={folder[:9]!r} {line}', line_with_data, folder, line)
 
