@@ -1,7 +1,7 @@
 """Tries every public command and loader with broken input, and counts what became of it.
 
     python tools/campaign.py [--seed 0] [--part PART ...] [--case TEXT] [--json]
-                             [--share .1 | --quick]
+                             [--share .1 | --quick] [--minutes 4]
 
 Each case runs in a folder of its own, in a forked process with a limit on memory and on processor
 time. Refused means a `Problem`, or from a command an exit code that is not zero and one line on
@@ -13,9 +13,9 @@ A case is data: its part, its name, and a call with its arguments. A command sta
 a line, in which {roll}, {cat} ... are files of the fixtures (FILES).
 
 The seed decides what is damaged and how, which odd words meet which options, and with --share which
-cases are tried: that part of them, and at least one of each part. --quick is for every change: a
-share of the parts that need no disk, no second process and no long run, in about a minute of one
-core.
+cases are tried: that part of them, and at least one of each part. After --minutes no other case is
+begun. --quick is for every change: a share of the parts that need no disk, no second process and no
+long run, in about a minute of one core.
 """
 import argparse
 import contextlib
@@ -206,6 +206,7 @@ def said(code: int | None, out: str, err: str, as_json: bool = False, found: int
 
     assert last.startswith('ddpm_lit: '), f'exit code {code} and no sentence but {last[:300]!r}'
     sentence(last)
+    assert '.tmp' not in last, f'it names a file of its own: {last}'
     kept = re.search(r'and add (\S+), which says where', last)
     if kept or 'a mistake of the program' in last:
         raise AssertionError('a traceback: ' + (Path(kept[1]).read_text()[-600:] if kept else last))
@@ -352,12 +353,14 @@ def attempt(case: Case, box: Path) -> Tally:
     return tally
 
 
-def worker(cases: list[tuple[int, Case]], pipe: int, box: Path):
-    "Tries one case after the other, and tells of each before and after."
+def worker(cases: list[tuple[int, Case]], pipe: int, box: Path, until: float):
+    "Tries one case after the other until then, and tells of each before and after."
     limit = memory('VmSize') + MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     signal.signal(signal.SIGPROF, slow)
     for i, case in cases:
+        if time.monotonic() > until:
+            break
         os.write(pipe, f'{json.dumps([i])}\n'.encode())
         os.write(pipe, f'{json.dumps([i, *attempt(case, box)])}\n'.encode())
 
@@ -405,12 +408,12 @@ def watched(pid: int, pipe: int):
                 return
 
 
-def try_all(cases: list[Case], box: Path):
+def try_all(cases: list[Case], box: Path, until: float):
     "(case, tally) in order; where a worker dies or hangs its case failed, and another goes on."
     first = 0
-    while first < len(cases):
+    while first < len(cases) and time.monotonic() < until:
         read_end, write_end = os.pipe()
-        pid = forked(worker, [*enumerate(cases)][first:], write_end, box)
+        pid = forked(worker, [*enumerate(cases)][first:], write_end, box, until)
         os.close(write_end)
 
         at = None  # the case that was begun and has not ended
@@ -1053,6 +1056,52 @@ PICTURES = {
     'text': b'hello'}
 
 
+def with_other_names(at: Path):
+    state = {k.replace('model.', 'network.'): v for k, v in load_file(at).items()}
+    save_file(state, at, head_of(at))
+
+
+def head_of(at: Path) -> dict[str, str]:
+    with safe_open(at, 'pt') as f:
+        return f.metadata()
+
+
+def without_setting(name: str, at: Path):
+    kept = json.loads(at.read_text())
+    del kept[name]
+    put(at, json.dumps(kept))
+
+
+OLDER = {  # what another version may have left in a run's folder
+    'a state without the mark of its run': ('state.safetensors',
+                                            lambda at: save_file(load_file(at), at)),
+    'a state with other names': ('state.safetensors', with_other_names),
+    'settings without "micro"': ('run.json', partial(without_setting, 'micro')),
+    'settings without "recipe"': ('run.json', partial(without_setting, 'recipe')),
+    'settings of 90 MB': ('run.json', lambda at: put(at, b'{"x": "' + b'a'*90_000_000 + b'"}')),
+    'a card of 90 MB': ('roll.json', lambda at: put(at, b'{"x": "' + b'a'*90_000_000 + b'"}'))}
+
+
+def older(file: str, change: Callable[[Path], Any], line: str):
+    "With such a run a command works, or the run stays as it is."
+    shutil.copytree(FIX/'run', 'r')
+    change(Path('r', file))
+    before = files('r')
+    try:
+        return run_line(line)
+    except Refused:
+        assert files('r') == before, 'it was changed by a command that refused it'
+        raise
+
+
+def in_bits():
+    "A GIF of 160 MB, in comments of one byte each."
+    head = b'GIF89a\2\0\2\0\xf0\0\0' + bytes(6)
+    frame = b',\0\0\0\0\2\0\2\0\0\2\2\x44\1\0;'
+    put('p.gif', head + b'!\xfe' + b'\1a'*80_000_000 + b'\0' + frame)
+    return read_picture('p.gif')
+
+
 def captioned_picture(p):
     p.with_suffix('.txt').write_text('x')
     return folders.pictures_with_captions(p.parent)
@@ -1182,6 +1231,11 @@ def hostile_cases(rng):
                                   ('picture classified', 'p.png', CLASSIFY)):
             yield case(f'{how}: {name}', hostile_file, raw, file, reader)
 
+    yield case('a picture in 80 million pieces', in_bits)
+    for (name, (file, change)), line in itertools.product(OLDER.items(), (
+            'train roll --resume --steps 10 --out r', 'sample r --n 4 --steps 1 --out a.png',
+            'eval r/roll.safetensors --n 12 --steps 2', 'export r --to safetensors e')):
+        yield case(f'{name}: {line}', older, file, change, line)
     packed = gzip.compress(bytes(7*10**8), 1)
     for name, raw in {'bomb': packed, **IDX}.items():
         yield case(f'idx: {name}', hostile_file, raw, 't-idx.gz', images.read_idx)
@@ -1272,6 +1326,10 @@ LINES = ['', 'nothing', '--nothing', 'train', 'sample', 'train roll roll',
          'paint a --guidance clip --w 1', 'train roll --resume', 'train roll --resume --out x',
          'train roll --init', 'train nobody', 'train roll --ship --steps 1 --out r',
          'compare --out nowhere', 'sample roll', '--version', '-h']
+SAYS = {'sample mnist --guidance cfg --out a.png': '--w',
+        'sample mnist --guidance cfg --label 3 --out a.png': '--w',
+        'sample mnist --w 1 --guidance-scale 2 --out a.png': '--guidance-scale',
+        'train roll --resume': 'leave --resume out'}
 DATA_FOLDERS = ('/nowhere', '/etc/passwd', 'x\0', '', '.', '/proc/self', 'x'*5000)
 DATA_LINES = ('sample mnist --n 1 --steps 1 --out a.png',
               'train mnist --steps 1 --batch 1 --out r', 'eval nothing')
@@ -1324,6 +1382,16 @@ def line_here(line: str):
     return run(*line.split())
 
 
+def says(line: str, words: str):
+    "A command is refused with the option that would mend it."
+    try:
+        run_line(line)
+    except Refused as e:
+        assert words in str(e), f'{words} is not in: {e}'
+        raise
+    raise AssertionError('it was not refused')
+
+
 def line_with_data(folder: str, line: str):
     if '\0' not in folder:
         os.environ['DDPM_LIT_DATA'] = folder
@@ -1351,6 +1419,8 @@ def option_cases(rng, k: int = 9):
     yield case('each command is tried', every_command_is_tried)
     for line in LINES:
         yield case(line, line_here, line)
+    for line, words in SAYS.items():
+        yield case(f'{line}: it says {words}', says, line, words)
     for folder, line in itertools.product(DATA_FOLDERS, DATA_LINES):
         yield case(f'DDPM_LIT_DATA={folder[:9]!r} {line}', line_with_data, folder, line)
 
@@ -1812,6 +1882,9 @@ WRITERS = {
     'train': 'train roll --steps 4 --batch 8 --save-every 0 --out {at}/r --json',
     'sample': 'sample {roll} --n 400 --steps 1 --out {at}/a.png',
     'classify': 'classify {cat} heart sun --out {at}/c.png',
+    'paint': 'paint heart --n 1 --steps 2 --out {at}/p.png',
+    'export': 'export {roll} --to safetensors {at}/e',
+    'torchscript': 'export {roll} --to torchscript {at}/e',
     'tensors': lambda at: fit.write_tensors(f'{at}/w.safetensors', dict(a=torch.zeros(200_000))),
     'weights': lambda at: fit.save_weights(f'{at}/r.safetensors', roll().model,
                                            dict(recipe='roll')),
@@ -1884,9 +1957,10 @@ MORE = f'{TRAIN} --resume'
 SHEET = 'sample r/roll.safetensors --n 4 --steps 1 --out a.png'
 
 
-def child(name: str, line: str) -> int:
+def child(name: str, line: str, begin: Callable = nothing) -> int:
     "A forked process that runs a command, its words in files beside."
     def go():
+        begin()
         for fd, end in ((1, 'out'), (2, 'err')):
             os.dup2(os.open(f'{name}.{end}', os.O_CREAT | os.O_WRONLY), fd)
         sys.stdout, sys.stderr = open(1, 'w'), open(2, 'w')
@@ -1933,24 +2007,6 @@ def two_writers(a: str, b: str, before: Callable = nothing):
         return run('train', 'roll', '--resume', '--steps', str(kept['steps']), '--out', 'r')
 
 
-def killed(when: float):
-    "kill -9: what was saved is whole, and resumed it is the undisturbed run, bit for bit."
-    pid = child('a', TRAIN)
-    time.sleep(when*float((FIX/'seconds').read_text()))
-    os.kill(pid, signal.SIGKILL)
-    code_of(pid)
-
-    out = Path('r')
-    for p in (out/'state.safetensors', out/'roll.safetensors', out/'roll.json'):
-        if p.exists():
-            whole(p)
-    run_line(MORE if (out/'run.json').exists() else TRAIN)
-    a, b = (load_file(at/'state.safetensors') for at in (out, FIX/'ref'))
-    assert all(torch.equal(a[k], b[k]) for k in b), 'the resumed run is another'
-    assert not [*out.rglob('*tmp*')]
-    return steps_of(out/'log.jsonl')
-
-
 def stopped(number):
     "The signal twice: the run saves, ends, and can be resumed."
     def has_words(p):
@@ -1969,7 +2025,7 @@ def stopped(number):
     run_line(MORE)
 
 
-def race_cases(rng, kills: int = 36):
+def race_cases(rng):
     case = in_part('races')
     for i in range(3):
         yield case(f'two new runs, {i}', two_writers, TRAIN, OTHER)
@@ -1978,9 +2034,137 @@ def race_cases(rng, kills: int = 36):
         yield case(f'one goes on, one begins, {i}', two_writers, MORE, TRAIN, begun)
         yield case(f'one trains, one draws, {i}', two_writers, MORE, SHEET, begun)
 
+
+# ---- ended at any moment ----------------------------------------------------------------------
+
+# a command, and what it replaces; its seconds are measured, where they are not given
+KILLED = {
+    'train': (TRAIN, None, None),
+    'sample': ('sample {roll} --n 40 --steps 40 --out a.png', 'a.png', None),
+    'paint': ("paint 'a red heart' --n 1 --steps 4 --out a.png", 'a.png', None),
+    'compare': ('compare --train --seconds 9 --out c', None, 4.),
+    'export': ('export {roll} --to torchscript e', None, None)}
+SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGKILL
+
+
+def told_when_ready(ready: int):
+    "`stoppable` of the command, which writes to `ready` when it listens."
+    listening = cli.stoppable
+
+    @contextlib.contextmanager
+    def stoppable(*args):
+        with listening(*args):
+            os.write(ready, b'x')
+            yield
+
+    cli.stoppable = stoppable
+
+
+def in_a_group(line: str) -> int:
+    "A command in a group of its own, from the moment on when it listens: its number."
+    read_end, write_end = os.pipe()
+
+    def begin():
+        os.setsid()
+        os.close(read_end)
+        told_when_ready(write_end)
+
+    pid = child('a', line, begin)
+    os.close(write_end)
+    os.read(read_end, 1)
+    os.close(read_end)
+    return pid
+
+
+@cache
+def seconds_of(name: str) -> float:
+    "How long a command takes where nobody ends it."
+    line, _, seconds = KILLED[name]
+    if seconds:
+        return seconds
+    here = os.getcwd()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        pid = in_a_group(line)
+        began = time.monotonic()
+        code = code_of(pid)
+        seconds = time.monotonic() - began
+        os.chdir(here)
+    assert code == 0, f'undisturbed it ends with {code}'
+    return seconds
+
+
+def patience() -> float:
+    "Two seconds of a machine that has nothing else to do."
+    return 2*max(1, os.getloadavg()[0]/os.cpu_count())
+
+
+def wait_for_all(group: int):
+    "Nobody of the group is alive any more."
+    asked = time.monotonic()
+    while time.monotonic() - asked < patience():
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(.02)
+    os.killpg(group, signal.SIGKILL)
+    raise AssertionError(f'alive after {time.monotonic() - asked:.1f} s')
+
+
+def killed(name: str, when: float, number: int):
+    "A signal at a moment: what is there is whole, nobody lives on, and the work can go on."
+    line, out, _ = KILLED[name]
+    old = (FIX/'said/cat.png').read_bytes()
+    if out:
+        put(out, old)
+    seconds = seconds_of(name)
+    group = in_a_group(line)
+    time.sleep(when*seconds)
+
+    # a terminal's Ctrl-C reaches the whole group, kill one process
+    asked = time.monotonic()
+    (os.killpg if number == signal.SIGINT else os.kill)(group, number)
+    code = code_of(group)
+    took = time.monotonic() - asked
+    wait_for_all(group)
+    assert took < patience(), f'it lived on for {took:.1f} s'
+    err = Path('a.err').read_text()
+    if number == signal.SIGKILL:
+        assert code in (0, -number), f'exit code {code}: {err[-300:]!r}'
+    else:
+        assert code in (0, 128 + number), f'exit code {code}: {err[-300:]!r}'
+        with contextlib.suppress(Refused):
+            said(code, '', err)
+
+    # what is there is whole, and hidden files only after kill -9
+    hidden = [p for p in Path('.').rglob('.*')]
+    assert number == signal.SIGKILL or not hidden, f'left behind: {hidden[0]}'
+    for p in hidden:
+        if p.is_dir():
+            shutil.rmtree(p)
+    for p in files():
+        if p.suffix not in ('.out', '.err'):
+            whole(p)  # that of before, or the new one
+    assert not out or Path(out).exists(), f'{out} is lost'
+    assert not Path('e').exists() or {*os.listdir('e')} == {'README.md', 'config.json', 'model.pt'}
+
+    # and the work goes on: a training to the same numbers as if nothing had been
+    if name == 'train':
+        run_line(MORE if Path('r/run.json').exists() else TRAIN)
+        a, b = (load_file(at/'state.safetensors') for at in (Path('r'), FIX/'ref'))
+        assert all(torch.equal(a[k], b[k]) for k in b), 'the resumed run is another'
+        assert not [*Path('r').rglob('*tmp*')]
+        return steps_of('r/log.jsonl')
+    if number == signal.SIGKILL and name not in ('compare', 'export'):
+        return run_line(line)
+
+
+def kill_cases(rng, moments: int = 14):
     case = in_part('kills')
-    for i in range(kills):
-        yield case(f'kill -9, {i}', killed, rng.random()*1.1)
+    for i, number, name in itertools.product(range(moments), SIGNALS, KILLED):
+        when = rng.random()*1.1
+        yield case(f'{name}, {number.name}, {i}: at {when:.2f} of it', killed, name, when, number)
     for number in (signal.SIGINT, signal.SIGTERM):
         yield case(f'{number.name} twice', stopped, number)
 
@@ -2713,6 +2897,7 @@ def parts_of(a) -> dict[str, Callable]:
 
     return dict(hostile=seeded_by(hostile_cases), files=seeded_by(files_cases),
                 disks=seeded_by(disk_cases), races=seeded_by(race_cases),
+                kills=seeded_by(kill_cases),
                 shapes=lambda: shape_cases(a.seed, a.examples), options=seeded_by(option_cases),
                 told=seeded_by(told_cases), fuzz=seeded_by(fuzz_cases),
                 terminal=seeded_by(terminal_cases), samplers=sampler_cases,
@@ -2727,14 +2912,12 @@ def share_of(part: str, a) -> float:
 
 
 def wanted_cases(a):
-    "The cases of each part that were asked for, part by part; `races` makes those of `kills` too."
+    "The cases of each part that were asked for, part by part."
     for name, make in parts_of(a).items():
-        names = {name, 'kills'} if name == 'races' else {name}
-        if not a.only or names & {*a.only}:
+        if not a.only or name in a.only:
             if not share_of(name, a):
                 continue
-            cases = [case for case in make()
-                     if a.case in case.name and (not a.only or case.part in a.only)]
+            cases = [case for case in make() if a.case in case.name]
             k = math.ceil(share_of(name, a)*len(cases))
             drawn = random.Random(f'{a.seed} {name}').sample(range(len(cases)), k)
             yield [cases[i] for i in sorted(drawn)]
@@ -2769,16 +2952,20 @@ def main():
     p.add_argument('--examples', type=int, default=40)
     p.add_argument('--share', type=float, default=1.)
     p.add_argument('--quick', action='store_true')
+    p.add_argument('--minutes', type=float, default=math.inf)
     a = p.parse_args()
     if a.quick:
         a.examples = 4
 
     box = Path(tempfile.mkdtemp(prefix='campaign')).resolve()
-    table, failures = {}, []
+    table, failures, left = {}, [], 0
+    until = time.monotonic() + 60*a.minutes
     try:
         prepare(box)
         for cases in wanted_cases(a):
-            for case, tally in try_all(cases, box):
+            left += len(cases)
+            for case, tally in try_all(cases, box, until):
+                left -= 1
                 row = table.setdefault(case.part, Counter(refused=0, worked=0, failures=0))
                 row.update(refused=tally.refused, worked=tally.worked,
                            failures=len(tally.failures))
@@ -2792,7 +2979,7 @@ def main():
 
     report(table, failures, a)
     total = sum(row.total() for row in table.values())
-    print(f'{total} cases, {len(failures)} failures')
+    print(f'{total} cases, {len(failures)} failures' + f', {left} not begun'*bool(left))
     sys.exit(bool(failures or not total))
 
 

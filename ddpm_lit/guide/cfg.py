@@ -20,8 +20,8 @@ def as_w(w: float | None, guidance_scale: float | None) -> float:
         return w
     if guidance_scale is not None and w is None:
         return guidance_scale - 1
-    raise Problem('Give either w (0: the conditional network as it is) or '
-                  'guidance_scale = 1 + w (1: the same), and not both.')
+    raise Problem('Give either `w` (0: the conditional network as it is) or '
+                  '`guidance_scale` = 1 + w (1: the same), and not both.')
 
 
 def extrapolate(c: Prediction, u: Prediction, w: float) -> Prediction:

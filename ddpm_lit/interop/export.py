@@ -256,6 +256,9 @@ def new_folder(path):
             if path.exists():
                 path.rmdir()
             os.replace(inside, path)
+    except Problem as e:
+        # a file that could not be written is named as it would have been called
+        raise Problem(str(e).replace(str(own/path.name), str(path)) if own else str(e)) from e
     finally:
         if own:
             shutil.rmtree(own, ignore_errors=True)
@@ -491,7 +494,8 @@ def write_torchscript(source: Source, folder: Path) -> dict:
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # sizes that are compared are the same each time
         traced = torch.jit.trace(function, example, check_trace=False)
-        traced.save(str(folder/'model.pt'))
+        # by itself it would end the whole process where the disk is full
+        (folder/'model.pt').write_bytes(traced.save_to_buffer())
         again = torch.jit.load(str(folder/'model.pt'))
     write_json(folder/'config.json', config)
     check_function(again, source, config)
