@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CONTENDERS', 'DATA', 'Diffusion', 'diffusion_loss', 'diffusion_points', 'diffusion_pictures', 'Contender', 'both',
-           'draw_batches', 'train_contender', 'store', 'finish', 'end_with_parent', 'interrupts_held', 'workers_of',
-           'train_all', 'load_contender', 'read_cards', 'jacobian', 'rank', 'asked', 'drawn', 'cost', 'judge_points',
+           'draw_batches', 'train_contender', 'store', 'finish', 'interrupts_held', 'workers_of', 'train_all',
+           'load_contender', 'read_cards', 'jacobian', 'rank', 'asked', 'drawn', 'cost', 'judge_points',
            'judge_pictures', 'compare', 'as_text']
 
 # %% ../../nbs/37_compare.ipynb #imports
@@ -13,9 +13,7 @@ import contextlib
 import json
 import math
 import multiprocessing
-import os
 import signal
-import threading
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -23,7 +21,8 @@ from pathlib import Path
 from typing import Callable, Iterator
 import torch
 from torch import Tensor, nn
-from ..core.problem import Problem, check_output, data_dir, read_text, replacing
+from ..core.problem import (Problem, check_output, data_dir, end_with_parent,
+                                   read_text, replacing)
 from ..core.denoiser import Denoiser, Model, from_v
 from ..core.level import Level
 from ..data.images import Batches, load_images, to_unit
@@ -201,15 +200,6 @@ def finish(family: str, data: str, seconds: float,
     for name, v in run.average.state_dict().items():
         weights[name] = v.half() if v.is_floating_point() else v
     return family, data, weights, card
-
-
-def end_with_parent():
-    "A worker ends when the process that began it does, however that ended."
-    def wait():
-        multiprocessing.parent_process().join()  # type: ignore[union-attr]
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 # %% ../../nbs/37_compare.ipynb #interrupts-held
 # Ctrl-C while processes are being started

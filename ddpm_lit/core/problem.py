@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NO_MEMORY', 'HEAD_BYTES', 'printable', 'sentence', 'Problem', 'no_memory', 'needed', 'data_dir', 'open_input',
            'read_text', 'check_tensors', 'place_of', 'unwritten', 'start_of', 'check_output', 'replacing',
-           'half_written']
+           'half_written', 'end_with_parent']
 
 # %% ../../nbs/00_begin.ipynb #imports
 import contextlib
@@ -218,3 +218,15 @@ def half_written(path) -> list[Path]:  # folders
             if all(inside.fullmatch(q.name) and q.is_file() for q in p.iterdir()):
                 found.append(p)
     return found
+
+# %% ../../nbs/00_begin.ipynb #process
+def end_with_parent():
+    "Called first in a process: it ends when the process that began it does, however that ended."
+    import multiprocessing
+    import threading
+
+    def wait():
+        multiprocessing.parent_process().join()  # type: ignore[union-attr]
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()

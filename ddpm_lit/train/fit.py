@@ -329,16 +329,17 @@ def write_tensors(path, tensors: dict[str, Tensor], **metadata: str):
 
 def check_same(own: dict[str, Tensor], tensors: dict[str, Tensor], origin):
     "A missing, unknown, mis-shaped or damaged tensor is named."
+    def other(why):
+        return Problem(f'{origin} belongs to another model: {why}; name another file, or '
+                       'train anew.')
+
     for k in sorted(own.keys() ^ tensors.keys()):
-        raise Problem(f'{origin} belongs to another model: it '
-                      f'{"lacks" if k in own else "should not have"} "{k}".')
+        raise other(f'it {"lacks" if k in own else "should not have"} "{k}"')
     for k, v in tensors.items():
         if own[k].shape != v.shape:
-            raise Problem(f'{origin} belongs to another model: "{k}" is {[*v.shape]} and '
-                          f'should be {[*own[k].shape]}.')
+            raise other(f'"{k}" is {[*v.shape]} and should be {[*own[k].shape]}')
         if own[k].is_floating_point() != v.is_floating_point():
-            raise Problem(f'{origin} belongs to another model: "{k}" holds {v.dtype} and '
-                          f'should hold {own[k].dtype}.')
+            raise other(f'"{k}" holds {v.dtype} and should hold {own[k].dtype}')
         if not v.double().isfinite().all():
             raise Problem(f'{origin} is damaged: "{k}" holds numbers that are not '
                           'finite; bring back a whole copy, or train it anew.')
