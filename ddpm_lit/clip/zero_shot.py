@@ -412,6 +412,7 @@ def caption_of(r) -> str:
     return ' '.join((STYLES[r.style], r.name, *r.keywords, r.group, r.subgroup))
 
 # %% ../../nbs/55_zero_shot.ipynb #emoji-by-name
+# Exported: which name, which caption, and both the other way round
 def caption_rows(
     title: str,
     part: Captioned,
@@ -582,6 +583,7 @@ def exchanged(scene: Scene, what: str) -> Scene:  # what: things or colours
     return replace(scene, things=(a, b))
 
 # %% ../../nbs/55_zero_shot.ipynb #scene-by
+# Exported: which sentence, which word, and what is exchanged
 def some_scenes(
     those: Sequence[Scene], n: int, rng: np.random.Generator
 ) -> tuple[list[Scene], Tensor]:  # [m], [m 3 32 32]
