@@ -13,7 +13,6 @@ import contextlib
 import json
 import math
 import multiprocessing
-import os
 import signal
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
