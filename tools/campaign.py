@@ -1965,6 +1965,9 @@ def child(name: str, line: str, begin: Callable = nothing) -> int:
             os.dup2(os.open(f'{name}.{end}', os.O_CREAT | os.O_WRONLY), fd)
         sys.stdout, sys.stderr = open(1, 'w'), open(2, 'w')
         signal.setitimer(signal.ITIMER_PROF, 0)
+
+        # its own processes begin as those of the terminal's do, not with this program
+        sys.modules['__main__'] = importlib.import_module('ddpm_lit.__main__')
         try:
             cli.main(words_of(line))
         except SystemExit as e:
