@@ -246,6 +246,10 @@ def stoppable(wait: float = 1., again: float = 2.):  # seconds
                 old[number] = signal.signal(number, ask)
     try:
         yield
+    except Exception:
+        if len(asked) == 3:  # compiled code turns what is raised in it into an error of its own
+            raise Stop(asked[0]) from None
+        raise
     finally:
         if hasattr(signal, 'setitimer') and asked:
             signal.setitimer(signal.ITIMER_REAL, 0)
