@@ -85,14 +85,14 @@ def unet(channels: int, side: tuple[int, int], classes: int, base: int,
 
 
 def check_network(net: str, augment: bool):
-    "A `Problem` unless a network is known, and reads what it is to be told."
+    "A `Problem` unless a network is known, and has the inputs that it needs."
     if not isinstance(net, str) or NETWORKS.look(net) is None:
         known = ', '.join(NETWORKS.names())
         raise Problem(f'There is no network "{net}" here: load the file that adds it '
                       f'(`ddpm_lit --plugin FILE`), or choose one of {known}.')
     if augment and net != 'unet':
-        raise Problem(f'`augment` tells a network how a picture was moved, and {net} does not '
-                      'listen: leave it out.')
+        raise Problem(f'`augment` conditions a network on how a picture was moved, and {net} '
+                      'has no input for it: leave it out.')
 
 
 def try_network(recipe: Recipe):
