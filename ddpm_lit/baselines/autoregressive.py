@@ -33,7 +33,7 @@ class Baseline(nn.Module):
 
 
 def own_loss(model: Baseline, x0: Tensor, t, eps) -> Tensor:  # [b]
-    "The loss of a rival, in the form that `fit` wants; level and noise are not used."
+    "The loss of a baseline, in the form that `fit` wants; level and noise are not used."
     return model.loss(x0)
 
 # %% ../../nbs/33_autoregressive.ipynb #masked

@@ -75,9 +75,9 @@ class Diffusion(Baseline):
         return last(ddim(self.denoiser, self.levels(), noise))
 
 
-def diffusion_loss(rival: Diffusion, x0: Tensor, t: Level, eps: Tensor) -> Tensor:  # [b]
+def diffusion_loss(model: Diffusion, x0: Tensor, t: Level, eps: Tensor) -> Tensor:  # [b]
     "The loss of the one baseline that needs level and noise. Eq. 20.9."
-    return rival.denoising(rival.model, x0, t, eps)
+    return model.denoising(model.model, x0, t, eps)
 
 
 def diffusion_points() -> Diffusion:
