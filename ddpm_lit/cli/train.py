@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['READ', 'LEARN', 'OWN', 'Order', 'folder_of_weights', 'unreported', 'own_pictures', 'unwatched', 'spelled',
-           'source_of', 'find_order', 'tensorboard_writer', 'watched', 'train_together', 'in_words', 'Sides',
+           'source_of', 'find_order', 'OfflineWandb', 'writer_for', 'watched', 'train_together', 'in_words', 'Sides',
            'check_own', 'train_command']
 
 # %% ../../nbs/82_train.ipynb #imports
@@ -16,7 +16,7 @@ from pathlib import Path
 import click
 from .base import (Bar, Bars, Command, Count, Range, note, options, printable,
                                save_samples, start, tell)
-from ..core.problem import Problem, data_dir
+from ..core.problem import Problem, data_dir, needed
 
 # %% ../../nbs/82_train.ipynb #train-together
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Order:
     recompute: bool = False
     save_every: float = 30.  # seconds
     preview: int | None = None  # steps between two sheets of samples
-    log: str | None = None   # 'tensorboard'
+    log: str | None = None   # 'tensorboard' or 'wandb'
 
 
 def folder_of_weights() -> Path:
@@ -58,7 +58,7 @@ LEARN = 'hold', 'augment', 'base', 'net', 'rank', 'whole', 'share_old'
 # %% ../../nbs/82_train.ipynb #own-pictures
 def own_pictures(order: Order, source: dict, team, device):  # -> Recipe
     "A recipe for the pictures of a source; what was found and chosen is said first."
-    from ddpm_lit.systems.own import OWN, is_other_network, paced, read_source
+    from ddpm_lit.systems.own import OWN, is_other_network, memory_taken, paced, read_source
     system = OWN.find(source.get('system', 'ddpm'))
     if order.preview and not system.draw:
         raise Problem(f'{source["system"]} draws nothing: leave `preview` out.')
@@ -82,6 +82,9 @@ def own_pictures(order: Order, source: dict, team, device):  # -> Recipe
                          system.short_batch, device)
     for line in system.about(recipe, each).splitlines():
         note(line)
+    taken = memory_taken(device)  # training goes on as those few steps did
+    if taken:
+        note(f'memory: about {taken/1e9:.1f} GB.')
     return recipe
 
 
@@ -104,10 +107,16 @@ def spelled(options: dict) -> str:
 # %% ../../nbs/82_train.ipynb #own-pictures-2
 def source_of(order: Order) -> dict:
     "Where own pictures are, and how they are to be read."
-    from ddpm_lit.systems.own import OWN
+    from ddpm_lit.systems.own import OWN, source_beside
     data = order.own['data']
     name = ''.join(c if c.isalnum() or c in '-_' else '-' for c in Path(data).resolve().stem)
     given = {k: v for k, v in order.own.items() if v is not None}
+
+    # a run that goes on reads and learns as it did, but for what is given now
+    out = Path(order.out or f'runs/{name or "pictures"}')
+    if order.resume and (out/'run.json').exists():
+        kept = source_beside(out)
+        given = {k: kept[k] for k in ('system', *READ, *LEARN) if k in kept} | given
     system = given.get('system') or ('latent' if 'captions' in given else 'ddpm')
     fits = OWN.find(system)
     for k in given:
@@ -137,8 +146,27 @@ def find_order(order: Order, team, device):  # -> Recipe
                   '`data`.')
 
 
-def tensorboard_writer() -> type:
-    "TensorBoard's class for logs, if it is installed."
+class OfflineWandb:
+    "A writer of Weights & Biases' files, OUT/wandb: nothing is sent until `wandb sync`."
+    def __init__(self, folder: str):
+        out = str(Path(folder).parent)  # in which wandb makes that folder itself
+        self.run = needed('wandb').init(project='ddpm_lit', dir=out, mode='offline')
+
+    def add_scalar(self, name: str, value: float, step: int):
+        self.run.log({name: value}, step=step)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.run.finish()
+
+
+def writer_for(log: str) -> type:
+    "The class that writes a log, if the package for it is installed."
+    if log == 'wandb':
+        needed('wandb')
+        return OfflineWandb
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as e:
@@ -156,7 +184,7 @@ def watched(run, order: Order, lines):
         system = OWN.find(run.recipe.source.get('system', 'ddpm'))
         lines = previews(run, lines, order.preview, keep, system.draw)
     if order.log:
-        with tensorboard_writer()(str(run.out/'tensorboard')) as writer:
+        with writer_for(order.log)(str(run.out/order.log)) as writer:
             yield from logged(lines, writer)
         return
     yield from lines
@@ -168,7 +196,7 @@ def train_together(order: Order, team, device) -> dict | None:  # None: not the 
     from ddpm_lit.train.fit import save_weights
     from ddpm_lit.train.run import alone, go, open_run, unchanged
     if order.log:  # before a run is begun
-        tensorboard_writer()
+        writer_for(order.log)
     recipe = find_order(order, team, device)
     if team.size > 1 and order.given.get('micro'):
         raise Problem('Several processes divide the batch already: leave `micro` out.')
@@ -180,6 +208,9 @@ def train_together(order: Order, team, device) -> dict | None:  # None: not the 
                        order.channels_last, order.compile,
                        checkpoint_activations if order.recompute else unchanged, team)
         steps = run.settings['steps']
+        if team.first and run.training.step >= steps:
+            note(f'{out} has taken all its {steps:,} steps: for more of them add '
+                 '--steps with a higher number.')
         lines = go(run, order.save_every)
         if team.first:
             lines = watched(run, order, lines)
@@ -295,8 +326,9 @@ def check_own(own: dict):
               help='Samples in memory at a time; their gradients add up to those of the batch.')
 @click.option('--preview', type=Count(1), metavar='STEPS',
               help='Write a sheet of samples every so many steps, into OUT/previews.')
-@click.option('--log', type=click.Choice(['tensorboard']),
-              help='Write the loss there too, into OUT/tensorboard.')
+@click.option('--log', type=click.Choice(['tensorboard', 'wandb']),
+              help='Write the loss there too, into OUT/tensorboard or OUT/wandb; nothing is '
+                   'sent.')
 @click.option('--save-every', type=Range(0), default=30., show_default=True,
               help='Seconds between savings.')
 @options('device', 'threads', 'json')

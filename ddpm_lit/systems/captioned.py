@@ -21,7 +21,7 @@ from ..data.captions import CaptionBatches, Captioned, chosen
 from ..data.folder import Folder
 from .glide import out_of_vocabulary
 from .lora import TuningBatches, add_lora, digest_of, lora_state
-from .own import OWN, OwnSystem
+from .own import OWN, OwnSystem, lasting
 from .pipeline import SYSTEMS, System, weights_on
 from .upsample import judging
 from ..train.fit import JUDGES, MAKERS, Recipe, find_recipe, load_weights, made
@@ -231,7 +231,7 @@ def about_tuning(recipe: Recipe, seconds: float) -> str:  # seconds of a step
                 f'the weights "{spec["weights"]}" stay as they are')
     share = recipe.source.get('share_old', .5)
     said = (f'{what}. {recipe.steps} steps of {recipe.batch} pictures, {share:.0%} of them '
-            f'old ones: about {recipe.steps*seconds/60:.0f} minutes here.')
+            f'old ones: about {lasting(recipe.steps*seconds)} here.')
     words = spec['words']
     if not words:
         return said

@@ -357,7 +357,7 @@ def fingerprints_of(names) -> tuple[dict, list[str]]:  # weights by name; notes
 def measured(r: dict) -> list[str]:
     "The rows of distances: of samples, of real data that play the perfect model."
     def row(name, key, form='.3f', note=''):
-        return f'{name:24}{r[key]:>10{form}}{r["real"][key]:>10{form}}   {note}'.rstrip()
+        return f'{name:24} {r[key]:>9{form}} {r["real"][key]:>9{form}}   {note}'.rstrip()
 
     rows = [row('Frechet distance', 'frechet',
                 note=f'two sets of one Gaussian: {r["floor"]:.3f}'),

@@ -555,7 +555,12 @@ def find_weights(name: str) -> str:
     own = Path('runs')/name/f'{name}.safetensors'
     if own.exists():
         return str(own)
-    stems = [p.stem for p in sorted(data_dir('weights').glob('*.safetensors'))]
+    weights = data_dir('weights')
+    if name in RECIPES.names() and 'data_files' in weights.parts:
+        raise Problem(f'The weights "{name}" are not in the installed package: train them, '
+                      'or, if the repository has them, clone it and set DDPM_LIT_DATA to its '
+                      'folder data.')
+    stems = [p.stem for p in sorted(weights.glob('*.safetensors'))]
     shipped = ', '.join(stem for stem in stems if stem in RECIPES.names())
     raise Problem(f'There are no weights "{name}", neither shipped nor in runs/{name}: '
                   f'{shipped and f"choose {shipped}, or "}train them first, or give the '
