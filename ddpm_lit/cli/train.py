@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['READ', 'LEARN', 'OWN', 'Order', 'folder_of_weights', 'unreported', 'own_pictures', 'unwatched', 'spelled',
-           'source_of', 'find_order', 'OfflineWandb', 'writer_for', 'watched', 'train_together', 'in_words', 'Sides',
-           'check_own', 'train_command']
+           'source_of', 'find_order', 'OfflineWandb', 'writer_for', 'watched', 'used_by', 'train_together', 'in_words',
+           'Sides', 'check_own', 'train_command']
 
 # %% ../../nbs/82_train.ipynb #imports
 import contextlib
 import os
+import shlex
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -190,6 +191,15 @@ def watched(run, order: Order, lines):
     yield from lines
 
 # %% ../../nbs/82_train.ipynb #train-together-more
+def used_by(recipe, out: Path) -> dict:
+    "The command that uses a run of own pictures; nothing for other runs."
+    from ddpm_lit.systems.own import OWN
+    if not recipe.source:
+        return {}
+    system = OWN.find(recipe.source.get('system', 'ddpm'))
+    return dict(next=system.use.format(out=shlex.quote(str(out)))) if system.use else {}
+
+
 def train_together(order: Order, team, device) -> dict | None:  # None: not the first process
     "What each process of a team does to train; what came of it, from the first."
     from ddpm_lit.scale.distributed import checkpoint_activations
@@ -229,8 +239,9 @@ def train_together(order: Order, team, device) -> dict | None:  # None: not the 
         save_weights(path, average, card)
     kept = ('steps', 'batch', 'loss', 'seconds', 'cpu_seconds', 'parameters')
     speed = round(card['steps']*card['batch']/max(card['seconds'], 1e-9), 1)
-    return dict(name=recipe.name, out=str(out), weights=str(path), samples_per_second=speed,
-                **{k: card[k] for k in kept})
+    found = dict(name=recipe.name, out=str(out), weights=str(path), samples_per_second=speed,
+                 **{k: card[k] for k in kept})
+    return found | used_by(recipe, out)
 
 # %% ../../nbs/82_train.ipynb #train
 def in_words(found: dict) -> str:
@@ -238,7 +249,8 @@ def in_words(found: dict) -> str:
     loss = 'not known' if found['loss'] is None else format(found['loss'], '.4f')
     return (f'{found["name"]}: {found["steps"]} steps in {found["seconds"]:.0f} s, '
             f'{found["samples_per_second"]:.0f} samples a second, last loss {loss}\n'
-            f'weights and card: {found["weights"]}')
+            f'weights and card: {found["weights"]}'
+            + (f'\nto use it: {found["next"]}' if 'next' in found else ''))
 
 
 OWN = 'data', 'system', *READ, *LEARN, 'seconds'

@@ -475,6 +475,7 @@ class OwnSystem:
     reads: str                      # beside pictures: 'labels' or 'captions'
     side: int | None = None         # of its pictures; None: any
     short_batch: int | None = None  # as for `paced`
+    use: str = ''                   # the command that uses a run, with {out} for its folder
 
 
 OWN = Registry('system for own pictures', mark='OWN.add(')
@@ -506,4 +507,5 @@ def about_found(recipe: Recipe, seconds: float) -> str:  # seconds of a step
 
 
 OWN.add('ddpm', OwnSystem(plan_found, about_found, few_samples,
-                          ('hold', 'augment', 'base', 'net'), reads='labels', short_batch=32));
+                          ('hold', 'augment', 'base', 'net'), reads='labels', short_batch=32,
+                          use='ddpm_lit sample {out}'));
