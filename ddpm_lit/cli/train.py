@@ -124,7 +124,7 @@ def source_of(order: Order) -> dict:
         if k in READ[2:4] and k != fits.reads or k in LEARN and k not in fits.options:
             raise Problem(f'`{k}` is not for {system}: leave it out, or choose another '
                           '`system`.')
-    read = {k: v for k, v in given.items() if k in READ}
+    read = {k: v for k, v in given.items() if k in (*READ, *LEARN)}
     said = {k: v for k, v in given.items() if k in ('system', *READ, *LEARN)}
     return dict(folder=str(Path(data).resolve()), name=name or 'pictures', system=system,
                 **(dict(side=fits.side) if fits.side else {}) | read,

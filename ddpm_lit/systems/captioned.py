@@ -230,7 +230,9 @@ def about_tuning(recipe: Recipe, seconds: float) -> str:  # seconds of a step
         what = (f'An adapter of rank {spec["rank"]} with {trained:,} parameters is trained; '
                 f'the weights "{spec["weights"]}" stay as they are')
     share = recipe.source.get('share_old', .5)
-    said = (f'{what}. {recipe.steps} steps of {recipe.batch} pictures, {share:.0%} of them '
+    n = recipe.source.get('pictures')
+    those = f'{n} pictures with captions are learned. ' if n else ''
+    said = (f'{those}{what}. {recipe.steps} steps of {recipe.batch} pictures, {share:.0%} of them '
             f'old ones: about {lasting(recipe.steps*seconds)} here.')
     words = spec['words']
     if not words:
@@ -282,8 +284,8 @@ def tuning_found(system: str, found: Folder, source: dict, **options) -> Recipe:
         raise Problem(f'None of the {len(found)} pictures in {source["folder"]} has a caption: '
                       f'write NAME.txt beside NAME.png, or {cure}.')
     kept = {k: v for k, v in options.items() if v is not None}
-    kept = source | kept | dict(digest=found.digest)
     pictures = found.captioned(source.get('bad') or 'skip')
+    kept = source | kept | dict(digest=found.digest, pictures=len(pictures))
     return plan_tuning(system, pictures, source['name'], source=kept, **options)
 
 
