@@ -214,6 +214,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                      'ddpm_lit.cli.sample.eval_system': ('sample.html#eval_system', 'ddpm_lit/cli/sample.py'),
                                      'ddpm_lit.cli.sample.eval_weights': ('sample.html#eval_weights', 'ddpm_lit/cli/sample.py'),
                                      'ddpm_lit.cli.sample.find_model': ('sample.html#find_model', 'ddpm_lit/cli/sample.py'),
+                                     'ddpm_lit.cli.sample.is_foreign': ('sample.html#is_foreign', 'ddpm_lit/cli/sample.py'),
                                      'ddpm_lit.cli.sample.sample_captions': ('sample.html#sample_captions', 'ddpm_lit/cli/sample.py'),
                                      'ddpm_lit.cli.sample.sample_command': ('sample.html#sample_command', 'ddpm_lit/cli/sample.py'),
                                      'ddpm_lit.cli.sample.sample_weights': ('sample.html#sample_weights', 'ddpm_lit/cli/sample.py'),
