@@ -192,6 +192,9 @@ def failure(e: BaseException) -> tuple[str, int]:  # a sentence, an exit code
         return 'stopped.', 130
     if isinstance(e, Problem):
         return str(e), 1
+    if isinstance(e, ModuleNotFoundError) and e.name and '.' not in e.name:  # a whole package
+        return (f'this needs the package {e.name}, which is not installed: '
+                f'pip install {e.name}.'), 1
     if isinstance(e, ValueError) and 'null byte' in str(e):
         return 'a name holds a sign that no file can have in its name: give another one.', 1
     if isinstance(e, OSError):

@@ -886,7 +886,7 @@ def side_of(rows: Sequence[Row], origin: Path) -> tuple[int, int]:
         return sizes[0]
     ends = [f'{h} x {w}' for h, w in (sizes[0], sizes[-1])]
     raise Problem(f'The pictures in {plain(origin)} have {len(sizes)} sizes, from '
-                  f'{ends[0]} to {ends[1]}: say which one they shall have, like side=64.')
+                  f'{ends[0]} to {ends[1]}: choose one for all, like `side=64`.')
 
 # %% ../../nbs/57_folder.ipynb #read-folder-steps
 def read_headers(entries: Iterable[Entry], pool: ThreadPool) -> list[Row]:

@@ -612,15 +612,23 @@ def schedule_of(config: dict, name: str) -> DiscreteSchedule:
     "The schedule of a configuration of diffusers' schedulers. Eq. 10.4, 10.7."
     kind = config.get('beta_schedule', 'linear')
     T = config.get('num_train_timesteps', 1000)
+    ends = config.get('beta_start', 1e-4), config.get('beta_end', .02)
+    if config.get('rescale_betas_zero_snr'):
+        raise Problem(f'{name} ends at a level without any signal (rescale_betas_zero_snr), '
+                      'where no schedule of this book goes: take weights that were trained '
+                      'without it.')
     if betas_in(config, T):
         return DiscreteSchedule(torch.tensor(betas_in(config, T), dtype=torch.float64))
     if config.get('trained_betas') is None and kind == 'linear':
-        return linear(T, config.get('beta_start', 1e-4), config.get('beta_end', .02))
+        return linear(T, *ends)
+    if config.get('trained_betas') is None and kind == 'scaled_linear':
+        roots = torch.linspace(ends[0]**.5, ends[1]**.5, T, dtype=torch.float64)
+        return DiscreteSchedule(roots.square())
     if config.get('trained_betas') is None and kind == 'squaredcos_cap_v2':
         return cosine(T)
     found = 'trained betas' if config.get('trained_betas') else kind
-    raise Problem(f'{name} has a schedule that is not built here, {found}: linear '
-                  'or squaredcos_cap_v2 would be.')
+    raise Problem(f'{name} has a schedule that is not built here, {found}: linear, '
+                  'scaled_linear or squaredcos_cap_v2 would be.')
 
 # %% ../../nbs/79_checkpoints.ipynb #from-diffusers
 def diffusers_configs(path: Path, schedule: str | None) -> tuple[Path, Path | None]:

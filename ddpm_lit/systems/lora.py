@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LoRALinear', 'attention_layers', 'put', 'adapted', 'lora_state', 'add_lora', 'merge_lora', 'digest_of',
-           'save_adapter', 'load_adapter', 'TuningBatches', 'tune']
+           'save_adapter', 'load_adapter', 'TuningBatches', 'tune', 'scale_adapter']
 
 # %% ../../nbs/68_lora.ipynb #imports
 import hashlib
@@ -38,6 +38,7 @@ class LoRALinear(nn.Module):
                           f'1 to {min(out, inner)}.')
         self.rank = rank
         self.alpha = rank if alpha is None else alpha
+        self.share = 1.  # of the update that counts (68.9)
         # the same memory, without a gradient
         self.weight = nn.Parameter(linear.weight.detach(), requires_grad=False)
         self.bias = linear.bias
@@ -51,13 +52,13 @@ class LoRALinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         thin = F.linear(F.linear(x, self.A), self.B)
-        return F.linear(x, self.weight, self.bias) + self.alpha/self.rank*thin
+        return F.linear(x, self.weight, self.bias) + self.share*self.alpha/self.rank*thin
 
     def merged(self) -> nn.Linear:
         "One plain layer that computes the same. Eq. 68.2."
         out, inner = self.weight.shape
         linear = nn.Linear(inner, out, self.bias is not None, device='meta')
-        update = self.alpha/self.rank*self.B.detach() @ self.A.detach()
+        update = self.share*self.alpha/self.rank*self.B.detach() @ self.A.detach()
         linear.weight = nn.Parameter(self.weight + update, requires_grad=False)
         linear.bias = self.bias
         return linear
@@ -265,3 +266,16 @@ def tune(name: str,            # weights of a LatentDiffusion: 'latent', or a pa
         if watch:
             watch(progress, training.average)
     return training.average
+
+# %% ../../nbs/68_lora.ipynb #share-code
+def scale_adapter(model: nn.Module, share: float) -> nn.Module:
+    "Let a share of an adapter count: 0 is the base, 1 all that was trained. Eq. 68.9."
+    layers = [*adapted(model).values()]
+    if not layers:
+        raise Problem('This model has no adapter: give it one by load_adapter.')
+    if type(share) not in (int, float) or not 0 <= share <= 1:
+        raise Problem(f'A share of {share} of an adapter cannot count: choose one from 0, the '
+                      'base, to 1.')
+    for layer in layers:
+        layer.share = share
+    return model

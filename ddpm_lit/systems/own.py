@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['NETWORKS', 'READING', 'OWN', 'network_for', 'is_whole', 'check_shape', 'check_options', 'unet', 'check_network',
-           'try_network', 'AugmentedUNet', 'PictureModel', 'pictures', 'MovedBatches', 'plan', 'rehearse', 'paced',
-           'expectation', 'about', 'continued', 'is_other_network', 'small', 'nearness', 'copy_meter', 'held_out',
-           'read_source', 'source_beside', 'picture_features', 'weigh_pictures', 'pictures_verdict', 'few_samples',
-           'previews', 'logged', 'OwnSystem', 'plan_found', 'about_found']
+           'try_network', 'AugmentedUNet', 'PictureModel', 'pictures', 'MovedBatches', 'plan', 'looks_for', 'rehearse',
+           'paced', 'lasting', 'memory_taken', 'expectation', 'about', 'continued', 'is_other_network', 'small',
+           'nearness', 'copy_meter', 'held_out', 'read_source', 'source_beside', 'picture_features', 'weigh_pictures',
+           'pictures_verdict', 'few_samples', 'previews', 'logged', 'OwnSystem', 'plan_found', 'about_found']
 
 # %% ../../nbs/58_own.ipynb #imports
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Callable, Iterator
@@ -195,14 +196,18 @@ def plan(images: Images, name: str, augment: bool | None = None,  # None: below 
         try_network(recipe)
 
     batch = min(n, 128 if max(h, w) <= 32 else 64 if max(h, w) <= 64 else 32)
-    seen = min(max(300*n, 64_000), 640_000)
 
     def batches(size, seed, device):
         drawn = Batches(images.to(device), size, seed, drop=.1)
         return MovedBatches(drawn, max(h, w) // 8) if augment else drawn
 
-    return replace(recipe, batches=batches, batch=batch, steps=max(1, seen // batch),
+    return replace(recipe, batches=batches, batch=batch, steps=max(1, looks_for(n) // batch),
                    source=source or {})
+
+
+def looks_for(n: int) -> int:
+    "Looks at pictures that teach a set of n well enough: a rule of thumb."
+    return min(max(300*n, 64_000), 640_000)
 
 
 def rehearse(recipe: Recipe, batch: int, device: str | torch.device = 'cpu',
@@ -234,8 +239,33 @@ def paced(recipe: Recipe, seconds: float | None = None,  # that there are; None:
     return replace(recipe, batch=size, steps=max(10, int(seconds/each))), each
 
 
-def expectation(n: int) -> str:
-    "What to expect of a model of n pictures; a guess after figure 58.1, which is a smaller case."
+def lasting(seconds: float) -> str:
+    "A time in words: '40 seconds', '12 minutes', '3.5 hours'."
+    if seconds < 90:
+        whole = max(1, round(seconds))
+        return f'{whole} second{"s" if whole > 1 else ""}'
+    minutes = seconds/60
+    return f'{minutes:.0f} minutes' if minutes < 90 else f'{minutes/60:.1f} hours'
+
+
+def memory_taken(device: str | torch.device = 'cpu') -> int | None:
+    "The most bytes that this process has had in use there so far, where the system says it."
+    if torch.device(device).type == 'cuda':
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # on Windows
+        return None
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == 'darwin' else 1024*most
+
+
+def expectation(n: int, looks: int, each: float) -> str:  # pictures, looks in all, seconds a look
+    "What to expect of a model; of a long training after figure 58.1, which is a smaller case."
+    enough = looks_for(n)
+    if looks < enough/4:
+        return (f'That is short: {looks:,} looks in all, where the rule of thumb takes '
+                f'{enough:,} ({lasting(enough*each)}). Expect noise, or unfinished pictures.')
     if n < 200:
         return 'So few pictures will be learned by heart: expect copies.'
     if n < 2000:
@@ -253,8 +283,8 @@ def about(recipe: Recipe, n: int, seconds: float) -> str:  # n pictures, seconds
     return (f'{n} pictures of {h} x {w}, {"in colour" if c == 3 else "grey"}{moved}'
             f'{f", {recipe.classes} classes" if recipe.classes else ""}. '
             f'{kind} with {parameters/1e6:.1f} million parameters, {recipe.steps} steps of '
-            f'{recipe.batch} pictures: about {recipe.steps*seconds/60:.0f} minutes here. '
-            f'{expectation(n)}')
+            f'{recipe.batch} pictures: about {lasting(recipe.steps*seconds)} here. '
+            f'{expectation(n, recipe.steps*recipe.batch, seconds/recipe.batch)}')
 
 # %% ../../nbs/58_own.ipynb #continued
 def continued(recipe: Recipe, path) -> Recipe:  # recipe: a plan without `augment`
@@ -380,8 +410,9 @@ def weigh_pictures(model: nn.Module, recipe: Recipe, train: Images, held: Images
     real = held
     if len(held) < 100:
         real = train
-        notes.append(f'Only {len(held)} pictures are held out, so samples are compared with '
-                     'those that the model was trained on: copies look perfect.')
+        few = f'Only {len(held)} pictures are' if len(held) else 'No picture is'
+        notes.append(f'{few} held out, so samples are compared with those that the model was '
+                     'trained on: copies look perfect.')
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         found = weigh(drawn.x, to_unit(real.pixels), picture_features(reader))
@@ -444,6 +475,7 @@ class OwnSystem:
     reads: str                      # beside pictures: 'labels' or 'captions'
     side: int | None = None         # of its pictures; None: any
     short_batch: int | None = None  # as for `paced`
+    use: str = ''                   # the command that uses a run, with {out} for its folder
 
 
 OWN = Registry('system for own pictures', mark='OWN.add(')
@@ -475,4 +507,5 @@ def about_found(recipe: Recipe, seconds: float) -> str:  # seconds of a step
 
 
 OWN.add('ddpm', OwnSystem(plan_found, about_found, few_samples,
-                          ('hold', 'augment', 'base', 'net'), reads='labels', short_batch=32));
+                          ('hold', 'augment', 'base', 'net'), reads='labels', short_batch=32,
+                          use='ddpm_lit sample {out}'));

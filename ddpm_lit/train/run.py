@@ -19,6 +19,7 @@ import shutil
 import signal
 import time
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Callable, Iterator
 import torch
@@ -555,7 +556,15 @@ def find_weights(name: str) -> str:
     own = Path('runs')/name/f'{name}.safetensors'
     if own.exists():
         return str(own)
-    stems = [p.stem for p in sorted(data_dir('weights').glob('*.safetensors'))]
+    weights = data_dir('weights')
+    if name in RECIPES.names() and 'data_files' in weights.parts:
+        raise Problem(f'The weights "{name}" are not in the installed package: train them, '
+                      'or, if the repository has them, clone it and set DDPM_LIT_DATA to its '
+                      'folder data.')
+    stems = [p.stem for p in sorted(weights.glob('*.safetensors'))]
+    near = get_close_matches(name, stems, 1)
+    if near:
+        raise Problem(f'There are no weights "{name}": did you mean {near[0]}?')
     shipped = ', '.join(stem for stem in stems if stem in RECIPES.names())
     raise Problem(f'There are no weights "{name}", neither shipped nor in runs/{name}: '
                   f'{shipped and f"choose {shipped}, or "}train them first, or give the '
