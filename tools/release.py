@@ -38,7 +38,7 @@ LEFT_OUT = ('data/parity/*', '*.tmp', 'data/weights/sketch-*', 'data/weights/cli
 
 # job -> what its steps do, in this order
 PROMISED = {
-    'build': (r'^python tools/release\.py workflow$', r'^python -m build$',
+    'build': (r'^python tools/release\.py workflow$', r'^python -m build --no-isolation$',
               r'^twine check --strict dist/\*$', r'^python tools/release\.py dist$',
               r'^python tools/release\.py tag "\$GITHUB_REF_NAME"$', r'tools/smoke\.py',
               r'^cyclonedx-py environment .*--of JSON', r'^python tools/release\.py bom ',
@@ -310,6 +310,8 @@ BROKEN_WORKFLOWS = {  # title -> (what is there, what stands there instead)
     'a branch for a commit': ('@dc37677b2e1c63e2034f94d8a5b11f265b73ba33  # v1.14.2',
                               '@release/v1'),
     'a package of any version': ('twine==7.0.0', 'twine'),
+    'a builder of any version': ('setuptools==84.2.1', 'setuptools'),
+    'built by what is newest': ('build --no-isolation', 'build'),
     'no check of the archives': ('run: python tools/release.py dist', 'run: ls'),
     'no check of the metadata': ('twine check --strict dist/*', 'ls'),
     'no bill of materials': ('cyclonedx-py environment', 'echo'),
