@@ -105,7 +105,7 @@ def lost_peer(e: BaseException) -> bool:
 def reports_first() -> bool:
     "Is this process the first to report an error? True also where it cannot ask."
     try:
-        return dist.distributed_c10d._get_default_store().add('told', 1) == 1
+        return dist.distributed_c10d._get_default_store().add('reported', 1) == 1
     except RuntimeError:
         return True
 
