@@ -49,8 +49,8 @@ def read_clip(weights: str):  # -> ZeroShotClassifier
 
 
 def answers(p: list[float], names: list[str], truth: str | None, top: int,
-            ) -> tuple[list[int], int, int, str]:  # places in order; the mark's, its rank; a title
-    "The order of the captions, what is marked in it, and what stands above."
+            ) -> tuple[list[int], int, int, str]:
+    "Places in order, the marked one and its rank, and a title."
     order = sorted(range(len(p)), key=lambda i: -p[i])
     marked = order[0] if truth is None else names.index(truth)
     rank = order.index(marked) + 1
@@ -75,8 +75,8 @@ def save_card(pixels, captions: list[str], p: list[float], title: str,
     show.save_figure(out)
 
 # %% ../../nbs/84_paint.ipynb #classify-command
-def classify_picture(image: str, captions: list[str], truth: str | None, templates, top: int,
-                     weights: str, out, device) -> tuple[dict, str]:
+def classify_picture(image: str, captions: list[str], truth: str | None, templates,
+                     top: int, weights: str, out, device) -> tuple[dict, str]:
     "What `classify` finds, as JSON and in words."
     from ddpm_lit.clip.zero_shot import classify, fill, fitted, read_picture
     pixels = read_picture(image)
@@ -164,14 +164,15 @@ def notes_on_words(captions, data: str,
     new = out_of_vocabulary(captions, data)
     if learned is not None:
         new = unseen_words(captions, learned)
-    notes = [f'the word "{word}" was in no caption that this system learned from: what it '
-             'makes of it nobody knows.' for word in new]
+    notes = [f'the word "{word}" is in no caption that this system was trained on, so it '
+             'has no meaning here.' for word in new]
     for sentence in notes:
         note(sentence)
     return notes
 
 
-def choose_painter(system: str | None, weights: str | None, device):  # -> System, words or None
+def choose_painter(system: str | None, weights: str | None,
+                   device):  # -> System, words or None
     "The system that paints: of the book, or weights of yours and the words of their captions."
     if weights is None:
         return find_system(system or 'glide'), None
@@ -273,8 +274,9 @@ def paint_command(captions, system, weights, style, n, out, device, threads, as_
          f'{out}: {n} pictures of {" | ".join(captions)}, {seconds:.1f} s.')
 
 # %% ../../nbs/84_paint.ipynb #strips
-def draw_strip(name: str, given: tuple[str, ...], make: Callable, options: dict, device,
-               ) -> tuple[dict, str]:  # make: pictures [3 64 64] each, settings -> `PictureRow`
+def draw_strip(name: str, given: tuple[str, ...],
+               make: Callable,  # pictures [3 64 64] each, settings -> `PictureRow`
+               options: dict, device) -> tuple[dict, str]:
     "Pictures of yours and what is made of them, each with its label, as PNG: JSON and words."
     import torch
     from ddpm_lit import show

@@ -49,7 +49,8 @@ def find_model(name: str, layout: str | None, about: dict,  # None where none is
     return model, recipe
 
 
-def sample_weights(name: str, out: str | None, n: int, device, options: dict) -> tuple[dict, str]:
+def sample_weights(name: str, out: str | None, n: int, device,
+                   options: dict) -> tuple[dict, str]:
     "`sample` for weights of ours and denoisers of others: what is printed, as JSON and in words."
     from ddpm_lit.interop.speed import in_bf16
     from ddpm_lit.systems.evaluate import as_it_is, labels, sample_recipe, steering
@@ -261,7 +262,8 @@ def eval_pictures(name: str, found: str, model, recipe, n: int, seed: int,
     return got, pictures_verdict(got)
 
 
-def eval_weights(name: str, n: int, seed: int, device, options: dict) -> tuple[object, str]:
+def eval_weights(name: str, n: int, seed: int, device,
+                 options: dict) -> tuple[object, str]:
     "`eval` for weights of ours: by their judge, or by their samples."
     from ddpm_lit.systems.evaluate import fingerprints
     from ddpm_lit.systems.captioned import own_judge

@@ -120,7 +120,8 @@ def train_arms(out: Path, about: dict, arms: list[str], images, real, reader, se
     return [rows[k] for k in wanted]
 
 # %% ../../nbs/86_tools.ipynb #measure-quality
-def measure_quality(out: Path, data: str, peers: bool, seconds: float, seeds: int, device) -> dict:
+def measure_quality(out: Path, data: str, peers: bool, seconds: float, seeds: int,
+                    device) -> dict:
     "All arms of `quality`, their first pictures as a sheet, and their rows."
     import torch
     from ddpm_lit.data.images import load_images, to_unit
@@ -176,7 +177,8 @@ def quality_row(r: dict) -> str:
 @click.option('--out', type=click.Path(file_okay=False), default='runs/bench',
               show_default=True, help='Where quality keeps what is done.')
 @options('device', 'threads', 'json')
-def bench_command(parts, peers, rounds, seconds, seeds, data, out, device, threads, as_json):
+def bench_command(parts, peers, rounds, seconds, seeds, data, out, device, threads,
+                  as_json):
     """Time PARTS of the library, in turns. They are step, small, evaluation, clip-vit,
     clip-resnet, loss-4096, loss-16384 (all of them by default); or quality: how good pictures
     are after equal seconds (hours)."""

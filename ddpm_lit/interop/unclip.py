@@ -161,7 +161,8 @@ class TextProjection(nn.Module):
         self.words = nn.Linear(dim, width)
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, features: TextFeatures) -> tuple[Tensor, Tensor]:  # -> [b out], [b l width]
+    def forward(self, features: TextFeatures
+                ) -> tuple[Tensor, Tensor]:  # [b out], [b l width]
         if not isinstance(features, TextFeatures):
             raise Problem("This decoder is conditioned on CLIP's text features: give "
                           'encode_text_raw(clip, tokens), for the unconditional model that of '

@@ -419,9 +419,12 @@ def levels(side: int, *where: int) -> tuple[int, ...]:
     return tuple(sorted((side // w).bit_length() - 1 for w in where))
 
 
-def adm_preset(name: str, side: int, stated: str, regime: Regime, base=256, depth=2,
-               classes=1000, channels_in=3, mults=None, where=(32, 16, 8),
-               schedule=linear, heads: int | None = None) -> Preset:
+def adm_preset(name: str, side: int, stated: str, regime: Regime,
+               base=256, depth=2, mults=None,           # None: as SHAPES says
+               where=(32, 16, 8),                       # sides that have attention
+               heads: int | None = None,                # None: each 64 wide
+               channels_in=3, classes=1000,             # 6 channels: an upsampler
+               schedule=linear) -> Preset:
     "A model of Dhariwal and Nichol 2021, generator or upsampler."
     kind = 'denoiser' if channels_in == 3 else 'upsampler'
     sizes = dict(base=base, mults=mults or SHAPES[side], depth=depth,
@@ -528,8 +531,11 @@ def count_text_encoder(
     return (tables + count_block(w, l)*layers + count_linear(w, e)).beforehand()
 
 
-def glide_preset(name: str, side: int, stated: str, base=192, width=512, layers=16, heads=8,
-                 channels_in=3, wrap=unwrapped, regime=Regime('not stated'),
+def glide_preset(name: str, side: int, stated: str,
+                 base=192,                               # of the U-Net
+                 width=512, layers=16, heads=8,          # of the text encoder
+                 channels_in=3, wrap=unwrapped,          # more with a condition
+                 regime=Regime('not stated'),
                  where=f'{GLIDE_CODE}/model_creation.py') -> Preset:
     "A model of Nichol et al. 2022."
     small = side == 64
