@@ -153,7 +153,7 @@ def show_painted(path, ask: Ask, model, recipe) -> str:
             'a twemoji emoji of green apple']
     request = painter.request(tuple(s for s in captions for _ in range(6)))
     save_captioned(painter.paint(request)[64].split(6), captions, path)
-    return ('Three captions, each painted six times at 64 pixels by GLIDE, which knows emoji in '
+    return ('Three captions, each painted six times at 64 pixels by GLIDE, trained on emoji in '
             'five styles.')
 
 

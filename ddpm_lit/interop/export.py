@@ -832,7 +832,7 @@ def model_card(source: Source, to: str, about: dict, license: str) -> str:
 
 # %% ../../nbs/88_export.ipynb #published
 def published_batches(batch: int, seed: int, device: torch.device):
-    "Nobody knows what it was trained on."
+    "Its training data are not known."
     raise Problem('The pictures that others trained on are not at hand: name a folder of '
                   'yours with `data`.')
 
