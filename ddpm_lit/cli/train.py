@@ -256,7 +256,7 @@ def check_own(own: dict):
               help='Share of own pictures held out for evaluation; of fewer than 100 none.  '
                    '[default: 0.1]')
 @click.option('--augment/--no-augment', default=None,
-              help='Mirror and shift own pictures, and condition the network on it.  '
+              help='Mirror and shift own pictures, with the move as a condition.  '
                    '[default: below 5,000 pictures]')
 @click.option('--base', type=Count(8, 512), help='Width of the network for own pictures.')
 @click.option('--rank', type=Count(1), help='Of the adapter that is trained for latent.  '
