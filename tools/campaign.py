@@ -1350,8 +1350,8 @@ RUNS = {
     ('export', 'theirs'): 'export {iddpm} --to torchscript x --heads 4 --attention-order legacy '
                           '--schedule linear --side 8 --json',
     ('sample', 'told'): 'sample {glide} --caption dog --side 8 --steps 2 --out a.png --json',
-    ('sample', 'enlarged'): 'sample {glide} --caption dog --side 8 --steps 2 --out a.png --json '
-                            '--enlarge {up}',
+    ('sample', 'upsampled'): 'sample {glide} --caption dog --side 8 --steps 2 --out a.png --json '
+                            '--upsampler {up}',
     ('sample', 'karlo'): 'sample {karlo} --caption dog --steps 2 --out a.png --json'}
 
 # the options that are tried there
@@ -1359,7 +1359,7 @@ ONLY = dict(
     guided='w guidance_scale classifier_scale label guidance', clip='clip_scale',
     init='strength mask', digits='weights bits_draws bits_pictures label batch',
     theirs='heads head_width side schedule order preset layout n',
-    enlarged='captions enlarge side n seed', karlo='name captions side steps w guidance_scale')
+    upsampled='captions upsampler side n seed', karlo='name captions side steps w guidance_scale')
 
 # what a command is about, which an argument without a name replaces
 SUBJECTS = ('{roll}', 'roll', 'mnist', 'ddpm-cifar10', 'a red heart', '{parity}', '{cat}',
@@ -2256,7 +2256,7 @@ def told_readers() -> dict[str, Callable | str]:
                 found[f'karlo/{part}/{name}'] = of_folder(of_folder(told))
     found['glide/base.pt'] = f'{TELL} --side 8'
     found['glide/upsample.pt'] = (f'{TELL} --side 8'.replace('{file}', '{folder}/base.pt')
-                                  + ' --enlarge {file}')
+                                  + ' --upsampler {file}')
     return found
 
 
@@ -2449,7 +2449,7 @@ def told_glide(up: bool, change: Callable, *args):
     for name in ('base', 'upsample'):
         state = torch.load(FIX/f'glide/{name}.pt')
         torch.save(change(state, *args) if name == changed else state, f'{name}.pt')
-    more = ['--enlarge', 'upsample.pt'] if up else []
+    more = ['--upsampler', 'upsample.pt'] if up else []
     return unharmed(told, 'base.pt', '--side', '8', *more)
 
 
@@ -2477,7 +2477,7 @@ TOLD_FILES = ('glide/upsample.pt', 'glide/inpaint.pt', 'glide/words.pt', 'glide'
 TOLD_OPTIONS = ('--label 3', '--bf16', '--no-bf16', '--guidance cfg', '--classifier-scale 1',
                 '--sampler ddim', '--layout openai', '--preset adm-64', '--attention-order new',
                 '--heads 1', '--head-width 1', '--schedule linear', '--w 1 --guidance-scale 2',
-                '--caption', '--enlarge', '--threads 2', '--device meta', '--out .',
+                '--caption', '--upsampler', '--threads 2', '--device meta', '--out .',
                 '--out x/y/z.png', '--out /dev/null', '--out a')
 TOLD_WORDS = [*WORDS, 'a'*10**6, 'a '*10**5, '\U0001f98a'*10**4, '\n\t\r', '\u3000', '\u200b',
               '\xa0', '\0', '\ud800', '\u202e\u05d0', '\x07\x1b]0;x\x07', '\ufdfa'*300,
@@ -2490,7 +2490,8 @@ def told_option_cases():
     glide_, karlo, up = (str(FIX/FILES[name]) for name in ('glide', 'karlo', 'up'))
     for side in ('1', '2', '3', '7', '65536', '100000', '1000000000'):
         yield case(f'glide --side {side}', told, glide_, '--side', side)
-        yield case(f'glide --side {side}, enlarged', told, glide_, '--side', side, '--enlarge', up)
+        yield case(f'glide --side {side}, upsampled', told, glide_, '--side', side,
+                   '--upsampler', up)
         yield case(f'karlo --side {side}', told, karlo, '--side', side)
     for n in ('1000000000', '100000000', '1000000'):
         yield case(f'glide --n {n}', told, glide_, '--n', n, '--side', '64')
@@ -2507,7 +2508,7 @@ def told_option_cases():
     for name in TOLD_FILES:
         path = str(FIX/name)
         yield case(f'tell {name}', told, path)
-        yield case(f'--enlarge {name}', told, glide_, '--side', '8', '--enlarge', path)
+        yield case(f'--upsampler {name}', told, glide_, '--side', '8', '--upsampler', path)
         yield case(f'without --caption: {name}', run, 'sample', path, '--layout', 'auto',
                    '--n', '1', '--steps', '1')
     for line in TOLD_OPTIONS:

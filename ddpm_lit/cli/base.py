@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'DOES', 'SHARED', 'LazyGroup', 'Command', 'command', 'Stop', 'traceback_file', 'our_mistake', 'failure',
-           'importing', 'end_at_once', 'stoppable', 'nowhere', 'unheard_is_harmless', 'say', 'import_matplotlib',
+           'importing', 'end_at_once', 'stoppable', 'nowhere', 'ignore_closed_stderr', 'say', 'import_matplotlib',
            'undisturbed', 'run_command', 'main', 'Terminal', 'Finite', 'Count', 'Number', 'Range', 'options', 'start',
            'finite', 'tell', 'note', 'save_samples', 'Bar', 'Bars', 'find_system', 'single_spaced']
 
@@ -30,13 +30,13 @@ COMMANDS = dict(  # name -> (module, what it does), in the order of the help
     train=('train', 'Train the system NAME, or with --data FOLDER a model of your own '
                     'pictures.'),
     sample=('sample', 'Draw samples from weights NAME.'),
-    eval=('sample', 'Weigh weights NAME: samples beside real data, and bits.'),
+    eval=('sample', 'Evaluate weights NAME: samples beside real data, and bits.'),
     export=('export', 'Write weights NAME into a new FOLDER, for other tools.'),
     classify=('paint', 'Which of some captions fits the picture IMAGE best?'),
     paint=('paint', 'Paint what each CAPTION says.'),
-    vary=('paint', 'Other pictures in which CLIP sees what it sees in PICTURE.'),
-    blend=('paint', 'The way from the picture FIRST to the picture SECOND.'),
-    edit=('paint', 'PICTURE, turned by words.'),
+    vary=('paint', 'Draw other pictures with the CLIP embedding of PICTURE.'),
+    blend=('paint', 'Interpolate from the picture FIRST to the picture SECOND.'),
+    edit=('paint', 'Edit PICTURE by the difference of two captions.'),
     demo=('demo', 'See it work: nine pictures in about two minutes.'),
     compare=('tools', 'Five families of models on the same data, as a table.'),
     parity=('tools', "Compare ours with outputs of the authors' code, kept in FILES."),
@@ -133,7 +133,7 @@ class Command(click.Command):
   ddpm_lit paint "a red heart" "the sun"     pictures of sentences
   ddpm_lit train mnist                       from nothing; Ctrl-C, and on with --resume
 
-A command tells its options with --help. The book: jupyter lab nbs/index.ipynb''',
+COMMAND --help lists the options of a command. The book: jupyter lab nbs/index.ipynb''',
     context_settings=dict(help_option_names=['-h', '--help'], max_content_width=100))
 @click.option('--plugin', 'plugins', multiple=True, metavar='FILE',
               help='Run this Python file first: it adds samplers, guidances, networks, '
@@ -171,7 +171,7 @@ def traceback_file(e: BaseException) -> str:
 
 
 def our_mistake(e: BaseException) -> tuple[str, int]:
-    "What to tell the user about a mistake of ours."
+    "The sentence and the exit code for a mistake of ours."
     try:
         kept = f'and add {traceback_file(e)}, which says where'
     except OSError:
@@ -181,7 +181,7 @@ def our_mistake(e: BaseException) -> tuple[str, int]:
 
 
 def failure(e: BaseException) -> tuple[str, int]:  # a sentence, an exit code
-    "What to tell the user about an error."
+    "The sentence and the exit code for an error."
     if isinstance(e, click.ClickException):
         return e.format_message(), e.exit_code
     if isinstance(e, Stop):
@@ -269,7 +269,7 @@ def nowhere(stream: int):
 
 
 @contextlib.contextmanager
-def unheard_is_harmless():
+def ignore_closed_stderr():
     "What cannot be written to standard error is not written."
     try:
         yield
@@ -279,7 +279,7 @@ def unheard_is_harmless():
 
 def say(words: str = ''):
     "A line on standard error, where nothing that fails may end what is being done."
-    with unheard_is_harmless():
+    with ignore_closed_stderr():
         click.echo(words, err=True)
 
 
@@ -345,12 +345,12 @@ def main(args: list[str] | None = None):  # None: those of the terminal
     except SystemExit:
         raise
     except BaseException as e:
-        said, code = failure(e)
+        message, code = failure(e)
         try:
             sys.stdout.flush()
         except (OSError, AttributeError):
             nowhere(1)
-        say(sentence(f'ddpm_lit: {said}'))
+        say(sentence(f'ddpm_lit: {message}'))
     sys.exit(code if isinstance(code, int) else 0)
 
 # %% ../../nbs/80_command.ipynb #run
@@ -413,42 +413,42 @@ class Range(Finite, click.FloatRange):
 # %% ../../nbs/80_command.ipynb #shared-options
 SHARED = dict(  # options of several commands
     seed=click.option('--seed', type=Count(0, 2**40 - 1), default=0, show_default=True,
-                      help='Where all random numbers start.'),
+                      help='The seed of all random numbers.'),
     device=click.option('--device', default='auto', show_default=True,
                         help='cpu, cuda, cuda:1, mps; auto takes a CUDA GPU if there is one, '
                              'else the processor.'),
     json=click.option('--json', 'as_json', is_flag=True,
                       help='Print one JSON value on standard output and nothing else.'),
     sampler=click.option('--sampler',
-                         help='ddim or ancestral; an unknown name is answered by all that '
-                              'there are.  [default: as the recipe says, mostly ddim]'),
+                         help='ddim, ancestral ...; an unknown name lists all.  '
+                              '[default: as the recipe says, mostly ddim]'),
     steps=click.option('--steps', type=Count(1),
                        help='Steps from noise to data.  [default: as the recipe says, mostly '
                             '50]'),
     w=click.option('--w', type=Number(),
-                   help='Guidance without a classifier, in the spelling of Ho and Salimans: 0 '
-                        'leaves the network as it is.'),
+                   help='The weight of classifier-free guidance, as Ho and Salimans write it; '
+                        '0: no guidance.'),
     guidance_scale=click.option('--guidance-scale', type=Number(),
-                                help='The same in the spelling of GLIDE: 1 + w.'),
+                                help='The same as GLIDE writes it: 1 + w.'),
     guidance=click.option('--guidance',
-                          help='cfg, by the network itself, classifier, by the shipped one of '
-                               'noisy digits, or what a --plugin adds.  [default: cfg if there '
-                               'is a weight]'),
+                          help='cfg: classifier-free; classifier: by the shipped classifier of '
+                               'noisy digits; or one that a --plugin adds.  [default: cfg if '
+                               'there is a weight]'),
     classifier_scale=click.option('--classifier-scale', type=Number(),
                                   help='The weight of the classifier.  [default: 1]'),
     layout=click.option('--layout', type=click.Choice(['auto', 'openai', 'diffusers']),
-                        help="NAME is somebody else's file or folder; auto tells whose from "
-                             'its keys.'),
+                        help="NAME is somebody else's file or folder; auto recognizes the "
+                             'layout by the keys.'),
     preset=click.option('--preset',
-                        help='Which published model it is, as `presets` names them: says all '
-                             'that follows here.'),
+                        help='Which published model it is, as `presets` names them; sets all '
+                             'options that follow here.'),
     order=click.option('--attention-order', 'order', type=click.Choice(['legacy', 'new']),
-                       help="How the rows of its attention are ordered (OpenAI's files do not "
-                            'say).'),
+                       help='How the rows of its attention are ordered (not stored in '
+                            "OpenAI's files)."),
     heads=click.option('--heads', type=Count(1), help='How many heads its attention has, or'),
     head_width=click.option('--head-width', type=Count(1), help='how wide one is.'),
     schedule=click.option('--schedule', type=click.Choice(['linear', 'cosine']),
-                          help='What it was trained by, in 1000 steps.'),
+                          help='Its noise schedule, of 1000 steps.'),
     side=click.option('--side', type=Count(1), help='The side of its pictures.'),
     threads=click.option('--threads', type=Count(1, 1024),
                          help='Threads on the processor.  [default: as PyTorch chooses]'))
@@ -511,12 +511,12 @@ class Bar:
         self.label = printable(label)
         self.every = every
         self.at = 0
-        self.said = time.monotonic()
+        self.reported = time.monotonic()
         self.live = sys.stderr is not None and sys.stderr.isatty()
         if not self.live:
             return
         from fastprogress.fastprogress import ConsoleProgressBar
-        with unheard_is_harmless(), contextlib.redirect_stdout(sys.stderr):
+        with ignore_closed_stderr(), contextlib.redirect_stdout(sys.stderr):
             self.bar = ConsoleProgressBar(None, total)
         self.bar.prefix = self.label
         self.draw(0, '')
@@ -524,7 +524,7 @@ class Bar:
     def draw(self, at, note):
         # fastprogress writes to standard output, which may have to hold JSON
         self.bar.comment = note
-        with unheard_is_harmless(), contextlib.redirect_stdout(sys.stderr):
+        with ignore_closed_stderr(), contextlib.redirect_stdout(sys.stderr):
             self.bar.update(at)
 
     def __enter__(self):
@@ -533,10 +533,10 @@ class Bar:
     def __call__(self, at: int, note: str = ''):  # at: how many of `total` are done
         if self.live:
             self.draw(at, note)
-        elif time.monotonic() - self.said >= self.every or at == self.total:
+        elif time.monotonic() - self.reported >= self.every or at == self.total:
             more = f', {note}' if note else ''
             say(f'{self.label}: {at} of {self.total}{more}')
-            self.said = time.monotonic()
+            self.reported = time.monotonic()
         self.at = at
 
     def __exit__(self, *error):
@@ -571,7 +571,7 @@ def find_system(name: str, needed: bool = True):  # None: there is none, and non
 
 def single_spaced(captions) -> list[str]:
     "The captions as they are."
-    said = [' '.join(c.split()) for c in captions]
-    if not all(said):
+    clean = [' '.join(c.split()) for c in captions]
+    if not all(clean):
         raise Problem('A caption is empty: say in words what to paint.')
-    return said
+    return clean

@@ -19,7 +19,7 @@ from ..core.problem import Problem, check_output
 # %% ../../nbs/85_demo.ipynb #demo-ask
 @dataclass
 class Ask:
-    "What was asked of `demo`."
+    "The options of `demo`."
     seconds: float
     steps: int | None  # None: as many as fit into these seconds
     n: int             # digits on each sheet
@@ -149,11 +149,11 @@ def show_painted(path, ask: Ask, model, recipe) -> str:
     "Three captions, painted."
     from ddpm_lit.show import save_captioned
     painter = find_system('glide')
-    said = ['a noto emoji of red heart', 'a 3d fluent emoji of grinning face',
+    captions = ['a noto emoji of red heart', 'a 3d fluent emoji of grinning face',
             'a twemoji emoji of green apple']
-    request = painter.request(tuple(s for s in said for _ in range(6)))
-    save_captioned(painter.paint(request)[64].split(6), said, path)
-    return ('Three captions, each painted six times at 64 pixels by GLIDE, which knows emoji in '
+    request = painter.request(tuple(s for s in captions for _ in range(6)))
+    save_captioned(painter.paint(request)[64].split(6), captions, path)
+    return ('Three captions, each painted six times at 64 pixels by GLIDE, trained on emoji in '
             'five styles.')
 
 
@@ -171,8 +171,8 @@ def show_blended(path, ask: Ask, model, recipe) -> str:
     show.strip(torch.cat([a[None], found.pictures[64], b[None]]),
                ['an apple', *found.labels, 'a sun'])
     show.save_figure(path)
-    return ('From one drawing to another by DALL-E 2: what CLIP sees in both, and the noise '
-            'behind both, turned step by step.')
+    return ('From one drawing to another by DALL-E 2: the CLIP embeddings and the noises of both, '
+            'interpolated step by step.')
 
 # %% ../../nbs/85_demo.ipynb #demo
 PIECES = {  # the picture: (the shipped weights that it needs, what draws it)

@@ -33,9 +33,9 @@ def in_words(found: dict) -> str:
 @click.option('--license', help="For the card.  [default: apache-2.0 for the book's own weights, "
                                 'else unknown]')
 @options('layout', 'preset', 'order', 'heads', 'head_width', 'schedule', 'side', 'json')
-def export_command(name, folder, as_json, to, **told):
+def export_command(name, folder, as_json, to, **about):
     """Write weights NAME into a new FOLDER, for other tools. NAME ships with the book, or is a
     run's folder, a file that train wrote, or somebody else's file or folder."""
     from ddpm_lit.interop.export import export
-    found = export(name, to, folder, **told)
+    found = export(name, to, folder, **about)
     tell(as_json, found, in_words(found))

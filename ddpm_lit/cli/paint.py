@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['is_folder_of_others', 'read_clip', 'answers', 'read_names', 'save_card', 'classify_picture', 'classify_command',
-           'canvas', 'in_words', 'unheard', 'choose_painter', 'check_paint', 'requested', 'paint_command', 'draw_strip',
-           'of_pictures', 'vary_command', 'blend_command', 'edit_command']
+           'canvas', 'in_words', 'notes_on_words', 'choose_painter', 'check_paint', 'requested', 'paint_command',
+           'draw_strip', 'of_pictures', 'vary_command', 'blend_command', 'edit_command']
 
 # %% ../../nbs/84_paint.ipynb #imports
 import contextlib
@@ -32,7 +32,7 @@ def is_folder_of_others(name: str) -> bool:
 
 
 def read_clip(weights: str):  # -> ZeroShotClassifier
-    "A CLIP with all that it needs to be asked: shipped, of a run, or somebody else's."
+    "A CLIP with all that zero-shot classification needs: shipped, of a run, or somebody else's."
     from ddpm_lit.clip.zero_shot import CLIP, ZeroShotClassifier
     from ddpm_lit.interop.checkpoints import clip_at, is_ours
     from ddpm_lit.train.fit import load_weights
@@ -49,8 +49,8 @@ def read_clip(weights: str):  # -> ZeroShotClassifier
 
 
 def answers(p: list[float], names: list[str], truth: str | None, top: int,
-            ) -> tuple[list[int], int, int, str]:  # places in order; the mark's, its rank; a title
-    "The order of the captions, what is marked in it, and what stands above."
+            ) -> tuple[list[int], int, int, str]:
+    "Places in order, the marked one and its rank, and a title."
     order = sorted(range(len(p)), key=lambda i: -p[i])
     marked = order[0] if truth is None else names.index(truth)
     rank = order.index(marked) + 1
@@ -75,8 +75,8 @@ def save_card(pixels, captions: list[str], p: list[float], title: str,
     show.save_figure(out)
 
 # %% ../../nbs/84_paint.ipynb #classify-command
-def classify_picture(image: str, captions: list[str], truth: str | None, templates, top: int,
-                     weights: str, out, device) -> tuple[dict, str]:
+def classify_picture(image: str, captions: list[str], truth: str | None, templates,
+                     top: int, weights: str, out, device) -> tuple[dict, str]:
     "What `classify` finds, as JSON and in words."
     from ddpm_lit.clip.zero_shot import classify, fill, fitted, read_picture
     pixels = read_picture(image)
@@ -87,18 +87,18 @@ def classify_picture(image: str, captions: list[str], truth: str | None, templat
     reader.clip.to(device)
     x = fitted(pixels, reader.side, reader.official)
     p = classify(reader, x, captions, templates)[0].tolist()
-    said = fill(templates[0], captions)
+    filled = fill(templates[0], captions)
     order, marked, rank, title = answers(p, captions, truth, top)
     if out:
         place = order.index(marked) if marked in order else None
-        save_card(pixels, [said[i] for i in order], [p[i] for i in order], title, place, out)
+        save_card(pixels, [filled[i] for i in order], [p[i] for i in order], title, place, out)
 
     every = sorted(range(len(p)), key=lambda i: -p[i])
     found = dict(image=image, weights=weights, templates=[*templates], truth=truth, rank=rank,
-                 captions=[dict(caption=said[i], name=captions[i], probability=p[i])
+                 captions=[dict(caption=filled[i], name=captions[i], probability=p[i])
                            for i in every], out=out)
-    width = max(len(said[i]) for i in order)
-    rows = [f'{"x+"[i == marked]} {said[i]:{width}} {100*p[i]:5.1f} % {"#"*round(40*p[i])}'
+    width = max(len(filled[i]) for i in order)
+    rows = [f'{"x+"[i == marked]} {filled[i]:{width}} {100*p[i]:5.1f} % {"#"*round(40*p[i])}'
             for i in order]
     return found, '\n'.join([title, *(row.rstrip() for row in rows), *([out] if out else [])])
 
@@ -112,7 +112,7 @@ def classify_picture(image: str, captions: list[str], truth: str | None, templat
               help='A text file with further captions or names, one a line.')
 @click.option('--template', 'templates', multiple=True, default=('{}',), show_default=True,
               help='Where each name is put in the place of {}; several make an ensemble.')
-@click.option('--truth', help='The right one, if you know it: the card marks it and tells its '
+@click.option('--truth', help='The right one, if you know it: the card marks it and gives its '
                               'rank.  [default: the first is marked]')
 @click.option('--top', type=Count(1), default=5, show_default=True, help='How many are shown.')
 @click.option('--weights', default='clip', show_default=True,
@@ -146,32 +146,34 @@ def canvas(path: str, of: str):  # -> [3 64 64] uint8
 def in_words(captions, style: str | None, data: str) -> list[str]:
     "The captions as they are; a style makes each the caption of a drawing in it."
     from ddpm_lit.data.captions import STYLES
-    said = single_spaced(captions)
+    clean = single_spaced(captions)
     if style is None:
-        return said
+        return clean
     if data != 'emoji' or style not in STYLES:
         choices = 'emoji come in ' + ', '.join(STYLES)
         raise Problem(f'There is no style "{style}" of {data}: '
                       f'{choices if data == "emoji" else "leave `style` out"}.')
-    return [f'a {STYLES[style]} emoji of {c}' for c in said]
+    return [f'a {STYLES[style]} emoji of {c}' for c in clean]
 
 
-def unheard(captions, data: str, learned=None) -> list[str]:  # learned: words of own captions
-    "A note for each word that was in no training caption, also said at once."
+def notes_on_words(captions, data: str,
+                   learned=None) -> list[str]:  # learned: words of own captions
+    "A note for each word that was in no training caption, also printed at once."
     from ddpm_lit.systems.captioned import unseen_words
     from ddpm_lit.systems.glide import out_of_vocabulary
     new = out_of_vocabulary(captions, data)
     if learned is not None:
         new = unseen_words(captions, learned)
-    notes = [f'the word "{word}" was in no caption that this system learned from: what it '
-             'makes of it nobody knows.' for word in new]
+    notes = [f'the word "{word}" is in no caption that this system was trained on, so it '
+             'has no meaning here.' for word in new]
     for sentence in notes:
         note(sentence)
     return notes
 
 
-def choose_painter(system: str | None, weights: str | None, device):  # -> System, words or None
-    "Who paints: a system of the book, or weights of yours with the words that they learned."
+def choose_painter(system: str | None, weights: str | None,
+                   device):  # -> System, words or None
+    "The system that paints: of the book, or weights of yours and the words of their captions."
     if weights is None:
         return find_system(system or 'glide'), None
     from ddpm_lit.systems.captioned import open_painter
@@ -223,13 +225,13 @@ def requested(system, captions: list[str], n: int, device, options: dict):
 # %% ../../nbs/84_paint.ipynb #paint-command
 @click.command('paint', cls=Command)
 @click.argument('captions', nargs=-1, required=True, metavar='CAPTION...')
-@click.option('--system', help='Who paints.  [default: glide]')
+@click.option('--system', help='The system that paints: glide, dalle2 or latent.  [default: glide]')
 @click.option('--weights', metavar='RUN',
               help='Paint with weights of yours: a run of train --data FOLDER --captions ...')
 @click.option('--data', type=click.Choice(['emoji', 'shapes']), default='emoji',
-              show_default=True, help='The world to paint from.')
+              show_default=True, help='The kind of pictures to paint.')
 @click.option('--prior', type=click.Choice(['diffusion', 'ar']),
-              help='Of dalle2: which prior imagines the picture.  [default: diffusion]')
+              help='Of dalle2: the prior of the image embedding.  [default: diffusion]')
 @click.option('--style', help='Of emoji: noto, twemoji, fluent-flat, fluent-3d or blob.')
 @click.option('--n', type=Count(1, 10_000), default=8, show_default=True,
               help='Pictures for each caption.')
@@ -237,7 +239,7 @@ def requested(system, captions: list[str], n: int, device, options: dict):
               help='Steps at 16 pixels; half as many at 32 and at 64.')
 @click.option('--guidance', type=click.Choice(['cfg', 'clip']), default='cfg',
               show_default=True,
-              help='Steer by the network itself, or by a CLIP that reads noisy pictures.')
+              help='Classifier-free guidance, or guidance by a CLIP for noisy pictures.')
 @click.option('--clip-scale', type=Number(),
               help='The weight of that CLIP (multiplies f.g).  [default: three times what it '
                    'learned]')
@@ -256,24 +258,25 @@ def paint_command(captions, system, weights, style, n, out, device, threads, as_
     from ddpm_lit.show import save_captioned
     check_paint(options)
     painter, learned = choose_painter(system, weights, device)
-    said = in_words(captions, style, options['data'])
-    request = requested(painter, said, n, device, options)
-    notes = unheard(said, options['data'], learned)
+    captions = in_words(captions, style, options['data'])
+    request = requested(painter, captions, n, device, options)
+    notes = notes_on_words(captions, options['data'], learned)
     began = time.perf_counter()
     with Bars() as bars:
-        x = painter.paint(request, partial(bars, f'paint {n*len(said)} pictures'))[64]
+        x = painter.paint(request, partial(bars, f'paint {n*len(captions)} pictures'))[64]
     seconds = time.perf_counter() - began
-    save_captioned(x.split(n), said, out)
+    save_captioned(x.split(n), captions, out)
     w = request.w if options['guidance'] == 'cfg' else None
     tell(as_json,
-         dict(system=painter.name, weights=weights, data=options['data'], captions=said, n=n,
+         dict(system=painter.name, weights=weights, data=options['data'], captions=captions, n=n,
               seed=options['seed'], steps=[*request.steps], guidance=options['guidance'], w=w,
               notes=notes, out=out, seconds=round(seconds, 3)),
-         f'{out}: {n} pictures of {" | ".join(said)}, {seconds:.1f} s.')
+         f'{out}: {n} pictures of {" | ".join(captions)}, {seconds:.1f} s.')
 
 # %% ../../nbs/84_paint.ipynb #strips
-def draw_strip(name: str, given: tuple[str, ...], make: Callable, options: dict, device,
-               ) -> tuple[dict, str]:  # make: pictures [3 64 64] each, settings -> `PictureRow`
+def draw_strip(name: str, given: tuple[str, ...],
+               make: Callable,  # pictures [3 64 64] each, settings -> `PictureRow`
+               options: dict, device) -> tuple[dict, str]:
     "Pictures of yours and what is made of them, each with its label, as PNG: JSON and words."
     import torch
     from ddpm_lit import show
@@ -292,9 +295,9 @@ def draw_strip(name: str, given: tuple[str, ...], make: Callable, options: dict,
                [*(Path(path).stem[:12] for path in given), *found.labels])
     show.save_figure(out)
     count = len(found.labels)
-    said = dict(pictures=[*given], data=options['data'], n=count, seed=options['seed'],
+    result = dict(pictures=[*given], data=options['data'], n=count, seed=options['seed'],
                 labels=[*found.labels], out=out, seconds=round(seconds, 3))
-    return said, f'{out}: {count} pictures, {seconds:.1f} s.'
+    return result, f'{out}: {count} pictures, {seconds:.1f} s.'
 
 
 def of_pictures(out: str, *names: str):  # the PNG, and the arguments
@@ -307,7 +310,7 @@ def of_pictures(out: str, *names: str):  # the PNG, and the arguments
                      help='Steps at 16 pixels, to the noise and back; half as many at 32 and '
                           'at 64.'),
         click.option('--data', type=click.Choice(['emoji', 'shapes']), default='emoji',
-                     show_default=True, help='The world to draw in.'))
+                     show_default=True, help='The kind of pictures to draw.'))
 
     def decorate(f):
         for option in shared:
@@ -326,7 +329,7 @@ def of_pictures(out: str, *names: str):  # the PNG, and the arguments
               help='How much of the noise is new: at 0 it is the picture, drawn again.')
 @of_pictures('vary.png', 'picture')
 def vary_command(picture, n, eta, device, threads, as_json, **options):
-    "Other pictures in which CLIP sees what it sees in PICTURE. For example: vary apple.png --n 8"
+    "Draw other pictures with the CLIP embedding of PICTURE. For example: vary apple.png --n 8"
     device = start(device, threads)
     from ddpm_lit.systems.manipulate import vary
     found, words = draw_strip('vary', (picture,), partial(vary, n=n, eta=eta), options, device)
@@ -341,7 +344,7 @@ def vary_command(picture, n, eta, device, threads, as_json, **options):
                    'only like them.')
 @of_pictures('blend.png', 'first', 'second')
 def blend_command(first, second, n, fixed, device, threads, as_json, **options):
-    """The way from the picture FIRST to the picture SECOND. For example: blend sun.png
+    """Interpolate from the picture FIRST to the picture SECOND. For example: blend sun.png
     moon.png"""
     device = start(device, threads)
     from ddpm_lit.systems.manipulate import blend
@@ -359,11 +362,11 @@ def blend_command(first, second, n, fixed, device, threads, as_json, **options):
               help='How many on the way, the picture drawn again included.')
 @of_pictures('edit.png', 'picture')
 def edit_command(picture, before, after, theta, n, device, threads, as_json, **options):
-    """PICTURE, turned by words. For example: edit heart.png --from 'a red heart' --to 'a blue
-    heart'"""
+    """Edit PICTURE by the difference of two captions. For example: edit heart.png --from 'a red
+    heart' --to 'a blue heart'"""
     device = start(device, threads)
     from ddpm_lit.systems.manipulate import edit
-    notes = unheard((before, after), options['data'])
+    notes = notes_on_words((before, after), options['data'])
     way = partial(edit, before=before, after=after, theta=theta, n=n)
     found, words = draw_strip('edit', (picture,), way, options, device)
     tell(as_json, found | dict(before=before, after=after, theta=theta, notes=notes), words)

@@ -42,8 +42,8 @@ def is_foreign(path: Path) -> bool:
         return False
 
 
-def find_model(name: str, layout: str | None, about: dict,  # None where nothing is said
-               unlabelled: bool):  # will it be asked without a label? -> (Model, Recipe)
+def find_model(name: str, layout: str | None, about: dict,  # None where none is given
+               unlabelled: bool):  # is it evaluated without a label? -> (Model, Recipe)
     "Weights of ours or, where a layout or anything about it is given, somebody else's denoiser."
     from ddpm_lit.train.fit import load_weights
     from ddpm_lit.train.run import find_weights
@@ -52,18 +52,19 @@ def find_model(name: str, layout: str | None, about: dict,  # None where nothing
             raise Problem(f"{name} holds somebody else's weights: ask for `layout='auto'`.")
         model, recipe = load_weights(find_weights(name))
         if recipe.spec.get('system'):
-            raise Problem(f'{name} is asked with captions: ddpm_lit paint CAPTION --weights '
-                          f'{name}.')
+            raise Problem(f'{name} is conditioned on captions: ddpm_lit paint CAPTION '
+                          f'--weights {name}.')
         return model, recipe
     from ddpm_lit.interop.checkpoints import open_denoiser
     model, recipe = open_denoiser(name, layout or 'auto', **about)
     if recipe.classes and unlabelled:
-        raise Problem(f"{name} was never asked without a label: leave out `label='none'` "
+        raise Problem(f"{name} was never trained without a label: leave out `label='none'` "
                       'and guidance by the network itself.')
     return model, recipe
 
 
-def sample_weights(name: str, out: str | None, n: int, device, options: dict) -> tuple[dict, str]:
+def sample_weights(name: str, out: str | None, n: int, device,
+                   options: dict) -> tuple[dict, str]:
     "`sample` for weights of ours and denoisers of others: what is printed, as JSON and in words."
     from ddpm_lit.interop.speed import in_bf16
     from ddpm_lit.systems.evaluate import as_it_is, labels, sample_recipe, steering
@@ -97,7 +98,7 @@ def sample_weights(name: str, out: str | None, n: int, device, options: dict) ->
     return found, (f'{out}: {n} samples of {recipe.name}, {drawn.sampler} in {drawn.steps} '
                    f'steps, {seconds:.1f} s.')
 
-# %% ../../nbs/83_sample.ipynb #sample-told
+# %% ../../nbs/83_sample.ipynb #sample-captions
 def draw_captions(painter, captions: list[str], n: int, guidance_scale: float, steps: int,
                   seed: int, at_once: int = 4,
                   progress: Callable[[int, int], None] = lambda done, of: None):
@@ -107,10 +108,10 @@ def draw_captions(painter, captions: list[str], n: int, guidance_scale: float, s
     from ddpm_lit.systems.pipeline import own_noise
     many = n*len(captions)
     of = painter.evaluations(steps)*-(-many // at_once)
-    asked = count(1)
+    evaluation = count(1)
 
     def watched(denoiser):
-        return Counted(denoiser, lambda own: progress(next(asked), of))
+        return Counted(denoiser, lambda own: progress(next(evaluation), of))
 
     done = None
     for i in range(0, many, at_once):
@@ -118,7 +119,7 @@ def draw_captions(painter, captions: list[str], n: int, guidance_scale: float, s
         places = range(i, min(i + at_once, many))
         x = painter.draw([captions[k // n] for k in places], guidance_scale, steps,
                          own_noise(seed, places), watched).cpu()
-        # where there is no room for all, that is said after the first
+        # where there is no room for all, the error comes after the first
         if done is None:
             done = x.new_empty(many, *x.shape[1:])
         done[i:i + at_once] = x
@@ -136,30 +137,30 @@ def sample_captions(name: str, out: str | None, n: int, device,
     from ddpm_lit.show import save_captioned
     if not Path(name).exists():
         raise Problem(f'There is no file or folder {name}: `caption` is for models that '
-                      "others trained; the book's own are asked with paint.")
+                      "others trained; those of the book are for paint.")
     if options['steps'] == 1:
         raise Problem('One step would start from noise at the clean end: ask for `steps` '
                       'of 2 or more.')
     began = time.perf_counter()
-    said = single_spaced(captions)
-    painter = open_text_to_image(name, options['enlarge'], options['side'], device)
+    captions = single_spaced(captions)
+    painter = open_text_to_image(name, options['upsampler'], options['side'], device)
     steps = options['steps'] or painter.steps
     scale = painter.guidance_scale
     if options['w'] is not None or options['guidance_scale'] is not None:
         scale = 1 + as_w(options['w'], options['guidance_scale'])
     with Bars() as bars:
-        x = draw_captions(painter, said, n, scale, steps, options['seed'],
-                          progress=partial(bars, f'draw {n*len(said)} pictures'))
+        x = draw_captions(painter, captions, n, scale, steps, options['seed'],
+                          progress=partial(bars, f'draw {n*len(captions)} pictures'))
     out = sheet_of(name, out)
-    save_captioned(x.split(n), said, out, zoom=1)
+    save_captioned(x.split(n), captions, out, zoom=1)
     seconds = time.perf_counter() - began
-    found = dict(name=name, captions=said, out=out, n=n, guidance_scale=scale, steps=steps,
+    found = dict(name=name, captions=captions, out=out, n=n, guidance_scale=scale, steps=steps,
                  evaluations=painter.evaluations(steps), seed=options['seed'],
                  seconds=round(seconds, 3))
-    return found, f'{out}: {n} pictures of {" | ".join(said)}, {seconds:.1f} s.'
+    return found, f'{out}: {n} pictures of {" | ".join(captions)}, {seconds:.1f} s.'
 
 # %% ../../nbs/83_sample.ipynb #sample
-FOR_CAPTIONS = 'enlarge', 'w', 'guidance_scale', 'steps', 'side', 'seed'
+FOR_CAPTIONS = 'upsampler', 'w', 'guidance_scale', 'steps', 'side', 'seed'
 
 
 def check_for_captions(options: dict):
@@ -177,12 +178,12 @@ def check_for_captions(options: dict):
 @click.option('--caption', 'captions', multiple=True, metavar='WORDS',
               help="What to draw, for somebody else's text-to-image model: GLIDE's "
                    "file or Karlo's folder. May be given more than once.")
-@click.option('--enlarge', metavar='PATH', help="GLIDE's file that enlarges.")
-@click.option('--label', help='Draw this class only; none: do not tell the network.  '
+@click.option('--upsampler', metavar='PATH', help="The file of GLIDE's upsampler.")
+@click.option('--label', help='Draw this class only; none: unconditional samples.  '
                               '[default: all in turn]')
 @click.option('--bf16/--no-bf16', default=None,
               help='Multiply in bfloat16.  [default: pictures, where the processor has it, '
-                   'unless a classifier steers]')
+                   'unless guided by a classifier]')
 @options('w', 'guidance_scale', 'guidance', 'classifier_scale', 'sampler', 'steps',
          'layout', 'preset', 'order', 'heads', 'head_width', 'schedule', 'side', 'seed',
          'device', 'threads', 'json')
@@ -196,8 +197,8 @@ def sample_command(name, out, n, captions, device, threads, as_json, **options):
         check_for_captions({k: v for k, v in options.items() if k != 'layout'})
         tell(as_json, *sample_captions(name, out, n or 1, device, captions, options))
         return
-    if options['enlarge'] is not None:
-        raise Problem('`enlarge` is for a text-to-image model: give `caption`.')
+    if options['upsampler'] is not None:
+        raise Problem('`upsampler` is for a text-to-image model: give `caption`.')
     tell(as_json, *sample_weights(name, out, n or 64, device, options))
 
 # %% ../../nbs/83_sample.ipynb #eval
@@ -212,8 +213,8 @@ def eval_judged(name: str, judge, n: int, seed: int, device, used: dict,
     with Bars() as bars:
         found = judged(name, judge, n, seed, device, used, notes,
                        partial(bars, f'eval {name}'))
-    said = [f'{name}: per cent, with standard errors', table(found['rows'])]
-    return found, '\n'.join(said + [f'Note: {note}' for note in notes])
+    lines = [f'{name}: per cent, with standard errors', table(found['rows'])]
+    return found, '\n'.join(lines + [f'Note: {note}' for note in notes])
 
 
 def eval_system(system, n: int, seed: int, device, options: dict) -> tuple[dict, str]:
@@ -221,8 +222,8 @@ def eval_system(system, n: int, seed: int, device, options: dict) -> tuple[dict,
     from ddpm_lit.systems.evaluate import fingerprints_of
     from ddpm_lit.train.fit import JUDGES
     if any(options[k] for k in SAMPLED):
-        raise click.UsageError(f'{system.name} is a whole system, weighed as it paints: leave '
-                               'out --label, --w, --sampler and --steps.')
+        raise click.UsageError(f'{system.name} is a whole system, evaluated as it paints: '
+                               'leave out --label, --w, --sampler and --steps.')
     used, notes = fingerprints_of(system.weights)
     judge = JUDGES.find(system.name)
     return eval_judged(system.name, judge, n, seed, device, used, notes)
@@ -275,7 +276,8 @@ def eval_pictures(name: str, found: str, model, recipe, n: int, seed: int,
     return got, pictures_verdict(got)
 
 
-def eval_weights(name: str, n: int, seed: int, device, options: dict) -> tuple[object, str]:
+def eval_weights(name: str, n: int, seed: int, device,
+                 options: dict) -> tuple[object, str]:
     "`eval` for weights of ours: by their judge, or by their samples."
     from ddpm_lit.systems.evaluate import fingerprints
     from ddpm_lit.systems.captioned import own_judge
@@ -301,7 +303,7 @@ def eval_weights(name: str, n: int, seed: int, device, options: dict) -> tuple[o
 @click.option('--n', type=Count(1), default=2000, show_default=True,
               help='How many samples, and as many real ones; of a CLIP, how many pictures of '
                    'each part.')
-@click.option('--label', help='Weigh this class only; none: do not tell the network.  '
+@click.option('--label', help='Evaluate this class only; none: unconditional samples.  '
                               '[default: all in turn]')
 @click.option('--batch', type=Count(1), default=256, show_default=True,
               help='Samples at once.')
@@ -310,13 +312,13 @@ def eval_weights(name: str, n: int, seed: int, device, options: dict) -> tuple[o
 @click.option('--bits-draws', type=Count(0), default=16, show_default=True,
               help='Levels of the bound that are drawn for each; 0: no bits.')
 @click.option('--w', 'weights', type=Number(), multiple=True,
-              help='Guidance without a classifier; give it several times to compare weights, '
-                   'bits being counted once.')
+              help='The weight of classifier-free guidance; give it several times to compare '
+                   'weights, bits being counted once.')
 @options('sampler', 'steps', 'seed', 'device', 'threads', 'json')
 def eval_command(name, n, seed, device, threads, as_json, **options):
-    """Weigh weights NAME: samples beside real data, and bits. It takes three minutes of one
-    core for mnist. A CLIP is weighed by what it recognizes (a minute and a half), glide by what
-    its pictures show."""
+    """Evaluate weights NAME: samples beside real data, and bits. It takes three minutes of one
+    core for mnist. A CLIP is evaluated by what it recognizes (a minute and a half), glide by
+    what its pictures show."""
     device = start(device, threads)
     system = find_system(name, needed=False)
     if system:

@@ -22,9 +22,9 @@ from ..core.problem import Problem, data_dir, needed
 # %% ../../nbs/82_train.ipynb #train-together
 @dataclass(frozen=True)
 class Order:
-    "What was asked for."
+    "The options of a training."
     name: str | None         # of the recipe; None: own pictures, or a run that goes on
-    given: dict              # settings of the run; None where nothing is said
+    given: dict              # settings of the run; None where none is given
     own: dict                # of own pictures: `data`, and how they are read and learned
     out: str | None = None   # None: runs/NAME
     resume: bool = False
@@ -49,7 +49,7 @@ def folder_of_weights() -> Path:
 
 
 def unreported(at: int, note: str):
-    "What the processes after the first say: nothing."
+    "The processes after the first print nothing."
 
 
 READ = 'side', 'fit', 'labels', 'captions', 'bad'  # how own pictures are read
@@ -59,7 +59,7 @@ KEPT = *READ, *LEARN, 'network'  # what a run that goes on knows of its beginnin
 
 # %% ../../nbs/82_train.ipynb #own-pictures
 def own_pictures(order: Order, source: dict, team, device):  # -> Recipe
-    "A recipe for the pictures of a source; what was found and chosen is said first."
+    "A recipe for the pictures of a source; what was found and chosen is printed first."
     from ddpm_lit.systems.own import OWN, is_other_network, memory_taken, paced, read_source
     system = OWN.find(source.get('system', 'ddpm'))
     if order.preview and not system.draw:
@@ -91,20 +91,20 @@ def own_pictures(order: Order, source: dict, team, device):  # -> Recipe
 
 
 def unwatched(what: str, done: int, of: int):
-    "Nobody looks on."
+    "No progress is shown."
 
 
 def spelled(options: dict) -> str:
     "Options as they are typed."
-    said = []
+    typed = []
     for k, v in options.items():
         name = k.replace('_', '-')
         if isinstance(v, bool):
-            said.append(f'--{name}' if v else f'--no-{name}')
+            typed.append(f'--{name}' if v else f'--no-{name}')
         else:
             size = 'x'.join(map(str, v)) if isinstance(v, list) else v
-            said.append(f'--{name} {printable(str(size))}')
-    return ' '.join(said)
+            typed.append(f'--{name} {printable(str(size))}')
+    return ' '.join(typed)
 
 # %% ../../nbs/82_train.ipynb #own-pictures-2
 def source_of(order: Order) -> dict:
@@ -126,10 +126,10 @@ def source_of(order: Order) -> dict:
             raise Problem(f'`{k}` is not for {system}: leave it out, or choose another '
                           '`system`.')
     read = {k: v for k, v in given.items() if k in KEPT}
-    said = {k: v for k, v in given.items() if k in ('system', *READ, *LEARN)}
+    chosen = {k: v for k, v in given.items() if k in ('system', *READ, *LEARN)}
     return dict(folder=str(Path(data).resolve()), name=name or 'pictures', system=system,
                 **(dict(side=fits.side) if fits.side else {}) | read,
-                options=f'--data {name} {spelled(said)}'.strip())
+                options=f'--data {name} {spelled(chosen)}'.strip())
 
 # %% ../../nbs/82_train.ipynb #find-order
 def find_order(order: Order, team, device):  # -> Recipe
@@ -297,7 +297,7 @@ def check_own(own: dict):
 @click.option('--bad', type=click.Choice(['skip', 'refuse']),
               help='What to do with files that are no pictures.  [default: skip]')
 @click.option('--hold', type=Range(0, 1, max_open=True),
-              help='Share of own pictures kept back to weigh with; of fewer than 100 none.  '
+              help='Share of own pictures held out for evaluation; of fewer than 100 none.  '
                    '[default: 0.1]')
 @click.option('--augment/--no-augment', default=None,
               help='Mirror and shift own pictures, with the move as a condition.  '
@@ -324,14 +324,14 @@ def check_own(own: dict):
 @click.option('--lr', type=Range(0, min_open=True),
               help='Highest learning rate.  [default: as the recipe says]')
 @click.option('--seed', type=Count(0, 2**40 - 1),
-              help='Where all random numbers start.  [default: 0]')
+              help='The seed of all random numbers.  [default: 0]')
 @click.option('--bf16/--no-bf16', default=None,
               help='Multiply in bfloat16.  [default: where the processor has it]')
 @click.option('--channels-last', is_flag=True, help='Keep channels innermost in memory.')
 @click.option('--compile', is_flag=True, help='Compile the network first: slow to start.')
 @click.option('--recompute', is_flag=True,
-              help='Forget what the blocks of the network hold inside, and compute it again: '
-                   'less memory, a third more work.')
+              help='Compute activations again in the backward pass: less memory, a third more '
+                   'work.')
 @click.option('--shard', is_flag=True, default=None,
               help='Spread weights, gradients and averages over the processes of torchrun: '
                    'for models that fit on none.')

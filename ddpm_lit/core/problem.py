@@ -73,8 +73,11 @@ def data_dir(*parts: str) -> Path:  # an existing file or folder
         with contextlib.suppress(OSError):  # a name that is too long is no file
             if path.exists():
                 return path
-    raise Problem(f'There is no {"/".join(parts)} in {" or ".join(map(str, roots))}: '
-                  'put it there, or set DDPM_LIT_DATA to the folder that holds it.')
+    cure = 'put it there, or set DDPM_LIT_DATA to the folder that holds it.'
+    if shipped.name == 'data_files':
+        cure = ('an installed package leaves some files out, so clone the repository and '
+                'set DDPM_LIT_DATA to its folder data.')
+    raise Problem(f'There is no {"/".join(parts)} in {" or ".join(map(str, roots))}: {cure}')
 
 # %% ../../nbs/00_begin.ipynb #read
 def open_input(path, most: int | None = None):  # most: bytes -> a binary file

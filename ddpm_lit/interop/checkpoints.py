@@ -456,7 +456,7 @@ def way_up_of(state: dict[str, Tensor]) -> tuple[int, bool, bool]:
 
 
 def openai_sizes(state: dict[str, Tensor], origin: str = 'This state') -> dict:
-    "The official options that the shapes of OpenAI's networks tell. Eq. 79.2."
+    "The official options that the shapes of OpenAI's networks determine. Eq. 79.2."
 
     def channels(i):
         "Of the output of block i on the way down."
@@ -515,7 +515,7 @@ def denoiser_of(net: UNet, side: int, S: DiscreteSchedule, name: str,
     out = net.last.out_channels
     if c == 6:
         raise ArgumentProblem(f'{name} reads 6 channels, a noisy picture and a small one: '
-                              'it enlarges pictures and draws none by itself; '
+                              'it is an upsampler, which generates nothing by itself; '
                               'unet_openai (71) builds it.', 'unet_openai')
     if out not in (c, 2*c):
         raise Problem(f'{name} reads {c} channels and predicts {out}: a denoiser predicts '
@@ -719,7 +719,7 @@ def open_denoiser(path,  # a file, an index or a folder
                               'order', 'heads', 'head_width')
     return from_diffusers(state, Path(path), schedule, side)
 
-# %% ../../nbs/79_checkpoints.ipynb #told
+# %% ../../nbs/79_checkpoints.ipynb #text-to-image
 class TextToImage(NamedTuple):
     "Somebody else's text-to-image model, with its authors' guidance and steps."
     name: str
@@ -741,9 +741,9 @@ def glide_sizes(state: dict[str, Tensor], origin: str = 'This state') -> dict:
         n_vocab=size, text_ctx=len(state['positional_embedding']), xf_width=width,
         xf_layers=len(layers), xf_heads=max(width // 64, 1))
 
-# %% ../../nbs/79_checkpoints.ipynb #told-glide
+# %% ../../nbs/79_checkpoints.ipynb #text-to-image-glide
 HINTS = {
-    'upsample': ': give it as enlarge, beside the model that begins',
+    'upsample': ': give it as upsampler, beside the base model',
     'inpaint': ': it fills holes, in Python, as notebook 76 shows',
 }
 
@@ -758,14 +758,14 @@ def glide_at(path, kind: str, device=None) -> nn.Module:
     if sort.name != 'glide' and kind == 'base':
         raise other_kind(name, sort, "and no model of GLIDE's")
     if sort.name != 'glide':
-        raise ArgumentProblem(f'{name} is {sort.what}, and enlarge takes the model of '
-                              'GLIDE\'s that enlarges.', 'enlarge')
+        raise ArgumentProblem(f'{name} is {sort.what}, and upsampler takes GLIDE\'s model '
+                              '"upsample".', 'upsampler')
     with described_by(name):
         found = kind_of(state, name)
     if found != kind:
         raise ArgumentProblem(f'{name} is GLIDE\'s model "{found}", where "{kind}" '
                               f'belongs{HINTS.get(found, "")}.',
-                              *['enlarge']*(found == 'upsample'))
+                              *['upsampler']*(found == 'upsample'))
 
     with described_by(name):
         net = load_glide(state, kind, glide_sizes(state, name))
@@ -776,12 +776,12 @@ def glide_at(path, kind: str, device=None) -> nn.Module:
     return net.to(device)
 
 
-def open_glide(path, enlarge=None,  # the paths of its files
-                  side: int | None = None,  # of the first picture; None: 64
-                  device=None) -> TextToImage:
+def open_glide(path, upsampler=None,  # the paths of its files
+               side: int | None = None,  # of the first picture; None: 64
+               device=None) -> TextToImage:
     "GLIDE, from its one file or two. Eq. 76.6."
     base = glide_at(path, 'base', device)
-    up = None if enlarge is None else glide_at(enlarge, 'upsample', device)
+    up = None if upsampler is None else glide_at(upsampler, 'upsample', device)
     words = glide_tokenizer()
     side = side or 64
     factor = base.net.net.factor
@@ -793,7 +793,7 @@ def open_glide(path, enlarge=None,  # the paths of its files
 
     return TextToImage(str(path), draw, 3., 100, lambda steps: steps + 27*bool(up))
 
-# %% ../../nbs/79_checkpoints.ipynb #told-karlo
+# %% ../../nbs/79_checkpoints.ipynb #text-to-image-karlo
 # what each part of Karlo predicts, and how wide its steps are
 SCHEDULERS = dict(prior_scheduler=('sample', 'fixed_small_log'),
               decoder_scheduler=('epsilon', 'learned_range'),
@@ -829,7 +829,7 @@ def unclip_config(path: Path) -> dict:
                       f'has clip_sample_range={limit!r}.')
     return config
 
-# %% ../../nbs/79_checkpoints.ipynb #told-open
+# %% ../../nbs/79_checkpoints.ipynb #text-to-image-open
 def check_block_counts(path: Path, config: dict, n: int):
     "A network of more blocks than there are tensors, n, is not even begun."
     for part in UNCLIP:
@@ -861,7 +861,7 @@ def open_unclip(path, device=None) -> TextToImage:  # a folder
     parts = parts._replace(**{k: net.to(device) for k, net in nets.items()})
 
     words = clip_tokenizer()
-    text = parts.ears.text
+    text = parts.text_encoder.text
     if (text.pieces.num_embeddings, len(text.places)) != (words.size, words.length):
         raise Problem(f'{path}/text_encoder reads another vocabulary than CLIP\'s: in '
                       'Python, unclip_parts (77) and a tokenizer of your own draw from '
@@ -869,23 +869,23 @@ def open_unclip(path, device=None) -> TextToImage:  # a folder
 
     def draw(captions, guidance_scale, steps, noise, watch):
         tokens = words(captions).to(device)
-        silence = words('').to(device)
-        _, _, large = sample_unclip(parts, tokens, silence, 4., guidance_scale,
-                                  (steps, steps, 7), noise, watch)
+        empty = words('').to(device)
+        _, _, large = sample_unclip(parts, tokens, empty, 4., guidance_scale,
+                                    (steps, steps, 7), noise, watch)
         return large
 
     return TextToImage(str(path), draw, 8., 25, lambda steps: 2*steps + 7)
 
 
-def open_text_to_image(path, enlarge=None,  # GLIDE's second file
-                 side: int | None = None, device=None) -> TextToImage:
+def open_text_to_image(path, upsampler=None,  # GLIDE's second file
+                       side: int | None = None, device=None) -> TextToImage:
     "A published text-to-image model: GLIDE's files or Karlo's folder. Eq. 76.6, 77.7."
     if not is_unclip(path):
-        return open_glide(path, enlarge, side, device)
-    if enlarge is not None or side:
-        raise ArgumentProblem('enlarge and side are for GLIDE\'s files: Karlo\'s folder '
+        return open_glide(path, upsampler, side, device)
+    if upsampler is not None or side:
+        raise ArgumentProblem('upsampler and side are for GLIDE\'s files: Karlo\'s folder '
                               'holds its upsamplers and says their sides.',
-                              'enlarge', 'side')
+                              'upsampler', 'side')
     return open_unclip(path, device)
 
 # %% ../../nbs/79_checkpoints.ipynb #clip

@@ -189,7 +189,7 @@ def norm_options(net: UNet, name: str) -> dict:
 
 def unet_config(net: UNet, sample_size: int | list[int], name: str) -> dict:
     "The configuration by which `unet_diffusers` (71) builds this network."
-    # the first step of each level tells its width and whether it attends
+    # the first step of each level shows its width and whether it attends
     n = net.depth + 1
     first = [net.down[level] for level in range(0, len(net.down), n)]
     widths = [step.res.conv1.out_channels for step in first]
@@ -380,7 +380,7 @@ def check_agreement(ours: Callable, theirs: Callable, shape, t: Level, name: str
 
 # %% ../../nbs/88_export.ipynb #agree-2
 def write_diffusers(source: Source, folder: Path, label: str | int | None = None,
-                    fold: bool = False) -> dict:  # what the card tells
+                    fold: bool = False) -> dict:  # for the card
     "A pipeline of diffusers: UNet2DModel, its scheduler, and their index."
     net, factor = as_unet2d(source, label, fold)
     recipe = source.recipe
@@ -426,7 +426,7 @@ class At(NamedTuple):
 
 
 class Portable(nn.Module):
-    "A denoiser that is asked by timesteps: (x_t, k, label) -> x0, eps. Eq. 02.10, 88.1."
+    "A denoiser that is evaluated at timesteps: (x_t, k, label) -> x0, eps. Eq. 02.10, 88.1."
 
     def __init__(self, model: Model, t: Level):  # the level of each timestep
         super().__init__()
@@ -629,7 +629,7 @@ def transformers_config(c: dict, log_scale: float) -> dict:
 # %% ../../nbs/88_export.ipynb #clip-write
 @torch.no_grad()
 def check_clip(source: Source, folder: Path):
-    "A `Problem` unless the CLIP in a folder, read back, sees and reads the same."
+    "A `Problem` unless the CLIP in a folder, read back, computes the same embeddings."
     ours, theirs = source.model, clip_at(folder)
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -790,7 +790,7 @@ def card_head(source: Source, to: str, license: str) -> str:
 
 
 def training_rows(source: Source) -> list[str]:
-    "How a model was trained, as far as its card tells."
+    "How a model was trained, as far as its card says."
     card = source.card
     if not card:
         return ['Nothing is known about its training: no card lay beside the weights.']
@@ -832,7 +832,7 @@ def model_card(source: Source, to: str, about: dict, license: str) -> str:
 
 # %% ../../nbs/88_export.ipynb #published
 def published_batches(batch: int, seed: int, device: torch.device):
-    "Nobody knows what it was trained on."
+    "Its training data are not known."
     raise Problem('The pictures that others trained on are not at hand: name a folder of '
                   'yours with `data`.')
 
@@ -883,23 +883,23 @@ def write_ours(source: Source, folder: Path) -> dict:
 def open_source(name: str, **about) -> Source:  # about: as for `open_denoiser`
     "Weights by name or path: ours, or somebody else's denoiser or CLIP."
     path = Path(name)
-    told = {k: v for k, v in about.items() if v is not None}
+    given = {k: v for k, v in about.items() if v is not None}
     found = ''
     with contextlib.suppress(Problem):
         found = find_weights(name)
     foreign = found.endswith('.safetensors') and path.is_file() and not is_ours(found)
-    if (found and not foreign and not told) or not path.exists():
+    if (found and not foreign and not given) or not path.exists():
         found = found or find_weights(name)  # a Problem that says what there is
         model, recipe = load_weights(found)
         return Source(name, model, recipe, card_of(found), False)
 
-    if not told and kind_of_file(read_state(path), name).name == 'clip':
+    if not given and kind_of_file(read_state(path), name).name == 'clip':
         return Source(name, clip_at(path), None, {}, True)
-    model, recipe = open_denoiser(path, **told)
+    model, recipe = open_denoiser(path, **given)
     return Source(name, model, recipe, {}, True)
 
 
-TARGETS: dict[str, Callable] = dict(  # (source, folder) -> what the card tells
+TARGETS: dict[str, Callable] = dict(  # (source, folder) -> what goes into the card
     diffusers=write_diffusers, onnx=write_onnx, torchscript=write_torchscript,
     safetensors=write_safetensors, ddpm_lit=write_ours,
     open_clip=partial(write_clip, to='open_clip'),
@@ -927,9 +927,9 @@ def export(name: str,    # shipped weights, a run's folder, a file, somebody els
     options = dict(label=label, fold=fold) if to == 'diffusers' else {}
     ships = not source.theirs and not Path(source.name).exists()
     with new_folder(folder) as inside:
-        told = TARGETS[to](source, inside, **options)
+        facts = TARGETS[to](source, inside, **options)
         own = 'apache-2.0' if ships else 'unknown'
-        card = model_card(source, to, told, license or own)
+        card = model_card(source, to, facts, license or own)
         (inside/'README.md').write_text(card, encoding='utf-8')
         files = {str(p.relative_to(inside)): p.stat().st_size
                  for p in sorted(inside.rglob('*')) if p.is_file()}

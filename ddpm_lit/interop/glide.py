@@ -95,7 +95,7 @@ class Member(NamedTuple):
 
 
 def filling(net: nn.Module) -> nn.Module:
-    "A U-Net that enlarges and fills holes."
+    "A U-Net that upsamples and inpaints."
     return Inpaint(UpsamplerUNet(net))
 
 
@@ -199,7 +199,7 @@ KINDS.append(Kind(r'glide-text2im \w*Text2ImUNet\b', run_glide, (1e-10, 1e-5)))
 
 # %% ../../nbs/76_glide_layouts.ipynb #fast
 def fast27(S: DiscreteSchedule) -> Grid:  # of 1,000 steps
-    "GLIDE's 27 timesteps to enlarge: most near clean data. Eq. 14.11."
+    "GLIDE's 27 timesteps of upsampling: most near clean data. Eq. 14.11."
     step = respace(S, '10,10,3,2,2').step
     step[0] -= 2  # the noisiest
     return Grid(torch.cat([S.log_snr[step - 1], CLEAN.log_snr[None]]), step)
@@ -207,12 +207,12 @@ def fast27(S: DiscreteSchedule) -> Grid:  # of 1,000 steps
 
 @torch.no_grad()
 def sample_glide(base: Glide,
-               tokens: Tensor,            # [b l]
-               up: Glide | None = None,   # the model that enlarges
-               side: int = 64, guidance_scale: float = 3., steps: int = 100,
-               noise=torch.randn_like,    # of the base
-               watch: Callable[[Denoiser], Denoiser] = lambda d: d  # sees every evaluation
-               ) -> Tensor:  # [b 3 side side], enlarged [b 3 4 side 4 side]
+                 tokens: Tensor,           # [b l]
+                 up: Glide | None = None,  # the upsampler
+                 side: int = 64, guidance_scale: float = 3., steps: int = 100,
+                 noise=torch.randn_like,   # of the base
+                 watch: Callable[[Denoiser], Denoiser] = lambda d: d  # wraps each denoiser
+                 ) -> Tensor:  # [b 3 side side], with an upsampler [b 3 4*side 4*side]
     "From a sentence to a picture, by their steps. Eq. 76.6, 14.9, 14.11."
 
     def start(side):
@@ -226,7 +226,7 @@ def sample_glide(base: Glide,
     if up is None:
         return x
 
-    # enlarge the picture, rounded to bytes, by unguided DDIM
+    # upsample the picture, rounded to bytes, by unguided DDIM
     low = ((x + 1)*127.5).round()/127.5 - 1
     denoiser = watch(clamp_x0(up.given(tokens, low)))
     return last(ddim(denoiser, fast27(up.schedule), .997*start(4*side)))

@@ -143,7 +143,7 @@ def opened_with_config(source,  # a state, the path of a safetensors file, or a 
 
 
 def agreed(config: dict,   # official options
-           found: dict,    # those that the shapes tell
+           found: dict,    # those that the shapes determine
            defaults: dict, # the others
            ignored: str,   # what changes nothing
            kinds: tuple[str, ...], origin: str) -> dict:

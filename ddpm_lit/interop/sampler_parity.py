@@ -158,7 +158,9 @@ def vb_term(p: Timestep, d: Denoiser, std: Tensor) -> Tensor:  # [b]
     return to_bits(nats).flatten(1).mean(1)
 
 
-def loss_row(p: Timestep, kind: str, v: str, vb: Tensor) -> dict[str, Tensor]:  # v: variance
+def loss_row(p: Timestep, kind: str,
+             v: str,  # the variance
+             vb: Tensor) -> dict[str, Tensor]:
     "The losses of one reading, by the names of the fixture."
     d = p.readings()[kind]
     x0, noise = p.i['x0'], p.i['noise']
@@ -206,7 +208,8 @@ def diffusion_row(S: DiscreteSchedule, k: int,
     return row
 
 # %% ../../nbs/74_sampler_parity.ipynb #diffusion
-def respaced(schedule: DiscreteSchedule, spec: str) -> Tensor:  # timesteps counted from 0, rising
+def respaced(schedule: DiscreteSchedule,
+             spec: str) -> Tensor:  # timesteps counted from 0, rising
     "The timesteps of a respacing, by name; GLIDE's is uneven at the noisy end."
     step = respace(schedule, '10,10,3,2,2' if spec == 'fast27' else spec).step.flip(0) - 1
     if spec == 'fast27':
@@ -314,7 +317,8 @@ def run_inverse(run: dict, S: DiscreteSchedule, d: Denoiser, i: dict[str, Tensor
     return Run(times, [i['x_0'], x, *ddim(d, levels, x)], i['x_0'])
 
 
-def run_unit_signal(run: dict, S: DiscreteSchedule, d: Denoiser, i: dict[str, Tensor]) -> Run:
+def run_unit_signal(run: dict, S: DiscreteSchedule, d: Denoiser,
+                    i: dict[str, Tensor]) -> Run:
     "Euler's and Heun's methods on x/signal; Heun's lists each level twice."
     twice = run['scheduler'] == 'heun'
 

@@ -581,7 +581,7 @@ def held(part: str, name: str, peers: bool, device: str) -> float:  # MiB
 
 def peak_memory(part: str, name: str, peers: bool = True,
                 device: torch.device = torch.device('cpu')
-                ) -> float | None:  # MiB; None: this system does not tell
+                ) -> float | None:  # MiB; None: not known on this system
     "The same in a process of its own, since a process forgets nothing."
     arguments = f'{part!r}, {name!r}, {peers}, {str(device)!r}'
     code = ('import torch\n'

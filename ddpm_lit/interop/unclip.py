@@ -121,7 +121,7 @@ def load_prior(source,  # the path of a safetensors file, or a state
 # %% ../../nbs/77_unclip_layouts.ipynb #run-prior
 def not_causal(net: PriorNet, x: Tensor, t: Tensor, z_text: Tensor,
                words: Tensor) -> Tensor:  # [b d]
-    "The original code without a mask: every position sees every other. Eq. 62.3."
+    "The original code without a mask: every position attends to every other. Eq. 62.3."
     rows = torch.cat([net.sentence(z_text, words), net.noised(x, t)], 1)
     net.transformer.causal = False
     try:
@@ -143,7 +143,7 @@ def run_prior(f: Fixture, dtype: torch.dtype) -> dict[str, Tensor]:
 
 KINDS.append(Kind(r'diffusers PriorTransformer\b', run_prior))
 
-# %% ../../nbs/77_unclip_layouts.ipynb #hears
+# %% ../../nbs/77_unclip_layouts.ipynb #text-features
 @torch.no_grad()
 def encode_text_raw(clip: CLIP, tokens: Tensor) -> TextFeatures:  # [b l]
     "What `encode_text` computes, with z_t at the length that CLIP gives it. Eq. 77.3."
@@ -161,11 +161,12 @@ class TextProjection(nn.Module):
         self.words = nn.Linear(dim, width)
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, features: TextFeatures) -> tuple[Tensor, Tensor]:  # -> [b out], [b l width]
+    def forward(self, features: TextFeatures
+                ) -> tuple[Tensor, Tensor]:  # [b out], [b l width]
         if not isinstance(features, TextFeatures):
-            raise Problem('This decoder is told what a CLIP has heard: give '
-                          'encode_text_raw(clip, tokens), and where nothing is said that of the '
-                          'empty sentence.')
+            raise Problem("This decoder is conditioned on CLIP's text features: give "
+                          'encode_text_raw(clip, tokens), for the unconditional model that of '
+                          'the empty prompt.')
         return self.whole(features.z_text), self.norm(self.words(features.words))
 
 
@@ -186,7 +187,7 @@ class Karlo(Decoder):
     "A decoder conditioned on an image embedding and on a CLIP's text features. Eq. 77.3."
 
     def encode_condition(self,
-             z_image: Tensor | None = None,  # [b d]; None or zeros where nothing is seen
+             z_image: Tensor | None = None,  # [b d]; None or zeros: no image
              features: TextFeatures | None = None) -> tuple[Tensor, ...]:
         "Both are read once for a whole run. Eq. 77.3, 77.6."
         whole, words = super().encode_condition(z_image, features)
@@ -356,7 +357,7 @@ KINDS.append(Kind(r'diffusers UnCLIPTextProjModel and UNet2DConditionModel\b',
 
 # %% ../../nbs/77_unclip_layouts.ipynb #upsampler
 def bicubic(low: Tensor, factor: int = 4) -> Tensor:  # [b c h w]: h and w times factor
-    "Enlarged by the cubic filter that draws straight lines. Eq. 77.8."
+    "Upsampled by the cubic filter that reproduces straight lines. Eq. 77.8."
     return F.interpolate(low, scale_factor=float(factor), mode='bicubic',
                          align_corners=False, antialias=True)
 
@@ -430,12 +431,12 @@ def load_text(source,  # the path of a safetensors file, or a state
 # %% ../../nbs/77_unclip_layouts.ipynb #chain
 class Unclip(NamedTuple):
     "The parts of a whole unCLIP."
-    ears: TextHalf
+    text_encoder: TextHalf
     prior: Prior
     decoder: Karlo
     first: Model
     final: Model
-    sides: tuple[int, int] = (64, 256)  # of the decoder's pictures, and of the enlarged
+    sides: tuple[int, int] = (64, 256)  # of the decoder's pictures, and of the upsampled
     limit: float = 5.  # of the prior's coordinates, in deviations
 
 
@@ -443,15 +444,15 @@ class Unclip(NamedTuple):
 def sample_unclip(
         parts: Unclip,
         tokens: Tensor,   # [b l]
-        silence: Tensor,  # [1 l] of the empty sentence
+        empty: Tensor,    # [1 l], the empty prompt
         prior_scale: float = 4., guidance_scale: float = 8.,
         steps: tuple[int, int, int] = (25, 25, 7),  # of prior, decoder and upsamplers
         noise=torch.randn_like,
-        watch: Callable[[Denoiser], Denoiser] = lambda d: d  # sees every evaluation
+        watch: Callable[[Denoiser], Denoiser] = lambda d: d  # wraps each denoiser
         ) -> tuple[Tensor, Tensor, Tensor]:  # z_i [b d], [b 3 64 64], [b 3 256 256]
     "From a sentence to an embedding, a small picture, a large one. Eq. 77.7, 77.8, 41.6."
-    features = encode_text_raw(parts.ears, tokens)
-    unheard = encode_text_raw(parts.ears, silence)
+    features = encode_text_raw(parts.text_encoder, tokens)
+    unconditional = encode_text_raw(parts.text_encoder, empty)
     small, large = parts.sides
 
     def run(denoiser, n, limit, variance, *shape):
@@ -462,13 +463,13 @@ def sample_unclip(
 
     # the prior: a sentence -> an image embedding
     guided = cfg_batched(parts.prior, features, guidance_scale=prior_scale,
-                        instead_of=unheard)
+                         instead_of=unconditional)
     dim = features.z_text.shape[1]
     z = parts.prior.unscaled(run(guided, steps[0], parts.limit, fixed_small, dim))
 
     # the decoder: both -> a small picture
     guided = cfg_batched(parts.decoder, (z, features), guidance_scale=guidance_scale,
-                        instead_of=(None, unheard))
+                         instead_of=(None, unconditional))
     x = run(guided, steps[1], 1., learned_range, 3, small, small).clamp(-1, 1)
 
     # the upsamplers: a small picture -> a large one
@@ -488,7 +489,7 @@ def unclip_parts(state: dict[str, Tensor],  # keys begin with the part's folder
         return {k.removeprefix(prefix): w for k, w in state.items()
                 if k.startswith(prefix)}
 
-    ears = load_text(of('text_encoder'), config['text_encoder'])
+    text_encoder = load_text(of('text_encoder'), config['text_encoder'])
     prior = load_prior(of('prior'), config['prior'])
     decoder = load_decoder(of('text_proj'), of('decoder'),
                            {k: config[k] for k in ('decoder', 'text_proj')})
@@ -496,7 +497,7 @@ def unclip_parts(state: dict[str, Tensor],  # keys begin with the part's folder
     final = load_upsampler(of('super_res_last'), config['super_res_last'])
     sides = config['decoder']['sample_size'], config['super_res_first']['sample_size']
     limit = config['prior_scheduler']['clip_sample_range']
-    return Unclip(ears, prior, decoder, first, final, sides, limit)
+    return Unclip(text_encoder, prior, decoder, first, final, sides, limit)
 
 
 def run_unclip(f: Fixture, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -508,10 +509,10 @@ def run_unclip(f: Fixture, dtype: torch.dtype) -> dict[str, Tensor]:
     each = [f.inputs[f'noise_{k}'].to(dtype) for k in ('prior', 'decoder', 'super_res')]
     queue = [v for row in each for v in (*row, row[0])]
     tokens = f.inputs['tokens']
-    features = encode_text_raw(parts.ears, tokens)
+    features = encode_text_raw(parts.text_encoder, tokens)
     z, small, image = sample_unclip(parts, tokens, f.inputs['silence'],
-                                  steps=tuple(len(row) for row in each),
-                                  noise=lambda x: queue.pop(0))
+                                    steps=tuple(len(row) for row in each),
+                                    noise=lambda x: queue.pop(0))
     enlarged = bicubic(small, parts.sides[1] // parts.sides[0])
     return dict(z_text=features.z_text, hidden=features.words, z_image=z, small=small,
                 enlarged=enlarged, image=image)

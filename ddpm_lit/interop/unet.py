@@ -212,7 +212,7 @@ def build_empty(build: Callable[..., nn.Module], *args) -> nn.Module:
 
 
 def layout_of(keys) -> str:  # 'openai' or 'diffusers'
-    "The dialect, told from the keys."
+    "The dialect, recognized by the keys."
     rooms = {k.split('.')[0] for k in keys}
     for name, room in (('openai', 'input_blocks'), ('diffusers', 'down_blocks')):
         if room in rooms:

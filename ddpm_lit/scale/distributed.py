@@ -105,7 +105,7 @@ def lost_peer(e: BaseException) -> bool:
 def reports_first() -> bool:
     "Is this process the first to report an error? True also where it cannot ask."
     try:
-        return dist.distributed_c10d._get_default_store().add('told', 1) == 1
+        return dist.distributed_c10d._get_default_store().add('reported', 1) == 1
     except RuntimeError:
         return True
 
@@ -486,7 +486,8 @@ class ActivationMemory:
 
 def memory(k: ActivationMemory, batch: float, N: int = 1, shard: bool = False,
            recompute: bool = False,
-           narrow: float = 1.) -> float:  # narrow: bytes in bfloat16 as a share of float32's
+           narrow: float = 1.  # bytes in bfloat16 as a share of float32's
+           ) -> float:
     "Bytes on each of N devices, for `batch` samples each. Eq. 72.9."
     state = STATE*k.parameters/(N if shard else 1) + 2*k.parameters
     if shard:
@@ -515,9 +516,10 @@ class Device:
 H100 = Device()
 
 
-def step_seconds(k: ActivationMemory, flops: float, batch: float, N: int = 1, shard: bool = False,
-                 recompute: bool = False, narrow: float = 1.,
-                 d: Device = H100) -> tuple[float, float]:  # batch: of each device
+def step_seconds(k: ActivationMemory, flops: float,
+                 batch: float,  # of each device
+                 N: int = 1, shard: bool = False, recompute: bool = False,
+                 narrow: float = 1., d: Device = H100) -> tuple[float, float]:
     "Seconds of a step, and the share of them that is work. Eq. 72.10, 72.11."
     # T_work: the slower of computing and of reading what is kept, then the optimizer
     computing = (3 + recompute)*flops*batch/(d.used*d.peak)

@@ -296,16 +296,16 @@ class Regime:
 class Preset:
     "A model of a paper, by name."
     name: str
-    kind: str  # denoiser, enlarger, classifier, clip, prior
+    kind: str  # denoiser, upsampler, classifier, clip, prior
     side: int  # of its pictures
     build: Callable[..., nn.Module]
     cost: Cost  # by formula
-    said: str  # the size that its authors tell, '' if they do not
+    stated: str  # the size that its authors state, '' if they state none
     paper: str
     source: str
     schedule: DiscreteSchedule | None = None
     evaluations: int = 1  # for one picture
-    regime: Regime = Regime('not told')
+    regime: Regime = Regime('not stated')
     classes: int = 0
     stretch: float = 1.  # factor of the timesteps in the network's input
     share: float = .001  # of the bound in the loss (20.15)
@@ -347,13 +347,13 @@ DDPM_PAPER = 'Ho, Jain & Abbeel 2020, Denoising diffusion probabilistic models'
 DDPM_CODE = 'https://github.com/hojonathanho/diffusion/blob/master/scripts'
 
 
-def ddpm_preset(name: str, side: int, mults, attention, said: str, script: str,
+def ddpm_preset(name: str, side: int, mults, attention, stated: str, script: str,
                 regime: Regime) -> Preset:
     "A model of Ho et al. 2020."
     sizes = dict(base=128, mults=mults, depth=2, attention=attention)
     build = partial(ddpm_unet, **sizes, dropout=regime.dropout)
     cost = count_unet(side, **sizes, two=False, inside=False)
-    return add(Preset(name, 'denoiser', side, build, cost, said, DDPM_PAPER,
+    return add(Preset(name, 'denoiser', side, build, cost, stated, DDPM_PAPER,
                       f'{DDPM_CODE}/{script}.py', linear(), 1000, regime,
                       sampler='ancestral-large' if side == 32 else 'ancestral'))
 
@@ -376,7 +376,7 @@ def iddpm_lsun(base: int = 128, mults=(1, 1, 2, 2, 4, 4)) -> UNet:
     return UNet(3, 6, base, mults, 2, (4, ))
 
 
-def iddpm_preset(name: str, side: int, said: str, regime: Regime, sizes: dict,
+def iddpm_preset(name: str, side: int, stated: str, regime: Regime, sizes: dict,
                  build=iddpm_unet, two: bool = True, T: int = 4000, **more) -> Preset:
     "A model of Nichol and Dhariwal 2021."
     classes = dict(classes=more['classes']) if 'classes' in more else {}
@@ -384,7 +384,7 @@ def iddpm_preset(name: str, side: int, said: str, regime: Regime, sizes: dict,
     if build is iddpm_unet:
         build = partial(build, **sizes, **classes, dropout=regime.dropout)
     schedule = cosine(T) if T == 4000 else linear(T)
-    return add(Preset(name, 'denoiser', side, build, cost, said, IDDPM_PAPER, IDDPM_CODE,
+    return add(Preset(name, 'denoiser', side, build, cost, stated, IDDPM_PAPER, IDDPM_CODE,
                       schedule, T, regime, **more))
 
 
@@ -419,17 +419,20 @@ def levels(side: int, *where: int) -> tuple[int, ...]:
     return tuple(sorted((side // w).bit_length() - 1 for w in where))
 
 
-def adm_preset(name: str, side: int, said: str, regime: Regime, base=256, depth=2,
-               classes=1000, channels_in=3, mults=None, where=(32, 16, 8),
-               schedule=linear, heads: int | None = None) -> Preset:
-    "A model of Dhariwal and Nichol 2021, of whole pictures or from small ones to large."
-    kind = 'denoiser' if channels_in == 3 else 'enlarger'
+def adm_preset(name: str, side: int, stated: str, regime: Regime,
+               base=256, depth=2, mults=None,           # None: as SHAPES says
+               where=(32, 16, 8),                       # sides that have attention
+               heads: int | None = None,                # None: each 64 wide
+               channels_in=3, classes=1000,             # 6 channels: an upsampler
+               schedule=linear) -> Preset:
+    "A model of Dhariwal and Nichol 2021, generator or upsampler."
+    kind = 'denoiser' if channels_in == 3 else 'upsampler'
     sizes = dict(base=base, mults=mults or SHAPES[side], depth=depth,
                  attention=levels(side, *where), channels_in=channels_in, channels_out=6,
                  classes=classes)
     attn = partial(Attention, heads=heads) if heads else partial(Attention, head_width=64)
     build = partial(adm_unet, **sizes, dropout=regime.dropout, attn=attn)
-    return add(Preset(name, kind, side, build, count_unet(side, **sizes), said, *ADM,
+    return add(Preset(name, kind, side, build, count_unet(side, **sizes), stated, *ADM,
                       schedule(), 250, regime, classes))
 
 
@@ -437,7 +440,7 @@ adm_preset('adm-64', 64, '296M', Regime('imagenet', 540_000, 2048, 3e-4, dropout
            3, schedule=cosine)
 adm_preset('adm-128', 128, '422M', Regime('imagenet', 4_360_000, 256, 1e-4), heads=4)
 adm_preset('adm-256', 256, '554M', Regime('imagenet', 1_980_000, 256, 1e-4))
-# its steps are not told apart
+# its steps are not stated apart from the others'
 adm_preset('adm-256-uncond', 256, '552M', Regime('imagenet', 1_980_000, 256, 1e-4),
            classes=0)
 adm_preset('adm-512', 512, '559M', Regime('imagenet', 1_940_000, 256, 1e-4))
@@ -455,21 +458,21 @@ def adm_classifier(side: int, depth: int, mults: Sequence[float],
                    attn=partial(Attention, head_width=64))
 
 
-def classifier_preset(side: int, depth: int, said: str, regime: Regime,
+def classifier_preset(side: int, depth: int, stated: str, regime: Regime,
                       schedule=linear) -> Preset:
     "A classifier of Dhariwal and Nichol 2021, with the schedule of the model that it steers."
     sizes = dict(mults=SHAPES[side], depth=depth, attention=levels(side, 32, 16, 8))
     cost = count_encoder(side, 128, **sizes, classes=1000)
     return add(Preset(f'adm-classifier-{side}', 'classifier', side,
-                      partial(adm_classifier, side, **sizes), cost, said, *ADM,
+                      partial(adm_classifier, side, **sizes), cost, stated, *ADM,
                       schedule(), 250, regime, 1000))
 
 
 classifier_preset(64, 4, '65M', Regime('imagenet', 300_000, 1024, 6e-4, ema=None,
                                        weight_decay=.2, decay=True), cosine)
-for side, said, steps in ((128, '43M', 300_000), (256, '54M', 500_000),
+for side, stated, steps in ((128, '43M', 300_000), (256, '54M', 500_000),
                           (512, '54M', 500_000)):
-    classifier_preset(side, 2, said, Regime('imagenet', steps, 256, 3e-4, ema=None,
+    classifier_preset(side, 2, stated, Regime('imagenet', steps, 256, 3e-4, ema=None,
                                             weight_decay=.05, decay=True))
 
 # %% ../../nbs/70_presets.ipynb #clip
@@ -528,8 +531,11 @@ def count_text_encoder(
     return (tables + count_block(w, l)*layers + count_linear(w, e)).beforehand()
 
 
-def glide_preset(name: str, side: int, said: str, base=192, width=512, layers=16, heads=8,
-                 channels_in=3, wrap=unwrapped, regime=Regime('not told'),
+def glide_preset(name: str, side: int, stated: str,
+                 base=192,                               # of the U-Net
+                 width=512, layers=16, heads=8,          # of the text encoder
+                 channels_in=3, wrap=unwrapped,          # more with a condition
+                 regime=Regime('not stated'),
                  where=f'{GLIDE_CODE}/model_creation.py') -> Preset:
     "A model of Nichol et al. 2022."
     small = side == 64
@@ -539,7 +545,7 @@ def glide_preset(name: str, side: int, said: str, base=192, width=512, layers=16
                     wrap=wrap)
     cost = count_unet(side, **sizes, channels_out=6, m=128, d=width)
     cost += count_text_encoder(128, width, layers, 4*base)
-    return add(Preset(name, 'denoiser' if small else 'enlarger', side, build, cost, said,
+    return add(Preset(name, 'denoiser' if small else 'upsampler', side, build, cost, stated,
                       GLIDE_PAPER, where, cosine() if small else linear(),
                       200 if small else 27, regime))
 
@@ -649,19 +655,19 @@ add(Preset('unclip-decoder', 'denoiser', 64, unclip_decoder, count_decoder(), '3
            Regime('pictures with texts', 800_000, 2048, 1.2e-4, dropout=.1)))
 
 
-def unclip_upsampler(name: str, side: int, said: str, schedule: DiscreteSchedule, evaluations: int,
-                    batch: int, **sizes) -> Preset:
+def unclip_upsampler(name: str, side: int, stated: str, schedule: DiscreteSchedule,
+                     evaluations: int, batch: int, **sizes) -> Preset:
     "Without attention; it learned from crops, so (70.7) does not hold and steps are left out."
     sizes |= dict(attention=(), middle=False, channels_in=6, channels_out=6)
-    return add(Preset(name, 'enlarger', side, partial(adm_unet, **sizes),
-                      count_unet(side, **sizes), said, *UNCLIP, schedule, evaluations,
+    return add(Preset(name, 'upsampler', side, partial(adm_unet, **sizes),
+                      count_unet(side, **sizes), stated, *UNCLIP, schedule, evaluations,
                       Regime('pictures with texts', batch=batch)))
 
 
 unclip_upsampler('unclip-up-64-256', 256, '700M', cosine(), 27, 1024, base=320,
-                mults=SHAPES[64], depth=3)
+                 mults=SHAPES[64], depth=3)
 unclip_upsampler('unclip-up-256-1024', 1024, '300M', linear(), 15, 512, base=192,
-                mults=SHAPES[256], depth=2);
+                 mults=SHAPES[256], depth=2);
 
 # %% ../../nbs/70_presets.ipynb #work
 def work(p: Preset) -> int:
@@ -682,7 +688,7 @@ def rows(names: Sequence[str] = ()) -> list[dict]:
     table = []
     for p in found:
         table.append(dict(
-            name=p.name, parameters=p.parameters, said=p.said, side=p.side,
+            name=p.name, parameters=p.parameters, stated=p.stated, side=p.side,
             flops=p.cost.flops, evaluations=p.evaluations, flops_picture=work(p),
             flops_training=training_work(p), train=p.trains, paper=p.paper,
             source=p.source))
@@ -699,11 +705,11 @@ def as_text(rows: Sequence[dict]) -> str:
         units = ((21, 'Z'), (18, 'E'), (15, 'P'), (12, 'T'), (9, 'G'))
         return next(f'{n/10**k:.3g} {unit}' for k, unit in units if n >= 10**k)
 
-    lines = [f'{"name":24}{"parameters":>14}{"said":>6}{"FLOP":>8} {"evals":>6} '
+    lines = [f'{"name":24}{"parameters":>14}{"stated":>8}{"FLOP":>8} {"evals":>6} '
              f'={"picture":>7}{"training":>9} train  paper']
     for r in rows:
         paper = re.match('.*? [0-9]{4}', r['paper'])[0]
-        lines.append(f'{r["name"]:24}{r["parameters"]:14,}{r["said"]:>6}'
+        lines.append(f'{r["name"]:24}{r["parameters"]:14,}{r["stated"]:>8}'
                      f'{scale(r["flops"]):>8} x{r["evaluations"]:>5} '
                      f'={scale(r["flops_picture"]):>7}{scale(r["flops_training"]):>8}  '
                      f'{"yes" if r["train"] else "":4} {paper}')
@@ -727,19 +733,19 @@ def half_life(ema: float | None) -> float:
 
 
 # the kinds that read pictures and labels alone
-TRAINED = dict(denoiser=unwrapped, enlarger=UpsamplerUNet, classifier=unwrapped)
+TRAINED = dict(denoiser=unwrapped, upsampler=UpsamplerUNet, classifier=unwrapped)
 
 
 def pictures_for(
     p: Preset, batch: int, seed: int, device: torch.device
 ) -> Callable[[int], tuple]:
-    "step -> pictures, for an enlarger also a quarter as wide, and labels if there are classes."
+    "step -> pictures, for an upsampler also a quarter as wide, and labels if there are classes."
     images = load_images(p.regime.data, 'train', p.side).to(device)
     source = Batches(images, batch, seed, flip=p.regime.flip)
 
     def at(step):
         x0, *label = source(step)
-        small = [halve(halve(x0))] if p.kind == 'enlarger' else []
+        small = [halve(halve(x0))] if p.kind == 'upsampler' else []
         return x0, *small, *(label if p.classes else [])
 
     return at
@@ -749,14 +755,14 @@ def paper_recipe(p: Preset, **smaller) -> Recipe:  # smaller: sizes for a trial
     "The recipe of a paper. Eq. 70.8, 70.9."
     r = p.regime
     S = Stepped(p.schedule.betas)
-    told = timestep_input(S, p.stretch)
+    timestep = timestep_input(S, p.stretch)
     learned = not p.name.startswith('ddpm')  # is the variance learned?
 
     def model():
         net = TRAINED[p.kind](p.build(**smaller))
         if p.kind == 'classifier':
-            return NoisyClassifier(net, told)
-        return Model(net, from_eps, told, learned)
+            return NoisyClassifier(net, timestep)
+        return Model(net, from_eps, timestep, learned)
 
     loss = hybrid(S, len(S), p.share) if learned else l_simple
     if p.kind == 'classifier':

@@ -85,8 +85,8 @@ def scale_of(guided: Denoiser, cond: Denoiser, uncond: Denoiser,
     "The guidance scale, 1 + w, that a guided denoiser in fact uses at a level. Eq. 91.6."
     g, c, u = (d(x, t).x0.double() for d in (guided, cond, uncond))
     if not (c != u).any():
-        raise Problem('With and without its condition the answer is the same, so there '
-                      'is no scale: is the condition heard at all?')
+        raise Problem('With and without its condition the prediction is the same, so '
+                      'there is no scale: does the network use its condition?')
     return ((g - u)*(c - u)).sum()/(c - u).square().sum()
 
 # %% ../../nbs/91_diagnosis.ipynb #checkup
@@ -121,8 +121,8 @@ def condition_rows(model: Model, x0: Tensor, label: Tensor) -> list[Row]:
     def error(label):
         return measure_mse(model.given(label), x0, [t], lambda x: noise)[0]
 
-    return [('error if told other labels', error(label.roll(1))/error(label), 1.02, 99.),
-            ('error if told none', error(None)/line_error(x0, t), 0., 1.05)]
+    return [('error with other labels', error(label.roll(1))/error(label), 1.02, 99.),
+            ('error without labels', error(None)/line_error(x0, t), 0., 1.05)]
 
 
 def sample_rows(denoiser: Denoiser, x0: Tensor, schedule: Schedule,
@@ -146,15 +146,15 @@ def sample_rows(denoiser: Denoiser, x0: Tensor, schedule: Schedule,
 def checkup(model: Model,
             x0: Tensor,  # [n ...] real data, some dozens
             schedule: Schedule,
-            label: Tensor | None = None,  # [n] of the data, where the model is told them
+            label: Tensor | None = None,  # [n] of the data, of a conditional model
             steps: int = 16,
-            tell: Callable[[str], None] = print) -> list[str]:
+            report: Callable[[str], None] = print) -> list[str]:
     "A table of numbers with the bounds of healthy models; names those outside. Eq. 91.1-91.5."
-    told = model.given(label)
-    rows = data_rows(x0, schedule) + network_rows(told, x0)
+    denoiser = model.given(label)
+    rows = data_rows(x0, schedule) + network_rows(denoiser, x0)
     if label is not None:
         rows += condition_rows(model, x0, label)
-    rows += sample_rows(told, x0, schedule, steps)
+    rows += sample_rows(denoiser, x0, schedule, steps)
 
     ill = []
     for name, value, lo, hi in rows:
@@ -162,5 +162,5 @@ def checkup(model: Model,
         if not lo <= value <= hi:
             ill.append(name)
             mark = '   <- look'
-        tell(f'{name:28}{float(value):10.3f}   {lo:g} to {hi:g}{mark}')
+        report(f'{name:28}{float(value):10.3f}   {lo:g} to {hi:g}{mark}')
     return ill

@@ -26,7 +26,7 @@ from ..data.captions import shifted
 from ..data.folder import Folder, read_folder
 from ..data.images import Batches, Images, to_bytes, to_unit
 from ..nets.unet import small_unet
-from .evaluate import labels, measured, sample_recipe
+from .evaluate import in_columns, labels, measured, sample_recipe
 from ..train.fit import MAKERS, Recipe, Training, card_in, fit, load_weights, made
 from ..train.measure import weigh
 from ..train.run import Run, read_settings, unreported
@@ -428,13 +428,13 @@ def weigh_pictures(model: nn.Module, recipe: Recipe, train: Images, held: Images
 # %% ../../nbs/58_own.ipynb #weigh-2
 def pictures_verdict(r: dict) -> str:  # r: of `weigh_pictures`, with a name
     "What `weigh_pictures` found, in words."
-    rows = [f'{r["name"]}: {r["n"]} samples by {r["sampler"]} in {r["steps"]} steps, against '
-            f'{r["reference"]} real ones, in {r["features"]} features',
-            f'{"":24}{"samples":>10}{"real":>10}', *measured(r)]
-    if r['copies']:
-        rows.append(f'{"near copies":24}{r["copies"]["share"]:>10.1%}{r["copies"]["chance"]:>10.1%}'
-                    '   relatively nearer to one training picture than 19 of 20 new ones')
-    return '\n'.join(rows + [f'Note: {note}' for note in r['warnings']])
+    rows = measured(r)
+    if copies := r['copies']:
+        rows.append(('near copies', [f'{copies["share"]:.1%}', f'{copies["chance"]:.1%}'],
+                     'relatively nearer to one training picture than 19 of 20 new ones'))
+    lines = [f'{r["name"]}: {r["n"]} samples by {r["sampler"]} in {r["steps"]} steps, against '
+             f'{r["reference"]} real ones, in {r["features"]} features', *in_columns(rows)]
+    return '\n'.join(lines + [f'Note: {note}' for note in r['warnings']])
 
 # %% ../../nbs/58_own.ipynb #watch
 def few_samples(model: nn.Module, recipe: Recipe, n: int = 16, steps: int = 20) -> Tensor:
