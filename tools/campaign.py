@@ -2976,11 +2976,16 @@ def sampler_cases():
 # ---- what is written to a terminal ---------------------------------------------------------------
 
 
+def narrow_help(name: str):
+    "Help on a terminal of eight columns."
+    os.environ.update(COLUMNS='8', TERM='dumb')
+    return run(name, '--help')
+
+
 def terminal_cases(rng):
     case = in_part('terminal')
-    narrow = partial(shell, COLUMNS='8', TERM='dumb')
     for name in cli.COMMANDS:
-        yield case(f'{name} --help, narrow', narrow, f'$D {name} --help')
+        yield case(f'{name} --help, narrow', narrow_help, name)
     for script in SCRIPTS:
         yield case(script, shell, script)
 
