@@ -31,8 +31,9 @@ setup(
     packages=find_packages(str(here), include=[lib, lib + '.*']) + [files],
     package_dir={lib: lib, files: 'data'},
     package_data={lib: ['py.typed'], files: ['*', '**/*']},
-    exclude_package_data={files: ['parity/*', '**/*.tmp', 'weights/sketch-*', 'weights/clip-vit-*',
-                                  'weights/glide-shapes-inpaint.*', 'weights/shapes.*',
+    exclude_package_data={files: ['parity/*', '**/*.tmp', 'weights/next/*', 'weights/sketch-*',
+                                  'weights/clip-vit-*', 'weights/glide-shapes-inpaint.*',
+                                  'weights/shapes.*',
                                   'weights/latent.*', 'weights/autoencoder.*']},
     include_package_data=False, zip_safe=False,
 )

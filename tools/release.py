@@ -32,7 +32,8 @@ WORKFLOW = '.github/workflows/release.yml'
 LARGEST = 100_000_000  # bytes: PyPI takes no larger file
 
 # what is in the repository and in neither archive: setup.py and MANIFEST.in leave it out
-LEFT_OUT = ('data/parity/*', '*.tmp', 'data/weights/sketch-*', 'data/weights/clip-vit-*',
+LEFT_OUT = ('data/parity/*', '*.tmp', 'data/weights/next/*', 'data/weights/sketch-*',
+            'data/weights/clip-vit-*',
             'data/weights/glide-shapes-inpaint.*', 'data/weights/shapes.*',
             'data/weights/latent.*', 'data/weights/autoencoder.*')
 
