@@ -220,8 +220,8 @@ def train_together(order: Order, team, device) -> dict | None:  # None: not the 
                        checkpoint_activations if order.recompute else unchanged, team)
         steps = run.settings['steps']
         if team.first and run.training.step >= steps:
-            note(f'{out} has taken all its {steps:,} steps: for more of them add '
-                 '--steps with a higher number.')
+            note(f'the run in {out} has taken all its {steps:,} steps: for more of them '
+                 'add --steps with a higher number.')
         lines = go(run, order.save_every)
         if team.first:
             lines = watched(run, order, lines)
