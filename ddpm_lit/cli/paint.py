@@ -165,7 +165,7 @@ def notes_on_words(captions, data: str,
     if learned is not None:
         new = unseen_words(captions, learned)
     notes = [f'the word "{word}" is in no caption that this system was trained on, so it '
-             'has no meaning here.' for word in new]
+             'may be misread or ignored.' for word in new]
     for sentence in notes:
         note(sentence)
     return notes
