@@ -1,7 +1,7 @@
 """Builds the package from settings.ini; data/ travels inside the wheel as ddpm_lit/data_files.
 
-Left out are data/parity, and weights that only begin a training or serve drawn scenes alone: a
-wheel stays below 100 MB, and data_dir says what to fetch when one of them is asked for.
+Left out are data/parity and the weights that fill holes: a wheel stays below 100 MB, and
+data_dir says what to fetch when one of them is asked for.
 """
 from configparser import ConfigParser
 from pathlib import Path
@@ -31,9 +31,7 @@ setup(
     packages=find_packages(str(here), include=[lib, lib + '.*']) + [files],
     package_dir={lib: lib, files: 'data'},
     package_data={lib: ['py.typed'], files: ['*', '**/*']},
-    exclude_package_data={files: ['parity/*', '**/*.tmp', 'weights/next/*', 'weights/sketch-*',
-                                  'weights/clip-vit-*', 'weights/glide-shapes-inpaint.*',
-                                  'weights/shapes.*',
-                                  'weights/latent.*', 'weights/autoencoder.*']},
+    exclude_package_data={files: ['parity/*', '**/*.tmp', 'weights/glide-inpaint.*',
+                                  'weights/glide-up-64-inpaint.*']},
     include_package_data=False, zip_safe=False,
 )
