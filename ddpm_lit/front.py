@@ -39,12 +39,12 @@ class Loaded:
                                steering(self.recipe, w, guidance=guidance))
 
     def sample(self, n: int = 16,
-               label: str | int | None = None,  # None: all classes in turn; 'none': no label
+               label: str | int | None = None,  # None: all in turn; 'none': no label
                w: float | None = None,          # weight of guidance, 0 or None for none
-               steps: int | None = None,        # this and the next None: as the recipe says
+               steps: int | None = None,        # this and next None: as the recipe says
                sampler: str | None = None,
                seed: int = 0,
-               guidance: str | None = None,     # by name (44); None: cfg if there is a weight
+               guidance: str | None = None,     # by name (44); None: cfg if w is given
                ) -> Tensor:        # [n c h w] in [-1, 1], or [n 2] for points
         "Draw n samples."
         asked = labels(self.recipe, n, label)
@@ -77,7 +77,7 @@ def card_of(found: str) -> dict:  # found: as `find_weights` gives it
     return read_settings(card) if card.exists() else {}
 
 
-def load(name: str,  # shipped weights, a system, the folder of a run, or a .safetensors file
+def load(name: str,  # shipped weights, a system, a run's folder, or a .safetensors file
          device: str | torch.device = 'cpu') -> Loaded | Painter:
     "Weights or a system by name, ready for `.sample(...)`."
     name = str(name)
@@ -86,7 +86,7 @@ def load(name: str,  # shipped weights, a system, the folder of a run, or a .saf
         return Painter(name, system, device)
     found = find_weights(name)
     model, recipe = load_weights(found)
-    if recipe.spec.get('system'):  # weights of a system that captions have trained further (69)
+    if recipe.spec.get('system'):  # a system that captions have trained further (69)
         from ddpm_lit.systems.captioned import own_painter
         return Painter(name, own_painter(model.to(device), recipe), device)
     if not recipe.sampler:

@@ -197,8 +197,8 @@ class Slider:
             image = 'data:image/png;base64,' + base64.b64encode(frame).decode()
             figures += (
                 '<figure style="margin:2px;display:inline-block">'
-                f'<img alt="{label}" style="max-width:{wide}vw;image-rendering:pixelated" '
-                f'src="{image}">'
+                f'<img alt="{label}" style="max-width:{wide}vw;'
+                f'image-rendering:pixelated" src="{image}">'
                 f'<figcaption style="font-size:small">{label}</figcaption></figure>')
 
         # the lever shows one of them, larger

@@ -38,7 +38,7 @@ def own_loss(model: Baseline, x0: Tensor, t, eps) -> Tensor:  # [b]
 
 # %% ../../nbs/33_autoregressive.ipynb #masked
 class MaskedLinear(nn.Linear):
-    "A linear layer whose outputs see inputs of lower or equal rank. Eq. 33.2 (MADE eq. 8-9)."
+    "A linear layer whose outputs read inputs of no higher rank. Eq. 33.2 (MADE eq. 8-9)."
 
     def __init__(self, ranks_in: Tensor, ranks_out: Tensor,  # [in], [out] whole numbers
                  strict: bool = False):  # lower ranks only
@@ -52,7 +52,7 @@ class MaskedLinear(nn.Linear):
 
 
 class CausalPoints(Baseline):
-    "Coordinate by coordinate, each a mixture of Gaussians given those before. Eq. 33.1-33.3."
+    "Each coordinate is a mixture of Gaussians given those before. Eq. 33.1-33.3."
     likelihood = 'exact'
 
     def __init__(self, d: int = 2, width: int = 96, depth: int = 2, k: int = 8,
@@ -171,7 +171,7 @@ class CausalPixels(Baseline):
 
 # %% ../../nbs/33_autoregressive.ipynb #make-pictures
 def autoregressive_pictures() -> CausalPixels:
-    "The model of 14 x 14 grey pictures that notebook 37 compares: about 255 thousand parameters."
+    "The model of 14 x 14 grey pictures in notebook 37: about 255 thousand parameters."
     return CausalPixels(14, 14, 256, width=50, depth=5)
 
 

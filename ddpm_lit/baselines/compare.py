@@ -41,7 +41,7 @@ from ..train.measure import load_classifier, weigh
 
 # %% ../../nbs/37_compare.ipynb #diffusion
 class Diffusion(Baseline):
-    "A denoiser as a baseline: its flow's density for points, its bound for bytes. Eq. 30.3, 31.13."
+    "A denoiser as baseline: its density of points, bound of bytes. Eq. 30.3, 31.13."
 
     def __init__(self, net: nn.Module, shape: tuple[int, ...], loss: Loss, bytes: bool):
         super().__init__()
@@ -149,7 +149,7 @@ def train_contender(
         family: str, data: str,
         seconds: float,  # CPU-seconds, about
         seed: int = 0) -> Iterator[tuple[Training, dict]]:
-    "Train one family on one data set: yields the run, and its card so far, after each step."
+    "Train one family on one data set: yields the run and its card so far at each step."
     if family not in CONTENDERS:
         raise Problem(f'There is no family "{family}": choose one of '
                       f'{", ".join(CONTENDERS)}.')
@@ -167,7 +167,7 @@ def train_contender(
             run = c.training(c.build[data]())
         return run, fit(run, batches, Cosine(), c.loss, steps, seed=seed, **options)
 
-    # a trial of 40 steps measures the time of one; the first ten are slow and do not count
+    # a trial of 40 steps measures the time of one; the first ten are slow and not counted
     trial = []
     for _ in go(40)[1]:
         trial.append(time.process_time())

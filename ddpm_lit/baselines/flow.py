@@ -69,7 +69,7 @@ class Affine(nn.Module):
 
 # %% ../../nbs/35_flow.ipynb #coupling
 class Coupling(nn.Module):
-    "Half of the coordinates stay, and scale and move the others. Eq. 35.3-35.6 (RealNVP eq. 7-8)."
+    "Half the coordinates scale and move the others. Eq. 35.3-35.6 (RealNVP eq. 7-8)."
 
     def __init__(self, stay: Tensor, width: int):  # stay [d], true for those that stay
         super().__init__()
@@ -107,7 +107,7 @@ def flow_points(depth: int = 8, width: int = 48) -> Flow:
 
 
 def halves(d: int, n: int) -> list[Tensor]:  # n masks [d]
-    "Half of the coordinates, at random but always the same, then the other half, and so on."
+    "Half the coordinates, at random but always the same, then the other half, and so on."
     masks = []
     for i in range(n):
         g = torch.Generator().manual_seed(i)
@@ -116,8 +116,8 @@ def halves(d: int, n: int) -> list[Tensor]:  # n masks [d]
     return masks[:n]
 
 # %% ../../nbs/35_flow.ipynb #settings
-# batch: of points or pictures; the rest is for `fit`; each takes about a minute and a half
-# of one core
+# batch: of points or pictures; the rest is for `fit`; each takes about a minute and a
+# half of one core
 POINTS = dict(batch=256, steps=15_000, lr=5e-3, warmup=50, bf16=False)
 PICTURES = dict(batch=128, steps=10_000, lr=2e-3, warmup=50, bf16=False)
 
@@ -126,7 +126,7 @@ GREY = 2/255  # the width of a grey value in [-1, 1]
 
 
 class Logit(nn.Module):
-    "From noisy bytes, in [-1, 1] and half a grey value beyond, to the whole line. Eq. 35.10."
+    "From noisy bytes, in [-1, 1] and half a grey beyond, to the whole line. Eq. 35.10."
 
     def __init__(self, margin: float = 1e-6):
         super().__init__()
@@ -146,7 +146,7 @@ class ByteFlow(Flow):
     likelihood = 'bound'
 
     def nats(self, x: Tensor) -> Tensor:  # [b ...] bytes in [-1, 1] -> [b]
-        "-log probability of the bytes, bounded by one draw of noise within each. Eq. 35.9."
+        "-log probability of bytes, bounded by one draw of noise in each. Eq. 35.9."
         if not (x.abs() <= 1 + 1e-6).all():
             raise Problem('Bytes lie within [-1, 1], these pictures do not: scale them '
                           'as `to_unit` does.')

@@ -59,7 +59,7 @@ class GAN(Baseline):
         return self.draw(n)
 
     def loss(self, x0: Tensor) -> Tensor:  # [b]
-        "Both losses as one number, whose gradient by either player is that of its own. Eq. 36.6."
+        "Both losses as one number, whose gradient by a player is its own. Eq. 36.6."
         # as a number the sum does not fall during training, and means nothing
         fake = self.draw(len(x0))
 
@@ -104,7 +104,7 @@ def gan_points(width: int = 64, gamma: float = 1.) -> GAN:
 
 def gan_pictures(size: int = 14, channels: int = 64, noise: int = 32,
                  gamma: float = 1.) -> GAN:
-    "A GAN of grey pictures, a quarter of a million parameters, on squares of 2 x 2 pixels."
+    "A GAN of grey pictures, a quarter million parameters, on squares of 2 x 2 pixels."
     if size % 2:
         raise Problem(f'Pictures of {size} pixels do not split into squares of 2 x 2: '
                       'give an even size.')

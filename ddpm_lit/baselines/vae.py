@@ -41,7 +41,7 @@ def density_nats(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:  # all [b ...]
 
 # %% ../../nbs/34_vae.ipynb #vae-class
 class VAE(Baseline):
-    "A few latents behind each x: trained by a bound, drawn in one evaluation. Eq. 34.1-34.5."
+    "A few latents behind x: trained by a bound, drawn in one evaluation. Eq. 34.1-34.5."
     likelihood = 'bound'
 
     def __init__(self, shape: tuple[int, ...], latents: int, width: int, depth: int = 2,
@@ -99,7 +99,7 @@ class VAE(Baseline):
         return distortion + rate
 
     def importance(self, x: Tensor, k: int) -> Tensor:  # [b ...] -> [b]
-        "The bound by k draws that are averaged before the logarithm. Eq. 34.8 (IWAE eq. 8)."
+        "The bound by k draws, averaged before the logarithm. Eq. 34.8 (IWAE eq. 8)."
         if k < 1:
             raise Problem(f'{k} draws say nothing: ask for 1 or more.')
         mean, std = self.encode(x)

@@ -6,7 +6,7 @@
 __all__ = ['COMMANDS', 'DOES', 'SHARED', 'LazyGroup', 'Command', 'command', 'Stop', 'traceback_file', 'our_mistake', 'failure',
            'importing', 'end_at_once', 'stoppable', 'nowhere', 'ignore_closed_stderr', 'say', 'import_matplotlib',
            'undisturbed', 'run_command', 'main', 'Terminal', 'Finite', 'Count', 'Number', 'Range', 'options', 'start',
-           'finite', 'tell', 'note', 'save_samples', 'Bar', 'Bars', 'find_system', 'single_spaced']
+           'finite', 'emit', 'note', 'save_samples', 'Bar', 'Bars', 'find_system', 'single_spaced']
 
 # %% ../../nbs/80_command.ipynb #imports
 import contextlib
@@ -97,6 +97,19 @@ class Command(click.Command):
             sentence = sentence.replace(name, DOES.get(name, name))
         return re.sub(r"`(\w+)(?:=('?)([\w.]+)\2)?`", option_of, sentence)
 
+    def with_plugin(self, sentence: str, given: dict) -> str:
+        "How to load a plug-in, where a run names what nobody has typed or knows."
+        m = re.match(r'There is no (recipe|maker of recipes) "([^"]+)"', sentence)
+        if m is None:
+            return sentence
+
+        # a name that is typed may be that of a run, but for a training that begins
+        begins = self.name == 'train' and not given.get('resume')
+        if m[2] in given.values() and (begins or not os.path.isdir(f'runs/{m[2]}')):
+            return sentence
+        return (f'This was made with the {m[1]} "{m[2]}", which is not known here: if a '
+                f'plug-in adds it, name its file, ddpm_lit --plugin FILE {self.name} ...')
+
     def check_out(self, given: dict):
         "A `Problem`, before any work, unless --out can be written and is not what is read."
         kinds = {p.name: p.type for p in self.params}
@@ -119,7 +132,8 @@ class Command(click.Command):
             self.check_out(ctx.params)
             return super().invoke(ctx)
         except Problem as e:
-            raise Problem(self.in_options(str(e), getattr(e, 'names', ()))) from e
+            words = self.in_options(str(e), getattr(e, 'names', ()))
+            raise Problem(self.with_plugin(words, ctx.params)) from e
 
 # %% ../../nbs/80_command.ipynb #main
 @click.group(
@@ -145,6 +159,9 @@ def command(ctx, plugins):
     if plugins:
         from ddpm_lit.core.registry import load_plugin
         for path in plugins:
+            if not os.path.isfile(path):
+                raise Problem(f'There is no plug-in {path}: give the path of a Python '
+                              'file after --plugin.')
             load_plugin(path)
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
@@ -482,7 +499,7 @@ def finite(value):
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def tell(as_json: bool, value, words: str):
+def emit(as_json: bool, value, words: str):
     "Print the result: one JSON value, or words."
     if as_json:
         words = json.dumps(finite(value), indent=1, allow_nan=False)

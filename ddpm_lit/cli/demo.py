@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 import click
-from .base import (Bars, Command, Count, Range, find_system, note, options,
-                               save_samples, start, tell)
+from .base import (Bars, Command, Count, Range, emit, find_system, note, options,
+                               save_samples, start)
 from ..core.problem import Problem, check_output
 
 # %% ../../nbs/85_demo.ipynb #demo-ask
@@ -40,8 +40,8 @@ def show_forward(path, ask: Ask) -> str:
     show.strip(torch.cat([q_sample(x0, t, torch.randn_like(x0)) for t in levels]),
                [f'{100*t.alpha_bar:.0f} %' for t in levels])
     show.save_figure(path)
-    return ('The forward process: a real digit at eight levels of noise, with the share of its '
-            'variance that is still signal.')
+    return ('The forward process: a real digit at eight levels of noise, with the share '
+            'of its variance that is still signal.')
 
 
 def show_roll(path, ask: Ask) -> str:
@@ -55,10 +55,11 @@ def show_roll(path, ask: Ask) -> str:
     x = torch.randn(1000, 2)
     states = [x, *ddim(EmpiricalDenoiser(swiss_roll(2000)), grid(Cosine(), 40), x)]
     at = (40, 37, 34, 30, 20, 0)
-    show.clouds([states[i] for i in at], [f'step {i}' for i in at], ['model']*5 + ['noise'])
+    show.clouds([states[i] for i in at], [f'step {i}' for i in at],
+                ['model']*5 + ['noise'])
     show.save_figure(path)
-    return ('Noise (right) turns into a swiss roll (left) with no network: the perfect denoiser '
-            'of 2,000 points, 40 steps of DDIM.')
+    return ('Noise (right) turns into a swiss roll (left) with no network: the perfect '
+            'denoiser of 2,000 points, 40 steps of DDIM.')
 
 # %% ../../nbs/85_demo.ipynb #demo-digits
 def draw_digits(model, recipe, n: int, seed: int, **more):
@@ -66,7 +67,8 @@ def draw_digits(model, recipe, n: int, seed: int, **more):
     from ddpm_lit.systems.evaluate import labels, sample_recipe
     with Bars() as bars:
         progress = partial(bars, f'sample {recipe.name}')
-        return sample_recipe(model, recipe, n, labels(recipe, n), seed, progress=progress, **more).x
+        return sample_recipe(model, recipe, n, labels(recipe, n), seed,
+                             progress=progress, **more).x
 
 
 def show_from_scratch(path, ask: Ask) -> str:
@@ -80,15 +82,15 @@ def show_from_scratch(path, ask: Ask) -> str:
                                         progress=partial(bars, 'train from scratch'))
     ask.details |= dict(steps=steps, images_per_second=round(speed, 1))
     save_samples(draw_digits(model, recipe, ask.n, ask.seed), path)
-    return (f'Digits 0 to 9 from a DDPM trained just now: {steps} steps of 32 real digits, '
-            f'{speed:.0f} a second.')
+    return (f'Digits 0 to 9 from a DDPM trained just now: {steps} steps of 32 real '
+            f'digits, {speed:.0f} a second.')
 
 
 def show_digits(path, ask: Ask, model, recipe) -> str:
     "A sheet of digits by the shipped weights."
     save_samples(draw_digits(model, recipe, ask.n, ask.seed), path)
-    return ('The same noise and sampler with the weights that ship with the book, trained for '
-            'longer.')
+    return ('The same noise and sampler with the weights that ship with the book, '
+            'trained for longer.')
 
 # %% ../../nbs/85_demo.ipynb #demo-2015
 def lost_and_found(path, ask: Ask, model, recipe) -> str:
@@ -105,8 +107,8 @@ def lost_and_found(path, ask: Ask, model, recipe) -> str:
     found = last(denoise(clamp_x0(model, recipe.limit), (x0 + noise).to(ask.device),
                          from_edm_sigma(.62), grid(recipe.schedule, 60)))
     save_sheet(torch.cat([x0, x0 + noise, found.cpu()]), path, 10)
-    return ('Digits that no network has seen; the same in noise of their own strength (SNR 1); '
-            'and what the model of 2015 finds in it.')
+    return ('Digits that no network has seen; the same in noise of their own strength '
+            '(SNR 1); and what the model of 2015 finds in it.')
 
 
 def half_given(path, ask: Ask, model, recipe) -> str:
@@ -121,16 +123,16 @@ def half_given(path, ask: Ask, model, recipe) -> str:
     mask = (torch.arange(28) >= 14).expand(28, 28)
     draws = []
     for _ in range(2):
-        run = inpaint(clamp_x0(model, recipe.limit), x0.to(ask.device), mask.to(ask.device),
-                      grid(recipe.schedule, 60))
+        run = inpaint(clamp_x0(model, recipe.limit), x0.to(ask.device),
+                      mask.to(ask.device), grid(recipe.schedule, 60))
         draws.append(last(run).cpu())
     save_sheet(torch.cat([torch.where(mask, x0, -.5), *draws]), path, 10)
-    return ('The right half of a digit is given; below, two left halves that the model of 2015 '
-            'draws to it.')
+    return ('The right half of a digit is given; below, two left halves that the model '
+            'of 2015 draws to it.')
 
 # %% ../../nbs/85_demo.ipynb #demo-guided
 def show_guided(path, ask: Ask, classifier, made_by) -> str:
-    "The same noises with no guidance, with the network's and with a classifier's. Eq. 41.3, 40.2."
+    "The same noises: no guidance, the network's and a classifier's. Eq. 41.3, 40.2."
     import torch
     from ddpm_lit.show import save_sheet
     from ddpm_lit.systems.evaluate import steering
@@ -141,8 +143,9 @@ def show_guided(path, ask: Ask, classifier, made_by) -> str:
     sheets = [draw_digits(model, recipe, 10, 0, steps=20, sampler='ddim', steer=way)
               for way in ways]
     save_sheet(torch.cat(sheets), path, 10)
-    return ('Digits 0 to 9 from the same ten noises: as the network draws them, with guidance by '
-            'the network itself (w = 2), and by a classifier of noisy digits (scale 4).')
+    return ('Digits 0 to 9 from the same ten noises: as the network draws them, with '
+            'guidance by the network itself (w = 2), and by a classifier of noisy digits '
+            '(scale 4).')
 
 # %% ../../nbs/85_demo.ipynb #demo-painted
 def show_painted(path, ask: Ask, model, recipe) -> str:
@@ -153,8 +156,8 @@ def show_painted(path, ask: Ask, model, recipe) -> str:
             'a twemoji emoji of green apple']
     request = painter.request(tuple(s for s in captions for _ in range(6)))
     save_captioned(painter.paint(request)[64].split(6), captions, path)
-    return ('Three captions, each painted six times at 64 pixels by GLIDE, trained on emoji in '
-            'five styles.')
+    return ('Three captions, each painted six times at 64 pixels by GLIDE, trained on '
+            'emoji in five styles and on scenes of shapes.')
 
 
 def show_blended(path, ask: Ask, model, recipe) -> str:
@@ -166,13 +169,14 @@ def show_blended(path, ask: Ask, model, recipe) -> str:
     from ddpm_lit.systems.manipulate import blend
     data = emoji('train', 64)
     named = [(r.name, r.style) for r in data.rows]
-    a, b = (to_unit(data.pixels[named.index((name, 'noto'))]) for name in ('red apple', 'sun'))
+    a, b = (to_unit(data.pixels[named.index((name, 'noto'))])
+            for name in ('red apple', 'sun'))
     found = blend(a, b, 7)
     show.strip(torch.cat([a[None], found.pictures[64], b[None]]),
                ['an apple', *found.labels, 'a sun'])
     show.save_figure(path)
-    return ('From one drawing to another by DALL-E 2: the CLIP embeddings and the noises of both, '
-            'interpolated step by step.')
+    return ('From one drawing to another by DALL-E 2: the CLIP embeddings and the noises '
+            'of both, interpolated step by step.')
 
 # %% ../../nbs/85_demo.ipynb #demo
 PIECES = {  # the picture: (the shipped weights that it needs, what draws it)
@@ -183,8 +187,8 @@ PIECES = {  # the picture: (the shipped weights that it needs, what draws it)
     '5_lost_and_found.png': ('diffusion2015', lost_and_found),
     '6_half_given.png': ('diffusion2015', half_given),
     '7_guided.png': ('noisy-classifier', show_guided),
-    '8_painted.png': ('glide-emoji', show_painted),
-    '9_blended.png': ('dalle2-emoji', show_blended)}
+    '8_painted.png': ('glide', show_painted),
+    '9_blended.png': ('dalle2', show_blended)}
 
 
 def draw_pieces(out: Path, ask: Ask) -> list[dict]:  # path, shows
@@ -212,8 +216,8 @@ def draw_pieces(out: Path, ask: Ask) -> list[dict]:  # path, shows
 
 
 @click.command('demo', cls=Command)
-@click.option('--out', type=click.Path(file_okay=False), default='demo', show_default=True,
-              help='Folder for the pictures.')
+@click.option('--out', type=click.Path(file_okay=False), default='demo',
+              show_default=True, help='Folder for the pictures.')
 @click.option('--seconds', type=Range(1), default=100., show_default=True,
               help='How long to train.')
 @click.option('--steps', type=Count(1),
@@ -222,10 +226,10 @@ def draw_pieces(out: Path, ask: Ask) -> list[dict]:  # path, shows
               help='Digits on each sheet.')
 @options('seed', 'device', 'threads', 'json')
 def demo_command(out, seconds, steps, n, seed, device, threads, as_json):
-    """See it work: nine pictures in about two minutes. Noise a digit, denoise a swiss roll, train
-    on real digits, sample, paint captions."""
+    """See it work: nine pictures in about two minutes. Noise a digit, denoise a swiss
+    roll, train on real digits, sample, paint captions."""
     check_output(Path(out)/next(iter(PIECES)))
     ask = Ask(seconds, steps, n, seed, start(device, threads))
     pictures = draw_pieces(Path(out), ask)
-    tell(as_json, dict(out=str(out), seed=seed, **ask.details, pictures=pictures),
+    emit(as_json, dict(out=str(out), seed=seed, **ask.details, pictures=pictures),
          '\n'.join(f'{p["path"]}\n    {p["shows"]}' for p in pictures))

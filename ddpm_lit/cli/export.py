@@ -7,7 +7,7 @@ __all__ = ['FORMATS', 'in_words', 'export_command']
 
 # %% ../../nbs/89_export_command.ipynb #imports
 import click
-from .base import Command, options, tell
+from .base import Command, options, emit
 
 # %% ../../nbs/89_export_command.ipynb #export
 FORMATS = ('diffusers', 'onnx', 'torchscript', 'safetensors', 'ddpm_lit', 'open_clip',
@@ -17,25 +17,25 @@ FORMATS = ('diffusers', 'onnx', 'torchscript', 'safetensors', 'ddpm_lit', 'open_
 def in_words(found: dict) -> str:
     "What was written, for the terminal."
     whole = sum(found['files'].values())/1e6
-    return (f'{found["out"]}: {found["name"]} for {found["to"]}, {len(found["files"])} files, '
-            f'{whole:.1f} MB. Begin with its README.md.')
+    return (f'{found["out"]}: {found["name"]} for {found["to"]}, {len(found["files"])} '
+            f'files, {whole:.1f} MB. Begin with its README.md.')
 
 
 @click.command('export', cls=Command)
 @click.argument('name')
 @click.argument('folder', type=click.Path())
 @click.option('--to', required=True, type=click.Choice(FORMATS), help='What to write.')
-@click.option('--label', help='For diffusers: this class alone, or none; so a pipeline draws it.  '
-                              '[default: all classes, as an argument]')
+@click.option('--label', help='For diffusers: this class alone, or none; so a pipeline '
+                              'draws it.  [default: all classes, as an argument]')
 @click.option('--fold', is_flag=True,
               help='For diffusers: on squares of pixels, where the network reads those; '
                    'pixel_shuffle unfolds what is drawn.')
-@click.option('--license', help="For the card.  [default: apache-2.0 for the book's own weights, "
-                                'else unknown]')
+@click.option('--license', help="For the card.  [default: apache-2.0 for the book's own "
+                                'weights, else unknown]')
 @options('layout', 'preset', 'order', 'heads', 'head_width', 'schedule', 'side', 'json')
 def export_command(name, folder, as_json, to, **about):
-    """Write weights NAME into a new FOLDER, for other tools. NAME ships with the book, or is a
-    run's folder, a file that train wrote, or somebody else's file or folder."""
+    """Write weights NAME into a new FOLDER, for other tools. NAME ships with the book,
+    or is a run's folder, a file that train wrote, or somebody else's file or folder."""
     from ddpm_lit.interop.export import export
     found = export(name, to, folder, **about)
-    tell(as_json, found, in_words(found))
+    emit(as_json, found, in_words(found))

@@ -16,8 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import Callable
 import click
-from .base import (Bars, Command, Count, Number, Range, find_system, note, options,
-                               single_spaced, start, tell)
+from .base import (Bars, Command, Count, Number, Range, emit, find_system,
+                               note, options, single_spaced, start)
 from ..core.problem import Problem, data_dir, read_text
 
 # %% ../../nbs/84_paint.ipynb #classify
@@ -128,7 +128,7 @@ def classify_command(image, more, among, names, templates, truth, top, weights, 
     given = (*among, *more, *(read_names(names) if names else ()))
     captions = [' '.join(c.split()) for c in given]
     truth = truth and ' '.join(truth.split())
-    tell(as_json, *classify_picture(image, captions, truth, templates, top, weights, out,
+    emit(as_json, *classify_picture(image, captions, truth, templates, top, weights, out,
                                     device))
 
 # %% ../../nbs/84_paint.ipynb #paint
@@ -182,7 +182,6 @@ def choose_painter(system: str | None, weights: str | None,
         raise Problem(f'{weights} belongs to {painter.name}: leave `system` out.')
     return painter, recipe.spec['words']
 
-
 # %% ../../nbs/84_paint.ipynb #check-paint
 def check_paint(options: dict):  # by name, None where not given
     "A `Problem` unless the options fit together."
@@ -217,15 +216,17 @@ def requested(system, captions: list[str], n: int, device, options: dict):
     if options['mask']:
         more['mask'] = canvas(options['mask'], 'mask').float().mean(0) < 128
     steps = options['steps']
+    stages = len(system.request.steps)
     return system.request(tuple(c for c in captions for _ in range(n)), options['data'],
-                          options['seed'], (steps, steps // 2, steps // 2),
+                          options['seed'], (steps, steps // 2)[:stages],
                           guidance=options['guidance'], clip_scale=options['clip_scale'],
                           device=str(device), **more)
 
 # %% ../../nbs/84_paint.ipynb #paint-command
 @click.command('paint', cls=Command)
 @click.argument('captions', nargs=-1, required=True, metavar='CAPTION...')
-@click.option('--system', help='The system that paints: glide, dalle2 or latent.  [default: glide]')
+@click.option('--system',
+              help='The system that paints: glide, dalle2 or latent.  [default: glide]')
 @click.option('--weights', metavar='RUN',
               help='Paint with weights of yours: a run of train --data FOLDER --captions ...')
 @click.option('--data', type=click.Choice(['emoji', 'shapes']), default='emoji',
@@ -236,7 +237,7 @@ def requested(system, captions: list[str], n: int, device, options: dict):
 @click.option('--n', type=Count(1, 10_000), default=8, show_default=True,
               help='Pictures for each caption.')
 @click.option('--steps', type=Count(2), default=20, show_default=True,
-              help='Steps at 16 pixels; half as many at 32 and at 64.')
+              help='Steps of the first stage; half as many of the upsampler.')
 @click.option('--guidance', type=click.Choice(['cfg', 'clip']), default='cfg',
               show_default=True,
               help='Classifier-free guidance, or guidance by a CLIP for noisy pictures.')
@@ -267,7 +268,7 @@ def paint_command(captions, system, weights, style, n, out, device, threads, as_
     seconds = time.perf_counter() - began
     save_captioned(x.split(n), captions, out)
     w = request.w if options['guidance'] == 'cfg' else None
-    tell(as_json,
+    emit(as_json,
          dict(system=painter.name, weights=weights, data=options['data'], captions=captions, n=n,
               seed=options['seed'], steps=[*request.steps], guidance=options['guidance'], w=w,
               notes=notes, out=out, seconds=round(seconds, 3)),
@@ -287,7 +288,7 @@ def draw_strip(name: str, given: tuple[str, ...],
     more = {} if options['w'] is None else dict(w=options['w'])
     with Bars() as bars:
         found = make(*pictures, data=options['data'], seed=options['seed'],
-                     steps=(steps, steps // 2, steps // 2), device=str(device),
+                     steps=(steps, steps // 2), device=str(device),
                      progress=partial(bars, name), **more)
     seconds = time.perf_counter() - began
     out = options['out']
@@ -307,8 +308,8 @@ def of_pictures(out: str, *names: str):  # the PNG, and the arguments
         click.option('--out', type=click.Path(dir_okay=False), default=out, show_default=True,
                      help='The PNG to write.'),
         click.option('--steps', type=Count(2), default=20, show_default=True,
-                     help='Steps at 16 pixels, to the noise and back; half as many at 32 and '
-                          'at 64.'),
+                     help='Steps of the decoder, to the noise and back; half as many of the '
+                          'upsampler.'),
         click.option('--data', type=click.Choice(['emoji', 'shapes']), default='emoji',
                      show_default=True, help='The kind of pictures to draw.'))
 
@@ -333,7 +334,7 @@ def vary_command(picture, n, eta, device, threads, as_json, **options):
     device = start(device, threads)
     from ddpm_lit.systems.manipulate import vary
     found, words = draw_strip('vary', (picture,), partial(vary, n=n, eta=eta), options, device)
-    tell(as_json, found | dict(eta=eta), words)
+    emit(as_json, found | dict(eta=eta), words)
 
 
 @click.command('blend', cls=Command)
@@ -350,7 +351,7 @@ def blend_command(first, second, n, fixed, device, threads, as_json, **options):
     from ddpm_lit.systems.manipulate import blend
     found, words = draw_strip('blend', (first, second), partial(blend, n=n, fixed=fixed), options,
                               device)
-    tell(as_json, found | dict(fixed=fixed), words)
+    emit(as_json, found | dict(fixed=fixed), words)
 
 
 @click.command('edit', cls=Command)
@@ -369,4 +370,4 @@ def edit_command(picture, before, after, theta, n, device, threads, as_json, **o
     notes = notes_on_words((before, after), options['data'])
     way = partial(edit, before=before, after=after, theta=theta, n=n)
     found, words = draw_strip('edit', (picture,), way, options, device)
-    tell(as_json, found | dict(before=before, after=after, theta=theta, notes=notes), words)
+    emit(as_json, found | dict(before=before, after=after, theta=theta, notes=notes), words)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Callable
 import click
 from .base import (Bars, Command, Count, Number, find_system, options,
-                               save_samples, single_spaced, start, tell)
+                               save_samples, single_spaced, start, emit)
 from ..core.problem import Problem, check_output
 
 # %% ../../nbs/83_sample.ipynb #labels
@@ -23,12 +23,13 @@ def sheet_of(name: str, out: str | None) -> str:
     return out or f'{Path(name).resolve().stem}.png'
 
 # %% ../../nbs/83_sample.ipynb #find-model
-ABOUT = 'preset', 'order', 'heads', 'head_width', 'schedule', 'side'  # what a file may not say
+# what a file may not say
+ABOUT = 'preset', 'order', 'heads', 'head_width', 'schedule', 'side'
 GUIDED = 'w', 'guidance_scale', 'guidance', 'classifier_scale'
 
 
 def is_foreign(path: Path) -> bool:
-    "A folder of diffusers, a pickle, or a file of tensors that does not say how it was made."
+    "A folder of diffusers, a pickle, or tensors that do not say how they were made."
     from safetensors import SafetensorError, safe_open
     if path.is_dir():
         return any((path/k).exists() for k in ('model_index.json', 'config.json'))
@@ -44,12 +45,13 @@ def is_foreign(path: Path) -> bool:
 
 def find_model(name: str, layout: str | None, about: dict,  # None where none is given
                unlabelled: bool):  # is it evaluated without a label? -> (Model, Recipe)
-    "Weights of ours or, where a layout or anything about it is given, somebody else's denoiser."
+    "Weights of ours or, if a layout or anything about it is given, another's denoiser."
     from ddpm_lit.train.fit import load_weights
     from ddpm_lit.train.run import find_weights
     if layout is None and not any(about.values()):
         if is_foreign(Path(name)):
-            raise Problem(f"{name} holds somebody else's weights: ask for `layout='auto'`.")
+            raise Problem(f"{name} holds somebody else's weights: ask for "
+                          "`layout='auto'`.")
         model, recipe = load_weights(find_weights(name))
         if recipe.spec.get('system'):
             raise Problem(f'{name} is conditioned on captions: ddpm_lit paint CAPTION '
@@ -58,24 +60,28 @@ def find_model(name: str, layout: str | None, about: dict,  # None where none is
     from ddpm_lit.interop.checkpoints import open_denoiser
     model, recipe = open_denoiser(name, layout or 'auto', **about)
     if recipe.classes and unlabelled:
-        raise Problem(f"{name} was never trained without a label: leave out `label='none'` "
-                      'and guidance by the network itself.')
+        raise Problem(f'{name} was never trained without a label: leave out '
+                      "`label='none'` and guidance by the network itself.")
     return model, recipe
 
 
 def sample_weights(name: str, out: str | None, n: int, device,
                    options: dict) -> tuple[dict, str]:
-    "`sample` for weights of ours and denoisers of others: what is printed, as JSON and in words."
+    "`sample` for our weights and others' denoisers: what is printed, as JSON and words."
     from ddpm_lit.interop.speed import in_bf16
     from ddpm_lit.systems.evaluate import as_it_is, labels, sample_recipe, steering
     from ddpm_lit.train.fit import has_bf16
     guided = {k: options[k] for k in GUIDED}
-    by_itself = options['guidance'] not in (None, 'classifier') or options['w'] is not None
-    unlabelled = options['label'] == 'none' or by_itself or options['guidance_scale'] is not None
-    model, recipe = find_model(name, options['layout'], {k: options[k] for k in ABOUT}, unlabelled)
+    by_itself = (options['guidance'] not in (None, 'classifier')
+                 or options['w'] is not None)
+    unlabelled = (options['label'] == 'none' or by_itself
+                  or options['guidance_scale'] is not None)
+    model, recipe = find_model(name, options['layout'],
+                               {k: options[k] for k in ABOUT}, unlabelled)
     if len(recipe.shape) == 3 and recipe.shape[0] not in (1, 3):
-        raise Problem(f'{name} draws {[*recipe.shape]}, which is no picture: if it was exported '
-                      'folded, unfold what its pipeline draws, as its README says.')
+        raise Problem(f'{name} draws {[*recipe.shape]}, which is no picture: if it was '
+                      'exported folded, unfold what its pipeline draws, as its README '
+                      'says.')
     began = time.perf_counter()
     steer = steering(recipe, **guided)
     bf16 = options['bf16']
@@ -85,8 +91,9 @@ def sample_weights(name: str, out: str | None, n: int, device,
         exact = scaled or options['guidance'] not in (None, 'cfg')
         bf16 = has_bf16(device) and len(recipe.shape) == 3 and not exact
     with Bars() as bars:
-        drawn = sample_recipe(model.to(device), recipe, n, labels(recipe, n, options['label']),
-                              options['seed'], options['steps'], options['sampler'], steer=steer,
+        drawn = sample_recipe(model.to(device), recipe, n,
+                              labels(recipe, n, options['label']), options['seed'],
+                              options['steps'], options['sampler'], steer=steer,
                               edit=in_bf16 if bf16 else as_it_is,
                               progress=partial(bars, f'sample {recipe.name}'))
     seconds = time.perf_counter() - began
@@ -95,14 +102,14 @@ def sample_weights(name: str, out: str | None, n: int, device,
     found = dict(name=name, recipe=recipe.name, out=out, n=n, label=options['label'],
                  sampler=drawn.sampler, steps=drawn.steps, evaluations=drawn.evaluations,
                  bf16=bf16, seed=options['seed'], seconds=round(seconds, 3))
-    return found, (f'{out}: {n} samples of {recipe.name}, {drawn.sampler} in {drawn.steps} '
-                   f'steps, {seconds:.1f} s.')
+    return found, (f'{out}: {n} samples of {recipe.name}, {drawn.sampler} in '
+                   f'{drawn.steps} steps, {seconds:.1f} s.')
 
 # %% ../../nbs/83_sample.ipynb #sample-captions
 def draw_captions(painter, captions: list[str], n: int, guidance_scale: float, steps: int,
                   seed: int, at_once: int = 4,
                   progress: Callable[[int, int], None] = lambda done, of: None):
-    "Pictures of sentences by others' models, [n*captions 3 h w], a few at a time. Eq. 76.6, 77.7."
+    "Pictures by others' models, [n*captions 3 h w], a few at a time. Eq. 76.6, 77.7."
     from itertools import count
     from ddpm_lit.diffusion.sample import Counted
     from ddpm_lit.systems.pipeline import own_noise
@@ -154,9 +161,9 @@ def sample_captions(name: str, out: str | None, n: int, device,
     out = sheet_of(name, out)
     save_captioned(x.split(n), captions, out, zoom=1)
     seconds = time.perf_counter() - began
-    found = dict(name=name, captions=captions, out=out, n=n, guidance_scale=scale, steps=steps,
-                 evaluations=painter.evaluations(steps), seed=options['seed'],
-                 seconds=round(seconds, 3))
+    found = dict(name=name, captions=captions, out=out, n=n, guidance_scale=scale,
+                 steps=steps, evaluations=painter.evaluations(steps),
+                 seed=options['seed'], seconds=round(seconds, 3))
     return found, f'{out}: {n} pictures of {" | ".join(captions)}, {seconds:.1f} s.'
 
 # %% ../../nbs/83_sample.ipynb #sample
@@ -182,24 +189,25 @@ def check_for_captions(options: dict):
 @click.option('--label', help='Draw this class only; none: unconditional samples.  '
                               '[default: all in turn]')
 @click.option('--bf16/--no-bf16', default=None,
-              help='Multiply in bfloat16.  [default: pictures, where the processor has it, '
-                   'unless guided by a classifier]')
+              help='Multiply in bfloat16.  [default: pictures, where the processor has '
+                   'it, unless guided by a classifier]')
 @options('w', 'guidance_scale', 'guidance', 'classifier_scale', 'sampler', 'steps',
          'layout', 'preset', 'order', 'heads', 'head_width', 'schedule', 'side', 'seed',
          'device', 'threads', 'json')
 def sample_command(name, out, n, captions, device, threads, as_json, **options):
-    """Draw samples from weights NAME. These are shipped, or else those in runs/NAME, or a
-    .safetensors file that train wrote, or with --layout auto somebody else's file or folder."""
+    """Draw samples from weights NAME. These are shipped, or else those in runs/NAME, or
+    a .safetensors file that train wrote, or with --layout auto somebody else's file or
+    folder."""
     out = sheet_of(name, out)
     check_output(out, '.png')  # before the work
     device = start(device, threads)
     if captions:
         check_for_captions({k: v for k, v in options.items() if k != 'layout'})
-        tell(as_json, *sample_captions(name, out, n or 1, device, captions, options))
+        emit(as_json, *sample_captions(name, out, n or 1, device, captions, options))
         return
     if options['upsampler'] is not None:
         raise Problem('`upsampler` is for a text-to-image model: give `caption`.')
-    tell(as_json, *sample_weights(name, out, n or 64, device, options))
+    emit(as_json, *sample_weights(name, out, n or 64, device, options))
 
 # %% ../../nbs/83_sample.ipynb #eval
 SAMPLED = 'label', 'weights', 'sampler', 'steps'  # options of what draws
@@ -222,8 +230,8 @@ def eval_system(system, n: int, seed: int, device, options: dict) -> tuple[dict,
     from ddpm_lit.systems.evaluate import fingerprints_of
     from ddpm_lit.train.fit import JUDGES
     if any(options[k] for k in SAMPLED):
-        raise click.UsageError(f'{system.name} is a whole system, evaluated as it paints: '
-                               'leave out --label, --w, --sampler and --steps.')
+        raise click.UsageError(f'{system.name} is a whole system, evaluated as it '
+                               'paints: leave out --label, --w, --sampler and --steps.')
     used, notes = fingerprints_of(system.weights)
     judge = JUDGES.find(system.name)
     return eval_judged(system.name, judge, n, seed, device, used, notes)
@@ -232,7 +240,8 @@ def eval_system(system, n: int, seed: int, device, options: dict) -> tuple[dict,
 def eval_samples(name: str, found: str, model, recipe, n: int, seed: int,
                  device, options: dict) -> tuple[object, str]:
     "`eval` for what draws: a row for each weight of guidance, bits being counted once."
-    from ddpm_lit.systems.evaluate import choose_run, evaluate, fingerprints, steering, verdict
+    from ddpm_lit.systems.evaluate import choose_run, evaluate, fingerprints
+    from ddpm_lit.systems.evaluate import steering, verdict
     from ddpm_lit.train.run import machine
     choose_run(recipe)  # before the files are read: it may not draw
     used, notes = fingerprints(found, recipe)
@@ -240,8 +249,8 @@ def eval_samples(name: str, found: str, model, recipe, n: int, seed: int,
     for w in options['weights'] or (None,):
         clock = time.process_time()
         with Bars() as bars:
-            got = evaluate(model.to(device), recipe, n, options['label'], options['sampler'],
-                           options['steps'], seed, options['batch'],
+            got = evaluate(model.to(device), recipe, n, options['label'],
+                           options['sampler'], options['steps'], seed, options['batch'],
                            0 if rows else options['bits_pictures'], options['bits_draws'],
                            steering(recipe, w), bars)
         got['warnings'] += notes
@@ -259,8 +268,8 @@ def eval_pictures(name: str, found: str, model, recipe, n: int, seed: int,
                   options: dict) -> tuple[dict, str]:
     "`eval` for a model of own pictures: against those that were held out of training."
     from ddpm_lit.systems.evaluate import fingerprint, steering
-    from ddpm_lit.systems.own import held_out, pictures_verdict, read_source, source_beside
-    from ddpm_lit.systems.own import weigh_pictures
+    from ddpm_lit.systems.own import held_out, pictures_verdict, read_source
+    from ddpm_lit.systems.own import source_beside, weigh_pictures
     if len(options['weights']) > 1:
         raise Problem('One weight of guidance at a time: give a single `w`.')
     w = options['weights'][0] if options['weights'] else None
@@ -268,11 +277,13 @@ def eval_pictures(name: str, found: str, model, recipe, n: int, seed: int,
     with Bars() as bars:
         pictures = read_source(source, partial(bars, 'read pictures')).images()
         train, held = held_out(pictures, source.get('hold', .1))
-        got = weigh_pictures(model, recipe, train, held, min(n, 2000), seed, options['label'],
-                             sampler=options['sampler'], steps=options['steps'],
+        got = weigh_pictures(model, recipe, train, held, min(n, 2000), seed,
+                             options['label'], sampler=options['sampler'],
+                             steps=options['steps'],
                              at_once=options['batch'], steer=steering(recipe, w),
                              progress=partial(bars, f'sample {recipe.name}'))
-    got = dict(name=name, recipe=recipe.name, w=w, weights=fingerprint(Path(found)), **got)
+    got = dict(name=name, recipe=recipe.name, w=w,
+               weights=fingerprint(Path(found)), **got)
     return got, pictures_verdict(got)
 
 
@@ -301,8 +312,8 @@ def eval_weights(name: str, n: int, seed: int, device,
 @click.command('eval', cls=Command)
 @click.argument('name')
 @click.option('--n', type=Count(1), default=2000, show_default=True,
-              help='How many samples, and as many real ones; of a CLIP, how many pictures of '
-                   'each part.')
+              help='How many samples, and as many real ones; of a CLIP, how many '
+                   'pictures of each part.')
 @click.option('--label', help='Evaluate this class only; none: unconditional samples.  '
                               '[default: all in turn]')
 @click.option('--batch', type=Count(1), default=256, show_default=True,
@@ -312,16 +323,16 @@ def eval_weights(name: str, n: int, seed: int, device,
 @click.option('--bits-draws', type=Count(0), default=16, show_default=True,
               help='Levels of the bound that are drawn for each; 0: no bits.')
 @click.option('--w', 'weights', type=Number(), multiple=True,
-              help='The weight of classifier-free guidance; give it several times to compare '
-                   'weights, bits being counted once.')
+              help='The weight of classifier-free guidance; give it several times to '
+                   'compare weights, bits being counted once.')
 @options('sampler', 'steps', 'seed', 'device', 'threads', 'json')
 def eval_command(name, n, seed, device, threads, as_json, **options):
-    """Evaluate weights NAME: samples beside real data, and bits. It takes three minutes of one
-    core for mnist. A CLIP is evaluated by what it recognizes (a minute and a half), glide by
-    what its pictures show."""
+    """Evaluate weights NAME: samples beside real data, and bits. It takes three minutes
+    of one core for mnist. A CLIP is evaluated by what it recognizes (a minute and a
+    half), glide by what its pictures show."""
     device = start(device, threads)
     system = find_system(name, needed=False)
     if system:
-        tell(as_json, *eval_system(system, n, seed, device, options))
+        emit(as_json, *eval_system(system, n, seed, device, options))
     else:
-        tell(as_json, *eval_weights(name, n, seed, device, options))
+        emit(as_json, *eval_weights(name, n, seed, device, options))

@@ -11,7 +11,7 @@ import json
 import os
 from pathlib import Path
 import click
-from .base import Bar, Bars, Command, Count, Range, options, start, tell
+from .base import Bar, Bars, Command, Count, Range, options, start, emit
 from ..core.problem import Problem, printable, replacing
 
 # %% ../../nbs/86_tools.ipynb #compare
@@ -19,20 +19,21 @@ from ..core.problem import Problem, printable, replacing
 @click.option('--train', is_flag=True,
               help='Train all ten models first: about ten minutes on two cores.')
 @click.option('--out', type=click.Path(file_okay=False),
-              help='Folder of the runs.  [default: those that ship with the book; with --train '
-                   'runs/compare]')
+              help='Folder of the runs.  [default: those that ship with the book; with '
+                   '--train runs/compare]')
 @click.option('--seconds', type=Range(.5), default=60., show_default=True,
-              help='With --train: CPU-seconds for each model of points; those of pictures get '
-                   'twice as many.')
+              help='With --train: CPU-seconds for each model of points; those of '
+                   'pictures get twice as many.')
 @click.option('--n', type=Count(100), default=4000, show_default=True,
-              help='Points that are drawn and judged, for each family; pictures a quarter of '
-                   'that.')
+              help='Points that are drawn and judged, for each family; pictures a '
+                   'quarter of that.')
 @options('seed', 'json')
 def compare_command(train, out, seconds, n, seed, as_json):
-    """Five families of models on the same data, as a table. They are autoregressive models, VAE,
-    flow, GAN and diffusion; it takes about seven minutes of one core, most of them for
-    autoregressive pictures."""
-    from ddpm_lit.baselines.compare import CONTENDERS, as_text, compare, read_cards, train_all
+    """Five families of models on the same data, as a table. They are autoregressive
+    models, VAE, flow, GAN and diffusion; it takes about seven minutes of one core, most
+    of them for autoregressive pictures."""
+    from ddpm_lit.baselines.compare import CONTENDERS, as_text, compare, read_cards
+    from ddpm_lit.baselines.compare import train_all
     folder = Path(out or 'runs/compare') if out or train else None
     if train:
         with Bar(2*len(CONTENDERS), 'train') as bar:
@@ -40,7 +41,7 @@ def compare_command(train, out, seconds, n, seed, as_json):
                       os.cpu_count() or 1, bar)
     with Bar(len(read_cards(folder)), 'judge') as bar:
         rows = compare(folder, n, n // 4, seed, bar)
-    tell(as_json, rows, as_text(rows))
+    emit(as_json, rows, as_text(rows))
 
 # %% ../../nbs/86_tools.ipynb #parity
 def parity_row(r: dict) -> str:
@@ -49,21 +50,21 @@ def parity_row(r: dict) -> str:
     words = f'{word:8}' + printable(f'{Path(r["file"]).name}  {r["output"]}')
     if r['ok'] is None:
         return words
-    return words + (f'  errors {r["error64"]:.1e} in float64, {r["error32"]:.1e} in float32; '
-                   f'allowed {r["tolerance"]:.0e}, {r["tolerance32"]:.0e}')
+    return words + (f'  errors {r["error64"]:.1e} in float64, {r["error32"]:.1e} in '
+                    f'float32; allowed {r["tolerance"]:.0e}, {r["tolerance32"]:.0e}')
 
 
 @click.command('parity', cls=Command)
 @click.argument('files', nargs=-1, required=True)
 @options('json')
 def parity_command(files, as_json):
-    """Compare ours with outputs of the authors' code, kept in FILES. These hold small networks,
-    inputs, and what the original authors' code made of them."""
+    """Compare ours with outputs of the authors' code, kept in FILES. These hold small
+    networks, inputs, and what the original authors' code made of them."""
     from ddpm_lit.core.registry import Registry
     from ddpm_lit.interop.unet import parity
     Registry('kind of fixture', mark='KINDS.append(').load()
     rows = [row for file in files for row in parity(file)]
-    tell(as_json, rows, '\n'.join(map(parity_row, rows)))
+    emit(as_json, rows, '\n'.join(map(parity_row, rows)))
     if any(r['ok'] is False for r in rows):
         raise click.exceptions.Exit(1)
 
@@ -72,11 +73,11 @@ def parity_command(files, as_json):
 @click.argument('names', nargs=-1)
 @options('json')
 def presets_command(names, as_json):
-    """The models of the papers, or those of some NAMES. Parameters, counted; operations; and
-    where they come from."""
+    """The models of the papers, or those of some NAMES. Parameters, counted; operations;
+    and where they come from."""
     from ddpm_lit.scale.presets import as_text, rows
     found = rows(names)
-    tell(as_json, found, as_text(found))
+    emit(as_json, found, as_text(found))
 
 # %% ../../nbs/86_tools.ipynb #bench
 def timed(parts, peers: bool, rounds: int, device) -> list[dict]:
@@ -103,7 +104,7 @@ def stored_arms(out: Path, about: dict) -> dict:  # (arm, seed) -> row
 
 def train_arms(out: Path, about: dict, arms: list[str], images, real, reader, seeds: int,
                ) -> list[dict]:
-    "A row for each arm and seed, written as soon as it is there; stored ones are not made again."
+    "A row for each arm and seed, written as soon as it is there; stored ones stay."
     from ddpm_lit.interop.speed import quality
     rows = stored_arms(out, about)
     wanted = [(arm, seed) for seed in range(seeds) for arm in arms]
@@ -111,8 +112,9 @@ def train_arms(out: Path, about: dict, arms: list[str], images, real, reader, se
     for i, (arm, seed) in enumerate(todo):
         evaluations = (10, 20) if seed else (5, 10, 20)
         with Bars() as bars:
-            for done, of, row in quality(arm, images, real, reader.features, about['seconds'],
-                                         seed, evaluations=evaluations):
+            for done, of, row in quality(arm, images, real, reader.features,
+                                         about['seconds'], seed,
+                                         evaluations=evaluations):
                 bars(f'{arm}, seed {seed}, {i + 1} of {len(todo)}', done, 100)
         rows[arm, seed] = row
         with replacing(out/'quality.json') as p:
@@ -127,7 +129,8 @@ def measure_quality(out: Path, data: str, peers: bool, seconds: float, seeds: in
     from ddpm_lit.data.images import load_images, to_unit
     from ddpm_lit.interop.speed import ARMS
     from ddpm_lit.show import save_sheet
-    from ddpm_lit.train.measure import accuracy, fit_classifier, frechet_distance, in_parts
+    from ddpm_lit.train.measure import accuracy, fit_classifier, frechet_distance
+    from ddpm_lit.train.measure import in_parts
     images, test = load_images(data), load_images(data, 'test')
     about = dict(data=data, seconds=seconds)
     if images.pixels.shape[1:] != (1, 28, 28):
@@ -150,8 +153,8 @@ def measure_quality(out: Path, data: str, peers: bool, seconds: float, seeds: in
 # %% ../../nbs/86_tools.ipynb #bench-command
 def time_row(r: dict) -> str:
     "A timing in words."
-    words = (f'{r["part"]:13}{r["name"]:40}{r["cpu_seconds"]:9.3f} s{r["ratio"]:7.2f} times '
-            f'ours ({r["least"]:.2f} - {r["most"]:.2f})')
+    words = (f'{r["part"]:13}{r["name"]:40}{r["cpu_seconds"]:9.3f} s{r["ratio"]:7.2f} '
+             f'times ours ({r["least"]:.2f} - {r["most"]:.2f})')
     return words + (f'{r["mib"]:8.0f} MiB' if r['mib'] else '')
 
 
@@ -164,8 +167,8 @@ def quality_row(r: dict) -> str:
 @click.command('bench', cls=Command)
 @click.argument('parts', nargs=-1)
 @click.option('--peers', is_flag=True,
-              help='Beside diffusers, denoising-diffusion-pytorch and open_clip (pip install '
-                   "'ddpm_lit[peers]').")
+              help='Beside diffusers, denoising-diffusion-pytorch and open_clip (pip '
+                   "install 'ddpm_lit[peers]').")
 @click.option('--rounds', type=Count(1), default=7, show_default=True,
               help='In each of which all take part.')
 @click.option('--seconds', type=Range(1), default=360., show_default=True,
@@ -180,8 +183,8 @@ def quality_row(r: dict) -> str:
 def bench_command(parts, peers, rounds, seconds, seeds, data, out, device, threads,
                   as_json):
     """Time PARTS of the library, in turns. They are step, small, evaluation, clip-vit,
-    clip-resnet, loss-4096, loss-16384 (all of them by default); or quality: how good pictures
-    are after equal seconds (hours)."""
+    clip-resnet, loss-4096, loss-16384 (all of them by default); or quality: how good
+    pictures are after equal seconds (hours)."""
     from ddpm_lit.interop.speed import PARTS, find_part
     from ddpm_lit.train.run import machine
     device = start(device, threads or 1)
@@ -195,4 +198,4 @@ def bench_command(parts, peers, rounds, seconds, seeds, data, out, device, threa
         found['quality'] = measure_quality(Path(out), data, peers, seconds, seeds, device)
     arms = found.get('quality', dict(rows=[]))['rows']
     lines = [*map(time_row, found.get('rows', [])), *map(quality_row, arms)]
-    tell(as_json, found, '\n'.join(lines))
+    emit(as_json, found, '\n'.join(lines))

@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 import click
-from .base import (Bar, Bars, Command, Count, Range, note, options, printable,
-                               save_samples, start, tell)
+from .base import (Bar, Bars, Command, Count, Range, emit, note, options,
+                               printable, save_samples, start)
 from ..core.problem import Problem, data_dir, needed
 
 # %% ../../nbs/82_train.ipynb #train-together
@@ -30,6 +30,7 @@ class Order:
     resume: bool = False
     init: bool | str = False
     ship: bool = False       # at the end, put weights and card into data/weights too
+    bits: int = 16           # of each number in the final weights
     channels_last: bool = False
     compile: bool = False
     recompute: bool = False
@@ -136,16 +137,26 @@ def find_order(order: Order, team, device):  # -> Recipe
     "The recipe that is asked for: by name, for own pictures, or of a run that goes on."
     from ddpm_lit.systems.own import source_beside
     from ddpm_lit.train.fit import find_recipe
+    from ddpm_lit.train.run import read_settings
     if order.name and order.own['data']:
         raise Problem('A recipe has its own data: give either a NAME or `data`.')
     if order.name:
         return find_recipe(order.name)
     if order.own['data']:
         return own_pictures(order, source_of(order), team, device)
-    if order.resume and order.out:
+    if not order.resume or not order.out:
+        raise Problem('Nothing is named: give the NAME of a recipe, your own pictures with '
+                      '`data`, or a run to go on with as `out` and `resume`.')
+
+    # a run that goes on knows what it is of
+    settings = Path(order.out)/'run.json'
+    if not settings.exists():
+        raise Problem(f'There is no run in {order.out}: name the folder of one as `out`, or '
+                      'leave `resume` out and give a NAME.')
+    begun = read_settings(settings, recipe=str)
+    if begun.get('source'):
         return own_pictures(order, source_beside(order.out), team, device)
-    raise Problem('Nothing is named: give the NAME of a recipe, or your own pictures with '
-                  '`data`.')
+    return find_recipe(begun['recipe'])
 
 
 class OfflineWandb:
@@ -230,14 +241,18 @@ def train_together(order: Order, team, device) -> dict | None:  # None: not the 
                 bar(line['step'], f'loss {line["loss"]:.4f}, {line["samples_per_second"]:.0f} '
                                   'samples a second')
 
-    average = run.training.averaged() if store else None
+    again = store or order.bits != 16  # the run has stored them in 16 bits
+    average = run.training.averaged() if again else None
     if not team.first:
         return None
     card = run.card()
     path = run.weights
+    if order.bits != 16:
+        card['command'] += f' --bits {order.bits}'
+        save_weights(path, average, card, order.bits)
     if store:
         path = store/path.name
-        save_weights(path, average, card)
+        save_weights(path, average, card, order.bits)
     kept = ('steps', 'batch', 'loss', 'seconds', 'cpu_seconds', 'parameters')
     speed = round(card['steps']*card['batch']/max(card['seconds'], 1e-9), 1)
     found = dict(name=recipe.name, out=str(out), weights=str(path), samples_per_second=speed,
@@ -281,9 +296,10 @@ def check_own(own: dict):
 @click.argument('name', required=False)
 @click.option('--data', metavar='FOLDER',
               help='Train on your own pictures: a folder, a .tar, a .parquet.')
-@click.option('--system', help='What they train: ddpm, a network from nothing; or latent or clip, '
-                               'which ship with the book, further, by captions.  [default: '
-                               'latent with --captions, else ddpm]')
+@click.option('--system',
+              help='What they train: ddpm, a network from nothing; or latent, glide or clip, '
+                   'which ship with the book, further, by captions.  [default: latent with '
+                   '--captions, else ddpm]')
 @click.option('--side', type=Sides(), help='Their size: 32, or height x width, 48x64.  '
                                            '[default: as they are, if all are alike]')
 @click.option('--fit', type=click.Choice(['crop', 'fit', 'pad']),
@@ -303,22 +319,27 @@ def check_own(own: dict):
               help='Mirror and shift own pictures, with the move as a condition.  '
                    '[default: below 5,000 pictures]')
 @click.option('--base', type=Count(8, 512), help='Width of the network for own pictures.')
-@click.option('--rank', type=Count(1), help='Of the adapter that is trained for latent.  '
-                                            '[default: 4 below 500 pictures]')
+@click.option('--rank', type=Count(1),
+              help='Of the adapter that is trained for latent or glide.  [default: 4 below '
+                   '500 pictures]')
 @click.option('--net', help='A network that a --plugin adds, in place of the U-Net.')
 @click.option('--whole', is_flag=True, default=None,
-              help='Train all parameters of latent, and no adapter.')
+              help='Train all parameters of latent or glide, and no adapter.')
 @click.option('--share-old', type=Range(0, 1, max_open=True),
               help='Share of each batch, with captions: pictures that the book trained on, '
                    'against forgetting.  [default: 0.5]')
 @click.option('--seconds', type=Range(1), help='Train on own pictures for about so long.')
 @click.option('--out', type=click.Path(file_okay=False),
               help='Folder of the run.  [default: runs/NAME]')
-@click.option('--resume', is_flag=True, help='Go on where the run in --out stopped.')
+@click.option('--resume', is_flag=True,
+              help='Go on where the run in --out stopped; it needs no NAME.')
 @click.option('--init', is_flag=False, flag_value='shipped', metavar='[PATH]',
               help='Start from the weights that ship with the book, or from a file.')
 @click.option('--ship', is_flag=True,
               help='At the end, put weights and card into data/weights too.')
+@click.option('--bits', type=click.Choice(['16', *'8765432']), default='16',
+              show_default=True,
+              help='Bits of each number in the final weights; below 16 in whole numbers.')
 @click.option('--steps', type=Count(1), help='Steps in all.  [default: as the recipe says]')
 @click.option('--batch', type=Count(1), help='Samples a step.  [default: as the recipe says]')
 @click.option('--lr', type=Range(0, min_open=True),
@@ -346,8 +367,8 @@ def check_own(own: dict):
               help='Seconds between savings.')
 @options('device', 'threads', 'json')
 @click.pass_context
-def train_command(ctx, name, out, resume, init, ship, channels_last, compile, recompute,
-                  save_every, preview, log, device, threads, as_json, **options):
+def train_command(ctx, name, out, resume, init, ship, bits, channels_last, compile,
+                  recompute, save_every, preview, log, device, threads, as_json, **options):
     """Train the system NAME, or with --data FOLDER a model of your own pictures. With
     --captions a system of the book is trained further. Stop it when you like, and go on with
     --resume. On N devices: torchrun --nproc-per-node N -m ddpm_lit train NAME."""
@@ -355,8 +376,9 @@ def train_command(ctx, name, out, resume, init, ship, channels_last, compile, re
     from ddpm_lit.train.run import Stopped
     own = {k: options.pop(k) for k in OWN}
     check_own(own)
-    order = Order(name, options, own, out, resume, True if init == 'shipped' else init or False,
-                  ship, channels_last, compile, recompute, save_every, preview, log)
+    init = True if init == 'shipped' else init or False
+    order = Order(name, options, own, out, resume, init, ship, int(bits), channels_last,
+                  compile, recompute, save_every, preview, log)
     with join_group(start(device, threads)) as (team, device):
         try:
             found = train_together(order, team, device)
@@ -365,4 +387,4 @@ def train_command(ctx, name, out, resume, init, ship, channels_last, compile, re
                 note(ctx.command.in_options(str(e)))
             raise click.exceptions.Exit(e.exit_code) from e
         if found:
-            tell(as_json, found, in_words(found))
+            emit(as_json, found, in_words(found))

@@ -29,7 +29,7 @@ def caption_log_prob(
     clip_scale: float | None = None,  # multiplies f.g: s in GLIDE's paper
     grad_scale: float | None = None,  # multiplies exp(logit_scale) f.g: GLIDE's code
 ) -> LogLikelihood:
-    "How well x_t fits a sentence, for `guide` and `ancestral_tilted`. Eq. 54.4 (GLIDE sec. 2.4)."
+    "How x_t fits a sentence, for `guide` and `ancestral_tilted`. Eq. 54.4 (GLIDE 2.4)."
     if (clip_scale is None) == (grad_scale is None):
         raise Problem('Give either clip_scale, which multiplies f.g, or grad_scale, '
                       'which multiplies exp(logit_scale) f.g, and not both.')
@@ -45,8 +45,9 @@ def caption_log_prob(
             raise Problem(f'{len(z)} sentences do not fit {len(x)} pictures: give one '
                           'for each, or one for all.')
         if clean_only and (t.sigma > 0).any():
-            raise Problem('This CLIP has seen clean pictures only: ask it about the '
-                          'clean guess, with clean_guess_log_prob, or train a NoisedCLIP.')
+            raise Problem('This CLIP has seen clean pictures only: ask it about '
+                          'the clean guess, with clean_guess_log_prob, or train a '
+                          'NoisedCLIP.')
         f = clip.embed_image(x) if clean_only else clip.embed_image(x, t)
         return s*torch.linalg.vecdot(f, z.to(f))
 
@@ -54,7 +55,7 @@ def caption_log_prob(
 
 # %% ../../nbs/54_clip_guidance.ipynb #noised
 class NoisedCLIP(CLIP):
-    "A CLIP of x_t: the level takes the place of the class token. Eq. 54.6 (GLIDE sec. 4.4)."
+    "A CLIP of x_t: the level takes the place of the class token. Eq. 54.6 (GLIDE 4.4)."
 
     def __init__(
         self,
@@ -75,7 +76,7 @@ class NoisedCLIP(CLIP):
         return unit(self.image(x, self.time(time, x.dtype)))
 
     def given(self, tokens: Tensor) -> Callable:  # [b l]
-        "(x_t [b c h w], level) -> embeddings of pictures and sentences, and the scale. Eq. 53.1."
+        "(x_t [b c h w], level) -> embeddings of pictures and sentences, scale. Eq. 53.1."
 
         def pairs(x, t):
             return self.embed_image(x, t), self.embed_text(tokens), self.scale
@@ -84,7 +85,7 @@ class NoisedCLIP(CLIP):
 
 
 def noised_clip_loss(pairs: Callable, x0: Tensor, t: Level, eps: Tensor) -> Tensor:  # [b]
-    "The contrastive loss of noisy pictures, each at its own level, in nats. Eq. 53.3, 54.1."
+    "Contrastive loss of noisy pictures, each at its own level, in nats. Eq. 53.3, 54.1."
     return contrastive(*pairs(q_sample(x0, t, eps), t))
 
 
@@ -96,7 +97,7 @@ def clean_guess_log_prob(
     log_match: LogLikelihood,
     through: bool = True,  # also differentiate the denoiser
 ) -> LogLikelihood:
-    "How well the clean guess fits, by a log-match for clean pictures. Eq. 54.9, else 54.10."
+    "How well a clean guess fits, by a log-match of clean pictures. Eq. 54.9, else 54.10."
 
     def match(x, t):
         if through:

@@ -7,7 +7,7 @@ __all__ = ['TEMPLATES', 'STYLE_FORMS', 'HUES', 'fill', 'class_vectors', 'zero_sh
            'ZeroShotClassifier', 'classify', 'ranks', 'chance', 'middle', 'share', 'row', 'retrieval', 'table', 'ridge',
            'words', 'BagOfWords', 'LinearCLIP', 'probe_loss', 'probe', 'fit_probe', 'colours', 'some', 'named',
            'caption_of', 'caption_rows', 'by_name', 'by_kind', 'by_probe', 'by_hue', 'changed', 'exchanged',
-           'some_scenes', 'scene_rows', 'exchange_rows', 'by_scene', 'a_fifth', 'judge']
+           'some_scenes', 'scene_rows', 'exchange_rows', 'by_scene', 'a_fifth', 'new_styles', 'judge']
 
 # %% ../../nbs/55_zero_shot.ipynb #imports
 import functools
@@ -660,13 +660,19 @@ def a_fifth(data: Captioned) -> list[bool]:  # of its families, whole
     return [fraction(r.family) < 1/5 for r in data.rows]
 
 
+def new_styles() -> Captioned:
+    "Drawings kept back whose family has no drawing in that style among the trained ones."
+    learned = {(r.family, r.style) for r in all_but_held(32).rows}
+    every = emoji('train')
+    return every[[(r.family, r.style) not in learned for r in every.rows]]
+
+
 def judge(
-    clip: CLIP, n: int = 2000, seed: int = 0,
-    styles: bool = False,  # trained without drawings kept back in a style? ask for them too
+    clip: CLIP, n: int = 2000, seed: int = 0
 ) -> Iterator[tuple[int, list[dict]]]:  # per cent done, rows
     "All tasks, one after the other; at most n pictures in each, 4 n to learn from."
     reader = ZeroShotClassifier(clip)
-    train = some(all_but_held(32) if styles else emoji('train'), 4*n)
+    train = some(all_but_held(32), 4*n)
     test = some(emoji('test'), n)
     held = torch.tensor(a_fifth(train))
     rng = np.random.default_rng(seed)
@@ -686,12 +692,7 @@ def judge(
 
     yield 20, by_name('new emoji', test, readers, known)
     yield 35, by_name('trained emoji', seen, readers, known)
-    if styles:
-        # kept back, and no drawing of their family was learned in that style
-        learned = {(r.family, r.style) for r in all_but_held(32).rows}
-        every = emoji('train')
-        new = every[[(r.family, r.style) not in learned for r in every.rows]]
-        yield 42, by_name('new styles', some(new, n), readers, known)
+    yield 42, by_name('new styles', some(new_styles(), n), readers, known)
     kinds = by_kind('new emoji', test, train, readers)
     yield 50, kinds + by_hue('new emoji', test, readers)
     yield 60, by_scene('new pairs', 'test', readers, min(n, 500), seed)
@@ -699,7 +700,6 @@ def judge(
     yield 100, by_probe('new emoji', test, train, held, reader)
 
 
-JUDGES.add('clip', judge)
-for name in ('clip-resnet-transformer', 'clip-resnet-cbow',
+for name in ('clip', 'clip-resnet-transformer', 'clip-resnet-cbow',
              'clip-vit-transformer', 'clip-vit-cbow'):
-    JUDGES.add(name, functools.partial(judge, styles=True))
+    JUDGES.add(name, judge)

@@ -56,7 +56,7 @@ def expect_fail(
     words='',  # must occur in the message
     kind=Exception,  # the type of error expected
 ):
-    "Run a block that must raise `kind` with `words` in its message, and print that message."
+    "Run a block that must raise `kind` with `words` in its message, and print that."
     try:
         yield
     except kind as e:

@@ -84,7 +84,7 @@ def for_each(c: int | Tensor, x: Tensor) -> Tensor:  # [], [1 ...] or [b ...] ->
 
 
 def time_of_each(time: Tensor, x: Tensor) -> Tensor:  # [] or [b 1 ... 1], [b ...] -> [b]
-    "The time of each sample, as a network reads it; bfloat16 cannot tell step 999 from 1000."
+    "The time of each sample for a network; bfloat16 cannot tell step 999 from 1000."
     dtype = torch.promote_types(x.dtype, torch.float32)
     return time.to(x.device, dtype).reshape(-1).expand(len(x))
 
@@ -94,7 +94,7 @@ class Model(nn.Module):
     def __init__(self,
                  net: nn.Module,  # net(x [b ...], time [b], *condition) -> [b ...]
                  parameterization: Parameterization = from_v,  # what the output means
-                 level_input: Callable[[Level], Tensor] = level_time,  # the time for the net
+                 level_input: Callable[[Level], Tensor] = level_time,  # the net's time
                  learned_variance: bool = False,  # a second half of channels for it?
                  ):
         super().__init__()

@@ -20,13 +20,13 @@ from pathlib import Path
 
 # %% ../../nbs/00_begin.ipynb #problem
 def printable(text: str, also: str = '') -> str:
-    "The text in signs that every terminal shows, `also` those; the others by their numbers."
+    "The text in signs that every terminal shows, `also` those; others by their numbers."
     return ''.join(c if c.isprintable() or c in also else
                    c.encode('unicode_escape').decode() for c in text)
 
 
 def sentence(text: str, most: int = 300) -> str:  # most: letters
-    "The text on one line, in signs that every terminal shows, its middle left out if it is long."
+    "The text on one line in signs that every terminal shows, its middle cut out if long."
     def cut(text):
         return text if len(text) <= most else f'{text[:most - 125]} ... {text[-120:]}'
 
@@ -40,7 +40,8 @@ class Problem(ValueError):
         return sentence(super().__str__(), 290)  # and the name of a command before it
 
 # %% ../../nbs/00_begin.ipynb #kinds
-NO_MEMORY = ('out of memory', "can't allocate memory", 'Storage size calculation overflowed')
+NO_MEMORY = ('out of memory', "can't allocate memory",
+             'Storage size calculation overflowed')
 
 
 def no_memory(e: BaseException) -> bool:
@@ -49,7 +50,7 @@ def no_memory(e: BaseException) -> bool:
 
 
 def needed(module: str):
-    "A library that the book does without otherwise, or the sentence that says how to get it."
+    "A library that the book can do without, or the sentence that says how to get it."
     try:
         return importlib.import_module(module)
     except ImportError as e:
@@ -59,7 +60,7 @@ def needed(module: str):
 
 # %% ../../nbs/00_begin.ipynb #data-dir
 def data_dir(*parts: str) -> Path:  # an existing file or folder
-    "The path of shipped data, `data_dir('mnist')`; a folder named by DDPM_LIT_DATA comes first."
+    "The path of shipped data, `data_dir('mnist')`: the folder DDPM_LIT_DATA comes first."
     # in an installed wheel, or else in a checkout
     home = Path(str(files('ddpm_lit')))
     shipped = home/'data_files'
@@ -77,7 +78,8 @@ def data_dir(*parts: str) -> Path:  # an existing file or folder
     if shipped.name == 'data_files':
         cure = ('an installed package leaves some files out, so clone the repository and '
                 'set DDPM_LIT_DATA to its folder data.')
-    raise Problem(f'There is no {"/".join(parts)} in {" or ".join(map(str, roots))}: {cure}')
+    raise Problem(f'There is no {"/".join(parts)} in {" or ".join(map(str, roots))}: '
+                  f'{cure}')
 
 # %% ../../nbs/00_begin.ipynb #read
 def open_input(path, most: int | None = None):  # most: bytes -> a binary file
@@ -87,8 +89,8 @@ def open_input(path, most: int | None = None):  # most: bytes -> a binary file
         handle = os.open(path, os.O_RDONLY | getattr(os, 'O_NONBLOCK', 0)
                          | getattr(os, 'O_BINARY', 0))
     except (OSError, ValueError) as e:
-        raise Problem(f'{path} cannot be read ({getattr(e, "strerror", None) or e}): check '
-                      'the name and the permissions.') from e
+        raise Problem(f'{path} cannot be read ({getattr(e, "strerror", None) or e}): '
+                      'check the name and the permissions.') from e
     file = os.fdopen(handle, 'rb') if stat.S_ISREG(os.fstat(handle).st_mode) else None
     if file is None:
         os.close(handle)
@@ -103,7 +105,7 @@ def open_input(path, most: int | None = None):  # most: bytes -> a binary file
 
 def read_text(path, most: int = 16 << 20,  # bytes
               errors: str = 'strict') -> str:  # or 'replace': of bytes that are no text
-    "The text of an ordinary file in UTF-8, line ends as \\n; anything else is a `Problem`."
+    "The text of an ordinary file in UTF-8, line ends as \\n; all else is a `Problem`."
     with open_input(path, most) as f:
         raw = f.read(most + 1)  # a file of the system may be longer than it says
     if len(raw) > most:
@@ -114,11 +116,12 @@ def read_text(path, most: int = 16 << 20,  # bytes
         raise Problem(f'{path} is no text in UTF-8 ({e}): give another file.') from e
 
 
-HEAD_BYTES = 8 << 20  # the longest list of tensors that is read; a published one is rarely 1 MB
+# the longest list of tensors that is read; a published one is rarely 1 MB
+HEAD_BYTES = 8 << 20
 
 
 def check_tensors(path):
-    "A `Problem` if this file's list of tensors is longer than can be meant; 8 bytes are read."
+    "A `Problem` if a file's list of tensors is too long to be meant; 8 bytes are read."
     with open_input(path) as f:
         long = int.from_bytes(f.read(8), 'little')
         size = os.fstat(f.fileno()).st_size
@@ -129,7 +132,7 @@ def check_tensors(path):
 
 # %% ../../nbs/00_begin.ipynb #write
 def place_of(path, ending: str = '') -> Path:  # where a link leads to
-    "The file that is written for `path`; a `Problem` where none can be, or by another ending."
+    "The file written for `path`; a `Problem` where none can be, or by another ending."
     path = Path(path)
     if ending and path.name and path.suffix.lower() != ending:
         raise Problem(f'{path} would not be what its name says: give a name that ends in '
@@ -169,7 +172,7 @@ def start_of(path: Path) -> str:
 
 # %% ../../nbs/00_begin.ipynb #check-output
 def check_output(path, ending: str = ''):
-    "Before any work is done: a `Problem` unless `replacing(path, ending)` can write there."
+    "Before any work: a `Problem` unless `replacing(path, ending)` can write there."
     with unwritten(path):
         place = place_of(path, ending)
         folder = next(p for p in place.absolute().parents if p.exists())
@@ -224,7 +227,7 @@ def half_written(path) -> list[Path]:  # folders
 
 # %% ../../nbs/00_begin.ipynb #process
 def end_with_parent():
-    "Called first in a process: it ends when the process that began it does, however that ended."
+    "Called first in a process, which then ends with its parent, however that ended."
     import multiprocessing
     import threading
 

@@ -29,7 +29,8 @@ EMPTY = dict(EMPTY_DICT=dict, EMPTY_LIST=list, EMPTY_TUPLE=tuple)
 CONSTANTS = dict(NONE=None, NEWTRUE=True, NEWFALSE=False, MARK=MARK)
 STORE = {'BINPUT', 'LONG_BINPUT', 'MEMOIZE'}
 RECALL = {'BINGET', 'LONG_BINGET'}
-TUPLES = dict(TUPLE=None, TUPLE1=1, TUPLE2=2, TUPLE3=3)  # of how many values; None: to the mark
+# of how many values; None: to the mark
+TUPLES = dict(TUPLE=None, TUPLE1=1, TUPLE2=2, TUPLE3=3)
 APPENDS = dict(APPEND=1, APPENDS=None)
 ITEMS = dict(SETITEM=2, SETITEMS=None)
 
@@ -47,8 +48,8 @@ class PlainObject(dict):
 
 
 class Note:
-    "A call that is noted down and not made: whose, with what, and the state that was set."
-    __slots__ = ('name', 'args', 'state')  # equal only to itself, so that it hashes at once
+    "A call noted down and not made: whose, with what, and the state that was set."
+    __slots__ = ('name', 'args', 'state')  # equal only to itself, so it hashes at once
 
     def __init__(self, name: str, args: tuple):
         self.name = name
@@ -62,8 +63,8 @@ class SafeUnpickler:
     def __init__(
         self,
         origin,  # what the messages call the file
-        calls: Mapping[str, Callable] | None = None,  # 'module name' -> a function of ours
-        objects: tuple[str, ...] = (),  # how names of classes begin that become a PlainObject
+        calls: Mapping[str, Callable] | None = None,  # 'module name' -> our function
+        objects: tuple[str, ...] = (),  # how class names begin that become a PlainObject
         persistent: Callable | None = None,  # what a persistent id stands for
         advice: str = 'fetch it again from where it is published',
     ):
@@ -95,8 +96,8 @@ class SafeUnpickler:
         known = (self.push_value(op, arg) or self.build_container(op)
                  or self.use_name(op, arg))
         if not known:
-            raise Problem(f'{self.origin} uses the instruction {op} of pickles, which data '
-                          f'do not need: nothing of it was run; {self.advice}.')
+            raise Problem(f'{self.origin} uses the instruction {op} of pickles, which '
+                          f'data do not need: nothing of it was run; {self.advice}.')
 
     def top(self):
         "The last value, left where it is."
@@ -305,7 +306,7 @@ def array_parts(note) -> tuple:  # shape, type, bytes: as they stand in the file
 
 
 def array_dtype(kind) -> torch.dtype:
-    "The type of an array's numbers, if it is one of a few and nothing else is said of it."
+    "The type of an array's numbers, if it is one of a few and nothing else is said."
     if not isinstance(kind, Note) or kind.name != 'dtype' or not kind.args:
         raise ValueError('an array of an unknown type')
     name = kind.args[0].lstrip('|<') if type(kind.args[0]) is str else None

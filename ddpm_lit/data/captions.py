@@ -220,7 +220,7 @@ def emoji(split: str = 'train', # or 'test', 'all'; a family is on one side only
 
 # %% ../../nbs/50_captions.ipynb #all-but-held
 def all_but_held(size: int) -> Captioned:
-    "The training emoji, without the drawings kept back to ask for a style new to their name."
+    "The training emoji without the drawings kept back to ask for a style new to a name."
     data = emoji('train', size)
     return data[[i for i, r in enumerate(data.rows) if not r.held]]
 
@@ -674,7 +674,7 @@ def arrangements(d: Tensor, ground: Tensor) -> dict[str | None, list[Fits]]:
 
 def best_arrangement(
     found: dict[str | None, list[Fits]]
-) -> tuple[Tensor, Tensor]:  # [n] the error explained; [n] which arrangement, counted from 0
+) -> tuple[Tensor, Tensor]:  # [n] the error explained; [n] which arrangement, from 0
     "The arrangement that explains most, among those whose things are all seen."
     gains = []
     for fits in found.values():

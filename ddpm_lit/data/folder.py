@@ -47,7 +47,7 @@ def scale_of(
     side: tuple[int, int],  # of the frame
     fit: str,
 ) -> float:
-    "What a picture is multiplied by: to cover the frame ('crop'), or to lie in it. Eq. 57.1."
+    "A picture's factor: to cover the frame ('crop'), or to lie in it. Eq. 57.1."
     ratios = [of_frame/of_picture for of_frame, of_picture in zip(side, size)]
     return max(ratios) if fit == 'crop' else min(ratios)
 
@@ -74,7 +74,7 @@ def fitted(
     side: tuple[int, int],  # h, w
     fit: str = 'crop',
 ) -> Tensor:  # [c h w] uint8
-    "A picture brought to a frame: its middle, or whole on white, or whole with its edge repeated."
+    "A picture in a frame: its middle, whole on white, or whole with its edge repeated."
     h, w = side
     H, W = pixels.shape[1:]
     scale = scale_of((H, W), side, fit)
@@ -270,7 +270,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Shelf:
-    "Where pictures come from: gives its entries in the same order as often as it is asked."
+    "A source of pictures: gives its entries in the same order as often as asked."
     entries: Callable[[], Iterable[Entry]]
     names: tuple[str, ...] = ()  # of the classes, where their order is given
     note: str = ''  # what a reader should know

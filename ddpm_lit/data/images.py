@@ -130,7 +130,7 @@ def mnist(split: str = 'train') -> Images:  # 'train' (60,000) or 'test' (10,000
 
 # %% ../../nbs/23_digits.ipynb #batches
 class Batches:
-    "step -> (x0, label): each picture once an epoch, in an order set by seed and epoch. Eq. 23.5."
+    "step -> x0, label: each picture once an epoch, ordered by seed and epoch. Eq. 23.5."
     def __init__(
         self,
         images: Images,
@@ -195,7 +195,7 @@ def square(
                                             antialias=True)
         return x.round().to(torch.uint8)
 
-    # a thousand at a time, and of a large one a channel: as floats they are four times larger
+    # a thousand at a time, of a large one a channel: floats are four times larger
     if side >= 4096:
         return torch.cat([resized(x) for x in middle.split(1, 1)], 1)
     return torch.cat([resized(x) for x in middle.split(1000)])
@@ -421,7 +421,7 @@ def picture_in(
 
 # %% ../../nbs/23_digits.ipynb #read-pictures
 def drafted(image, scale: float):
-    "Let a JPEG that will be shrunk be decoded at 1/2, 1/4 or 1/8, and never below twice `scale`."
+    "Decode a JPEG that will be shrunk at 1/2, 1/4 or 1/8, never below twice `scale`."
     image.draft(image.mode, tuple(math.ceil(2*scale*side) for side in image.size))
 
 

@@ -15,14 +15,14 @@ from ..core.problem import Problem
 
 # %% ../../nbs/28_binomial.ipynb #forward
 def share_kept(T: int) -> Tensor:  # [T+1] float64: 1 at t = 0, 0 at t = T
-    "The chance that a bit was never tossed in t of T steps. Eq. 28.1 (Sohl-Dickstein 2015)."
+    "The chance that a bit is not tossed in t of T steps. Eq. 28.1 (Sohl-Dickstein 2015)."
     if T < 2:
         raise Problem(f'A chain of {T} steps has nothing to learn: give at least 2.')
     return 1 - torch.arange(T + 1, dtype=torch.float64)/T
 
 
 def chance_one(x: Tensor, kept: Tensor) -> Tensor:  # x [b ...] in {0, 1}
-    "The probability of a 1 where x was: kept with that chance, else a fair coin. Eq. 28.1."
+    "The probability of a 1 where x was: kept with that chance, or a fair coin. Eq. 28.1."
     return kept*x + (1 - kept)/2
 
 # %% ../../nbs/28_binomial.ipynb #posterior
@@ -106,14 +106,14 @@ class BitOracle:
 
 # %% ../../nbs/28_binomial.ipynb #net
 class BitNet(nn.Module):
-    "A network for bits: (x_t, share kept) -> the chance that each bit of x0 is 1. Eq. 28.3."
+    "A network for bits: (x_t, share kept) -> chance that each bit of x0 is 1. Eq. 28.3."
     def __init__(self, net: nn.Module):  # net(x [b d], time [b]) -> [b d], logits
         super().__init__()
         self.net = net
 
     def forward(self, x_t: Tensor, kept: Tensor) -> Tensor:
         chance = self.net(2*x_t - 1, 1000*(1 - kept[:, 0])).sigmoid()
-        return chance.clamp(1e-6, 1 - 1e-6)  # a chance of 0 could cost infinitely many bits
+        return chance.clamp(1e-6, 1 - 1e-6)  # a chance of 0 could cost infinite bits
 
 
 def bit_chain(denoiser: BitDenoiser, x: Tensor, T: int,
@@ -121,8 +121,8 @@ def bit_chain(denoiser: BitDenoiser, x: Tensor, T: int,
     "Run the chain backwards from coins; yields each state, the last one clean. Eq. 28.3."
     kept = share_kept(T)[range(T, -1, -every)].to(x)
     if kept[-1] != 1:
-        raise Problem(f'A stride of {every} does not end at the data: choose a divisor of '
-                      f'{T}.')
+        raise Problem(f'A stride of {every} does not end at the data: choose a '
+                      f'divisor of {T}.')
     with torch.no_grad():
         for t, s in zip(kept, kept[1:]):
             x0_hat = denoiser(x, t.expand(len(x), 1))

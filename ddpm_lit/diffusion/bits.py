@@ -37,7 +37,7 @@ LastStep = Callable[[Prediction, Tensor, Tensor, Level, Level], Tensor]
 
 def byte_nats(p: Prediction, x0: Tensor, x_1: Tensor,
               one: Level, two: Level) -> Tensor:  # [b ...]
-    "L_0 of pictures of bytes, with DDPM's standard deviation or the learned one. Eq. 20.7, 30.3."
+    "L_0 of pictures of bytes, with DDPM's deviation or the learned one. Eq. 20.7, 30.3."
     if not (x0.abs() <= 1 + 1e-6).all():
         raise Problem('Bytes lie within [-1, 1], these pictures do not: scale them as '
                       '`to_unit` does.')
@@ -82,7 +82,7 @@ class Bits:
 
 # %% ../../nbs/30_bits.ipynb #bits-steps
 def chain_log_snr(levels: Schedule | Grid, steps: int) -> Tensor:  # [T]
-    "The log SNR of a chain's levels, the cleanest first; a `Problem` if they are no chain."
+    "The log SNR of a chain's levels, cleanest first; a `Problem` if they are no chain."
     chain = levels if isinstance(levels, Grid) else grid(levels, steps)
     log_snr = chain.flip().log_snr
     if len(log_snr) < 2 or not (log_snr.diff() < 0).all():
@@ -135,7 +135,7 @@ def bits_per_dim(
         draws: int | None = 16,  # n, network calls a picture; None: every step
         last: LastStep = byte_nats,  # L_0
         noise=torch.randn_like) -> Bits:
-    "The variational bound of pictures, by n random steps for each. Eq. 30.3 (DDPM eq. 5)."
+    "The variational bound of pictures, by n random steps each. Eq. 30.3 (DDPM eq. 5)."
     log_snr = chain_log_snr(levels, steps).to(x0.device)  # [T], the cleanest first
     if draws is not None and draws < 1:
         raise Problem(f'{draws} draws see nothing: ask for 1 or more, '
@@ -195,5 +195,5 @@ def continuous_nats(
         log_snr: Tensor,  # [l] in order, either way
         mse: Tensor,  # [l] squared error of the clean guess there, per dimension
 ) -> Tensor:  # [] nats per dimension
-    "The bound of infinitely many steps: half the integral of the error over SNR. Eq. 30.7."
+    "The bound of infinitely many steps: half the integral of error over SNR. Eq. 30.7."
     return .5*torch.trapezoid(mse*log_snr.exp(), log_snr).abs()  # d SNR = SNR d log SNR

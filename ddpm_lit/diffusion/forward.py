@@ -47,7 +47,7 @@ def q_step(x_s: Tensor,  # [b ...] the state at s
 def chain(x0: Tensor,  # [b ...] clean data
           levels: Grid,  # ends with CLEAN; walked from there upwards
           noise: Callable[[Tensor], Tensor] = torch.randn_like) -> Iterator[Tensor]:
-    "The forward process step by step: yields each x_t, cleanest first. Eq. 11.1, by Eq. 11.6."
+    "The forward process by steps: each x_t, cleanest first. Eq. 11.1, by Eq. 11.6."
     x = x0
     s, *rest = [*levels][::-1]
     for t in rest:

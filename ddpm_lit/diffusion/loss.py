@@ -123,7 +123,7 @@ def p2(k: float = 1., gamma: float = 1.) -> Weight:
 def hybrid(schedule: Schedule,  # what draws the levels
            n: int,              # steps of the chain whose bound is meant
            share: float = .001,
-           weight: Weight | None = None,  # of the error of x0 (20.9); None: that of L_simple
+           weight: Weight | None = None,  # of x0's error (20.9); None: that of L_simple
            ) -> Loss:
     "A weighted error for the mean, a share of the bound for the variance. Eq. 20.15."
     if n < 2:

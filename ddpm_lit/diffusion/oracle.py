@@ -73,7 +73,7 @@ class Gaussians:
 class Mixture(Gaussians):
     "A mixture of round Gaussians: a world and its exact denoiser. Eq. 13.4-13.6."
     def _clean(self, x, t):
-        "E[x0 | x_t, k] [b k d], p(k | x_t) [b k 1], (x_t - signal mean)/v [b k d], v [b k 1]."
+        "E[x0 | x_t, k] [b k d], p(k | x_t) [b k 1], (x_t - signal mean)/v [b k d], v."
         v, diff, joint = self._parts(x, t)
         pull = diff/v[..., None]
         x0 = self.mean + (t.signal*self.std**2)[..., None]*pull

@@ -39,13 +39,13 @@ class Kernel:
 # %% ../../nbs/14_sample.ipynb #variances
 def fixed_small(p: Prediction, x: Tensor, s: Level,
                 t: Level) -> Tensor:  # std [] or [b 1 ... 1]
-    "The posterior's standard deviation, root of beta-tilde: right if x0 is known. Eq. 14.5."
+    "The posterior standard deviation, root of beta-tilde: right for known x0. Eq. 14.5."
     return s.sigma*new_noise(s, t).sqrt()
 
 
 def fixed_large(p: Prediction, x: Tensor, s: Level,
                 t: Level) -> Tensor:  # std [] or [b 1 ... 1]
-    "The forward step's standard deviation, root of beta: right for data N(0, I). Eq. 14.6."
+    "A forward step's standard deviation, root of beta: right for data N(0, I). Eq. 14.6."
     return t.sigma*new_noise(s, t).sqrt()*(s.sigma > 0)  # the last step draws nothing
 
 
@@ -83,7 +83,7 @@ Sampler = Callable[[Denoiser, Grid, Tensor], Iterator[Tensor]]
 
 
 def steps(levels: Iterable[Level], up: bool = False) -> list[tuple[Level, Level]]:
-    "The steps (t, s) of a run, each to a cleaner level or, with `up`, each to a noisier one."
+    "The steps (t, s) of a run, each to a cleaner level or, with `up`, to a noisier one."
     pairs = [*pairwise(levels)]
     if not pairs:
         raise Problem('A run needs at least two levels: '
@@ -125,7 +125,7 @@ def last(states: Iterable[Tensor]) -> Tensor:
 @torch.no_grad()
 def ddim(denoiser: Denoiser, levels: Grid, x: Tensor, eta: float = 0.,
          noise=torch.randn_like) -> Iterator[Tensor]:
-    "Keep the noise (eta 0, DDIM) or renew some (eta 1, `ancestral`). Eq. 14.9 (DDIM eq. 12)."
+    "Keep the noise (eta 0) or renew some (eta 1, `ancestral`). Eq. 14.9 (DDIM eq. 12)."
     if not 0 <= eta <= 1:
         raise Problem(f'eta is {eta}: '
                       'choose it from 0 (nothing random) to 1 (as ancestral).')

@@ -40,7 +40,7 @@ def as_times(time) -> Tensor:  # a number or a tensor of any shape -> float64, o
 # %% ../../nbs/10_schedule.ipynb #betas
 @dataclass(frozen=True, eq=False)
 class DiscreteSchedule:
-    "A discrete schedule beta_1 .. beta_T; log SNR is linear between steps. Eq. 10.1-10.2."
+    "A discrete schedule beta_1..beta_T; log SNR is linear between steps. Eq. 10.1-10.2."
     # [T] float64, each in (0, 1): the share of the variance that each step replaces
     betas: Tensor
 
@@ -92,7 +92,7 @@ def linear(T: int = 1000, first: float = 1e-4, last: float = .02) -> DiscreteSch
 
 
 def linear_scaled(T: int) -> DiscreteSchedule:  # T > 20
-    "Linear for any T, betas times 1000/T: the last level stays near. Eq. 10.5 (improved DDPM)."
+    "Linear for any T, betas times 1000/T: the last level stays near. Eq. 10.5 (IDDPM)."
     return linear(T, .1/T, 20/T)
 
 # %% ../../nbs/10_schedule.ipynb #cosine
@@ -129,7 +129,7 @@ def cosine(T: int = 1000, s: float = .008) -> DiscreteSchedule:
 
 # %% ../../nbs/10_schedule.ipynb #one-over-t
 def one_over_t(T: int = 1000) -> DiscreteSchedule:
-    "Each step erases about 1/T of the data's variance. Eq. 10.8 (Sohl-Dickstein 2015, 2.4.1)."
+    "A step erases about 1/T of the data variance. Eq. 10.8 (Sohl-Dickstein 2015, 2.4.1)."
     floor = torch.full((_row(T),), 1e-6, dtype=torch.float64)  # as in the authors' code
     floor[0] += 1e-3
     denominator = torch.linspace(T, 2, T, dtype=torch.float64)
@@ -138,7 +138,7 @@ def one_over_t(T: int = 1000) -> DiscreteSchedule:
 # %% ../../nbs/10_schedule.ipynb #grid-class
 @dataclass(frozen=True, eq=False)
 class Grid:
-    "The levels of one run; iterate over it, or over `pairs()`: (noisier t, cleaner s). Eq. 10.9."
+    "The levels of a run; iterate over it or `pairs()`: (noisier t, cleaner s). Eq. 10.9."
     # [n+1] float64, rising; the last one is CLEAN in a sampler's grid
     log_snr: Tensor
     # [n] the timestep 1..T of each level before the last, where the schedule has them
@@ -154,7 +154,7 @@ class Grid:
         return pairwise(self)
 
     def flip(self) -> 'Grid':
-        "The levels from clean to noisy, for inversion, without CLEAN, where eps is undefined."
+        "The levels from clean to noisy, for inversion; no CLEAN, where eps is undefined."
         return Grid(self.log_snr[self.log_snr.isfinite()].flip(0))
 
 # %% ../../nbs/10_schedule.ipynb #grids
@@ -180,7 +180,7 @@ def grid(schedule: Schedule, n: int) -> Grid:
 def karras(n: int,
            lo: float = .002, hi: float = 80.,  # edm_sigma at the ends
            rho: float = 7.) -> Grid:
-    "n levels spaced evenly in edm_sigma to the power 1/rho, then CLEAN. Eq. 10.10 (EDM eq. 5)."
+    "n levels evenly spaced in edm_sigma^(1/rho), then CLEAN. Eq. 10.10 (EDM eq. 5)."
     if n < 1:
         raise Problem(f'A run needs at least one step, not {n}.')
     if not 0 < lo < hi:

@@ -24,7 +24,7 @@ def score(denoiser: Denoiser, x: Tensor, t: Level) -> Tensor:  # [b ...]
 
 # %% ../../nbs/31_score.ipynb #ladder
 class Ladder(DiscreteSchedule):
-    "A table of T levels and nothing between them: time is rounded up to the next. Eq. 31.5."
+    "A table of T levels and nothing between: time is rounded up to the next. Eq. 31.5."
 
     def __call__(self, time) -> Level:  # any shape, in [0, 1]
         place = as_times(time)*len(self) - 1 - 1e-6
@@ -58,7 +58,7 @@ def langevin(
         noise=torch.randn_like,
         known: Tensor | None = None,  # [b ...], kept where mask is True
         mask: Tensor | None = None) -> Iterator[Tensor]:
-    "Annealed Langevin dynamics: the state after each level. Eq. 31.8 (NCSN Algorithms 1 and 2)."
+    "Annealed Langevin dynamics: the state after each level. Eq. 31.8 (NCSN Alg. 1-2)."
     if repeats < 1 or not 0 < step < 4:
         raise Problem(f'{repeats} repeats of step {step}: take one or more, and a step '
                       'between 0 and 4, where the walk flies apart.')
@@ -96,7 +96,7 @@ SAMPLERS.add('langevin', langevin);
 def drift(denoiser: Denoiser, x: Tensor, t: Level,
           churn: float = 0.,  # c, 0: the probability flow, 1: the reverse equation
           ) -> Tensor:  # [b ...]
-    "The velocity per unit of log SNR, towards clean. Eq. 31.11 (Song et al. 2021, eq. 6 and 13)."
+    "The velocity per unit of log SNR, towards clean. Eq. 31.11 (Song 2021 eq. 6 and 13)."
     return .5*t.sigma**2*x - (1 + churn)/2*t.sigma*denoiser(x, t).eps
 
 # %% ../../nbs/31_score.ipynb #divergence
@@ -109,7 +109,7 @@ def divergence(
         f: Callable[[Tensor], Tensor], x: Tensor,
         probes: int | None = None,  # None: the exact trace, by d passes backwards
         noise=signs) -> tuple[Tensor, Tensor]:  # f(x) [b ...], its divergence [b]
-    "The trace of the Jacobian, or the mean of `probes` estimates of it. Eq. 31.14 (Hutchinson)."
+    "The trace of the Jacobian, or a mean of `probes` estimates. Eq. 31.14 (Hutchinson)."
     if probes is not None and probes < 1:
         raise Problem(f'{probes} probes see nothing: take one or more, or None for the '
                       'exact trace.')
@@ -145,7 +145,7 @@ def log_likelihood(
         # log density [b] at the last level; None: N(0, I)
         prior: Callable[[Tensor, Level], Tensor] | None = None,
 ) -> Tensor:  # [b], nats
-    "log p(x) by the probability flow and the midpoint rule. Eq. 31.13 (Song et al. 2021, eq. 39)."
+    "log p(x) by the probability flow and midpoint rule. Eq. 31.13 (Song 2021 eq. 39)."
     total = x.new_zeros(len(x))
     for t, s in steps(levels, up=True):
         if not ((s.log_snr < t.log_snr) & (s.log_snr > -math.inf)).all():

@@ -62,7 +62,7 @@ def heun(denoiser: Denoiser, levels: Grid, x: Tensor, churn: float = 0.,
 # %% ../../nbs/32_solve.ipynb #dpmpp
 @torch.no_grad()
 def dpmpp_2m(denoiser: Denoiser, levels: Grid, x: Tensor) -> Iterator[Tensor]:
-    "One evaluation a step, an error of second order. Eq. 32.7 (DPM-Solver++ Algorithm 2)."
+    "One evaluation a step, an error of second order. Eq. 32.7 (DPM-Solver++ Alg. 2)."
     past = None
     for t, s in steps(levels, up=True):
         # twice the h of the equation: only a ratio of two h is needed
@@ -93,7 +93,7 @@ def from_flow(v: Tensor, x: Tensor, t: Level) -> Prediction:  # all [b ...]
 
 
 class StraightPath:
-    "The clock of flow matching: at time u a state is (1 - u) x0 + u eps, rescaled. Eq. 32.8."
+    "The clock of flow matching: at time u, (1 - u) x0 + u eps, rescaled. Eq. 32.8."
     def __call__(self, time) -> Level:  # u in [0, 1], any shape
         u = as_times(time)
         return Level(2*((-u).log1p() - u.log()))
@@ -106,7 +106,7 @@ class StraightPath:
 def predictor_corrector(denoiser: Denoiser, levels: Grid, x: Tensor,
                         predictor: Sampler = ddim, repeats: int = 1, step: float = .3,
                         noise=torch.randn_like) -> Iterator[Tensor]:
-    "A sampler's step, then Langevin steps at its level. Eq. 31.8 (Song et al. 2021, Alg. 2-3)."
+    "A sampler's step, then Langevin steps at its level. Eq. 31.8 (Song 2021, Alg. 2-3)."
     if repeats < 1:
         raise Problem(f'A corrector repeats {repeats} times: ask for one step or more, '
                       'or run the predictor alone.')

@@ -92,7 +92,8 @@ def cfg_batched(model: Model, condition: Condition, w: float | None = None,
 
 # %% ../../nbs/41_cfg.ipynb #within
 def guidance_interval(guided: Denoiser, plain: Denoiser,
-                      noisiest: float, cleanest: float) -> Denoiser:  # log SNR of the ends
+                      noisiest: float, cleanest: float,  # log SNR of the ends
+                      ) -> Denoiser:
     "Guided at levels of an interval, else plain. Eq. 41.6 (Kynkaanniemi et al. 2024)."
 
     def denoiser(x, t):

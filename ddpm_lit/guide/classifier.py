@@ -27,8 +27,9 @@ from ..train.fit import Recipe, register
 # (x [b ...], t) -> [b]: log p(y | x_t), how well x_t fits the condition y
 LogLikelihood = Callable[[Tensor, Level], Tensor]
 
-def label_log_prob(classify: Callable[[Tensor, Level], Tensor],
-                label: int | Tensor) -> LogLikelihood: # classify -> [b k], label [] or [b]
+def label_log_prob(classify: Callable[[Tensor, Level], Tensor],  # -> [b k]
+                   label: int | Tensor,  # [] or [b]
+                   ) -> LogLikelihood:
     "log p(label | x_t), from a classifier that gives all log-probabilities. Eq. 40.1."
     label = torch.as_tensor(label)
 
@@ -95,7 +96,8 @@ def at_mean(k: Kernel, x: Tensor, s: Level, t: Level) -> tuple[Tensor, Level]:
     "At the mean of the step and the level it leads to: ADM's derivation. Eq. 40.6."
     return k.mean, s
 
-def tilted_step(denoiser: Denoiser, log_match: LogLikelihood, x: Tensor, s: Level, t: Level,
+def tilted_step(denoiser: Denoiser, log_match: LogLikelihood,
+                x: Tensor, s: Level, t: Level,
                 classifier_scale: float = 1., variance=fixed_small,
                 place: Place = at_start) -> Kernel:
     "The denoiser's step, tilted towards y: the mean form. Eq. 40.6 (ADM Algorithm 1)."
@@ -108,7 +110,8 @@ def tilted_step(denoiser: Denoiser, log_match: LogLikelihood, x: Tensor, s: Leve
     return k.tilt(classifier_scale*g)
 
 @torch.no_grad()
-def ancestral_tilted(denoiser: Denoiser, levels: Grid, x: Tensor, log_match: LogLikelihood,
+def ancestral_tilted(denoiser: Denoiser, levels: Grid, x: Tensor,
+                     log_match: LogLikelihood,
                      classifier_scale: float = 1., variance=fixed_small,
                      place: Place = at_start, noise=torch.randn_like) -> Iterator[Tensor]:
     "Ancestral sampling with each step tilted towards y. Eq. 40.6 (ADM Algorithm 1)."

@@ -67,7 +67,7 @@ def project_x0(denoiser: Denoiser, known: Tensor,
 # %% ../../nbs/42_edit.ipynb #replaced
 def replacement(denoiser: Denoiser, known: Tensor, project: Projection,
              noise=torch.randn_like) -> Denoiser:
-    "`project_x0`, evaluated at x_t with its known part noised anew. Eq. 42.2-42.3 (Song 2021)."
+    "`project_x0` at x_t with its known part noised anew. Eq. 42.2-42.3 (Song 2021)."
     def edited(x, t):
         # x_t' = x_t + P(signal y + sigma z - x_t)
         y = known.to(x)

@@ -196,7 +196,7 @@ def cut_all(value,
     seen = model_part(windows(value))
     found = {k: cut(w, row(w.storage)) for k, w in seen.items()}
 
-    # tensors may share their numbers, as the two ends of a language model do, but not many
+    # tensors may share numbers, as the two ends of a language model do, but not many
     held = sum(s.size*s.dtype.itemsize for s in {w.storage for w in seen.values()})
     if sum(w.nbytes for w in found.values()) > 2*held:
         raise ValueError('its tensors show the same numbers again and again')
@@ -269,8 +269,9 @@ def read_pickled(path) -> dict[str, Tensor]:
     except (ValueError, LookupError, TypeError, AttributeError, StopIteration,
             OverflowError, EOFError, OSError, RuntimeError, struct.error,
             zipfile.BadZipFile, zlib.error) as e:
-        raise Problem(f'{path} is no whole file of weights ({str(e) or type(e).__name__}): '
-                      'fetch it again, or get it as safetensors.') from e
+        raise Problem(f'{path} is no whole file of weights '
+                      f'({str(e) or type(e).__name__}): fetch it again, or get it as '
+                      'safetensors.') from e
 
 # %% ../../nbs/79_checkpoints.ipynb #folder
 class ArgumentProblem(Problem):
@@ -401,7 +402,8 @@ FILE_KINDS = [
     FileKind('glide text', 'blocks.input.w_voc', "the text tower of GLIDE's noised CLIP",
              'glide_clip', '{} (75) takes it'),
     FileKind('glide image', 'blocks.input.patch_proj',
-             "the picture tower of GLIDE's noised CLIP", 'glide_clip', '{} (75) takes it'),
+             "the picture tower of GLIDE's noised CLIP", 'glide_clip',
+             '{} (75) takes it'),
     FileKind('openai', 'input_blocks.0.0.weight', "a denoiser in OpenAI's layout",
              'open_denoiser'),
     FileKind('prior', 'prd_embedding', 'a prior of unCLIP', 'open_text_to_image',
@@ -431,7 +433,7 @@ def kind_of_file(state, origin: str = 'This state') -> FileKind:  # a state, or 
 
 
 def other_kind(origin: str, sort: FileKind, wanted: str) -> ArgumentProblem:
-    "The error for a file that is something else than wanted, and which function takes it."
+    "The error for a file that is not what was wanted, and which function takes it."
     how = sort.how.format(sort.opener)
     return ArgumentProblem(f'{origin} is {sort.what}, {wanted}: {how}.', sort.opener)
 
@@ -514,12 +516,13 @@ def denoiser_of(net: UNet, side: int, S: DiscreteSchedule, name: str,
     c = net.channels_in
     out = net.last.out_channels
     if c == 6:
-        raise ArgumentProblem(f'{name} reads 6 channels, a noisy picture and a small one: '
-                              'it is an upsampler, which generates nothing by itself; '
-                              'unet_openai (71) builds it.', 'unet_openai')
+        raise ArgumentProblem(f'{name} reads 6 channels, a noisy picture and a small '
+                              'one: it is an upsampler, which generates nothing by '
+                              'itself; unet_openai (71) builds it.', 'unet_openai')
     if out not in (c, 2*c):
-        raise Problem(f'{name} reads {c} channels and predicts {out}: a denoiser predicts '
-                      f'{c}, or {2*c} with a variance, so this is another network.')
+        raise Problem(f'{name} reads {c} channels and predicts {out}: a denoiser '
+                      f'predicts {c}, or {2*c} with a variance, so this is another '
+                      'network.')
     check_side(name, side, net.factor)
     S = Stepped(S.betas)
     learned_variance = out == 2*c
@@ -614,9 +617,9 @@ def schedule_of(config: dict, name: str) -> DiscreteSchedule:
     T = config.get('num_train_timesteps', 1000)
     ends = config.get('beta_start', 1e-4), config.get('beta_end', .02)
     if config.get('rescale_betas_zero_snr'):
-        raise Problem(f'{name} ends at a level without any signal (rescale_betas_zero_snr), '
-                      'where no schedule of this book goes: take weights that were trained '
-                      'without it.')
+        raise Problem(f'{name} ends at a level without any signal '
+                      '(rescale_betas_zero_snr), where no schedule of this book goes: '
+                      'take weights that were trained without it.')
     if betas_in(config, T):
         return DiscreteSchedule(torch.tensor(betas_in(config, T), dtype=torch.float64))
     if config.get('trained_betas') is None and kind == 'linear':
@@ -758,8 +761,8 @@ def glide_at(path, kind: str, device=None) -> nn.Module:
     if sort.name != 'glide' and kind == 'base':
         raise other_kind(name, sort, "and no model of GLIDE's")
     if sort.name != 'glide':
-        raise ArgumentProblem(f'{name} is {sort.what}, and upsampler takes GLIDE\'s model '
-                              '"upsample".', 'upsampler')
+        raise ArgumentProblem(f'{name} is {sort.what}, and upsampler takes GLIDE\'s '
+                              'model "upsample".', 'upsampler')
     with described_by(name):
         found = kind_of(state, name)
     if found != kind:
@@ -800,9 +803,9 @@ SCHEDULERS = dict(prior_scheduler=('sample', 'fixed_small_log'),
               super_res_scheduler=('epsilon', 'fixed_small_log'))
 
 # of UnCLIPScheduler, where a file says nothing
-KARLO_SCHEDULE = dict(num_train_timesteps=1000, variance_type='fixed_small_log', clip_sample=True,
-              clip_sample_range=1., prediction_type='epsilon',
-              beta_schedule='squaredcos_cap_v2')
+KARLO_SCHEDULE = dict(num_train_timesteps=1000, variance_type='fixed_small_log',
+                      clip_sample=True, clip_sample_range=1., prediction_type='epsilon',
+                      beta_schedule='squaredcos_cap_v2')
 
 
 def unclip_config(path: Path) -> dict:
@@ -883,8 +886,8 @@ def open_text_to_image(path, upsampler=None,  # GLIDE's second file
     if not is_unclip(path):
         return open_glide(path, upsampler, side, device)
     if upsampler is not None or side:
-        raise ArgumentProblem('upsampler and side are for GLIDE\'s files: Karlo\'s folder '
-                              'holds its upsamplers and says their sides.',
+        raise ArgumentProblem('upsampler and side are for GLIDE\'s files: Karlo\'s '
+                              'folder holds its upsamplers and says their sides.',
                               'upsampler', 'side')
     return open_unclip(path, device)
 

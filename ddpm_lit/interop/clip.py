@@ -35,8 +35,8 @@ from ..train.fit import read_tensors
 class NameTable(Layout):
     "A dialect as a table: patterns of our names, and theirs. Eq. 75.1."
 
-    # Several of theirs are parts of our rows; `name-` is a part that their files leave out,
-    # where we put zeros; `name.T` is transposed there.
+    # Several of theirs are parts of our rows; `name-` is a part that their files leave
+    # out, where we put zeros; `name.T` is transposed there.
     rules: dict[str, str] = field(default_factory=dict)
 
     def names(self, key: str) -> list[str]:
@@ -412,7 +412,7 @@ GLIDE_CLIP = dict(image_size=64, patch_size=4, n_vocab=65536, max_text_len=77, n
 def glide_clip(
         image: dict[str, Tensor], text: dict[str, Tensor],  # GLIDE's two files
         config: dict | None = None,  # official options that differ from the published
-        level_input: Callable[[Level], Tensor] | None = None  # None: the cosine schedule's step
+        level_input: Callable[[Level], Tensor] | None = None  # None: the cosine's step
         ) -> TimedCLIP:
     "GLIDE's noised CLIP of two official states, in float32 and ready to guide. Eq. 75.3."
     c = options(config or {}, GLIDE_CLIP, 'beta_schedule')

@@ -258,7 +258,8 @@ def new_folder(path):
             os.replace(inside, path)
     except Problem as e:
         # a file that could not be written is named as it would have been called
-        raise Problem(str(e).replace(str(own/path.name), str(path)) if own else str(e)) from e
+        raise Problem(str(e).replace(str(own/path.name), str(path))
+                      if own else str(e)) from e
     finally:
         if own:
             shutil.rmtree(own, ignore_errors=True)
@@ -426,7 +427,7 @@ class At(NamedTuple):
 
 
 class Portable(nn.Module):
-    "A denoiser that is evaluated at timesteps: (x_t, k, label) -> x0, eps. Eq. 02.10, 88.1."
+    "A denoiser evaluated at timesteps: (x_t, k, label) -> x0, eps. Eq. 02.10, 88.1."
 
     def __init__(self, model: Model, t: Level):  # the level of each timestep
         super().__init__()

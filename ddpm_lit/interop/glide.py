@@ -36,7 +36,8 @@ GLIDE_TEXT = NameTable('glide', rules={
     'pieces.weight': 'token_embedding.weight',
     'norm.(.+)': 'final_ln.{}',
     'whole.(.+)': 'transformer_proj.{}',
-    **prefixed(f'transformer.blocks.{NTH}', 'transformer.resblocks.{0}', GLIDE_TEXT_BLOCK),
+    **prefixed(f'transformer.blocks.{NTH}', 'transformer.resblocks.{0}',
+               GLIDE_TEXT_BLOCK),
 })
 
 
@@ -211,7 +212,7 @@ def sample_glide(base: Glide,
                  up: Glide | None = None,  # the upsampler
                  side: int = 64, guidance_scale: float = 3., steps: int = 100,
                  noise=torch.randn_like,   # of the base
-                 watch: Callable[[Denoiser], Denoiser] = lambda d: d  # wraps each denoiser
+                 watch: Callable[[Denoiser], Denoiser] = lambda d: d  # wraps a denoiser
                  ) -> Tensor:  # [b 3 side side], with an upsampler [b 3 4*side 4*side]
     "From a sentence to a picture, by their steps. Eq. 76.6, 14.9, 14.11."
 

@@ -394,7 +394,7 @@ def dpm_orders(n: int, order: int) -> list[int]:
 
 
 def dpm_states(guess: Denoiser, levels, x: Tensor, o: dict):  # o: diffusers' options
-    "A run of DPM-Solver or DPM-Solver++, with the orders that diffusers chooses. Eq. 74.3."
+    "A run of DPM-Solver or DPM-Solver++, with the orders of diffusers. Eq. 74.3."
     order = o['solver_order']
     line = o.get('solver_type') == 'heun'
 

@@ -395,7 +395,8 @@ def our_evaluation(x: Tensor,  # [b 1 28 28]
 
 def diffusers_evaluation(x: Tensor,  # [b 1 28 28]
                          step: Tensor,  # [] the timestep
-                         config: dict = SMALL, bf16: bool = False) -> Callable[[], object]:
+                         config: dict = SMALL,
+                         bf16: bool = False) -> Callable[[], object]:
     "One of a network of diffusers."
     lib = peer('diffusers')
     net = TensorOutput(lib.UNet2DModel(**config)).to(x.device).eval()
@@ -444,7 +445,8 @@ def of_drawing(device: torch.device, peers: bool, batch: int = 64) -> Makers:
     step = timestep_input(linear())(t).long()
     theirs = {'diffusers': partial(diffusers_evaluation, x, step),
               'diffusers, arm': partial(diffusers_evaluation, x, step, LIGHT),
-              'denoising-diffusion-pytorch, arm': partial(ddpm_pytorch_evaluation, x, step)}
+              'denoising-diffusion-pytorch, arm':
+                  partial(ddpm_pytorch_evaluation, x, step)}
     for name, make in theirs.items():
         made[name] = make
         if half:
@@ -636,7 +638,8 @@ def train_for(start: Callable[[int], Worker], seconds: float,
     began = timers(device)
     for i in range(steps):
         worker.once()
-        yield i + 1, steps, worker, (timers(device) - began)[counting_timer(device)].item()
+        yield (i + 1, steps, worker,
+               (timers(device) - began)[counting_timer(device)].item())
 
 # %% ../../nbs/73_speed.ipynb #draw
 @torch.no_grad()

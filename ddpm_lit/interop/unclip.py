@@ -165,8 +165,8 @@ class TextProjection(nn.Module):
                 ) -> tuple[Tensor, Tensor]:  # [b out], [b l width]
         if not isinstance(features, TextFeatures):
             raise Problem("This decoder is conditioned on CLIP's text features: give "
-                          'encode_text_raw(clip, tokens), for the unconditional model that of '
-                          'the empty prompt.')
+                          'encode_text_raw(clip, tokens), for the unconditional model '
+                          'that of the empty prompt.')
         return self.whole(features.z_text), self.norm(self.words(features.words))
 
 
@@ -281,7 +281,7 @@ KARLO_MUTE = ('sample_size downsample_padding dropout upcast_attention '
 
 
 def karlo_unet(config: dict) -> UNet:  # official options that differ from the published
-    "The U-Net of a UNet2DConditionModel's configuration, of Karlo's blocks. Eq. 24.7, 24.8."
+    "The U-Net of a UNet2DConditionModel configuration, Karlo's blocks. Eq. 24.7, 24.8."
     c = options(config, KARLO | KARLO_ONLY, KARLO_MUTE)
     c |= {k: tuple(c[k]) for k in ('down_block_types', 'up_block_types')}
     for k in ('in_channels', 'layers_per_block', 'norm_num_groups'):
@@ -347,7 +347,8 @@ def run_decoder(f: Fixture, dtype: torch.dtype) -> dict[str, Tensor]:
 
     # nothing seen comes first, then the embedding
     z_image = torch.cat([0*i['z_i'], i['z_i']])
-    whole, words, mask = net.encode_condition(z_image, TextFeatures(i['z_t'], i['hid'], i['mask']))
+    whole, words, mask = net.encode_condition(
+        z_image, TextFeatures(i['z_t'], i['hid'], i['mask']))
     pred = net.net(i['x'], i['t'], whole, words, mask)
     return dict(add=whole, ctx=words, pred=pred)
 

@@ -69,8 +69,8 @@ OPENAI_LAYERS = ('time_embed.0 time_embed.2 label_emb input_blocks.0.0 out.0 out
                  'in_layers.0 in_layers.2 emb_layers.1 out_layers.0 out_layers.3 '
                  'skip_connection')
 DIFFUSERS_LAYERS = ('time_embedding.linear_1 time_embedding.linear_2 class_embedding '
-                    'conv_in conv_norm_out conv_out norm1 conv1 time_emb_proj norm2 conv2 '
-                    'conv_shortcut')
+                    'conv_in conv_norm_out conv_out norm1 conv1 time_emb_proj norm2 '
+                    'conv2 conv_shortcut')
 NAMES = dict(
     openai=dict(zip(LAYERS.split(), OPENAI_LAYERS.split())) | {
         'attn.norm': 'norm',
@@ -94,7 +94,7 @@ OURS = re.compile(
 
 
 def place_openai(net: UNet, side: str, n: int, part: str) -> str:
-    "Where OpenAI's lists keep a part of step n: the number of the step, then of the part."
+    "Where OpenAI's lists keep a part of step n: the number of the step, then the part."
     if side == 'middle':
         return f'middle_block.{2*n + (part == "attn")}'
     if side == 'down':
@@ -115,7 +115,7 @@ def place_diffusers(net: UNet, side: str, n: int, part: str) -> str:
 
 
 def official_keys(net: UNet, key: str, layout: str) -> list[str]:
-    "Where an official file keeps our tensor; diffusers keeps queries, keys and values apart."
+    "Where an official file keeps a tensor; diffusers has queries, keys and values apart."
     side, n, part, leaf, end = OURS.fullmatch(key).groups()
     if side is None:
         return [f'{NAMES[layout][leaf]}.{end}']
@@ -186,7 +186,7 @@ def to_official(net: UNet, layout: Layout | None = None) -> dict[str, Tensor]:
 
 def load_official(net: UNet, state: dict[str, Tensor], layout: Layout,
                   origin: str = 'This state') -> UNet:
-    "Fill a network from an official state; a key that does not fit is named by a `Problem`."
+    "Fill a network from an official state; a `Problem` names a key that does not fit."
     theirs = to_official(net, layout)
     for k in sorted(theirs.keys() ^ state.keys()):
         verb = 'lacks' if k in theirs else 'should not have'
@@ -204,7 +204,7 @@ def load_official(net: UNet, state: dict[str, Tensor], layout: Layout,
 
 
 def build_empty(build: Callable[..., nn.Module], *args) -> nn.Module:
-    "What `build(*args)` makes, without initial values, for weights that replace them all."
+    "What `build(*args)` makes, without initial values, for weights that replace all."
     # on "meta" there is no memory, so nothing is drawn at random
     with torch.device('meta'):
         net = build(*args)
@@ -389,7 +389,7 @@ def from_official(state: dict[str, Tensor], config: dict) -> UNet:
 
 # %% ../../nbs/71_unet_layouts.ipynb #kinds
 class Kind(NamedTuple):
-    "How fixtures of an origin are checked: `run(fixture, dtype)` gives our outputs by name."
+    "How fixtures of an origin are checked: `run(fixture, dtype)` gives ours by name."
     origin: str  # a pattern
     run: Callable[[Fixture, torch.dtype], dict[str, Tensor]]
     tolerance: tuple[float, float] = (1e-10, 5e-6)  # in float64, in float32
@@ -404,7 +404,7 @@ def filled(net: UNet, f: Fixture, dtype: torch.dtype) -> UNet:
 
 @torch.no_grad()
 def run_openai(f: Fixture, dtype: torch.dtype) -> dict[str, Tensor]:
-    "Outputs of improved- and guided-diffusion, in the other order of rows too where stored."
+    "Outputs of improved- and guided-diffusion, in the other row order too where stored."
     x, t, label, low_res = (f.inputs.get(k) for k in ('x', 't', 'y', 'low_res'))
     x = x.to(dtype)
 
@@ -462,7 +462,7 @@ def described_by(about, verdict: str = 'describes nothing that can be built'):
 def parity(
     path
 ) -> list[dict]:  # file, output, error64, error32, tolerance, tolerance32, ok, skipped
-    "Our outputs against a fixture's, a row for each; ok is None if it is skipped. Eq. 71.2."
+    "Our outputs against a fixture's, a row for each; ok is None if skipped. Eq. 71.2."
     f = read_fixture(path)
     unknown = Kind('', lambda f, dtype: {})
     kind = next((k for k in KINDS if re.search(k.origin, f.origin)), unknown)

@@ -15,7 +15,7 @@ from ..core.problem import Problem
 def sinusoid(time: Tensor,             # [b] a number a sample, in units of timesteps
              dim: int,                 # even: half sines, half cosines
              sin_first: bool = False,  # DDPM's order; ADM and its heirs put cosines first
-             slowest: bool = False,    # last wave: full period (DDPM) or a notch less (ADM)
+             slowest: bool = False,    # last wave: full period (DDPM) or a bit less (ADM)
              max_period: float = 1e4,  # in timesteps over 2 pi
              ) -> Tensor:              # [b dim]
     "Waves of falling frequency, read at `time`. Eq. 21.1-21.2 (DDPM, ADM)."
@@ -36,7 +36,7 @@ def sinusoid(time: Tensor,             # [b] a number a sample, in units of time
 
 # %% ../../nbs/21_mlp.ipynb #mlp
 class MLP(nn.Module):
-    "A small network for points: the level and the label scale and shift each layer. Eq. 21.4."
+    "A small network for points: level and label scale and shift each layer. Eq. 21.4."
     def __init__(self,
                  dim: int = 2,      # of a point
                  width: int = 128,  # of each layer, even

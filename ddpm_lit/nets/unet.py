@@ -34,9 +34,11 @@ class TimeEmbedding(nn.Module):
         return self.outer(F.silu(self.inner(self.waves(t).to(dtype))))
 
 
-def embed(net, t: Tensor, dtype: torch.dtype, label: Tensor | None = None,
-          extra: Tensor | None = None) -> Tensor:  # net has .time, and .label if one is given
-    "Time, label and an extra vector in one embedding: [b], [b], [b d] -> [b d]. Eq. 24.1."
+def embed(net,  # has .time, and .label if one is given
+          t: Tensor, dtype: torch.dtype,
+          label: Tensor | None = None,
+          extra: Tensor | None = None) -> Tensor:
+    "Time, label and extra vector in one embedding: [b], [b], [b d] -> [b d]. Eq. 24.1."
     e = net.time(t, dtype)
     if label is not None:
         e = e + net.label(label.clamp(min=0))*(label >= 0)[:, None]
@@ -60,7 +62,7 @@ def double(h: Tensor) -> Tensor:  # [b c h w] -> [b c 2h 2w]
 
 
 class Downsample(nn.Module):
-    "Halve by a strided convolution; `corner`: one pixel further right and down. Eq. 24.4."
+    "Halve by a strided convolution; `corner`: one pixel right and down. Eq. 24.4."
     def __init__(self, c: int, emb: int = 0, corner: bool = False):
         super().__init__()
         self.corner = corner
@@ -99,7 +101,7 @@ def zero(module: nn.Module) -> nn.Module:
 
 
 class ResBlock(nn.Module):
-    "h plus two convolutions of it, conditioned on e. Eq. 24.5 (DDPM appendix B; ADM section 3)."
+    "h plus two convolutions of it, conditioned on e. Eq. 24.5 (DDPM app. B; ADM sec. 3)."
     def __init__(self, c_in: int, c_out: int, emb: int, norm: Norm = norm_adm,
                  scale_shift: bool = False, dropout: float = 0.,
                  resample: Callable[[Tensor], Tensor] | None = None):
@@ -233,7 +235,7 @@ class UNet(nn.Module):
     def __init__(self,
                  channels_in: int,
                  channels_out: int,
-                 base: int,               # channels at full size, in units of which mults are
+                 base: int,               # channels at full size, the unit of mults
                  mults: Sequence[float],  # channels of each level
                  depth: int,              # blocks a level on the way down
                  attention: Sequence[int] = (),  # levels with attention; 0 is full size
@@ -278,7 +280,7 @@ class UNet(nn.Module):
                 x: Tensor,                     # [b c h w]
                 t: Tensor,                     # [b] or [], in the units of the training
                 label: Tensor | None = None,   # [b] whole numbers; below 0: none
-                emb: Tensor | None = None,     # [b d] a further condition, as wide as `net.emb`
+                emb: Tensor | None = None,     # [b d] a condition as wide as `net.emb`
                 tokens: Tensor | None = None,  # [b l d] text for every attention
                 mask: Tensor | None = None,    # [b l] True where a token may be read
                 ) -> Tensor:                   # [b c h w]
@@ -349,7 +351,7 @@ def check_label(net, label: Tensor, n: int) -> Tensor:  # net: a UNet or a DiT
 # %% ../../nbs/24_unet.ipynb #makers
 @torch.no_grad()
 def fan_average(net: UNet) -> UNet:
-    "Weights of variance 2/(fan in + fan out), zero biases; what starts at zero stays there."
+    "Weights of variance 2/(fan in + fan out), zero biases; what starts at zero stays so."
     for name, m in net.named_modules():
         if isinstance(m, (nn.Conv2d, nn.Linear)) and not hasattr(m, 'starts_at_zero'):
             for w in m.weight.chunk(3 if name.endswith('qkv') else 1):
@@ -389,7 +391,7 @@ def adm_unet(base=256, mults=(1, 1, 2, 2, 4, 4), depth=2, attention=(3, 4, 5),
              channels_in=3, channels_out=6, classes=0, dropout=0.,
              attn=partial(Attention, head_width=64), middle=True,
              norm: Norm = norm_adm) -> UNet:
-    "The network of Dhariwal and Nichol 2021, by default theirs for pictures of 256 x 256."
+    "The network of Dhariwal and Nichol 2021, by default theirs for 256 x 256 pixels."
     block = partial(ResBlock, scale_shift=True, dropout=dropout, norm=norm)
     return UNet(channels_in, channels_out, base, mults, depth, attention, middle, classes,
                 block=block, attn=partial(attn, norm=norm), norm=norm, **inside(block))
@@ -426,7 +428,7 @@ class Unshuffled(nn.Module):
 def small_unet(channels_in=1, classes=10, base=48, mults=(1, 2), depth=1, attention=(1,),
                unshuffle=2, learn_variance=False, dropout=0., channels_out=None, tokens=0,
                middle=True) -> nn.Module:
-    "A small fast network; `base` is a multiple of 8, and learned variances come after the rest."
+    "A small fast network; `base` is a multiple of 8; learned variances come last."
     out = (channels_out or channels_in)*(2 if learn_variance else 1)
     square = unshuffle**2
     block = partial(ResBlock, scale_shift=True, dropout=dropout, norm=norm_small)

@@ -41,7 +41,7 @@ from ..train import run as single
 # %% ../../nbs/72_distributed.ipynb #team
 @dataclass(frozen=True)
 class Team(single.Team):
-    "The processes that train one model together. A team of one does what one process does."
+    "The processes that train one model. A team of one does what one process does."
 
     def own(self, v):  # [n ...] -> [n/N ...]
         "This process's rows. Eq. 72.1."
@@ -57,7 +57,7 @@ class Team(single.Team):
         return total(v, self)/self.size
 
     def maximum(self, *numbers: float) -> list[float]:
-        "The largest of each number in any process: so all stop, or save, at the same step."
+        "The largest of each number in any process: all stop, or save, at the same step."
         v = torch.tensor(numbers, dtype=torch.float64)
         if self.size > 1:
             dist.all_reduce(v, dist.ReduceOp.MAX)
@@ -111,7 +111,7 @@ def reports_first() -> bool:
 
 
 def release_group(e: BaseException | None):
-    "Free all references to PyTorch's process group: those of the runs and of an error's frames."
+    "Free all references to PyTorch's process group: of the runs and an error's frames."
     for run in RUNS:
         run.whole = None
     while e:
@@ -271,8 +271,8 @@ def contrastive_gathered(z_image: Tensor, z_text: Tensor, scale: Tensor, team: T
     fine = torch.promote_types(z_image.dtype, z_text.dtype)
     fine = torch.promote_types(fine, torch.float32)
     with torch.autocast(z_image.device.type, enabled=False):
-        return GatheredContrastive.apply(z_image.to(fine), z_text.to(fine), scale.to(fine),
-                                         rows, team)
+        return GatheredContrastive.apply(z_image.to(fine), z_text.to(fine),
+                                         scale.to(fine), rows, team)
 
 
 def _clip_together(pairs, x0, t, eps, team):
@@ -345,7 +345,7 @@ class WholeState:
 
 
 def replicate_scalars(model: nn.Module, team: Team) -> set[nn.Parameter]:
-    "Single numbers cannot be cut: all processes hold them, and average their slopes. Eq. 72.1."
+    "Single numbers cannot be cut: all hold them, and average their slopes. Eq. 72.1."
     from torch.distributed.tensor import Partial, Replicate, distribute_tensor
     from torch.distributed.tensor import init_device_mesh
 
@@ -555,6 +555,7 @@ def plan(p: Preset, k: ActivationMemory, N: int, narrow: float = 1.,
             continue
         # each sample brings its sentence
         flops = p.cost.flops + p.cost.once
-        seconds, efficiency = step_seconds(k, flops, batch, N, **engine, narrow=narrow, d=d)
+        seconds, efficiency = step_seconds(k, flops, batch, N, **engine,
+                                           narrow=narrow, d=d)
         return dict(engine=name, bytes=size, seconds=seconds,
                     samples_per_second=batch*N/seconds, efficiency=efficiency)

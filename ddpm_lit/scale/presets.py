@@ -384,8 +384,8 @@ def iddpm_preset(name: str, side: int, stated: str, regime: Regime, sizes: dict,
     if build is iddpm_unet:
         build = partial(build, **sizes, **classes, dropout=regime.dropout)
     schedule = cosine(T) if T == 4000 else linear(T)
-    return add(Preset(name, 'denoiser', side, build, cost, stated, IDDPM_PAPER, IDDPM_CODE,
-                      schedule, T, regime, **more))
+    return add(Preset(name, 'denoiser', side, build, cost, stated, IDDPM_PAPER,
+                      IDDPM_CODE, schedule, T, regime, **more))
 
 
 iddpm_preset('iddpm-cifar10', 32, '50M',
@@ -460,7 +460,7 @@ def adm_classifier(side: int, depth: int, mults: Sequence[float],
 
 def classifier_preset(side: int, depth: int, stated: str, regime: Regime,
                       schedule=linear) -> Preset:
-    "A classifier of Dhariwal and Nichol 2021, with the schedule of the model that it steers."
+    "A classifier of Dhariwal and Nichol 2021, with the schedule of the model it steers."
     sizes = dict(mults=SHAPES[side], depth=depth, attention=levels(side, 32, 16, 8))
     cost = count_encoder(side, 128, **sizes, classes=1000)
     return add(Preset(f'adm-classifier-{side}', 'classifier', side,
@@ -493,7 +493,7 @@ RATES = {
 
 
 def clip_preset(title: str, sizes: tuple) -> Preset:
-    "A CLIP of Radford et al. 2021: 32 epochs of 400 million pairs, or one more at 336 pixels."
+    "A CLIP of Radford 2021: 32 epochs of 400 million pairs, or one more at 336 pixels."
     name = 'clip-' + title.lower().replace('/', '').replace('@336px', '-336')
     epochs = 1 if '@' in title else 32
     adam = dict(betas=(.9, .98), eps=1e-6) if 'ViT' in title else {}
@@ -545,8 +545,8 @@ def glide_preset(name: str, side: int, stated: str,
                     wrap=wrap)
     cost = count_unet(side, **sizes, channels_out=6, m=128, d=width)
     cost += count_text_encoder(128, width, layers, 4*base)
-    return add(Preset(name, 'denoiser' if small else 'upsampler', side, build, cost, stated,
-                      GLIDE_PAPER, where, cosine() if small else linear(),
+    return add(Preset(name, 'denoiser' if small else 'upsampler', side, build, cost,
+                      stated, GLIDE_PAPER, where, cosine() if small else linear(),
                       200 if small else 27, regime))
 
 
@@ -592,7 +592,7 @@ KEY_BIASES = 12*768 + 12*512  # ours; their keys have none
 
 
 def count_noised_clip() -> Cost:
-    "Its towers, and the vectors of the timesteps in the place of a class token. Eq. 70.5."
+    "Its towers, and the vectors of the timesteps in place of a class token. Eq. 70.5."
     image = count_vision(64, 4, 768, 12, 512) + count_table(999, 768)
     text = count_text(65_536, 77, 512, 12, 512).beforehand()
     return image + text + Cost(-KEY_BIASES)
@@ -620,7 +620,7 @@ def unclip_prior(
 
 
 def count_prior(dim: int = 1024, l: int = 256, w: int = 2048, layers: int = 24) -> Cost:
-    "Words and z_t once; then three positions at each evaluation, in view of all. Eq. 70.5."
+    "Words and z_t once; then three positions an evaluation, in view of all. Eq. 70.5."
     words = count_linear(dim, w, l) + count_linear(dim, w)
     words += Cost(0, (count_block(w, l + 1)*layers).flops)
     step = count_linear(w, w)*2 + count_linear(dim, w) + count_block(w, 3, l + 4)*layers
@@ -657,7 +657,7 @@ add(Preset('unclip-decoder', 'denoiser', 64, unclip_decoder, count_decoder(), '3
 
 def unclip_upsampler(name: str, side: int, stated: str, schedule: DiscreteSchedule,
                      evaluations: int, batch: int, **sizes) -> Preset:
-    "Without attention; it learned from crops, so (70.7) does not hold and steps are left out."
+    "Without attention; trained on crops, so (70.7) fails and steps are left out."
     sizes |= dict(attention=(), middle=False, channels_in=6, channels_out=6)
     return add(Preset(name, 'upsampler', side, partial(adm_unet, **sizes),
                       count_unet(side, **sizes), stated, *UNCLIP, schedule, evaluations,
@@ -683,7 +683,7 @@ def training_work(p: Preset) -> int | None:
 
 # %% ../../nbs/70_presets.ipynb #table
 def rows(names: Sequence[str] = ()) -> list[dict]:
-    "Presets, all or some, for `ddpm_lit presets`; parameters are counted on what is built."
+    "Presets, all or some, for `ddpm_lit presets`; parameters are counted as built."
     found = [find_preset(n) for n in names] or PRESETS.values()
     table = []
     for p in found:
@@ -739,7 +739,7 @@ TRAINED = dict(denoiser=unwrapped, upsampler=UpsamplerUNet, classifier=unwrapped
 def pictures_for(
     p: Preset, batch: int, seed: int, device: torch.device
 ) -> Callable[[int], tuple]:
-    "step -> pictures, for an upsampler also a quarter as wide, and labels if there are classes."
+    "step -> pictures, for an upsampler also a quarter as wide, and labels if any."
     images = load_images(p.regime.data, 'train', p.side).to(device)
     source = Batches(images, batch, seed, flip=p.regime.flip)
 

@@ -29,7 +29,7 @@ def errors_by_level(denoiser: Denoiser,
                     x0: Tensor,  # [n ...] clean data
                     levels: Iterable[Level],
                     noise=torch.randn_like) -> Tensor:  # [levels] float64
-    "The error of the clean guess over that of the line, below 1 if all is well. Eq. 91.2."
+    "Error of the clean guess over that of the line, below 1 if all is well. Eq. 91.2."
     if len(x0) < 2:
         raise Problem('One sample has no variance to compare with: give two or more.')
     levels = [*levels]
@@ -54,7 +54,7 @@ def drift(run: Iterable[Tensor],  # the states [b ...] of a run, its start inclu
 
 # %% ../../nbs/91_diagnosis.ipynb #grain
 def grain(x: Tensor) -> Tensor:  # [n c h w], most of it plain -> []
-    "The standard deviation of white noise on pictures. Eq. 91.4 (Donoho & Johnstone 1994)."
+    "Standard deviation of white noise on pictures. Eq. 91.4 (Donoho & Johnstone 1994)."
     if x.ndim != 4 or min(x.shape[2:]) < 2:
         raise Problem('Grain is seen on pictures [n c h w] of two pixels a side or '
                       f'more, not {[*x.shape]}.')
@@ -149,7 +149,7 @@ def checkup(model: Model,
             label: Tensor | None = None,  # [n] of the data, of a conditional model
             steps: int = 16,
             report: Callable[[str], None] = print) -> list[str]:
-    "A table of numbers with the bounds of healthy models; names those outside. Eq. 91.1-91.5."
+    "Numbers beside the bounds of healthy models; names those outside. Eq. 91.1-91.5."
     denoiser = model.given(label)
     rows = data_rows(x0, schedule) + network_rows(denoiser, x0)
     if label is not None:

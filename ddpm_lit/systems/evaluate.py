@@ -34,7 +34,8 @@ from ..train.measure import data_digest, load_classifier, weigh, weigh_digits
 from ..train.run import machine, read_settings, unreported
 
 # %% ../../nbs/44_evaluate.ipynb #steering
-Steer = Callable[[nn.Module, Tensor], Denoiser]  # (model, labels [b]) -> the guided denoiser
+# (model, labels [b]) -> the guided denoiser
+Steer = Callable[[nn.Module, Tensor], Denoiser]
 
 
 def by_classifier(recipe: Recipe, scale: float) -> Steer:
@@ -86,8 +87,8 @@ def steering(recipe: Recipe, w: float | None = None, guidance_scale: float | Non
                       'leave the guidance out.')
     if by_name:
         if scaled:
-            raise Problem("`classifier_scale` is for `guidance='classifier'`: give `w` or "
-                          '`guidance_scale`, or choose that.')
+            raise Problem("`classifier_scale` is for `guidance='classifier'`: give `w` "
+                          'or `guidance_scale`, or choose that.')
         return partial(by_name, w=as_w(w, guidance_scale))
     if weighted:
         raise Problem("`w` and `guidance_scale` are for `guidance='cfg'`: give "
@@ -95,7 +96,8 @@ def steering(recipe: Recipe, w: float | None = None, guidance_scale: float | Non
     return by_classifier(recipe, classifier_scale if scaled else 1.)
 
 # %% ../../nbs/44_evaluate.ipynb #labels
-def labels(recipe: Recipe, n: int, label: str | int | None = None) -> Tensor | None:  # [n]
+def labels(recipe: Recipe, n: int,
+           label: str | int | None = None) -> Tensor | None:  # [n]
     "The labels to draw: all classes in turn, one of them, or 'none' (-1)."
     if not recipe.classes:
         if label not in (None, 'none'):
@@ -128,7 +130,7 @@ def choose_run(recipe: Recipe, sampler: str | None = None,
 
 
 def sampler_for(model: nn.Module, name: str) -> Sampler:
-    "The sampler of that name, with the variance that the model has learned, if it has. Eq. 14.7."
+    "The sampler of that name, with the learned variance, if there is one. Eq. 14.7."
     run = find_sampler(name)
     if name == 'ancestral' and getattr(model, 'learned_variance', False):
         return partial(run, variance=learned_range)
@@ -164,14 +166,14 @@ def as_it_is(denoiser: Denoiser) -> Denoiser:
 def sample_recipe(model: nn.Module, recipe: Recipe, n: int,
                   label: Tensor | None = None,  # [n], as `labels` gives them
                   seed: int = 0,
-                  steps: int | None = None,     # this and the next None: as the recipe says
+                  steps: int | None = None,     # this and next None: as the recipe says
                   sampler: str | None = None,
                   at_once: int = 256,           # samples in one batch
                   steer: Steer | None = None,   # as `steering` gives it
-                  edit: Callable[[Denoiser], Denoiser] = as_it_is,  # what else is done to it
+                  edit: Callable[[Denoiser], Denoiser] = as_it_is,  # what else is done
                   progress: Callable[[int, int], None] = unreported,  # (done, of)
                   ) -> Samples:
-    "Turn noise into samples as the recipe wants it: its shape, schedule, sampler and limits."
+    "Turn noise into samples by the recipe: its shape, schedule, sampler and limits."
     if n < 1:
         raise Problem(f'There are no {n} samples: ask for 1 or more.')
     name, steps = choose_run(recipe, sampler, steps)
@@ -199,21 +201,21 @@ def sample_recipe(model: nn.Module, recipe: Recipe, n: int,
 # %% ../../nbs/44_evaluate.ipynb #eval-parts
 def real_data(recipe: Recipe, n: int, label: str | int | None,
               seed: int) -> Images | Tensor:  # labelled digits, or points [2n ...]
-    "What n samples are compared with: digits that nobody was trained on, or points drawn anew."
+    "What n samples are compared with: digits not trained on, or points drawn anew."
     if len(recipe.shape) < 3:
         with torch.random.fork_rng():
             torch.manual_seed(seed + 1)
             return recipe.batches(2*n, seed + 1, torch.device('cpu'))(0)[0]
     if 'mnist' not in recipe.data:
         raise Problem('The book has no network that reads the pictures of '
-                      f'{recipe.name}, so they cannot be evaluated: look at samples of it, '
-                      'or choose a system of digits or points.')
+                      f'{recipe.name}, so they cannot be evaluated: look at samples of '
+                      'it, or choose a system of digits or points.')
     test = load_images('mnist', 'test')
     return test if label in (None, 'none') else test[test.label == int(label)]
 
 
 def on_cpu(denoiser: Denoiser, device: torch.device) -> Denoiser:
-    "The same denoiser for a caller on the processor: bits need float64, which few devices have."
+    "The denoiser, called on the processor: bits need float64, which few devices have."
     def moved(x, t):
         p = denoiser(x.to(device), Level(t.log_snr.to(device)))
         return Prediction(*(v if v is None else v.cpu() for v in p))
@@ -225,7 +227,8 @@ def count_bits(model: nn.Module, recipe: Recipe, images: Images,
                label: Tensor | None = None,  # [n], what the network is given
                draws: int = 16,              # levels of the bound, for each picture
                seed: int = 0, at_once: int = 256,
-               progress: Callable[[int, int], None] = unreported) -> dict:  # bits per dimension
+               progress: Callable[[int, int], None] = unreported,
+               ) -> dict:  # bits per dimension
     "The bound on the bits of real pictures, a part at a time. Eq. 30.3."
     device = next(model.parameters()).device
     discrete = isinstance(recipe.schedule, DiscreteSchedule)
@@ -245,7 +248,8 @@ def count_bits(model: nn.Module, recipe: Recipe, images: Images,
             counted = Counted(on_cpu(denoiser, device),
                               lambda k, before=asked: progress(before + k, of))
             x0 = to_unit(images.pixels[i:i + at_once])
-            parts.append(bits_per_dim(counted, x0, recipe.schedule, levels, variance, draws))
+            parts.append(bits_per_dim(counted, x0, recipe.schedule, levels,
+                                      variance, draws))
             asked += counted.nfe
     b = join(parts)
     return dict(total=b.total, error=b.error, prior=b.prior, steps=b.steps,
@@ -367,7 +371,8 @@ def measured(r: dict) -> list[Row]:
                 note=f'two sets of one Gaussian: {r["floor"]:.3f}'),
             row('kernel distance', 'kernel', '.4f', 'a perfect model: 0 on average'),
             row('energy distance', 'energy', '.4f'),
-            row('  p of the energy test', 'p', note='chance alone would be as far so often'),
+            row('  p of the energy test', 'p',
+                note='chance alone would be as far so often'),
             row('precision', 'precision'),
             row('recall', 'recall'),
             row('coverage', 'coverage',
@@ -396,11 +401,11 @@ def verdict(r: dict) -> str:  # r: of `evaluate`, with a name and warnings
     rows = measured(r)
     if b := r['bits_per_dim']:
         rows.append(('bits per dimension', [f'{b["total"]:.3f}'],
-                     f'± {b["error"]:.3f}, of {b["pictures"]} real pictures, {b["draws"]} of '
-                     f'{b["levels"]} levels each'))
+                     f'± {b["error"]:.3f}, of {b["pictures"]} real pictures, '
+                     f'{b["draws"]} of {b["levels"]} levels each'))
     lines = [f'{r["name"]}: {r["n"]} samples by {r["sampler"]} in {r["steps"]} steps '
-             f'({r["evaluations"]} evaluations each), against {r["reference"]} real ones, in '
-             f'{r["features"]} features', *in_columns(rows)]
+             f'({r["evaluations"]} evaluations each), against {r["reference"]} real '
+             f'ones, in {r["features"]} features', *in_columns(rows)]
     lines += [f'Note: {note}' for note in r['warnings']]
     lines.append(', '.join(f'{k} {v:.0f} s' for k, v in r['seconds'].items()))
     return '\n'.join(lines)
@@ -419,5 +424,5 @@ def judged(name: str, judge: Judge, n: int, seed: int, device: torch.device,
         rows += more
         progress(at, 100)
     return dict(name=name, n=n, seed=seed, rows=rows,
-                cpu_seconds=round(time.process_time() - clock, 3), machine=machine(device),
-                **used, warnings=notes)
+                cpu_seconds=round(time.process_time() - clock, 3),
+                machine=machine(device), **used, warnings=notes)

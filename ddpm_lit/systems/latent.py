@@ -168,7 +168,7 @@ register(Recipe('latent', small_latent, LatentBatches, shape=(8, 8, 8),
 @dataclass(frozen=True, eq=False)
 class LatentRequest(Request):
     "What latent diffusion can be asked; of the steps the first number counts."
-    steps: tuple[int, int, int] = (20, 1, 1)
+    steps: tuple[int, ...] = (20,)
     w: float = 2.
 
     rules: ClassVar[tuple[Rule, ...]] = Request.rules + (
@@ -240,5 +240,6 @@ def paint_latent(request: LatentRequest,
 
 
 SYSTEMS.add('latent', System('latent', paint_latent,
-                             ('latent', 'autoencoder', 'clip', 'emoji-classifier'), LatentRequest))
+                             ('latent', 'autoencoder', 'clip', 'emoji-classifier'),
+                             LatentRequest))
 JUDGES.add('latent', judging(paint_latent, LatentRequest));

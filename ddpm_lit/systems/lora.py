@@ -34,8 +34,8 @@ class LoRALinear(nn.Module):
         super().__init__()
         out, inner = linear.weight.shape
         if not isinstance(rank, int) or not 1 <= rank <= min(out, inner):
-            raise Problem(f'A matrix of {out} x {inner} has no update of rank {rank}: choose '
-                          f'1 to {min(out, inner)}.')
+            raise Problem(f'A matrix of {out} x {inner} has no update of rank {rank}: '
+                          f'choose 1 to {min(out, inner)}.')
         self.rank = rank
         self.alpha = rank if alpha is None else alpha
         self.share = 1.  # of the update that counts (68.9)
@@ -104,8 +104,8 @@ def add_lora(model: nn.Module, rank: int = 4, alpha: float | None = None,
                       'some of its linear layers.')
     for name, m in chosen.items():
         if type(m) is not nn.Linear:
-            raise Problem(f'"{name}" is of type {type(m).__name__}: choose layers of type '
-                          'Linear.')
+            raise Problem(f'"{name}" is of type {type(m).__name__}: choose layers of '
+                          'type Linear.')
 
     # all first, so that a rank that does not fit changes nothing
     layers = {name: LoRALinear(m, rank, alpha) for name, m in chosen.items()}
@@ -134,22 +134,24 @@ def digest_of(model: nn.Module) -> str:
 
 
 def save_adapter(path, model: nn.Module,
-                 card: dict):  # base: the name of the weights; and what else is worth keeping
+                 card: dict):  # base: the name of the weights; and anything else
     "Write an adapter in half precision; the file says for which weights it is."
     layers = [*adapted(model).values()]
     if not layers:
-        raise Problem('This model has no adapter: give it one by add_lora, or save all of '
-                      'it by save_weights.')
+        raise Problem('This model has no adapter: give it one by add_lora, or save '
+                      'all of it by save_weights.')
     if not isinstance(card.get('base'), str):
-        raise Problem('The card does not say which weights the adapter is for: give their '
-                      'name as base.')
+        raise Problem('The card does not say which weights the adapter is for: give '
+                      'their name as base.')
     tensors = {k: v.half() for k, v in lora_state(model).items()}
     for k, v in tensors.items():
         if not v.isfinite().all():
             raise Problem(f'"{k}" is not finite in half precision: train again with a '
                           'lower rate.')
-    card = card | dict(digest=digest_of(model), rank=layers[0].rank, alpha=layers[0].alpha)
-    write_tensors(path, tensors, recipe='adapter', format=str(FORMAT), card=json.dumps(card))
+    card = card | dict(digest=digest_of(model), rank=layers[0].rank,
+                       alpha=layers[0].alpha)
+    write_tensors(path, tensors, recipe='adapter', format=str(FORMAT),
+                  card=json.dumps(card))
 
 # %% ../../nbs/68_lora.ipynb #load-adapter
 def load_adapter(model: nn.Module, path) -> dict:  # the card
@@ -159,7 +161,8 @@ def load_adapter(model: nn.Module, path) -> dict:  # the card
     rank = card.get('rank')
     alpha = card.get('alpha')
     right = card['recipe'] == 'adapter' and type(rank) is int and rank > 0
-    if not right or not tensors or type(alpha) not in (int, float) or not math.isfinite(alpha):
+    if (not right or not tensors or type(alpha) not in (int, float)
+            or not math.isfinite(alpha)):
         raise Problem(f'{path} is no adapter: use a file that save_adapter wrote.')
 
     # for these weights?
@@ -167,8 +170,8 @@ def load_adapter(model: nn.Module, path) -> dict:  # the card
         raise Problem('This model has an adapter: merge it by merge_lora, or load the '
                       'weights anew.')
     if digest_of(model) != card.get('digest'):
-        raise Problem(f'{path} is for the weights "{card.get("base")}", and this model has '
-                      'others: load those.')
+        raise Problem(f'{path} is for the weights "{card.get("base")}", and this model '
+                      'has others: load those.')
 
     # tensors of the shapes that the layers ask for
     modules = dict(model.named_modules())
@@ -176,7 +179,8 @@ def load_adapter(model: nn.Module, path) -> dict:  # the card
     own = {}
     for name in names:
         if type(modules.get(name)) is not nn.Linear:
-            raise Problem(f'{path} is damaged: "{name}" is no linear layer of this model.')
+            raise Problem(f'{path} is damaged: "{name}" is no linear layer of this '
+                          'model.')
         out, inner = modules[name].weight.shape
         own[f'{name}.A'] = torch.empty(rank, inner, device='meta')
         own[f'{name}.B'] = torch.empty(out, rank, device='meta')
@@ -195,15 +199,16 @@ class TuningBatches(CaptionBatches):
 
     def __init__(self, pictures: Captioned, model: LatentDiffusion, auto: Autoencoder,
                  size: int, seed: int = 0,
-                 share_old: float = .5,  # of a batch: pictures that the model was trained on
+                 share_old: float = .5,  # of a batch: pictures the model was trained on
                  drop: float = .1):      # share of captions replaced by ''
         if pictures.pixels.shape[2:] != (64, 64):
-            raise Problem(f'These pictures are {[*pictures.pixels.shape[2:]]}: this model is '
-                          'tuned on pictures of 64 x 64.')
+            raise Problem(f'These pictures are {[*pictures.pixels.shape[2:]]}: this '
+                          'model is tuned on pictures of 64 x 64.')
         old = round(share_old*size) if 0 <= share_old < 1 else size
         if old >= size:
-            raise Problem(f'A share of {share_old} old pictures in a batch of {size} leaves '
-                          'no place for new ones: choose a share from 0 to below 1.')
+            raise Problem(f'A share of {share_old} old pictures in a batch of {size} '
+                          'leaves no place for new ones: choose a share from 0 to '
+                          'below 1.')
 
         # a small set is repeated until it fills a batch; the batches need no pixels
         self.n = len(pictures)
@@ -220,7 +225,8 @@ class TuningBatches(CaptionBatches):
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:  # [b c h w], [b l]
         rows, texts, _ = self.words(step)
         at = torch.from_numpy(rows) % self.n
-        z0 = Kernel(self.q.mean[at], self.q.std[at]).sample(torch.randn_like(self.q.mean[at]))
+        z0 = Kernel(self.q.mean[at], self.q.std[at]).sample(
+            torch.randn_like(self.q.mean[at]))
         tokens = self.tokens(texts)
         if self.old is None:
             return z0, tokens
@@ -237,7 +243,7 @@ def tune(name: str,            # weights of a LatentDiffusion: 'latent', or a pa
          batch: int = 32,
          lr: float | None = None,  # None: 2e-3 for an adapter, 2e-4 for a whole model
          where: Callable[[str, nn.Module], bool] = attention_layers,
-         watch: Callable[[Progress, nn.Module], None] | None = None,  # called at each step
+         watch: Callable[[Progress, nn.Module], None] | None = None,  # called each step
          ) -> LatentDiffusion:
     "Fine-tune latent diffusion on a few captioned pictures. Eq. 68.1, 68.7."
     model, recipe = load_weights(name)
@@ -274,8 +280,8 @@ def scale_adapter(model: nn.Module, share: float) -> nn.Module:
     if not layers:
         raise Problem('This model has no adapter: give it one by load_adapter.')
     if type(share) not in (int, float) or not 0 <= share <= 1:
-        raise Problem(f'A share of {share} of an adapter cannot count: choose one from 0, the '
-                      'base, to 1.')
+        raise Problem(f'A share of {share} of an adapter cannot count: choose one from '
+                      '0, the base, to 1.')
     for layer in layers:
         layer.share = share
     return model

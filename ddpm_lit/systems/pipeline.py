@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SEED_RULE', 'TEXT_RULES', 'NUMBER_RULES', 'PICTURE_RULES', 'Stage', 'SYSTEMS', 'nothing', 'Rule', 'check_rules',
-           'known_world', 'three_steps', 'seed_in_range', 'is_finite', 'not_text', 'Request', 'weights_on', 'own_noise',
+           'known_world', 'steps_of', 'seed_in_range', 'is_finite', 'not_text', 'Request', 'weights_on', 'own_noise',
            'at_size', 'kept_at', 'known_at', 'keep_known', 'from_strength', 'noised_start', 'unreported', 'run_counter',
            'unchanged', 'Part', 'run_stages', 'in_stages', 'System']
 
@@ -53,9 +53,9 @@ def known_world(r) -> bool:
     return r.data in ('emoji', 'shapes')
 
 
-def three_steps(r) -> bool:
+def steps_of(r, stages: int) -> bool:
     "A number of steps for each stage."
-    listed = isinstance(r.steps, (tuple, list)) and len(r.steps) == 3
+    listed = isinstance(r.steps, (tuple, list)) and len(r.steps) == stages
     return listed and all(isinstance(s, int) and s > 0 for s in r.steps)
 
 
@@ -95,11 +95,12 @@ NUMBER_RULES = (
     Rule(known_world, 'There is no world "{r.data}": paint emoji or shapes.'),
     Rule(lambda r: r.guidance in ('cfg', 'clip'),
          'There is no guidance "{r.guidance}": choose cfg or clip.'),
-    Rule(three_steps,
-         'The steps are {r.steps}: give three whole numbers, each 1 or more.'),
+    Rule(lambda r: steps_of(r, len(type(r).steps)),
+         'The steps are {r.steps}: give a whole number of 1 or more for each stage, as in '
+         '{shown}.', lambda r: type(r).steps),
     SEED_RULE,
     Rule(lambda r: is_finite(r.w),
-         'The weight w is {r.w}: choose a number, 1 if in doubt.'),
+         'The weight w is {r.w}: choose a number, 2 if in doubt.'),
     Rule(lambda r: r.clip_scale is None or is_finite(r.clip_scale),
          'The clip_scale is {r.clip_scale}: choose a number, 3 if in doubt.'),
     Rule(lambda r: r.clip_scale is None or r.guidance == 'clip',
@@ -142,10 +143,10 @@ class Request:
     captions: tuple[str, ...]  # a picture each; '' says nothing
     data: str = 'emoji'  # or 'shapes': the world to paint from
     seed: int = 0
-    steps: tuple[int, int, int] = (20, 10, 10)  # of each stage
+    steps: tuple[int, ...] = (20, 10)  # of each stage
     # weight without a classifier (Ho & Salimans), of the first stage; CLIP's guidance
     # does not use it
-    w: float = 1.
+    w: float = 2.
     guidance: str = 'cfg'  # or 'clip'
     # (54.4); None: three times the scale that CLIP learned, the best of notebook 60 for
     # emoji
@@ -293,7 +294,7 @@ def in_stages(request: Request, stages: dict[int, Stage],  # by size
 class System:
     "A system that paints captions; its judge stands in `JUDGES` under the same name."
     name: str
-    # (Request, progress: (evaluations done, of)) -> pictures [n 3 h h] by h: 16, 32, 64
+    # (Request, progress: (evaluations done, of)) -> pictures [n 3 h h] by h, such as 32, 64
     paint: Callable[..., dict[int, Tensor]]
     weights: tuple[str, ...]  # all that it paints with, and is judged with
     request: type = Request  # what it can be asked

@@ -22,7 +22,8 @@ from ..clip.zero_shot import ZeroShotClassifier
 from ..core.problem import Problem
 from ..core.denoiser import Denoiser, Model, from_x0, level_time
 from ..core.level import Level
-from ..data.captions import Captioned, CaptionBatches, emoji, join, shapes
+from ..data.captions import (Captioned, CaptionBatches, all_but_held, emoji,
+                                    join, shapes)
 from ..diffusion.forward import q_sample
 from ..diffusion.loss import weighted, x0_weight
 from ..diffusion.sample import ancestral, fixed_small, last
@@ -163,7 +164,8 @@ def embedded(
     seed: int = 0, split: str = 'train', n: int = 2000
 ) -> tuple[Captioned, Tensor]: # n scenes of one thing, and of two -> pictures, z_i [n d]
     "Images of both worlds, and the shipped CLIP's embeddings of them."
-    data = join(emoji(split), shapes(split, n, 32, seed, 1),
+    drawings = all_but_held(32) if split == 'train' else emoji(split)
+    data = join(drawings, shapes(split, n, 32, seed, 1),
                 shapes(split, n, 32, seed + 1, 2))
     return data, ZeroShotClassifier(load_weights('clip')[0]).pictures(data.pixels)
 

@@ -45,7 +45,8 @@ def published(drift: Tensor,   # [b ...] the network's output for the mean
     return from_v(v, x, t)._replace(frac=frac)
 
 
-def neighbours(chain: DiscreteSchedule, t: Level) -> tuple[Level, Level]:  # s, t, of the shape of t
+def neighbours(chain: DiscreteSchedule,
+               t: Level) -> tuple[Level, Level]:  # s, t, of the shape of t
     "The step of the chain that starts nearest to t: its end s and its start. Eq. 26.1."
     table = torch.cat([CLEAN.log_snr[None], chain.log_snr])
     i = (chain.time(t)*len(chain)).round().long()
@@ -53,7 +54,7 @@ def neighbours(chain: DiscreteSchedule, t: Level) -> tuple[Level, Level]:  # s, 
 
 
 class Published(Model):
-    "A network that predicts drift and spread of the step to the chain's next level. Eq. 26.1."
+    "A network that predicts drift and spread of the step to the next level. Eq. 26.1."
     def __init__(self, net: nn.Module, chain: DiscreteSchedule, **settings):
         super().__init__(net, lambda out, x, t: Prediction(out, out),
                          learned_variance=True, **settings)
@@ -65,7 +66,8 @@ class Published(Model):
         return published(drift, spread, x, *neighbours(self.chain, t), len(self.chain))
 
 # %% ../../nbs/26_sohl_dickstein2015.ipynb #bound
-def end_nats(x0: Tensor, chain: DiscreteSchedule) -> Tensor:  # [b ...] -> [b], nats per dimension
+def end_nats(x0: Tensor,  # [b ...]
+             chain: DiscreteSchedule) -> Tensor:  # [b], nats per dimension
     "The bound of 2015 without the steps. Eq. 26.4."
     one = Level(chain.log_snr[0])
     end = Level(chain.log_snr[-1])
@@ -96,7 +98,7 @@ def whole_bits(denoiser: Denoiser,
 
 
 def null_bits(x0: Tensor) -> Tensor:  # [b ...] -> []
-    "The cost of these data under the best round Gaussian, in bits per dimension. Eq. 26.5."
+    "The cost of data under the best round Gaussian, in bits per dimension. Eq. 26.5."
     return .5*torch.log2(2*math.pi*math.e*x0.var(correction=0))
 
 # %% ../../nbs/26_sohl_dickstein2015.ipynb #draws
@@ -142,7 +144,7 @@ def chain_bits(chain: DiscreteSchedule,
 
 # %% ../../nbs/26_sohl_dickstein2015.ipynb #bumps
 class Bumps(nn.Module):
-    "A body without time; its k outputs are mixed by the time. Eq. 26.8 (2015, appendix D)."
+    "A body without time; its k outputs are mixed by the time. Eq. 26.8 (2015, app. D)."
     def __init__(self,
                  body: nn.Module,  # [b d] -> [b width]
                  width: int,
@@ -174,7 +176,7 @@ def dequantized(batches: Callable[[int], tuple]) -> Callable[[int], tuple]:
 
 def bound_recipe(name: str, images: str, channels: int, size: int, T: int = 1000,
                  **settings) -> Recipe:
-    "An unconditional picture model, trained by the bound on a chain of T steps. Eq. 26.4, 26.6."
+    "An unconditional picture model, trained by the bound of T steps. Eq. 26.4, 26.6."
     chain = one_over_t(T)
 
     def build():
@@ -185,9 +187,9 @@ def bound_recipe(name: str, images: str, channels: int, size: int, T: int = 1000
         pictures = load_images(images, 'train').to(device)
         return dequantized(Batches(pictures, batch, seed))
 
-    return Recipe(name, build, batches, shape=(channels, size, size), schedule=even(chain),
-                  loss=chain_bits(chain), limit=1., batch=128, sampler='ancestral',
-                  sample_steps=100, **settings)
+    return Recipe(name, build, batches, shape=(channels, size, size),
+                  schedule=even(chain), loss=chain_bits(chain), limit=1., batch=128,
+                  sampler='ancestral', sample_steps=100, **settings)
 
 
 register(bound_recipe('diffusion2015', 'mnist', 1, 28, steps=4500, data=('mnist',)))
@@ -224,7 +226,7 @@ def near(y: Tensor,            # [b ...]
 @torch.no_grad()
 def multiplied(denoiser: Denoiser, levels: Grid, x: Tensor, r: Multiplier,
                variance=learned_range, noise=torch.randn_like) -> Iterator[Tensor]:
-    "Ancestral sampling with each step multiplied by r. Eq. 26.10 (Sohl-Dickstein 2015, sec. 2.5)."
+    "Ancestral sampling, each step multiplied by r. Eq. 26.10 (Sohl-Dickstein 2015, 2.5)."
     for t, s in steps(levels):
         step = r(reverse(denoiser, x, s, t, variance), s)
         x = step.sample(noise(x))
@@ -232,12 +234,12 @@ def multiplied(denoiser: Denoiser, levels: Grid, x: Tensor, r: Multiplier,
 
 # %% ../../nbs/26_sohl_dickstein2015.ipynb #edits
 def denoise(denoiser: Denoiser,
-            noisy: Tensor,  # [b ...] data plus noise of standard deviation level.edm_sigma
+            noisy: Tensor,  # [b ...] data plus noise of std level.edm_sigma
             level: Level,
             levels: Grid,
             variance=learned_range,
             noise=torch.randn_like) -> Iterator[Tensor]:
-    "Draw from p(x0 | data plus white noise): run the chain from that noise level. Eq. 26.12."
+    "Draw from p(x0 | data plus white noise): run the chain from that level. Eq. 26.12."
     rest = levels.log_snr[levels.log_snr > level.log_snr.reshape(())]
     from_there = Grid(torch.cat([level.log_snr.reshape(1).to(rest), rest]))
     return ancestral(denoiser, from_there, level.signal*noisy, variance, noise)
@@ -249,7 +251,7 @@ def inpaint(denoiser: Denoiser,
             levels: Grid,
             variance=learned_range,
             noise=torch.randn_like) -> Iterator[Tensor]:
-    "Draw the unknown part, with the known one held at all levels. Eq. 26.10, at its limits."
+    "Draw the unknown part, the known one held at all levels. Eq. 26.10, at its limits."
     if mask.dtype != torch.bool:
         raise Problem(f'A mask says yes or no, not {mask.dtype}: give True where the '
                       'picture is known.')
@@ -269,7 +271,7 @@ def learn_schedule(denoiser: Denoiser,
                    n: int = 200,
                    lr: float = .1,
                    variance=learned_range) -> Iterator[tuple[DiscreteSchedule, Tensor]]:
-    "Descend the bound in all betas but the first; yields chains and their bits. Eq. 26.14."
+    "Descend the bound in all betas but the first; yields chains and bits. Eq. 26.14."
     free = chain.betas[1:].logit().requires_grad_()
     opt = torch.optim.Adam([free], lr)
     for _ in range(n):

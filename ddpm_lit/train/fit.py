@@ -425,26 +425,28 @@ register(Recipe('roll', lambda: Model(MLP(2, 128, 3)), roll_batches, shape=(2,),
                 settings=dict(bf16=False, lr=6e-3, warmup=40)));
 
 # %% ../../nbs/22_fit.ipynb #rows
-ROW_SCALE = '.row_scale'  # what is behind the name of a tensor stored in 8 bits
+ROW_SCALE = '.row_scale'  # what is behind the name of a tensor stored in whole numbers
 
 
-def in_rows(w: Tensor) -> tuple[Tensor, Tensor]:  # [r ...] -> int8 [r ...], float32 [r]
-    "Eight bits a number, with a scale for each row. Eq. 22.8."
-    scale = w.float().flatten(1).abs().amax(1).clamp(min=1e-30)/127
+def in_rows(w: Tensor,  # [r ...]
+            bits: int = 8) -> tuple[Tensor, Tensor]:  # int8 [r ...], float32 [r]
+    "Whole numbers of so many bits, with a scale for each row. Eq. 22.8."
+    most = 2**(bits - 1) - 1
+    scale = w.float().flatten(1).abs().amax(1).clamp(min=1e-30)/most
     whole = (w.float()/append_dims(scale, w)).round()
     return whole.to(torch.int8), scale
 
 
 def out_of_rows(tensors: dict[str, Tensor], origin) -> dict[str, Tensor]:
-    "All tensors of a file, those in 8 bits as numbers again. Eq. 22.8."
+    "All tensors of a file, those in whole numbers as they were. Eq. 22.8."
     found = {k: v for k, v in tensors.items() if not k.endswith(ROW_SCALE)}
     for k in tensors.keys() - found.keys():
         name = k.removesuffix(ROW_SCALE)
         scale = tensors[k]
         whole = found.get(name)
         if whole is None or whole.dtype != torch.int8 or scale.shape != whole.shape[:1]:
-            raise Problem(f'{origin} is damaged: "{k}" fits no tensor of 8 bits; fetch it '
-                          'again.')
+            raise Problem(f'{origin} is damaged: "{k}" fits no tensor of whole '
+                          'numbers; fetch it again.')
         found[name] = whole.float()*append_dims(scale.float(), whole)
     return found
 
@@ -457,16 +459,18 @@ INSIDE = ('spec', 'model', 'parameters', 'parameterization', 'schedule', 'data',
 
 
 def save_weights(path, model: nn.Module, card: dict,
-                 bits: int = 16):  # 8: large tensors in rows of whole numbers
+                 bits: int = 16):  # 2 to 8: large tensors in rows of whole numbers
     "Write weights with their card inside, and the card NAME.json beside them. Eq. 22.8."
+    if bits != 16 and not 2 <= bits <= 8:
+        raise Problem(f'Weights are stored in 16 bits a number, or in 2 to 8, not in {bits}.')
     tensors = {}
     for k, v in model.state_dict().items():
         tensors[k] = v.half() if v.is_floating_point() else v
         if not tensors[k].isfinite().all():
             raise Problem(f'"{k}" is not finite in half precision: these weights are '
                           'not worth keeping, train again with a lower rate.')
-        if bits == 8 and v.is_floating_point() and v.ndim > 1 and v.numel() >= 1024:
-            tensors[k], tensors[k + ROW_SCALE] = in_rows(v)
+        if bits <= 8 and v.is_floating_point() and v.ndim > 1 and v.numel() >= 1024:
+            tensors[k], tensors[k + ROW_SCALE] = in_rows(v, bits)
     inside = {k: card[k] for k in INSIDE if card.get(k)}
     write_tensors(path, tensors, recipe=card['recipe'], format=str(FORMAT),
                   card=json.dumps(inside))

@@ -28,7 +28,7 @@ def gaussian_distance(mean_a: Tensor,  # [d] float64
                       mean_b: Tensor,  # [d]
                       cov_b: Tensor,   # [d d]
                       ) -> Tensor:     # []
-    "Squared Wasserstein distance between two Gaussians. Eq. 27.2 (FID, Heusel et al. eq. 6)."
+    "Squared Wasserstein distance of two Gaussians. Eq. 27.2 (FID, Heusel et al. eq. 6)."
     # the symmetric root of A
     values, axes = torch.linalg.eigh(cov_a)
     root = axes*values.clamp(min=0).sqrt() @ axes.T
@@ -85,7 +85,7 @@ def frechet_floor(cov: Tensor,  # [d d] float64
 def kernel_distance(a: Tensor,  # [n d] features
                     b: Tensor,  # [m d] features
                     ) -> float:
-    "Unbiased distance between the first three moments. Eq. 27.4 (KID, Binkowski et al. 2018)."
+    "Unbiased distance of the first three moments. Eq. 27.4 (KID, Binkowski et al. 2018)."
     a, b = pairable(a, b)
 
     def k(x, y):
@@ -124,7 +124,7 @@ def manifold(real: Tensor,  # [n d] features
              fake: Tensor,  # [m d] features
              k: int = 3,    # neighbours that a ball reaches
              ) -> dict[str, float]:
-    "Precision, recall (Kynkaanniemi et al. 2019) and coverage (Naeem et al. 2020). Eq. 27.8."
+    "Precision, recall (Kynkaanniemi 2019) and coverage (Naeem 2020). Eq. 27.8."
     real, fake = pairable(real, fake)
     if min(len(real), len(fake)) <= k:
         raise Problem(f'A ball that reaches {k} neighbours needs more than {k} samples: '
@@ -157,7 +157,7 @@ def expected_coverage(n: int, m: int, k: int = 3) -> float:
 
 # %% ../../nbs/27_measure.ipynb #digits
 class Digits(nn.Module):
-    "Reads digits [b 1 28 28] in [-1, 1]; `features` are the 64 numbers before its last layer."
+    "Reads digits [b 1 28 28] in [-1, 1]; `features`: 64 numbers before its last layer."
     def __init__(self):
         super().__init__()
 
@@ -219,7 +219,7 @@ def accuracy(net: nn.Module, images: Images) -> float:
 
 # %% ../../nbs/27_measure.ipynb #ship
 def data_digest(name: str) -> str:  # as it stands on cards
-    "SHA-256 of a file of the shipped data, or of a folder's files by name, texts left out."
+    "SHA-256 of a file of shipped data, or of a folder's files by name, texts left out."
     path = data_dir(name)
     files = [path]
     if path.is_dir():
@@ -266,7 +266,7 @@ def ship_classifier(path=None,
 
 
 def load_classifier(path=None) -> Digits:  # in eval mode, on the CPU, float32
-    "The classifier of digits that ships with the book, or one that `ship_classifier` wrote."
+    "The classifier of digits that ships with the book, or one of `ship_classifier`."
     path = path or data_dir('weights', 'digits-classifier.safetensors')
     net = Digits()
     load_strictly(net, read_tensors(path), path)
@@ -294,7 +294,7 @@ def measure(samples: Tensor,    # [n ...]
             reference: Tensor,  # [m ...] real data that the model was not trained on
             features: Callable[[Tensor], Tensor] = flattened,  # [b ...] -> [b d]
             k: int = 3,
-            # how many of each side are compared pair by pair: n^2 distances must fit into memory
+            # so many of each side are compared: n^2 distances must fit into memory
             pairs: int = 5000,
             ) -> dict[str, float]:
     "All measures of this notebook at once. Eq. 27.2-27.9."
@@ -307,11 +307,12 @@ def measure(samples: Tensor,    # [n ...]
     b = b[:pairs]
     energy, p = two_sample_test(a, b)
     return dict(**found, kernel=kernel_distance(a, b), energy=energy, p=p,
-                **manifold(b, a, k), expected_coverage=expected_coverage(len(b), len(a), k))
+                **manifold(b, a, k),
+                expected_coverage=expected_coverage(len(b), len(a), k))
 
 # %% ../../nbs/27_measure.ipynb #weigh
 def weigh(samples: Tensor,  # [n ...]
-          # [m ...] real data that the model was not trained on: twice as many, if there are
+          # [m ...] real data not used for training: twice as many, if there are
           real: Tensor,
           features: Callable[[Tensor], Tensor] = flattened,  # [b ...] -> [b d]
           k: int = 3,
@@ -343,9 +344,9 @@ def weigh(samples: Tensor,  # [n ...]
 @torch.no_grad()
 def weigh_digits(samples: Tensor,       # [n 1 28 28]
                  asked: Tensor | None,  # [n] the label asked for, if one was
-                 images: Images,        # labelled digits that the model was not trained on
+                 images: Images,        # labelled digits the model was not trained on
                  net: Digits) -> dict:
-    "Digits by all measures, and how many are read as the label asked for. Eq. 27.2-27.10."
+    "Digits by all measures, and how many are read as their label. Eq. 27.2-27.10."
     found = weigh(samples, to_unit(images.pixels), net.features)
     held_out = images[1:2*found['real']['n']:2]
 
