@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['OFFICIAL', 'MEAN', 'STD', 'PAIRS', 'unit', 'contrastive_plainly', 'health', 'sums_in_chunks', 'slopes_in_chunks',
            'InChunks', 'contrastive', 'in_chunks', 'TextTower', 'check_tokens', 'VisionTower', 'check_side',
-           'Bottleneck', 'ResNetTower', 'CLIP', 'clip_loss', 'official_clip', 'as_official', 'CBOWTower', 'small_clip',
-           'both_worlds', 'clip_recipe']
+           'Bottleneck', 'groups_of_blocks', 'ResNetTower', 'CLIP', 'clip_loss', 'official_clip', 'as_official',
+           'CBOWTower', 'small_clip', 'both_worlds', 'clip_recipe']
 
 # %% ../../nbs/53_clip.ipynb #imports
 import math
@@ -49,7 +49,7 @@ def health(
     z_text: Tensor,  # [n d]
     scale: Tensor,  # []
 ) -> dict[str, float]:
-    "Loss over ln n, mean cosine of pairs, of pictures, of sentences; collapse: all 1. Eq. 53.9."
+    "Loss over ln n, mean cosine of pairs, pictures, texts; collapse: all 1. Eq. 53.9."
     n = len(z_image)
     if n < 2:
         raise Problem('One pair is no game: give at least two.')
@@ -65,7 +65,7 @@ def health(
 
 # %% ../../nbs/53_clip.ipynb #chunk
 def sums_in_chunks(z_image, z_text, scale, rows):  # [m d], [n d] -> [m], [n], [n]
-    "Log of each row's sum; each column's largest score, and its sum beside that. Eq. 53.11."
+    "Log of each row's sum; each column's largest score, its sum beside it. Eq. 53.11."
     row = []
     most = torch.full_like(z_text[:, 0], -math.inf)
     total = torch.zeros_like(most)
@@ -85,7 +85,7 @@ def slopes_in_chunks(
     w_row, w_column,  # [m 1], [1 n]
     rows,
 ):
-    "Slopes by pictures, texts and scale, over the scale; without the own scores. Eq. 53.12."
+    "Slopes by pictures, texts, scale, over the scale; without own scores. Eq. 53.12."
     d_image = torch.empty_like(z_image)
     d_text = torch.zeros_like(z_text)
     d_scale = 0.
@@ -139,7 +139,7 @@ def contrastive(
     scale: Tensor,  # as for `contrastive_plainly`
     rows: int = 256,  # of the table at a time
 ) -> Tensor:  # [n], nats, in float32 or finer
-    "The same loss in memory that grows with n, not with its square. Eq. 53.3, 53.11, 53.12."
+    "The same loss in memory that grows with n, not n^2. Eq. 53.3, 53.11, 53.12."
     if z_image.shape != z_text.shape or z_image.ndim != 2:
         raise Problem(f'Pairs are two tables of one shape [n d], not {[*z_image.shape]} '
                       f'and {[*z_text.shape]}.')
@@ -155,13 +155,13 @@ def contrastive(
 def in_chunks(
     tower: Callable[[Tensor], Tensor], x: Tensor, size: int
 ) -> Tensor:  # [n ...] -> [n d]
-    "The tower of all of x, keeping the activations of `size` examples at a time. Eq. 53.13."
+    "The tower of x, keeping the activations of `size` examples at a time. Eq. 53.13."
     parts = [checkpoint(tower, part, use_reentrant=False) for part in x.split(size)]
     return torch.cat(parts)
 
 # %% ../../nbs/53_clip.ipynb #text
 class TextTower(nn.Module):
-    "A sentence as a vector: a causal transformer, read at the end. Eq. 53.14 (CLIP sec. 2.4)."
+    "A sentence as a vector: a causal transformer, read at the end. Eq. 53.14 (CLIP 2.4)."
 
     def __init__(
         self,
@@ -199,7 +199,7 @@ def check_tokens(tokens: Tensor, length: int):
 
 # %% ../../nbs/53_clip.ipynb #vit
 class VisionTower(nn.Module):
-    "A picture as a vector: a transformer over patches. Eq. 53.15 (Dosovitskiy et al. 2021)."
+    "A picture as a vector: a transformer over patches. Eq. 53.15 (Dosovitskiy et al.)."
 
     def __init__(self, side: int, patch: int, width: int, layers: int, heads: int,
                  out: int, channels: int = 3, act=quick_gelu):
@@ -238,7 +238,7 @@ def check_side(x: Tensor, shape: tuple[int, int, int]):
 
 # %% ../../nbs/53_clip.ipynb #resnet
 class Bottleneck(nn.Module):
-    "h plus three convolutions, narrow in the middle; `shrink` averages before the last. Eq. 53.16."
+    "h plus three convolutions, narrow inside; `shrink`: mean before the last. Eq. 53.16."
 
     def __init__(self, c_in: int, c: int, shrink: int = 1):
         super().__init__()
@@ -263,9 +263,26 @@ class Bottleneck(nn.Module):
             h = self.skip(self.shrink(h))
         return F.relu(h + r)
 
+# %% ../../nbs/53_clip.ipynb #resnet-groups
+def groups_of_blocks(
+    width: int, layers: Sequence[int]
+) -> tuple[nn.ModuleList, int]:  # the groups, their channels at the end
+    "Groups of blocks; all but the first halve the side and double the width. Eq. 53.16."
+    c_in = width
+    c = width
+    groups = nn.ModuleList()
+    for k, n in enumerate(layers):
+        blocks = []
+        for j in range(n):
+            blocks.append(Bottleneck(c_in, c, 2 if k and j == 0 else 1))
+            c_in = 4*c
+        groups.append(nn.Sequential(*blocks))
+        c = 2*c
+    return groups, c_in
+
 # %% ../../nbs/53_clip.ipynb #resnettower
 class ResNetTower(nn.Module):
-    "A picture as a vector: convolutions, attention at the end. Eq. 53.16, 40.12 (CLIP sec. 2.4)."
+    "A picture as a vector: convolutions, then attention. Eq. 53.16, 40.12 (CLIP 2.4)."
 
     def __init__(
         self,
@@ -293,19 +310,9 @@ class ResNetTower(nn.Module):
         self.norms = nn.ModuleList([nn.BatchNorm2d(c.out_channels) for c in self.convs])
         self.mean = nn.AvgPool2d(stem[1]) if stem[1] > 1 else nn.Identity()
 
-        # groups of blocks: each but the first halves the side and doubles the width
-        c_in = width
-        c = width
-        groups = []
-        for k, n in enumerate(layers):
-            blocks = []
-            for j in range(n):
-                blocks.append(Bottleneck(c_in, c, 2 if k and j == 0 else 1))
-                c_in = 4*c
-            groups.append(nn.Sequential(*blocks))
-            c = 2*c
-        self.groups = nn.ModuleList(groups)
-        self.pool = AttentionPool(c_in, (side // shrunk)**2, out, heads)
+        # the blocks, and attention in place of a mean
+        self.groups, channels_out = groups_of_blocks(width, layers)
+        self.pool = AttentionPool(channels_out, (side // shrunk)**2, out, heads)
 
     def forward(self, x: Tensor) -> Tensor:  # [b c h w] -> [b out]
         check_side(x, self.shape)
@@ -318,7 +325,7 @@ class ResNetTower(nn.Module):
 
 # %% ../../nbs/53_clip.ipynb #clip
 class CLIP(nn.Module):
-    "A tower for pictures, a tower for sentences, and the scale of their agreement. Eq. 53.1."
+    "A tower for pictures, one for sentences, and the scale of their agreement. Eq. 53.1."
 
     def __init__(
         self,
@@ -348,7 +355,7 @@ class CLIP(nn.Module):
         return unit(self.text(tokens))
 
     def given(self, tokens: Tensor) -> Callable:  # [b l]
-        "(x [b c h w], level) -> embeddings of pictures and sentences, the scale. Eq. 53.1."
+        "(x [b c h w], level) -> embeddings of pictures and texts, the scale. Eq. 53.1."
 
         def pairs(x, t):
             return self.embed_image(x), self.embed_text(tokens), self.scale
@@ -357,7 +364,7 @@ class CLIP(nn.Module):
 
 
 def clip_loss(pairs: Callable, x0: Tensor, t: Level, eps: Tensor) -> Tensor:  # [b]
-    "The contrastive loss of a batch of pairs, for `fit`; t and eps are not used. Eq. 53.3."
+    "The contrastive loss of a batch of pairs, for `fit`; t, eps are not used. Eq. 53.3."
     return contrastive(*pairs(x0, t))
 
 
@@ -376,7 +383,7 @@ def official_clip(
     length: int = 77,
     size: int = 49_408,
 ) -> CLIP:
-    "CLIP as published, with a transformer over patches or a residual network. Eq. 53.14-53.16."
+    "CLIP as published, over patches or with a residual network. Eq. 53.14-53.16."
     if patch is None:
         image = ResNetTower(side, width, layers, width*32 // 64, out)
     else:
@@ -403,13 +410,13 @@ STD = (.26862954, .26130258, .27577711)
 
 
 def as_official(x: Tensor) -> Tensor:  # [b 3 h w] in [-1, 1]
-    "In the units of CLIP's published weights: (pixel - mean)/deviation of each colour. Eq. 53.17."
+    "In units of CLIP's published weights: (pixel - mean)/deviation by colour. Eq. 53.17."
     mean, std = (x.new_tensor(v).reshape(3, 1, 1) for v in (MEAN, STD))
     return ((x + 1)/2 - mean)/std
 
 # %% ../../nbs/53_clip.ipynb #cbow
 class CBOWTower(nn.Module):
-    "A sentence as the mean of its pieces' vectors, then a matrix. Eq. 53.18-53.20 (CLIP fig. 3)."
+    "A sentence as its pieces' mean vector, then a matrix. Eq. 53.18-53.20 (CLIP fig. 3)."
 
     def __init__(
         self,
@@ -436,7 +443,7 @@ class CBOWTower(nn.Module):
         h = self.pieces(tokens[:, :l])*there[..., None]  # [b l width]
         return h.sum(1)/(end + 1)[:, None] @ self.out
 
-# %% ../../nbs/53_clip.ipynb #recipe
+# %% ../../nbs/53_clip.ipynb #recipe-towers
 def small_clip(
     image: str = 'resnet',  # or 'vit'
     text: str = 'transformer',  # or 'cbow'
@@ -458,11 +465,11 @@ def small_clip(
         sentences = CBOWTower(tokens.size, tokens.length, 400, 128)
     return CLIP(pictures, sentences)
 
-
+# %% ../../nbs/53_clip.ipynb #recipe
 def both_worlds(
     batch: int, seed: int, device: torch.device, size: int = 32
 ) -> Callable[[int], tuple[Tensor, Tensor]]:
-    "step -> pictures [b 3 size size], three quarters emoji, one quarter shapes; tokens [b l]."
+    "step -> pictures [b 3 size size], 3/4 of them emoji, 1/4 shapes; tokens [b l]."
     tokenize = partial(caption_tokenizer(), too_long='truncate')
     few = batch // 4
     drawings = all_but_held(size).to(device)
@@ -471,7 +478,8 @@ def both_worlds(
     scenes = CaptionBatches(things, tokenize, few, seed)
 
     def both(step):
-        (x, tokens), (y, more) = emojis(step), scenes(step)
+        x, tokens = emojis(step)
+        y, more = scenes(step)
         return torch.cat([x, y]), torch.cat([tokens, more])
 
     return both

@@ -6,8 +6,8 @@
 __all__ = ['at_side', 'through', 'Residual', 'JudgeClassifier', 'judge_nats', 'known_names', 'labels', 'roughened', 'drawings',
            'small_judge', 'drawn', 'all_drawings', 'dealt', 'places', 'by_clip', 'by_classifier', 'questions', 'panel',
            'obeyed', 'together', 'closest', 'copy_line', 'beside', 'originality', 'due', 'features', 'drawings_of',
-           'shown_row', 'feature_rows', 'copy_row', 'weigh_emoji', 'in_words', 'filled', 'borne_out', 'weigh_scenes',
-           'judge_classifier']
+           'shown_row', 'feature_rows', 'copy_row', 'weigh_emoji', 'in_words', 'filled', 'borne_out', 'of_others',
+           'attribute_rows', 'weigh_scenes', 'judge_classifier']
 
 # %% ../../nbs/56_judges.ipynb #imports
 import copy
@@ -33,7 +33,7 @@ from ..train.measure import weigh
 
 # %% ../../nbs/56_judges.ipynb #side
 def at_side(x: Tensor, side: int = 32) -> Tensor:  # [b 3 h h] -> [b 3 side side]
-    "Pictures at a judge's size: smaller by means, larger by linear interpolation. Eq. 56.1."
+    "Pictures at a judge's size: smaller by means, larger by interpolation. Eq. 56.1."
     h = x.shape[-1]
     in_size = x.ndim == 4 and x.shape[1] == 3 and x.shape[2] == h and h in (16, 32, 64)
     if not in_size or not x.is_floating_point():
@@ -53,7 +53,7 @@ def through(x: Tensor, side: int) -> Tensor:  # [b 3 h h] -> the same
     "Pictures as if they had been generated at another size. Eq. 56.1."
     return at_side(at_side(x, side), x.shape[-1])
 
-# %% ../../nbs/56_judges.ipynb #classifier
+# %% ../../nbs/56_judges.ipynb #residual
 class Residual(nn.Module):
     "h plus two convolutions of it; a step of 2 halves the side. Eq. 56.2."
 
@@ -71,7 +71,7 @@ class Residual(nn.Module):
         r = F.relu(self.norm1(self.conv1(h)))
         return F.relu(self.skip(h) + self.norm2(self.conv2(r)))
 
-
+# %% ../../nbs/56_judges.ipynb #classifier
 class JudgeClassifier(nn.Module):
     "Classifies the name and the style of an emoji [b 3 32 32] in [-1, 1]. Eq. 56.2."
 
@@ -95,7 +95,7 @@ class JudgeClassifier(nn.Module):
         return tuple(head(f).float().log_softmax(1) for head in (self.name, self.style))
 
     def given(self, label: Tensor) -> Callable:  # [b 2] -> ((x, level) -> [b])
-        "log p(name | x) + log p(style | x) of these names and styles, as numbers. Eq. 56.3."
+        "log p(name | x) + log p(style | x) of names and styles, as numbers. Eq. 56.3."
 
         def log_match(x, t):
             name, style = self(x)
@@ -105,13 +105,13 @@ class JudgeClassifier(nn.Module):
 
 
 def judge_nats(log_match: Callable, x0: Tensor, t: Level, eps: Tensor) -> Tensor:  # [b]
-    "Cross-entropy of name and style in nats, for `fit`; t and eps are not used. Eq. 56.3."
+    "Cross-entropy of name and style in nats, for `fit`; t, eps are not used. Eq. 56.3."
     return -log_match(x0, t)
 
 # %% ../../nbs/56_judges.ipynb #known
 @functools.cache
 def known_names() -> tuple[str, ...]:
-    "All names of the drawings, of training and test, in order: the judge classifier's classes."
+    "All names of drawings, of training and test, in order: the classifier's classes."
     return tuple(sorted({r['name'] for r in emoji_table()}))
 
 
@@ -128,7 +128,7 @@ def labels(rows: Sequence[Emoji]) -> Tensor:  # [n 2]
 
 
 def roughened(x: Tensor, shift: int = 2, noise: float = .1) -> Tensor:  # [b 3 32 32]
-    "Drawings as a generator might make them: shifted, half blurred, a little noise. Eq. 56.4."
+    "Drawings as a generator might make them: shifted, half blurred, noisy. Eq. 56.4."
     b = len(x)
 
     def by_chance():
@@ -178,7 +178,7 @@ register(Recipe('emoji-classifier', small_judge, all_drawings, shape=(3, 32, 32)
 def dealt(
     names: Sequence[str], k: int = 100, seed: int = 0
 ) -> list[tuple[list[int], list[str]]]:
-    "Groups of questions, each with k different names, those of its questions first. Eq. 56.5."
+    "Groups of questions, each with k names, those of its questions first. Eq. 56.5."
     if not names:
         raise Problem('There is no picture to judge: give at least one.')
     if not 2 <= k <= len(known_names()):
@@ -237,7 +237,7 @@ def by_clip(
 def by_classifier(
     classifier: JudgeClassifier, x: Tensor, rows: Sequence[Emoji]
 ) -> tuple[Callable, Tensor]:
-    "The same from the judge classifier: its log p(name | x), and of the styles. Eq. 56.3."
+    "The same by the judge classifier: log p(name | x), and that of styles. Eq. 56.3."
     with torch.no_grad():
         parts = [classifier(part) for part in x.split(500)]
     name, style = (torch.cat(v) for v in zip(*parts))
@@ -294,7 +294,7 @@ def obeyed(
     chance: float,
     groups: Sequence | None = None,
 ) -> tuple[float, float]:
-    "The share of pictures that show their caption, by a judge that errs; its error. Eq. 56.6."
+    "What share shows its caption, by a judge that errs; the standard error. Eq. 56.6."
     above = real.double().mean().item() - chance
     if above <= 0:
         raise Problem(
@@ -307,7 +307,7 @@ def obeyed(
 
 # %% ../../nbs/56_judges.ipynb #together
 def together(a: Tensor, b: Tensor) -> dict[str, float]:  # [n] bool: is each right?
-    "How often each judge errs, and both; the correlation and its largest value. Eq. 56.7."
+    "How often each judge errs, and both; the correlation, and its maximum. Eq. 56.7."
     p, q, both = (v.double().mean().item() for v in (~a, ~b, ~a & ~b))
     found = dict(first=p, second=q, both=both, product=p*q, correlation=0., largest=0.)
     if min(p, q) > 0:  # who never errs, errs with nobody
@@ -349,14 +349,14 @@ def copy_line(
 
 
 def beside(x: Tensor, trained: Tensor) -> tuple[Tensor, Tensor]:  # [2b 3 h h], [b]
-    "Each picture followed by the training picture nearest to it; its closeness. Eq. 56.8."
+    "Each picture, then the training picture nearest to it; its closeness. Eq. 56.8."
     ratio, rows = closest(x, trained)
     sides = [at_side(v, x.shape[-1]) for v in (x, trained[rows])]
     return torch.stack(sides, 1).flatten(0, 1), ratio
 
 # %% ../../nbs/56_judges.ipynb #originality
 def originality(pictures: Tensor, trained: Captioned, alarm: float = .01) -> dict:
-    "Closeness of pictures beside that of drawings that were not trained on. Eq. 56.8, 56.9."
+    "Closeness of pictures beside that of drawings not trained on. Eq. 56.8, 56.9."
     mine = set(trained.rows)
     old = {r.family for r in trained.rows}
     names = {r.name for r in trained.rows}
@@ -403,7 +403,7 @@ def features(
     classifier: JudgeClassifier,
     seed: int = 0,
 ) -> dict:
-    "Pictures against drawings in these styles, in the classifier's features. Eq. 27.2-27.9."
+    "Pictures against drawings in these styles, in classifier features. Eq. 27.2-27.9."
     every = drawn('all')
     own = [i for i, r in enumerate(every.rows) if r.style in styles]
     order = np.random.default_rng(seed).permutation(len(own))
@@ -463,7 +463,7 @@ def weigh_emoji(
     k: int = 100,
     seed: int = 0,
 ) -> dict:  # rows for `table`, features of `weigh`, copies of `originality`
-    "All measures of pictures of emoji, beside chance and real drawings. Eq. 56.5-56.9, 56.11."
+    "All measures of pictures of emoji, beside chance and drawings. Eq. 56.5-56.9, 56.11."
     n = len(rows)
     if len(pictures) != n or n < 4:
         raise Problem(f'{len(pictures)} pictures and {n} captions: give each '
@@ -537,6 +537,39 @@ def borne_out(
     return [dict(all=all(v.values()), **v) for v in each]
 
 # %% ../../nbs/56_judges.ipynb #weigh-scenes
+def of_others(
+    seen: Sequence[Scene | None],
+    asked: Sequence[Scene],
+    order: np.ndarray,  # of the n pictures
+    shifts: np.ndarray,  # by how many places each turn moves the captions
+) -> list[dict[str, bool]]:
+    "Chance: the same pictures under the captions of others, by cyclic shifts. Eq. 56.10."
+    found = []
+    for shift in shifts:
+        others = np.roll(order, shift)
+        found += borne_out([seen[i] for i in order], [asked[i] for i in others])
+    return found
+
+
+def attribute_rows(
+    own: list[dict[str, bool]],  # `borne_out` of the pictures
+    real: list[dict[str, bool]],  # of scenes drawn for the same captions
+    other: list[dict[str, bool]],  # of the pictures under the captions of others
+    asked: Sequence[Scene],
+) -> list[dict]:
+    "For each attribute the share of pictures in which it is right. Eq. 56.10, 55.7."
+    rows = []
+    for what in ('all', 'things', 'shape', 'colour', 'size', 'where', 'ground'):
+        at = [i for i, v in enumerate(own) if what in v]  # the captions that say it
+        if at:
+            hits = dict(painted=torch.tensor([own[i][what] for i in at]),
+                        real=torch.tensor([real[i][what] for i in at]))
+            by_chance = [v[what] for v in other if what in v]
+            rows.append(row(what, 'share', hits, sum(by_chance)/len(by_chance),
+                            [asked[i] for i in at]))
+    return rows
+
+# %% ../../nbs/56_judges.ipynb #weigh-scenes-all
 def weigh_scenes(
     pictures: Tensor,  # [n 3 h h] in [-1, 1], h 16, 32 or 64
     said: Sequence[str | Scene],  # [n] captions
@@ -560,30 +593,20 @@ def weigh_scenes(
     own = borne_out(seen, asked)
     real = borne_out(best, asked)
 
-    # chance: the same pictures under the captions of others, by cyclic shifts
-    other = []
-    for shift in 1 + rng.permutation(n - 1)[:shuffles]:
-        others = np.roll(order, shift)
-        other += borne_out([seen[i] for i in order], [asked[i] for i in others])
+    # chance: with the captions of others
+    other = of_others(seen, asked, order, 1 + rng.permutation(n - 1)[:shuffles])
 
+    # what the parser read at all, and how much of it is right
     hits = dict(painted=torch.tensor([s is not None for s in seen]),
                 real=torch.tensor([s is not None for s in best]))
-    rows = [row('anything read', 'share', hits, 0., asked)]
-    for what in ('all', 'things', 'shape', 'colour', 'size', 'where', 'ground'):
-        at = [i for i in range(n) if what in own[i]]
-        if at:
-            by_chance = [v[what] for v in other if what in v]
-            hits = dict(painted=torch.tensor([own[i][what] for i in at]),
-                        real=torch.tensor([real[i][what] for i in at]))
-            rows.append(row(what, 'share', hits, sum(by_chance)/len(by_chance),
-                            [asked[i] for i in at]))
-    return rows
+    anything = row('anything read', 'share', hits, 0., asked)
+    return [anything, *attribute_rows(own, real, other, asked)]
 
 # %% ../../nbs/56_judges.ipynb #judge
 def judge_classifier(
     classifier: JudgeClassifier, n: int = 2000, seed: int = 0
 ) -> Iterator[tuple[int, list[dict]]]:  # per cent done, rows
-    "The judge classifier on n real drawings: as they are, blurred, roughened. Eq. 56.4, 56.5."
+    "The judge classifier on n drawings: as they are, blurred, roughened. Eq. 56.4, 56.5."
     data = some(drawn('all'), n)
     x = to_unit(data.pixels)
     classifier = copy.deepcopy(classifier).cpu()

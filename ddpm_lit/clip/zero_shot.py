@@ -6,8 +6,8 @@
 __all__ = ['TEMPLATES', 'STYLE_FORMS', 'HUES', 'fill', 'class_vectors', 'zero_shot', 'read_picture', 'fitted', 'symbols',
            'ZeroShotClassifier', 'classify', 'ranks', 'chance', 'middle', 'share', 'row', 'retrieval', 'table', 'ridge',
            'words', 'BagOfWords', 'LinearCLIP', 'probe_loss', 'probe', 'fit_probe', 'colours', 'some', 'named',
-           'caption_of', 'caption_rows', 'by_name', 'by_kind', 'by_probe', 'by_hue', 'changed', 'exchanged',
-           'some_scenes', 'scene_rows', 'exchange_rows', 'by_scene', 'a_fifth', 'new_styles', 'judge']
+           'caption_of', 'caption_rows', 'half_rows', 'by_name', 'by_kind', 'by_probe', 'by_hue', 'changed',
+           'exchanged', 'some_scenes', 'scene_rows', 'exchange_rows', 'by_scene', 'a_fifth', 'new_styles', 'judge']
 
 # %% ../../nbs/55_zero_shot.ipynb #imports
 import functools
@@ -50,7 +50,7 @@ def class_vectors(
     names: Sequence[str],
     templates: Sequence[str] = ('{}', ),
 ) -> Tensor:  # [k d], of length 1
-    "For each class the direction of the mean embedding of its name in the templates. Eq. 55.1."
+    "For each class the direction of its name's mean embedding in templates. Eq. 55.1."
     each = [embed(fill(t, names)) for t in templates]
     return unit(torch.stack(each).mean(0))
 
@@ -60,7 +60,7 @@ def zero_shot(
     classes: Tensor,  # [k d], of length 1
     scale: Tensor,  # []
 ) -> Tensor:  # [b k], rows sum to 1
-    "The probability of each class, if all are equally common. Eq. 55.2 (CLIP section 3.1.2)."
+    "The probability of each class, if all are equally common. Eq. 55.2 (CLIP 3.1.2)."
     return (scale*z_image @ classes.T).softmax(-1)
 
 # %% ../../nbs/55_zero_shot.ipynb #pictures
@@ -93,7 +93,7 @@ def fitted(
     image = image.crop((left, top, left + side, top + side))
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
 
-# %% ../../nbs/55_zero_shot.ipynb #reader
+# %% ../../nbs/55_zero_shot.ipynb #symbols
 @functools.cache
 def symbols() -> frozenset[str]:
     "The letters, digits and signs in the captions that ours was trained on."
@@ -101,13 +101,23 @@ def symbols() -> frozenset[str]:
     texts = [(r['name'], r['group'], r['subgroup'], *r['keywords']) for r in train]
     return frozenset(' '.join(' '.join(t) for t in texts).lower())
 
-
+# %% ../../nbs/55_zero_shot.ipynb #reader
 @dataclass(frozen=True)
 class ZeroShotClassifier:
     "A CLIP, with the tokenizer and the units of pictures that it was trained with."
     clip: CLIP
     official: bool = False  # OpenAI's weights, or ours
     signs: str = ''         # that captions of your own have brought in
+
+    def check_caption(self, text: str):
+        "A `Problem` unless a caption has words, in signs that these weights have read."
+        if not text.strip():
+            raise Problem('A caption is empty: say in words what the picture may show.')
+        known = symbols() | set(self.signs)
+        new = [] if self.official else sorted(set(text.lower()) - known)
+        if new:
+            raise Problem(f'The caption "{text}" holds "{new[0]}", a sign that these '
+                          'weights have never read: say it in plain words.')
 
     @property
     def side(self) -> int:
@@ -118,14 +128,7 @@ class ZeroShotClassifier:
         "The embeddings of captions; each distinct one is computed once."
         place = {t: i for i, t in enumerate(dict.fromkeys(texts))}
         for t in place:
-            if not t.strip():
-                raise Problem(
-                    'A caption is empty: say in words what the picture may show.')
-            known = symbols() | set(self.signs)
-            new = [] if self.official else sorted(set(t.lower()) - known)
-            if new:
-                raise Problem(f'The caption "{t}" holds "{new[0]}", a sign that these '
-                              'weights have never read: say it in plain words.')
+            self.check_caption(t)
         device = self.clip.log_scale.device
         tokenizer = clip_tokenizer() if self.official else caption_tokenizer()
 
@@ -171,14 +174,14 @@ def ranks(
     scores: Tensor,  # [n m] of n questions and m answers
     fits: Tensor,  # [n m] bool: which answers are right, one or several
 ) -> Tensor:  # [n], 1 is first
-    "The place of the best right answer; ties and NaN among the wrong ones come before. Eq. 55.5."
+    "The place of the best right answer, after wrong ones that tie or are NaN. Eq. 55.5."
     best = scores.masked_fill(~fits, -math.inf).amax(1, keepdim=True)
     before = ~(scores < best) & ~fits  # not `>=`, which is false for NaN
     return 1 + before.sum(1)
 
 
 def chance(fits: Tensor, k: int) -> float:  # [n m] bool
-    "The share of questions with a right answer among k answers drawn by chance. Eq. 55.6."
+    "The share of questions with a right answer among k drawn by chance. Eq. 55.6."
     m = fits.shape[1]
     right = fits.sum(1).tolist()
     each = {r: 1 - math.comb(m - r, k)/math.comb(m, k) for r in set(right)}
@@ -234,7 +237,7 @@ def retrieval(
 
 # %% ../../nbs/55_zero_shot.ipynb #table
 def table(rows: Sequence[dict]) -> str:
-    "Rows as text: shares in per cent, with standard errors; a heading where the methods change."
+    "Rows as text: per cent with standard errors; a heading where the methods change."
 
     def number(r, m):
         if r['measure'] == 'median rank':
@@ -263,7 +266,7 @@ def ridge(
     held: Tensor,  # [n] bool: the part to choose the strength by
     strengths: Sequence[float] = (.03, .1, .3, 1., 3.),
 ) -> tuple[Callable[[Tensor], Tensor], float]:  # [m d] -> [m k]; the strength
-    "Ridge regression; the strength is chosen on a held-out part, then all is fitted. Eq. 55.8."
+    "Ridge regression; strength chosen on a held-out part, then all is fitted. Eq. 55.8."
 
     def fit(some, strength):
         a = x[some]
@@ -285,14 +288,14 @@ def ridge(
     best = min(strengths, key=error)
     return fit(held | ~held, best), best
 
-# %% ../../nbs/55_zero_shot.ipynb #linear
+# %% ../../nbs/55_zero_shot.ipynb #bag
 def words(text: str) -> list[str]:
     "The words of a text in lower case."
     return re.findall(r'[^\W_]+', text.lower())
 
 
 class BagOfWords:
-    "Texts as bags of words: a place for each word of some texts, the rare ones counting more."
+    "Texts as bags of words: a place for each known word, the rare ones counting more."
 
     def __init__(self, texts: Sequence[str]):
         seen = Counter(w for t in texts for w in set(words(t)))
@@ -308,9 +311,9 @@ class BagOfWords:
                     counts[i, self.place[w]] += 1
         return unit(counts*self.weight)
 
-
+# %% ../../nbs/55_zero_shot.ipynb #linear
 class LinearCLIP:
-    "From pixels to words by ridge regression; a `ZeroShotClassifier` in its use. Eq. 55.8."
+    "From pixels to words by ridge regression; used like `ZeroShotClassifier`. Eq. 55.8."
 
     def __init__(
         self,
@@ -362,7 +365,7 @@ def probe(x: Tensor, y: Tensor, k: int, l2: float, steps: int = 100) -> Tensor: 
     opt.step(again)
     return w.detach()
 
-
+# %% ../../nbs/55_zero_shot.ipynb #probe-fit
 def fit_probe(
     x: Tensor,  # [n d]
     y: Tensor,  # [n]
@@ -371,7 +374,7 @@ def fit_probe(
     l2s: Sequence[float] = (1., 1e-1, 1e-2, 1e-3),
     steps: int = 40,
 ) -> tuple[Callable[[Tensor], Tensor], float]:  # [m d] -> [m k]; l2
-    "A probe of standardised features; l2 is chosen on the held part, then all is used. Eq. 55.9."
+    "A probe of standardised features; l2 from the held part, then all is used. Eq. 55.9."
     middle = x.mean(0)
     spread = x.std(0).square().mean().sqrt()
     z = (x - middle)/spread
@@ -412,7 +415,7 @@ def caption_of(r) -> str:
     return ' '.join((STYLES[r.style], r.name, *r.keywords, r.group, r.subgroup))
 
 # %% ../../nbs/55_zero_shot.ipynb #emoji-by-name
-# Exported: which name, which caption, and both the other way round
+# Exported: captions, and names by whether their words are known
 def caption_rows(
     title: str,
     part: Captioned,
@@ -429,13 +432,32 @@ def caption_rows(
     return rows + retrieval(f'{title}: caption to picture', back, own, family)
 
 
+def half_rows(
+    title: str,
+    part: Captioned,
+    scores: dict[str, Tensor],  # method -> [n k], of pictures and names
+    fits: Tensor,  # [n k] bool
+    known: set[str],  # the words of the training captions
+) -> list[dict]:
+    "Picture to name, for names of known words and for the others. Eq. 55.5-55.7."
+    old = torch.tensor([set(words(r.name)) <= known for r in part.rows])
+    rows = []
+    for half, label in ((old, 'of known words only'), (~old, 'with a new word')):
+        if half.any():
+            theirs = {m: s[half] for m, s in scores.items()}
+            family = [r.family for r, h in zip(part.rows, half.tolist()) if h]
+            rows += retrieval(f'{title}: names {label}', theirs, fits[half], family)
+    return rows
+
+# %% ../../nbs/55_zero_shot.ipynb #emoji-by-names
+# Exported: a name for each picture, a picture for each name
 def by_name(
     title: str,
     part: Captioned,
     readers: dict,
     known: set[str],  # the words of the training captions
 ) -> list[dict]:
-    "Retrieval between pictures and names, pictures and captions, both ways. Eq. 55.1, 55.5-55.7."
+    "Retrieval between pictures and names or captions, both ways. Eq. 55.1, 55.5-55.7."
     family = [r.family for r in part.rows]
     names = sorted({r.name for r in part.rows})
     at = {n: i for i, n in enumerate(names)}
@@ -455,13 +477,7 @@ def by_name(
     rows += retrieval(f'{title}: the same, {len(TEMPLATES)} templates', many, fits,
                       family)
 
-    # names of known words, and names with a new one
-    old = torch.tensor([set(words(r.name)) <= known for r in part.rows])
-    for half, label in ((old, 'of known words only'), (~old, 'with a new word')):
-        if half.any():
-            rows += retrieval(f'{title}: names {label}',
-                              {m: s[half] for m, s in many.items()}, fits[half],
-                              [f for f, h in zip(family, half.tolist()) if h])
+    rows += half_rows(title, part, many, fits, known)
 
     # name to picture
     rows += retrieval(f'{title}: name to picture, of {len(part)}',
@@ -583,7 +599,7 @@ def exchanged(scene: Scene, what: str) -> Scene:  # what: things or colours
     return replace(scene, things=(a, b))
 
 # %% ../../nbs/55_zero_shot.ipynb #scene-by
-# Exported: which sentence, which word, and what is exchanged
+# Exported: which sentence, which word
 def some_scenes(
     those: Sequence[Scene], n: int, rng: np.random.Generator
 ) -> tuple[list[Scene], Tensor]:  # [m], [m 3 32 32]
@@ -615,11 +631,12 @@ def scene_rows(
                         1/len(options)))
     return rows
 
-
+# %% ../../nbs/55_zero_shot.ipynb #scene-exchange
+# Exported: what is exchanged, and all that is asked about scenes
 def exchange_rows(
     title: str, asked: Sequence[Scene], pixels: Tensor, readers: dict
 ) -> list[dict]:
-    "Scenes of two things: the right sentence or the exchanged one? A tie is half a hit. Eq. 55.7."
+    "Two things: the right sentence or the exchanged one? A tie is half a hit. Eq. 55.7."
     rows = []
     for what in ('things', 'colours'):
         right = [sentence(s) for s in asked]

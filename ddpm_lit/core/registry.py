@@ -38,7 +38,8 @@ def described(thing):
     if isinstance(thing, partial):
         return 'partial', described(thing.func), sorted(thing.keywords)
     if is_dataclass(thing) and not isinstance(thing, type):
-        return type(thing).__qualname__, [described(getattr(thing, f.name)) for f in fields(thing)]
+        parts = [described(getattr(thing, f.name)) for f in fields(thing)]
+        return type(thing).__qualname__, parts
     if isinstance(thing, (str, int, float, bool, tuple, type(None))):
         return thing
     return getattr(thing, '__qualname__', type(thing).__qualname__)
@@ -99,14 +100,14 @@ class Registry(dict):
                 self._put(point.name, point.load(), point.value)
 
     def look(self, name: str):
-        "The thing of that name if a module names it, else None; looks less far than `find`."
+        "The thing of that name if a module names it, else None: `find` looks further."
         name = self.aliases.get(name, name)
         if name not in self:
             self.load(name)
         return self.get(self.aliases.get(name, name))
 
     def find(self, name: str):
-        "The thing of that name, wherever it is defined; else a `Problem` lists all names."
+        "The thing of that name, wherever it is defined; a `Problem` if there is none."
         if self.look(name) is None:
             self.load()
         thing = self.look(name)
@@ -130,6 +131,8 @@ def load_plugin(path) -> str:  # the name of its module
     "Run a Python file that adds to the registries. A `Problem` if it cannot be."
     path = Path(path)
     whole = str(path.resolve())
+    if not path.exists():
+        raise Problem(f'There is no plug-in {path}: give the path of a Python file.')
     if path.suffix != '.py' or not path.is_file():
         raise Problem(f'{path} is no Python file: a plug-in is a file NAME.py.')
     name = f'ddpm_lit_plugin_{path.stem}'

@@ -7,11 +7,12 @@ __all__ = ['STEPS', 'VERSION', 'PREDICTS', 'ACTIVATIONS', 'USE_DIFFUSERS', 'USE_
            'step_levels', 'step_betas', 'Source', 'check_denoiser', 'inner_net', 'fold_pixels', 'with_label',
            'with_rows', 'the_one', 'resizing', 'resize_options', 'time_options', 'norm_options', 'unet_config',
            'check_new', 'new_folder', 'write_json', 'betas_config', 'scheduler_config', 'without_variance',
-           'with_no_label', 'as_unet2d', 'bounded', 'wrong', 'check_agreement', 'write_diffusers', 'At', 'Portable',
-           'portable', 'check_function', 'write_torchscript', 'check_installed', 'write_onnx', 'run_onnx',
-           'is_published', 'clip_sizes', 'pixel_units', 'open_clip_config', 'transformers_config', 'check_clip',
-           'write_clip', 'write_safetensors', 'usage', 'card_head', 'training_rows', 'model_card', 'published_batches',
-           'published', 'write_ours', 'open_source', 'export']
+           'with_no_label', 'as_unet2d', 'bounded', 'wrong', 'check_agreement', 'check_diffusers', 'write_diffusers',
+           'At', 'Portable', 'portable', 'check_function', 'write_torchscript', 'check_installed', 'write_onnx',
+           'run_onnx', 'is_published', 'check_towers', 'the_activation', 'image_sizes', 'clip_sizes', 'pixel_units',
+           'open_clip_config', 'transformers_config', 'check_clip', 'write_clip', 'write_safetensors', 'usage',
+           'card_head', 'training_rows', 'model_card', 'published_batches', 'published', 'write_ours', 'open_source',
+           'export']
 
 # %% ../../nbs/88_export.ipynb #imports
 import contextlib
@@ -379,28 +380,16 @@ def check_agreement(ours: Callable, theirs: Callable, shape, t: Level, name: str
                 if not (a - b).abs().max() <= 1e-4*b.abs().max().clamp(min=1):
                     raise wrong(name)
 
-# %% ../../nbs/88_export.ipynb #agree-2
-def write_diffusers(source: Source, folder: Path, label: str | int | None = None,
-                    fold: bool = False) -> dict:  # for the card
-    "A pipeline of diffusers: UNet2DModel, its scheduler, and their index."
-    net, factor = as_unet2d(source, label, fold)
+# %% ../../nbs/88_export.ipynb #agree-diffusers
+def check_diffusers(source: Source, folder: Path, net: UNet, factor: int,
+                    label: str | int | None):
+    "A `Problem` unless a pipeline in a folder, read back, predicts what the model does."
     recipe = source.recipe
-    scheduler = scheduler_config(source.model, recipe, source.name)
-    h, w = (side // factor for side in recipe.shape[1:])
-    config = unet_config(net, h if h == w else [h, w], source.name)
-    state = {k: v.clone() for k, v in to_official(net, Layout('diffusers')).items()}
-    write_json(folder/'unet'/'config.json', config)
-    write_tensors(folder/'unet'/'diffusion_pytorch_model.safetensors', state, format='pt')
-    write_json(folder/'scheduler'/'scheduler_config.json', scheduler)
-    pipeline = scheduler['_class_name'].replace('Scheduler', 'Pipeline')
-    if net.label is None:
-        write_json(folder/'model_index.json', dict(
-            _class_name=pipeline, _diffusers_version=VERSION,
-            scheduler=['diffusers', scheduler['_class_name']],
-            unet=['diffusers', 'UNet2DModel']))
 
-    # read back, by the reader of published files (79)
-    again, _ = open_denoiser(folder, side=h)
+    # by the reader of published files (79)
+    again, _ = open_denoiser(folder, side=recipe.shape[1] // factor)
+
+    # three labels in our numbers and in rows of their table, where none is the last
     number = torch.tensor([0, -1, 0]) if net.label is not None else None
     if source.theirs and number is not None:
         number = torch.tensor([0, 1, 0]) % net.classes
@@ -415,6 +404,29 @@ def write_diffusers(source: Source, folder: Path, label: str | int | None = None
 
     check_agreement(folded, lambda x, t: theirs(fold_pixels(x, factor), t), recipe.shape,
                     step_levels(recipe.schedule), source.name)
+
+# %% ../../nbs/88_export.ipynb #agree-2
+def write_diffusers(source: Source, folder: Path, label: str | int | None = None,
+                    fold: bool = False) -> dict:  # for the card
+    "A pipeline of diffusers: UNet2DModel, its scheduler, and their index."
+    net, factor = as_unet2d(source, label, fold)
+    recipe = source.recipe
+    scheduler = scheduler_config(source.model, recipe, source.name)
+    h, w = (side // factor for side in recipe.shape[1:])
+    config = unet_config(net, h if h == w else [h, w], source.name)
+    state = {k: v.clone() for k, v in to_official(net, Layout('diffusers')).items()}
+
+    # the network, its scheduler, and an index where a pipeline can draw
+    write_json(folder/'unet'/'config.json', config)
+    write_tensors(folder/'unet'/'diffusion_pytorch_model.safetensors', state, format='pt')
+    write_json(folder/'scheduler'/'scheduler_config.json', scheduler)
+    pipeline = scheduler['_class_name'].replace('Scheduler', 'Pipeline')
+    if net.label is None:
+        write_json(folder/'model_index.json', dict(
+            _class_name=pipeline, _diffusers_version=VERSION,
+            scheduler=['diffusers', scheduler['_class_name']],
+            unet=['diffusers', 'UNet2DModel']))
+    check_diffusers(source, folder, net, factor, label)
     return dict(factor=factor, pipeline=pipeline, classes=net.classes,
                 unlabelled=not source.theirs, shape=[net.channels_in, h, w],
                 steps=recipe.sample_steps, clip=recipe.limit is not None)
@@ -552,44 +564,59 @@ def is_published(tower: nn.Module) -> bool:
     return tower.convs[0].stride == (2, 2) and isinstance(tower.mean, nn.AvgPool2d)
 
 # %% ../../nbs/88_export.ipynb #clip-2
-def clip_sizes(source: Source, to: str) -> dict:
-    "The sizes, heads and activation of a CLIP whose towers are transformers."
+def check_towers(source: Source, to: str):
+    "A `Problem` unless a layout of CLIPs has a place for both towers of a model."
     clip = source.model
     if not isinstance(clip, CLIP):
         raise Problem(f'{source.name} is no CLIP, and {to} is a layout of CLIPs: export '
                       'it as diffusers, onnx, torchscript or safetensors.')
-    image, text = clip.image, clip.text
-    residual = to == 'open_clip' and is_published(image)
-    fits = dict(image=residual or isinstance(image, VisionTower),
-                text=isinstance(text, TextTower))
+    residual = to == 'open_clip' and is_published(clip.image)
+    fits = dict(image=residual or isinstance(clip.image, VisionTower),
+                text=isinstance(clip.text, TextTower))
     for tower, well in fits.items():
         if not well:
             kind = type(getattr(clip, tower)).__name__
             raise Problem(f'{source.name} has a {kind} of a form that {to} does not '
                           'have: export it as safetensors.')
-    blocks = [*text.transformer.blocks]
-    if not residual:
-        blocks += image.transformer.blocks
+
+
+def the_activation(source: Source, to: str) -> str:
+    "The name of the one activation in all blocks of a CLIP's transformers."
+    clip = source.model
+    blocks = [*clip.text.transformer.blocks]
+    if not isinstance(clip.image, ResNetTower):
+        blocks += clip.image.transformer.blocks
     acts = {block.act for block in blocks}
     if len(acts) > 1 or not acts <= ACTIVATIONS.keys():
         raise Problem(f'{source.name} has activations that {to} has no name for: export '
                       'it as safetensors.')
-    if residual:
+    return ACTIVATIONS[acts.pop()]
+
+# %% ../../nbs/88_export.ipynb #clip-sizes
+def image_sizes(image: nn.Module) -> dict:
+    "Widths, layers and heads of the tower of pictures."
+    if isinstance(image, ResNetTower):
         width = image.convs[2].out_channels
-        found = dict(patch=None, width=width,
-                     layers=[len(group) for group in image.groups],
-                     head_width=32*width // image.pool.heads)
-    else:
-        found = dict(patch=image.patches.kernel_size[0], width=image.patches.out_channels,
-                     layers=len(image.transformer.blocks),
-                     heads=image.transformer.blocks[0].attn.heads)
-        found['head_width'] = found['width'] // found['heads']
+        return dict(patch=None, width=width,
+                    layers=[len(group) for group in image.groups],
+                    head_width=32*width // image.pool.heads)
+    width = image.patches.out_channels
+    heads = image.transformer.blocks[0].attn.heads
+    return dict(patch=image.patches.kernel_size[0], width=width,
+                layers=len(image.transformer.blocks), heads=heads,
+                head_width=width // heads)
+
+
+def clip_sizes(source: Source, to: str) -> dict:
+    "The sizes, heads and activation of a CLIP that a layout has a place for."
+    check_towers(source, to)
+    act = the_activation(source, to)
+    image, text = source.model.image, source.model.text
     size, text_width = text.pieces.weight.shape
     return dict(
-        **found, side=image.shape[1], size=size, text_width=text_width,
+        **image_sizes(image), side=image.shape[1], size=size, text_width=text_width,
         length=len(text.places), text_layers=len(text.transformer.blocks),
-        text_heads=text.transformer.blocks[0].attn.heads, out=text.out.shape[1],
-        act=ACTIVATIONS[acts.pop()])
+        text_heads=text.transformer.blocks[0].attn.heads, out=text.out.shape[1], act=act)
 
 
 def pixel_units(source: Source) -> dict:
@@ -667,7 +694,7 @@ def write_clip(source: Source, folder: Path, to: str) -> dict:
     check_clip(source, folder)
     return c
 
-# %% ../../nbs/88_export.ipynb #card
+# %% ../../nbs/88_export.ipynb #safetensors
 def write_safetensors(source: Source, folder: Path) -> dict:
     "All tensors as they are, by our names, and what they are."
     model, recipe = source.model, source.recipe
@@ -687,12 +714,12 @@ def write_safetensors(source: Source, folder: Path) -> dict:
     write_json(folder/'config.json', about)
     return about
 
-
+# %% ../../nbs/88_export.ipynb #card
 USE_DIFFUSERS = """import torch
 from diffusers import {pipeline}
 
 pipe = {pipeline}.from_pretrained('.')
-x = pipe(batch_size=16, num_inference_steps={steps}, output_type='pt'{clipped}).images{unfold}
+x = pipe(batch_size=16, num_inference_steps={steps}, output_type='pt'{more}).images{then}
 """
 USE_LABELS = """import torch
 from diffusers import {scheduler}, UNet2DModel
@@ -705,7 +732,7 @@ label = torch.zeros(16, dtype=torch.long)  # 0 to {last}; {none}
 for t in scheduler.timesteps:
     with torch.no_grad():
         out = net(x, t, label).sample
-    x = scheduler.step(out, t, x{more}).prev_sample{unfold}
+    x = scheduler.step(out, t, x{more}).prev_sample{then}
 """
 USE = dict(
     ddpm_lit="""import ddpm_lit
@@ -752,18 +779,20 @@ def usage(to: str, about: dict) -> str:  # about: as a writer gives it
     if to != 'diffusers':
         return USE[to].format(**about) if to == 'ddpm_lit' else USE[to]
 
-    unfold = ''
+    # samples of folded pictures are unfolded, and DDIM takes the noise of what it clips
+    then = ''
     if about['factor'] > 1:
-        unfold = f'\nx = torch.nn.functional.pixel_shuffle(x, {about["factor"]})'
-    ddim = about['pipeline'] == 'DDIMPipeline' and about['clip']
-    clipped = 'use_clipped_model_output=True'
+        then = f'\nx = torch.nn.functional.pixel_shuffle(x, {about["factor"]})'
+    more = ''
+    if about['pipeline'] == 'DDIMPipeline' and about['clip']:
+        more = ', use_clipped_model_output=True'
     if not about['classes']:
-        return USE_DIFFUSERS.format(**about, unfold=unfold, clipped=f', {clipped}'*ddim)
+        return USE_DIFFUSERS.format(**about, more=more, then=then)
     scheduler = about['pipeline'].replace('Pipeline', 'Scheduler')
     return USE_LABELS.format(
         scheduler=scheduler, steps=about['steps'],
         shape=', '.join(map(str, about['shape'])),
-        last=about['classes'] - 1, unfold=unfold, more=f', {clipped}'*ddim,
+        last=about['classes'] - 1, more=more, then=then,
         none='the last is no label' if about['unlabelled'] else 'there is no other')
 
 # %% ../../nbs/88_export.ipynb #card-text

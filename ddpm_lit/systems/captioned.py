@@ -32,7 +32,7 @@ from ..train.run import find_weights
 
 # %% ../../nbs/69_captioned.ipynb #adapter
 class AdapterOnly(nn.Module):
-    "Beside a model's class: its parameters and its state are those of its adapter. Eq. 68.3."
+    "Beside a model's class: its parameters and state are those of its adapter. Eq. 68.3."
     def named_parameters(self, *args, **how):
         own = lora_state(self)
         return ((k, p) for k, p in super().named_parameters(*args, **how) if k in own)
@@ -46,7 +46,7 @@ class AdapterOnly(nn.Module):
 
 
 def adapter_only(model: nn.Module, rank: int) -> nn.Module:
-    "Freeze a model, and add an adapter, which is all that is trained and stored. Eq. 68.1."
+    "Freeze a model and add an adapter: all that is trained and stored. Eq. 68.1."
     add_lora(model, rank)
     kind = type(model)
     model.__class__ = type(f'Adapted{kind.__name__}', (AdapterOnly, kind), {})
@@ -61,7 +61,8 @@ def captions_of(pictures: Captioned) -> list[str]:
 
 def unseen_words(captions: Sequence[str], learned: Iterable[str] = ()) -> list[str]:
     "The words that no caption of the book's two worlds holds, nor `learned`."
-    new = [w for w in out_of_vocabulary(captions, 'emoji') if out_of_vocabulary([w], 'shapes')]
+    new = [w for w in out_of_vocabulary(captions, 'emoji')
+           if out_of_vocabulary([w], 'shapes')]
     return [w for w in new if w not in learned]
 
 # %% ../../nbs/69_captioned.ipynb #tuned
@@ -74,12 +75,13 @@ def tuned(name: str,
           words: list[str] = (),    # of the captions, that the weights had never seen
           examples: list[str] = (),  # some of the captions
           ) -> Recipe:
-    "Weights of the book that are trained further: all of them, or an adapter beside them."
+    "Weights of the book, trained further: all of them, or an adapter beside them."
     texts = name, weights, system, *words, *examples
     if not all(isinstance(text, str) for text in texts):
         raise Problem('Names, words and captions are texts.')
     if system and (system not in TUNABLE or TUNABLE[system].weights != weights):
-        raise Problem(f'No system "{system}" paints with weights that began as "{weights}".')
+        raise Problem(f'No system "{system}" paints with weights '
+                      f'that began as "{weights}".')
     base = find_recipe(weights)
 
     def build():
@@ -91,8 +93,8 @@ def tuned(name: str,
         with torch.random.fork_rng([]):
             model = load_weights(weights)[0]
         if digest_of(model) != digest:
-            raise Problem(f'{name} is an adapter for other weights than the "{weights}" of '
-                          'this version: take the version that it was trained with.')
+            raise Problem(f'{name} is an adapter for other weights than the "{weights}" '
+                          'of this version: take the version that it was trained with.')
         return adapter_only(model, rank)
 
     def start(model):
@@ -134,9 +136,9 @@ def glide_pairs(pictures: Captioned, share_old: float, size: int, seed: int,
 
     return at
 
-
+# %% ../../nbs/69_captioned.ipynb #pair-batches
 class PairBatches(CaptionBatches):
-    "step -> (x0, tokens): own pictures with captions that differ, and old pairs. Eq. 69.2."
+    "step -> (x0, tokens): own pairs whose captions differ, and old pairs. Eq. 69.2."
     def __init__(self, pictures: Captioned, share_old: float, size: int, seed: int,
                  device: torch.device):
         # pictures by their captions
@@ -144,8 +146,8 @@ class PairBatches(CaptionBatches):
         for i, row in enumerate(pictures.rows):
             alike.setdefault(row.say(), []).append(i)
         if len(alike) < 2:
-            raise Problem(f'All {len(pictures)} pictures have one caption: CLIP learns from '
-                          'captions that differ, so write others for some of them.')
+            raise Problem(f'All {len(pictures)} pictures have one caption: CLIP learns '
+                          'from captions that differ, so write others for some of them.')
         self.alike = [*alike.values()]
 
         # of own pairs no more than there are captions; old ones fill the batch
@@ -188,8 +190,8 @@ def paint_with(request: Request, progress: Callable[[int, int], None] = unreport
                at_once: int = 64, *, model: nn.Module) -> dict[int, Tensor]:
     "GLIDE with a base model of yours, and the upsampler of the book. Eq. 41.3, 61.11."
     if request.guidance != 'cfg':
-        raise Problem('The CLIP for noisy pictures does not know these captions: leave the '
-                      "guidance at `guidance='cfg'`.")
+        raise Problem('The CLIP for noisy pictures does not know these captions: '
+                      "leave the guidance at `guidance='cfg'`.")
 
     def painter(request, tokens, at):
         return cfg_batched(model, tokens, w=request.w)
@@ -203,7 +205,7 @@ TUNABLE = dict(
     glide=Tunable('glide', 32, glide_pairs, 32, 2e-4, 2e-3, paint_with),
     clip=Tunable('clip', 32, PairBatches, 128, 3e-4))
 
-
+# %% ../../nbs/69_captioned.ipynb #check-tuning
 def check_tuning(name: str, kind: Tunable, pictures: Captioned, rank: int | None,
                  whole: bool, share_old: float):
     "A `Problem` unless a system can be trained so on these pictures."
@@ -261,8 +263,10 @@ def plan_tuning(
     # each picture is looked at twenty times or more (69.1)
     looks = (1 - share_old)*kind.batch
     steps = max(300, round(20*len(pictures)/looks))
-    return replace(recipe, batches=partial(kind.pairs, pictures, share_old), steps=steps,
-                   batch=kind.batch, settings=dict(lr=rate, warmup=20), source=source or {})
+    batches = partial(kind.pairs, pictures, share_old)
+    settings = dict(lr=rate, warmup=20)
+    return replace(recipe, batches=batches, steps=steps, batch=kind.batch,
+                   settings=settings, source=source or {})
 
 # %% ../../nbs/69_captioned.ipynb #about
 def about_tuning(recipe: Recipe, seconds: float) -> str:  # seconds of a step
@@ -271,13 +275,15 @@ def about_tuning(recipe: Recipe, seconds: float) -> str:  # seconds of a step
     trained = sum(p.numel() for p in recipe.build().parameters())
     what = f'All {trained:,} parameters of "{spec["weights"]}" are trained further'
     if spec['rank']:
-        what = (f'An adapter of rank {spec["rank"]} with {trained:,} parameters is trained; '
-                f'the weights "{spec["weights"]}" stay as they are')
+        what = (f'An adapter of rank {spec["rank"]} with {trained:,} parameters '
+                f'is trained; the weights "{spec["weights"]}" stay as they are')
     share = recipe.source.get('share_old', .5)
     n = recipe.source.get('pictures')
     those = f'{n} pictures with captions are learned. ' if n else ''
-    said = (f'{those}{what}. {recipe.steps} steps of {recipe.batch} pictures, {share:.0%} of them '
-            f'old ones: about {lasting(recipe.steps*seconds)} here.')
+    said = (f'{those}{what}. '
+            f'{recipe.steps} steps of {recipe.batch} pictures, '
+            f'{share:.0%} of them old ones: '
+            f'about {lasting(recipe.steps*seconds)} here.')
     words = spec['words']
     if not words:
         return said
@@ -291,7 +297,8 @@ def own_painter(model: nn.Module, recipe: Recipe) -> System:
     return replace(SYSTEMS.find(name), paint=partial(TUNABLE[name].paint, model=model))
 
 
-def open_painter(weights: str, device: str | torch.device = 'cpu') -> tuple[System, Recipe]:
+def open_painter(weights: str,
+                 device: str | torch.device = 'cpu') -> tuple[System, Recipe]:
     "The system that paints with weights of yours, by their path, their run or its name."
     model, recipe = load_weights(find_weights(weights))
     if not recipe.spec.get('system'):
@@ -326,8 +333,8 @@ def tuning_found(system: str, found: Folder, source: dict, **options) -> Recipe:
         cure = "take the names of their folders by `captions='folders'`"
         if source.get('captions') == 'folders':
             cure = 'put them into folders that say what they show'
-        raise Problem(f'None of the {len(found)} pictures in {source["folder"]} has a caption: '
-                      f'write NAME.txt beside NAME.png, or {cure}.')
+        raise Problem(f'None of the {len(found)} pictures in {source["folder"]} '
+                      f'has a caption: write NAME.txt beside NAME.png, or {cure}.')
     kept = {k: v for k, v in options.items() if v is not None}
     pictures = found.captioned(source.get('bad') or 'skip')
     kept = source | kept | dict(digest=found.digest, pictures=len(pictures))

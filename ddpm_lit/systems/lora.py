@@ -63,7 +63,7 @@ class LoRALinear(nn.Module):
         linear.bias = self.bias
         return linear
 
-# %% ../../nbs/68_lora.ipynb #add
+# %% ../../nbs/68_lora.ipynb #layers
 def attention_layers(name: str, module: nn.Module) -> bool:
     "Queries, keys, values and outputs of attention, in all networks of this book."
     parent, _, last_part = name.rpartition('.')
@@ -90,7 +90,7 @@ def lora_state(model: nn.Module) -> dict[str, Tensor]:
         found[f'{name}.B'] = layer.B.detach()
     return found
 
-
+# %% ../../nbs/68_lora.ipynb #add
 def add_lora(model: nn.Module, rank: int = 4, alpha: float | None = None,
              where: Callable[[str, nn.Module], bool] = attention_layers,  # which layers
              ) -> list[str]:  # the names of the adapted layers

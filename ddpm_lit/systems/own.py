@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NETWORKS', 'READING', 'OWN', 'network_for', 'is_whole', 'check_shape', 'check_options', 'unet', 'check_network',
            'try_network', 'AugmentedUNet', 'PictureModel', 'pictures', 'MovedBatches', 'plan', 'looks_for', 'rehearse',
-           'paced', 'lasting', 'memory_taken', 'expectation', 'about', 'continued', 'is_other_network', 'small',
+           'paced', 'memory_taken', 'lasting', 'expectation', 'about', 'continued', 'is_other_network', 'small',
            'nearness', 'copy_meter', 'held_out', 'read_source', 'source_beside', 'picture_features', 'weigh_pictures',
            'pictures_verdict', 'few_samples', 'previews', 'logged', 'OwnSystem', 'plan_found', 'about_found']
 
@@ -50,29 +50,33 @@ def check_shape(channels: int, side: list):
     "A `Problem` unless pictures can have so many channels and such sides."
     pair = isinstance(side, (list, tuple)) and len(side) == 2
     if not pair or not all(is_whole(v, 4, 1024) for v in side):
-        raise Problem(f'Pictures cannot be {side} pixels: give a height and a width of 4 to '
-                      '1024.')
+        raise Problem(f'Pictures cannot be {side} pixels: give a height and a width of '
+                      '4 to 1024.')
     if channels not in (1, 3):
         raise Problem(f'Pictures have 1 channel or 3, not {channels}.')
 
 
 def check_options(side: list, base: int, mults: list, unshuffle: int):
     "A `Problem` unless a small U-Net can have these options."
+    width = is_whole(base, 8, 512) and base % 8 == 0
     levels = isinstance(mults, (list, tuple)) and 1 <= len(mults) <= 6
     levels = levels and all(is_whole(v, 1, 8) for v in mults)
-    if not is_whole(base, 8, 512) or base % 8 or not levels or unshuffle not in (1, 2, 4, 8):
-        raise Problem(f'There is no small U-Net with base {base}, mults {mults} and unshuffle '
-                      f'{unshuffle}: base is a multiple of 8 up to 512, mults are 1 to 6 whole '
-                      'numbers up to 8, unshuffle is 1, 2, 4 or 8.')
+    if not width or not levels or unshuffle not in (1, 2, 4, 8):
+        raise Problem(f'There is no small U-Net with base {base}, mults {mults} and '
+                      f'unshuffle {unshuffle}: base is a multiple of 8 up to 512, mults '
+                      'are 1 to 6 whole numbers up to 8, unshuffle is 1, 2, 4 or 8.')
+
+    # each level but the first halves the sides
     factor = unshuffle*2**(len(mults) - 1)
     if side[0] % factor or side[1] % factor:
         near = [max(factor, round(v/factor)*factor) for v in side]
-        raise Problem(f'This network halves pictures until their sides are divided by {factor}, '
-                      f'which {side[0]} x {side[1]} does not allow: choose '
+        raise Problem('This network halves pictures until their sides are divided by '
+                      f'{factor}, which {side[0]} x {side[1]} does not allow: choose '
                       f'{near[0]} x {near[1]}.')
 
 # %% ../../nbs/58_own.ipynb #networks
-# (channels, (height, width), classes, base) -> net(x [b c h w], t [b], label [b] if classes)
+# (channels, (height, width), classes, base)
+#     -> net(x [b c h w], t [b], label [b] if classes)
 NETWORKS = Registry('network', mark='NETWORKS.add(', group='ddpm_lit.networks')
 
 
@@ -92,8 +96,8 @@ def check_network(net: str, augment: bool):
         raise Problem(f'There is no network "{net}" here: load the file that adds it '
                       f'(`ddpm_lit --plugin FILE`), or choose one of {known}.')
     if augment and net != 'unet':
-        raise Problem(f'`augment` conditions a network on how a picture was moved, and {net} '
-                      'has no input for it: leave it out.')
+        raise Problem('`augment` conditions a network on how a picture was moved, and '
+                      f'{net} has no input for it: leave it out.')
 
 
 def try_network(recipe: Recipe):
@@ -106,7 +110,8 @@ def try_network(recipe: Recipe):
     except Problem:
         raise
     except Exception as e:
-        raise Problem(f'The network "{recipe.spec["net"]}" fails on pictures {[*x.shape]} '
+        net = recipe.spec['net']
+        raise Problem(f'The network "{net}" fails on pictures {[*x.shape]} '
                       f'({type(e).__name__}: {e}): mend it first.') from e
 
 # %% ../../nbs/58_own.ipynb #augmented
@@ -132,7 +137,7 @@ class PictureModel(Model):
     def encode_condition(self, *condition) -> tuple:
         return condition if self.labelled else (None, *condition)
 
-
+# %% ../../nbs/58_own.ipynb #pictures
 @MAKERS.add('pictures')
 def pictures(name: str, channels: int, side: list[int], classes: list[str] = (),
              base: int = 40, mults: list[int] = (1, 2), unshuffle: int = 2,
@@ -169,7 +174,8 @@ class MovedBatches:
         x0, *label = self.batches(step)
         b = len(x0)
 
-        # a: mirrored or not, and the shift as a share of the largest; half stay as they are
+        # a: mirrored or not, and the shift as a share of the largest;
+        # half stay as they are
         moves = (torch.rand(b) < .5).to(x0.device)
         mirrored = moves & (torch.rand(b) < .5).to(x0.device)
         by = moves[:, None]*torch.randint(-self.most, self.most + 1, (b, 2)).to(x0.device)
@@ -178,13 +184,19 @@ class MovedBatches:
         return shifted(x0, by), *label, a
 
 # %% ../../nbs/58_own.ipynb #plan
-def plan(images: Images, name: str, augment: bool | None = None,  # None: below 5,000 pictures
-         source: dict | None = None,  # where the pictures come from, for the run's records
-         **network) -> Recipe:  # net, base, mults, unshuffle, if not as `network_for` says
+def plan(
+    images: Images,
+    name: str,
+    augment: bool | None = None,  # None: below 5,000 pictures
+    source: dict | None = None,   # where the pictures come from, for the run's records
+    **network,  # net, base, mults, unshuffle, if not as `network_for` says
+) -> Recipe:
     "A recipe for these pictures, chosen by their number and size."
     n, channels, h, w = images.pixels.shape
     if n < 2:
         raise Problem('One picture is no set of pictures: give two or more.')
+
+    # the network
     options = network_for((h, w)) | {k: v for k, v in network.items() if v is not None}
     another = options.get('net', 'unet') != 'unet'
     if another:
@@ -195,21 +207,22 @@ def plan(images: Images, name: str, augment: bool | None = None,  # None: below 
     if another:
         try_network(recipe)
 
+    # the batch, and how long it is trained
     batch = min(n, 128 if max(h, w) <= 32 else 64 if max(h, w) <= 64 else 32)
+    steps = max(1, looks_for(n) // batch)
 
     def batches(size, seed, device):
         drawn = Batches(images.to(device), size, seed, drop=.1)
         return MovedBatches(drawn, max(h, w) // 8) if augment else drawn
 
-    return replace(recipe, batches=batches, batch=batch, steps=max(1, looks_for(n) // batch),
-                   source=source or {})
+    return replace(recipe, batches=batches, batch=batch, steps=steps, source=source or {})
 
 
 def looks_for(n: int) -> int:
     "Looks at pictures that teach a set of n well enough: a rule of thumb."
     return min(max(300*n, 64_000), 640_000)
 
-
+# %% ../../nbs/58_own.ipynb #plan-2
 def rehearse(recipe: Recipe, batch: int, device: str | torch.device = 'cpu',
              steps: int = 6) -> float:
     "Seconds of one step of training on this machine: the median of a few."
@@ -217,15 +230,19 @@ def rehearse(recipe: Recipe, batch: int, device: str | torch.device = 'cpu',
     with torch.random.fork_rng():
         training = Training(recipe.build().to(device))
         batches = recipe.batches(batch, 0, device)
-        run = fit(training, batches, recipe.schedule, recipe.loss, steps, **recipe.settings)
+        run = fit(training, batches, recipe.schedule, recipe.loss, steps,
+                  **recipe.settings)
         ends = [p.seconds for p in run if float(p.loss) < float('inf')]  # float waits
     return sorted(b - a for a, b in zip(ends, ends[1:]))[(steps - 1) // 2]
 
-# %% ../../nbs/58_own.ipynb #plan-2
-def paced(recipe: Recipe, seconds: float | None = None,  # that there are; None: take its steps
-          batch: int | None = None,        # None: as the recipe says, or `short_batch`
-          short_batch: int | None = None,  # where fewer than 2,000 steps of the recipe's fit
-          device: str | torch.device = 'cpu') -> tuple[Recipe, float]:  # seconds of a step
+
+def paced(
+    recipe: Recipe,
+    seconds: float | None = None,    # that there are; None: take the recipe's steps
+    batch: int | None = None,        # None: as the recipe says, or `short_batch`
+    short_batch: int | None = None,  # where fewer than 2,000 steps of the recipe's fit
+    device: str | torch.device = 'cpu',
+) -> tuple[Recipe, float]:  # seconds of a step
     "The recipe with as many steps as fit into a time on this machine."
     size = batch or recipe.batch
     each = rehearse(recipe, size, device)
@@ -239,17 +256,8 @@ def paced(recipe: Recipe, seconds: float | None = None,  # that there are; None:
     return replace(recipe, batch=size, steps=max(10, int(seconds/each))), each
 
 
-def lasting(seconds: float) -> str:
-    "A time in words: '40 seconds', '12 minutes', '3.5 hours'."
-    if seconds < 90:
-        whole = max(1, round(seconds))
-        return f'{whole} second{"s" if whole > 1 else ""}'
-    minutes = seconds/60
-    return f'{minutes:.0f} minutes' if minutes < 90 else f'{minutes/60:.1f} hours'
-
-
 def memory_taken(device: str | torch.device = 'cpu') -> int | None:
-    "The most bytes that this process has had in use there so far, where the system says it."
+    "The most bytes that this process has used there so far, where the system says it."
     if torch.device(device).type == 'cuda':
         return torch.cuda.max_memory_allocated(device)
     try:
@@ -259,13 +267,27 @@ def memory_taken(device: str | torch.device = 'cpu') -> int | None:
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == 'darwin' else 1024*most
 
+# %% ../../nbs/58_own.ipynb #plan-words
+def lasting(seconds: float) -> str:
+    "A time in words: '40 seconds', '12 minutes', '3.5 hours'."
+    if seconds < 90:
+        whole = max(1, round(seconds))
+        return f'{whole} second{"s" if whole > 1 else ""}'
+    minutes = seconds/60
+    return f'{minutes:.0f} minutes' if minutes < 90 else f'{minutes/60:.1f} hours'
 
-def expectation(n: int, looks: int, each: float) -> str:  # pictures, looks in all, seconds a look
-    "What to expect of a model; of a long training after figure 58.1, which is a smaller case."
+
+def expectation(
+    n: int,       # pictures
+    looks: int,   # at pictures, in all
+    each: float,  # seconds a look
+) -> str:
+    "What to expect of a model; of long training as in figure 58.1, a smaller case."
     enough = looks_for(n)
     if looks < enough/4:
         return (f'That is short: {looks:,} looks in all, where the rule of thumb takes '
-                f'{enough:,} ({lasting(enough*each)}). Expect noise, or unfinished pictures.')
+                f'{enough:,} ({lasting(enough*each)}). '
+                'Expect noise, or unfinished pictures.')
     if n < 200:
         return 'So few pictures will be learned by heart: expect copies.'
     if n < 2000:
@@ -277,14 +299,16 @@ def about(recipe: Recipe, n: int, seconds: float) -> str:  # n pictures, seconds
     "What will be trained and how long it takes, for the terminal."
     parameters = sum(p.numel() for p in recipe.build().parameters())
     c, h, w = recipe.shape
+    colour = 'in colour' if c == 3 else 'grey'
     moved = ', mirrored and shifted by chance' if recipe.spec.get('augment') else ''
+    classes = f', {recipe.classes} classes' if recipe.classes else ''
     net = recipe.spec.get('net', 'unet')
     kind = 'A U-Net' if net == 'unet' else f'The network "{net}"'
-    return (f'{n} pictures of {h} x {w}, {"in colour" if c == 3 else "grey"}{moved}'
-            f'{f", {recipe.classes} classes" if recipe.classes else ""}. '
-            f'{kind} with {parameters/1e6:.1f} million parameters, {recipe.steps} steps of '
-            f'{recipe.batch} pictures: about {lasting(recipe.steps*seconds)} here. '
-            f'{expectation(n, recipe.steps*recipe.batch, seconds/recipe.batch)}')
+    result = expectation(n, recipe.steps*recipe.batch, seconds/recipe.batch)
+    return (f'{n} pictures of {h} x {w}, {colour}{moved}{classes}. '
+            f'{kind} with {parameters/1e6:.1f} million parameters, '
+            f'{recipe.steps} steps of {recipe.batch} pictures: '
+            f'about {lasting(recipe.steps*seconds)} here. {result}')
 
 # %% ../../nbs/58_own.ipynb #continued
 def continued(recipe: Recipe, path) -> Recipe:  # recipe: a plan without `augment`
@@ -310,7 +334,10 @@ def is_other_network(path) -> bool:
     return spec.get('maker', 'pictures') != 'pictures'
 
 # %% ../../nbs/58_own.ipynb #copies
-def small(x: Tensor, side: int = 16) -> Tensor:  # [n c h w] -> [n c h' w'], h', w' <= side
+def small(
+    x: Tensor,  # [n c h w]
+    side: int = 16,
+) -> Tensor:  # [n c h' w'] with h', w' <= side
     "Pictures made small, for distances that forgive grain."
     h, w = x.shape[2:]
     scale = min(1., side/max(h, w))
@@ -335,10 +362,10 @@ def copy_meter(x: Tensor,      # [n c h w] in [-1, 1]: samples
                held: Tensor,   # [k c h w] uint8, seen by nobody in training
                mirrored: bool = False,  # do mirrored training pictures count?
                ) -> dict:
-    "The share of samples nearer to one training picture than 19 of 20 held-out ones. Eq. 58.2."
+    "The share nearer to one training picture than 19 of 20 held-out pictures. Eq. 58.2."
     if len(held) < 20 or len(train) < 6:
-        raise Problem(f'{len(held)} pictures held out of {len(train)} are no yardstick: hold '
-                      'out 20 or more.')
+        raise Problem(f'{len(held)} pictures held out of {len(train)} are no yardstick: '
+                      'hold out 20 or more.')
     known = small(to_unit(train))
     rho, row = nearness(small(x.float()), known, mirrored)
     usual = nearness(small(to_unit(held)), known, mirrored)[0]
@@ -347,7 +374,9 @@ def copy_meter(x: Tensor,      # [n c h w] in [-1, 1]: samples
                 rho=rho, usual=usual, row=row)
 
 # %% ../../nbs/58_own.ipynb #held
-def held_out(images: Images, share: float = .1) -> tuple[Images, Images]:  # to train on, held
+def held_out(
+    images: Images, share: float = .1
+) -> tuple[Images, Images]:  # to train on, held out
     "Divide pictures into those to train on and those to weigh with."
     n = len(images)
     if not 0 <= share < 1:
@@ -361,16 +390,18 @@ def held_out(images: Images, share: float = .1) -> tuple[Images, Images]:  # to 
 READING = 'side', 'fit', 'labels', 'captions', 'bad'
 
 
-def read_source(source: dict,  # `folder`, those of READING, `hold`, and the digest if known
-                progress: Callable[[int, int], None] = unreported) -> Folder:
+def read_source(
+    source: dict,  # `folder`, those of READING, `hold`, and the digest if known
+    progress: Callable[[int, int], None] = unreported,
+) -> Folder:
     "The pictures that a run was started with. A `Problem` if they are others now."
     given = {k: source[k] for k in READING if source.get(k) is not None}
     if isinstance(given.get('side'), list):  # as JSON keeps a pair
         given['side'] = tuple(given['side'])
     found = read_folder(source['folder'], progress=progress, **given)
     if source.get('digest') not in (None, found.digest):
-        raise Problem(f'The pictures in {source["folder"]} are not those that this model was '
-                      'trained on: bring those back, or name their folder.')
+        raise Problem(f'The pictures in {source["folder"]} are not those that this model '
+                      'was trained on: bring those back, or name their folder.')
     return found
 
 
@@ -379,8 +410,8 @@ def source_beside(path) -> dict:  # path: of weights, or the folder of a run
     path = Path(path)
     note = (path if path.is_dir() else path.parent)/'run.json'
     if not note.exists():
-        raise Problem(f'There is no run.json beside {path}, so its pictures are not known: '
-                      'name their folder.')
+        raise Problem(f'There is no run.json beside {path}, so its pictures are not '
+                      'known: name their folder.')
     source = read_settings(note).get('source')
     if not isinstance(source, dict) or not isinstance(source.get('folder'), str):
         raise Problem(f'{note} names no folder of pictures.')
@@ -402,20 +433,24 @@ def weigh_pictures(model: nn.Module, recipe: Recipe, train: Images, held: Images
     "Samples against held-out pictures, and the copy meter. Eq. 27.2-27.9, 58.2."
     wanted = [*recipe.shape]
     if [*train.pixels.shape[1:]] != wanted:
-        raise Problem(f'These pictures are {[*train.pixels.shape[1:]]} and the model draws '
-                      f'{wanted}: read them at that size.')
+        raise Problem(f'These pictures are {[*train.pixels.shape[1:]]} and the model '
+                      f'draws {wanted}: read them at that size.')
     drawn = sample_recipe(model, recipe, n, labels(recipe, n, label), seed, **how)
     reader = load_weights('emoji-classifier')[0]
+
+    # against what was held out, or else against what was trained on
     notes = []
     real = held
     if len(held) < 100:
         real = train
         few = f'Only {len(held)} pictures are' if len(held) else 'No picture is'
-        notes.append(f'{few} held out, so samples are compared with those that the model was '
-                     'trained on: copies look perfect.')
+        notes.append(f'{few} held out, so samples are compared with those that the model '
+                     'was trained on: copies look perfect.')
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         found = weigh(drawn.x, to_unit(real.pixels), picture_features(reader))
+
+    # near copies
     copies = None
     if len(held) >= 20:
         meter = copy_meter(to_unit(to_bytes(drawn.x)), train.pixels, held.pixels,
@@ -429,12 +464,14 @@ def weigh_pictures(model: nn.Module, recipe: Recipe, train: Images, held: Images
 def pictures_verdict(r: dict) -> str:  # r: of `weigh_pictures`, with a name
     "What `weigh_pictures` found, in words."
     rows = measured(r)
-    if copies := r['copies']:
+    copies = r['copies']
+    if copies:
         rows.append(('near copies', [f'{copies["share"]:.1%}', f'{copies["chance"]:.1%}'],
                      'relatively nearer to one training picture than 19 of 20 new ones'))
-    lines = [f'{r["name"]}: {r["n"]} samples by {r["sampler"]} in {r["steps"]} steps, against '
-             f'{r["reference"]} real ones, in {r["features"]} features', *in_columns(rows)]
-    return '\n'.join(lines + [f'Note: {note}' for note in r['warnings']])
+    heading = (f'{r["name"]}: {r["n"]} samples by {r["sampler"]} in {r["steps"]} steps, '
+               f'against {r["reference"]} real ones, in {r["features"]} features')
+    notes = [f'Note: {note}' for note in r['warnings']]
+    return '\n'.join([heading, *in_columns(rows), *notes])
 
 # %% ../../nbs/58_own.ipynb #watch
 def few_samples(model: nn.Module, recipe: Recipe, n: int = 16, steps: int = 20) -> Tensor:
@@ -445,7 +482,7 @@ def few_samples(model: nn.Module, recipe: Recipe, n: int = 16, steps: int = 20) 
 def previews(run: Run, lines: Iterator[dict], every: int,  # steps
              keep: Callable[[int, Tensor], None],  # what is done with a step's samples
              draw: Callable[[nn.Module, Recipe], Tensor] = few_samples) -> Iterator[dict]:
-    "The lines of a run; on the way samples of its average, from the same noise each time."
+    "The lines of a run; on the way samples of its average, always from the same noise."
     if every < 1:
         raise Problem(f'Samples every {every} steps make no sense: give 1 or more.')
     last = run.training.step // every
@@ -470,24 +507,27 @@ class OwnSystem:
     # (what was read, its source, **options) -> a recipe, with all of that in its source
     plan: Callable[..., Recipe]
     about: Callable[[Recipe, float], str]  # the plan in words; seconds of a step
-    draw: Callable[[nn.Module, Recipe], Tensor] | None  # samples on the way; None: it draws none
+    # samples on the way; None: it draws none
+    draw: Callable[[nn.Module, Recipe], Tensor] | None
     options: tuple[str, ...]        # of `plan`
     reads: str                      # beside pictures: 'labels' or 'captions'
     side: int | None = None         # of its pictures; None: any
     short_batch: int | None = None  # as for `paced`
-    use: str = ''                   # the command that uses a run, with {out} for its folder
+    use: str = ''                   # the command that uses a run; {out}: its folder
 
 
 OWN = Registry('system for own pictures', mark='OWN.add(')
 
-
+# %% ../../nbs/58_own.ipynb #systems-ddpm
 def plan_found(found: Folder, source: dict, hold: float | None = None,
                augment: bool | None = None, base: int | None = None,
                net: str | None = None) -> Recipe:
     "`plan` for what was read, without what is held out."
     hold = .1 if hold is None else hold
     train, _ = held_out(found.images(), hold)
-    network = source.get('network')  # of somebody else's file, which is trained further
+
+    # a network of somebody else's file is trained further
+    network = source.get('network')
     if network:
         if augment is not None or base is not None or net is not None:
             raise Problem('`augment`, `base` and `net` are for networks that are planned '
@@ -496,7 +536,8 @@ def plan_found(found: Folder, source: dict, hold: float | None = None,
         chosen = {}
     else:
         recipe = plan(train, source['name'], augment, base=base, net=net)
-        chosen = {k: recipe.spec[k] for k in ('augment', 'base', 'net') if k in recipe.spec}
+        planned = ('augment', 'base', 'net')
+        chosen = {k: recipe.spec[k] for k in planned if k in recipe.spec}
     kept = source | chosen | dict(hold=hold, digest=found.digest, pictures=len(train))
     return replace(recipe, source=kept)
 
@@ -506,6 +547,11 @@ def about_found(recipe: Recipe, seconds: float) -> str:  # seconds of a step
     return about(recipe, recipe.source['pictures'], seconds)
 
 
-OWN.add('ddpm', OwnSystem(plan_found, about_found, few_samples,
-                          ('hold', 'augment', 'base', 'net'), reads='labels', short_batch=32,
-                          use='ddpm_lit sample {out}'));
+OWN.add('ddpm', OwnSystem(
+    plan_found,
+    about_found,
+    few_samples,
+    ('hold', 'augment', 'base', 'net'),
+    reads='labels',
+    short_batch=32,
+    use='ddpm_lit sample {out}'));

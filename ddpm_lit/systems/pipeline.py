@@ -96,8 +96,8 @@ NUMBER_RULES = (
     Rule(lambda r: r.guidance in ('cfg', 'clip'),
          'There is no guidance "{r.guidance}": choose cfg or clip.'),
     Rule(lambda r: steps_of(r, len(type(r).steps)),
-         'The steps are {r.steps}: give a whole number of 1 or more for each stage, as in '
-         '{shown}.', lambda r: type(r).steps),
+         'The steps are {r.steps}: give a whole number of 1 or more for each stage, '
+         'as in {shown}.', lambda r: type(r).steps),
     SEED_RULE,
     Rule(lambda r: is_finite(r.w),
          'The weight w is {r.w}: choose a number, 2 if in doubt.'),
@@ -294,7 +294,8 @@ def in_stages(request: Request, stages: dict[int, Stage],  # by size
 class System:
     "A system that paints captions; its judge stands in `JUDGES` under the same name."
     name: str
-    # (Request, progress: (evaluations done, of)) -> pictures [n 3 h h] by h, such as 32, 64
+    # (Request, progress) -> pictures [n 3 h h] by h, such as 32, 64;
+    # progress is told (evaluations done, of)
     paint: Callable[..., dict[int, Tensor]]
     weights: tuple[str, ...]  # all that it paints with, and is judged with
     request: type = Request  # what it can be asked

@@ -38,7 +38,7 @@ def stratified(n: int) -> Tensor:  # [n] float64
 
 # %% ../../nbs/22_fit.ipynb #ema
 def ema_decay(step: int, halflife: float, ramp: float = .1) -> float:
-    "What one step leaves of the average; the half-life is at most `ramp` times the run. Eq. 22.3."
+    "What a step leaves of the average, with a half-life of at most ramp*step. Eq. 22.3."
     return .5**(1/max(min(halflife, ramp*step), 1e-9))
 
 
@@ -52,13 +52,14 @@ def ema_update(average: nn.Module, model: nn.Module, decay: float):
 # %% ../../nbs/22_fit.ipynb #rate
 def learning_rate(step: int, steps: int, peak: float, warmup: int,
                   decay: bool = True) -> float:
-    "Up along a line for `warmup` steps, then down along half a cosine, if `decay`. Eq. 22.4."
+    "Up a line for `warmup` steps, then down half a cosine, if `decay`. Eq. 22.4."
     rate = peak*min(1, (step + 1)/max(warmup, 1))
     return rate*.5*(1 + math.cos(math.pi*step/steps)) if decay else rate
 
 # %% ../../nbs/22_fit.ipynb #bf16
 def has_bf16(device: torch.device) -> bool:
-    "Can the processor multiply in bfloat16? Asked, not timed: a resumed run gets the same answer."
+    "Can the processor multiply in bfloat16?"
+    # asked, not timed: a resumed run gets the same answer
     if device.type == 'cuda':
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type != 'cpu' or not torch.backends.mkldnn.is_available():
@@ -72,7 +73,7 @@ def unchanged(model: nn.Module) -> nn.Module:
 
 
 class Training:
-    "All that a run needs to go on: model, average, optimizer and the number of steps taken."
+    "All that a run needs to go on: model, average, optimizer, steps taken."
     def __init__(self, model: nn.Module,
                  # puts a model where it is to lie; 72 spreads it over many devices
                  place: Callable[[nn.Module], nn.Module] = unchanged):
@@ -95,8 +96,11 @@ class Training:
         "The loss of each sample."
         return loss(self.model.given(*condition), x0, t, eps)
 
-    def backward(self, parts: Iterable[Tensor],  # [] each; their sum is the loss
-                 clip: float) -> tuple[Tensor, Tensor]:  # the loss, the norm of its gradient
+    def backward(
+        self,
+        parts: Iterable[Tensor],  # [] each; their sum is the loss
+        clip: float,
+    ) -> tuple[Tensor, Tensor]:  # the loss, the norm of its gradient
         "The gradient of the loss, part by part, shortened to `clip`. Eq. 22.5."
         self.opt.zero_grad()
         value = 0.
@@ -136,8 +140,8 @@ class Training:
         with safe_open(path, 'pt') as f:
             run = (f.metadata() or {}).get('run', '')
         if run and self.run and run != self.run:
-            raise Problem(f'{path} is the state of another run, with another seed or other '
-                          'data: bring back its own, or start anew.')
+            raise Problem(f'{path} is the state of another run, with another seed or '
+                          'other data: bring back its own, or start anew.')
         check_same(own, state, path)
         if state['step'] < 0:
             raise Problem(f'{path} is damaged: no run has taken {int(state["step"])} '
@@ -157,7 +161,8 @@ class Progress:
     samples: int    # seen since this call began
 
 # %% ../../nbs/22_fit.ipynb #parts
-JOINT_LOSSES: set = set()  # those in which a sample's loss depends on the rest of its batch
+# those in which a sample's loss depends on the rest of its batch
+JOINT_LOSSES: set = set()
 
 
 def check_run(training: Training, steps: int):
@@ -172,8 +177,8 @@ def check_run(training: Training, steps: int):
 def check_parts(model: nn.Module, loss: Loss, micro: int):
     "A `Problem` unless the gradient of a batch is the sum of the gradients of its parts."
     if micro < 1:
-        raise Problem(f'A batch cannot be computed {micro} samples at a time: choose 1 or '
-                      'more.')
+        raise Problem(f'A batch cannot be computed {micro} samples at a time: '
+                      'choose 1 or more.')
     norms = nn.modules.batchnorm._BatchNorm
     if loss in JOINT_LOSSES or any(isinstance(m, norms) for m in model.modules()):
         raise Problem('The loss of a sample depends here on the rest of its batch, so a '
@@ -182,7 +187,7 @@ def check_parts(model: nn.Module, loss: Loss, micro: int):
 # %% ../../nbs/22_fit.ipynb #fit-steps
 @contextlib.contextmanager
 def step_seeds(seed: int, step: int, device: torch.device) -> Iterator[None]:
-    "Random numbers that depend on (seed, step) alone; afterwards the caller's go on as before."
+    "Random numbers from (seed, step) alone; afterwards the caller's go on as before."
     with torch.random.fork_rng([device] if device.type == 'cuda' else []):
         torch.manual_seed(seed*1_000_003 + step)
         yield
@@ -191,7 +196,7 @@ def step_seeds(seed: int, step: int, device: torch.device) -> Iterator[None]:
 def levels_and_noise(x0: Tensor,          # [b ...]
                      schedule: Schedule
                      ) -> tuple[Level, Tensor]:  # [b 1 ...], [b ...]
-    "A noise level for each sample, evenly spread over the batch, and the noise. Eq. 22.1."
+    "A noise level for each sample, spread evenly over the batch, and noise. Eq. 22.1."
     log_snr = schedule(stratified(len(x0))).log_snr.float()
     t = Level(log_snr.to(x0.device, non_blocking=True)).like(x0)
     return t, torch.randn_like(x0)
@@ -211,7 +216,7 @@ def loss_parts(training: Training, loss: Loss,
             part = losses.mean()*(len(some)/n)
         yield part
 
-
+# %% ../../nbs/22_fit.ipynb #fit-finite
 class FiniteCheck:
     "Keeps NaN and infinity out of the weights, without making a GPU wait at every step."
     def __init__(self, opt: torch.optim.Optimizer, look: int, device: torch.device):
@@ -235,29 +240,32 @@ class FiniteCheck:
     def stop(self, step: int):
         "A `Problem` if a step so far was broken."
         if self.broken:
-            unseen = f', or in the {min(self.look - 1, step)} before' if self.look > 1 else ''
+            unseen = ''
+            if self.look > 1:
+                unseen = f', or in the {min(self.look - 1, step)} before'
             raise Problem('The loss or its gradient is not finite at step '
                           f'{step}{unseen}: lower the learning rate, or look for NaN in '
                           'the data.')
 
 # %% ../../nbs/22_fit.ipynb #fit-loop
-def fit(training: Training,
-        batches: Callable[[int], tuple],  # step -> (x0 [b ...], *condition)
-        schedule: Schedule,
-        loss: Loss,
-        steps: int,               # in all, those of earlier calls included
-        lr: float = 2e-3,
-        warmup: int = 100,
-        clip: float = 1.,
-        halflife: float = 350.,
-        seed: int = 0,
-        decay: bool = True,       # does the rate fall towards the end?
-        adam: dict | None = None,  # AdamW's settings if not (22.6): betas, eps, weight_decay
-        bf16: bool | None = None,  # None: if the processor has it
-        look: int | None = None,   # steps between two looks for NaN; None: 20 on a GPU, else 1
-        micro: int | None = None,  # samples that are in memory at a time; None: the whole batch
-        ) -> Iterator[Progress]:
-    "Train, step by step; step i draws from the seed (seed, i). Eq. 22.5-22.6 (DDPM Algorithm 1)."
+def fit(
+    training: Training,
+    batches: Callable[[int], tuple],  # step -> (x0 [b ...], *condition)
+    schedule: Schedule,
+    loss: Loss,
+    steps: int,                # in all, those of earlier calls included
+    lr: float = 2e-3,
+    warmup: int = 100,
+    clip: float = 1.,
+    halflife: float = 350.,
+    seed: int = 0,
+    decay: bool = True,        # does the rate fall towards the end?
+    adam: dict | None = None,  # AdamW's betas, eps, weight_decay, if not as in (22.6)
+    bf16: bool | None = None,  # None: if the processor has it
+    look: int | None = None,   # steps between looks for NaN; None: 20 on a GPU, else 1
+    micro: int | None = None,  # samples in memory at a time; None: the whole batch
+) -> Iterator[Progress]:
+    "Train, step by step; step i draws from (seed, i). Eq. 22.5-22.6 (DDPM Algorithm 1)."
     check_run(training, steps)
     model = training.model.train()
     if micro is not None:
@@ -299,7 +307,7 @@ def fit(training: Training,
 
 # %% ../../nbs/22_fit.ipynb #files
 def read_tensors(path) -> dict[str, Tensor]:
-    "The tensors of a safetensors file. Pickles are refused: unpickling runs the code in them."
+    "The tensors of a safetensors file. A pickle is refused: reading one runs its code."
     if not Path(path).is_file():
         raise Problem(f'There is no file {path}: check the name, or train it.')
     check_tensors(path)
@@ -326,7 +334,7 @@ def write_tensors(path, tensors: dict[str, Tensor], **metadata: str):
         raise Problem(f'{path} could not be written ({e}): free some space or choose '
                       'another place.') from e
 
-
+# %% ../../nbs/22_fit.ipynb #files-same
 def check_same(own: dict[str, Tensor], tensors: dict[str, Tensor], origin):
     "A missing, unknown, mis-shaped or damaged tensor is named."
     def other(why):
@@ -366,14 +374,14 @@ class Recipe:
     settings: dict = field(default_factory=dict)  # further arguments of `fit`
     classes: int = 0              # labels are 0 .. classes-1; 0: none
     limit: float | None = None    # clamp the clean estimate to +-limit
-    data: tuple[str, ...] = ()    # files and folders of data_dir whose hash the card holds
+    data: tuple[str, ...] = ()    # what it reads of data_dir; the card holds the hash
     sampler: str = 'ddim'         # how it is sampled by default; '': not at all
     sample_steps: int = 50        # and in how many steps
     # what a new run makes of the untrained model: it may begin with another's weights
     start: Callable[[Model], Model] = unchanged
     names: tuple[str, ...] = ()   # of the classes
-    # how a file says what it holds: a maker in MAKERS and its arguments, as JSON; empty for
-    # recipes that are known by name
+    # how a file says what it holds: a maker in MAKERS and its arguments, as JSON;
+    # empty for recipes that are known by name
     spec: dict = field(default_factory=dict)
     # of own pictures: where they are, how they are read, and their digest
     source: dict = field(default_factory=dict)
@@ -381,7 +389,8 @@ class Recipe:
 
 RECIPES = Registry('recipe', mark='register(', group='ddpm_lit.recipes')
 
-# (model, n, seed) -> (per cent done, rows), part by part, for what is not judged by its samples
+# (model, n, seed) -> (per cent done, rows), part by part,
+# for what is not judged by its samples
 JUDGES = Registry('judge', mark='JUDGES.add(')
 
 
@@ -410,7 +419,8 @@ def made(spec: dict) -> Recipe:
     except (TypeError, ValueError) as e:
         if isinstance(e, Problem):
             raise
-        raise Problem(f'The maker {spec["maker"]} cannot use {sorted(arguments)} ({e}).') from e
+        raise Problem(f'The maker {spec["maker"]} cannot use {sorted(arguments)} '
+                      f'({e}).') from e
 
 # %% ../../nbs/22_fit.ipynb #roll
 def roll_batches(size: int, seed: int, device: torch.device) -> Callable[[int], tuple]:
@@ -454,15 +464,20 @@ def out_of_rows(tensors: dict[str, Tensor], origin) -> dict[str, Tensor]:
 FORMAT = 1  # of weights; a file with a higher number was written by a newer version
 
 # what of a card stands in the file itself: all but the circumstances of the run
-INSIDE = ('spec', 'model', 'parameters', 'parameterization', 'schedule', 'data', 'command',
-          'before', 'version')
+INSIDE = ('spec', 'model', 'parameters', 'parameterization', 'schedule', 'data',
+          'command', 'before', 'version')
 
 
-def save_weights(path, model: nn.Module, card: dict,
-                 bits: int = 16):  # 2 to 8: large tensors in rows of whole numbers
+def save_weights(
+    path,
+    model: nn.Module,
+    card: dict,
+    bits: int = 16,  # 2 to 8: large tensors in rows of whole numbers
+):
     "Write weights with their card inside, and the card NAME.json beside them. Eq. 22.8."
     if bits != 16 and not 2 <= bits <= 8:
-        raise Problem(f'Weights are stored in 16 bits a number, or in 2 to 8, not in {bits}.')
+        raise Problem('Weights are stored in 16 bits a number, or in 2 to 8, '
+                      f'not in {bits}.')
     tensors = {}
     for k, v in model.state_dict().items():
         tensors[k] = v.half() if v.is_floating_point() else v
@@ -490,14 +505,17 @@ def card_in(path) -> dict:
         card = json.loads(said.get('card', '{}'))
         assert isinstance(card, dict)
     except (ValueError, RecursionError, AssertionError) as e:
-        raise Problem(f'{path} is damaged: what it says about itself is not whole.') from e
+        raise Problem(f'{path} is damaged: what it says about itself is not '
+                      'whole.') from e
     if version > FORMAT:
-        raise Problem(f'{path} was written by a newer ddpm_lit: update this one to open it.')
+        raise Problem(f'{path} was written by a newer ddpm_lit: update this one '
+                      'to open it.')
     return card | dict(recipe=said['recipe'])
 
 
-def load_weights(name: str,  # a shipped name, or the path of a file that `save_weights` wrote
-                 ) -> tuple[Model, Recipe]:  # in eval mode, on the CPU, float32
+def load_weights(
+    name: str,  # a shipped name, or the path of a file that `save_weights` wrote
+) -> tuple[Model, Recipe]:  # in eval mode, on the CPU, float32
     "A trained model, and the recipe that it came from."
     if str(name).endswith('.safetensors'):
         path = Path(name)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LATER', 'Stopped', 'asked_to_stop', 'is_line', 'read_log', 'Log', 'machine', 'thin', 'read_settings',
-           'commands_before', 'leftovers', 'can_be', 'check_unused', 'new_settings', 'old_settings', 'choose_settings',
-           'Team', 'Run', 'lock', 'alone', 'starting_model', 'data_digests', 'claim', 'open_run', 'Meter', 'go',
-           'unreported', 'quick_fit', 'find_weights']
+           'commands_before', 'leftovers', 'can_be', 'check_unused', 'new_settings', 'check_same_run', 'old_settings',
+           'choose_settings', 'Team', 'Run', 'lock', 'alone', 'starting_model', 'data_digests', 'claim', 'restore',
+           'open_run', 'Meter', 'go', 'unreported', 'quick_fit', 'no_weights', 'find_weights']
 
 # %% ../../nbs/29_run.ipynb #imports
 import contextlib
@@ -34,8 +34,8 @@ from .measure import data_digest
 class Stopped(Exception):
     "A run that was asked to stop, raised after all of it was saved."
     def __init__(self, number: int, step: int, steps: int, out):  # number: of the signal
-        super().__init__(f'stopped at step {step} of {steps}, all saved in {out}: go on with '
-                         '`resume=True`.')
+        super().__init__(f'stopped at step {step} of {steps}, all saved in {out}: '
+                         'go on with `resume=True`.')
         self.number = number
         self.exit_code = 128 + number  # as shells have it
 
@@ -121,7 +121,7 @@ def thin(lines: list, n: int = 50) -> list:
 
 # %% ../../nbs/29_run.ipynb #settings
 def read_settings(path, **kinds) -> dict:  # kinds: of what must be there
-    "What a file of JSON says, by name: the settings that a run was started with, or a card."
+    "What a JSON file says, by name: the settings that a run began with, or a card."
     text = read_text(path)
     try:
         told = json.loads(text)
@@ -179,20 +179,28 @@ def check_unused(out: Path, recipe: Recipe):
         raise Problem(f'{out} holds {min(found).name}, which is not of a run: '
                       'move it away, or give an empty or a new folder with `out`.')
 
-
+# %% ../../nbs/29_run.ipynb #settings-new
 def new_settings(recipe: Recipe, given: dict, init: bool | str,
                  device: torch.device) -> dict:
     "The recipe's settings, with what is given instead."
-    default = dict(steps=recipe.steps, batch=recipe.batch, lr=recipe.settings.get('lr', 2e-3),
-                   seed=0, bf16=recipe.settings.get('bf16', has_bf16(device)), micro=None,
-                   shard=False)
-    if unknown := given.keys() - default.keys():
+    default = dict(
+        steps=recipe.steps,
+        batch=recipe.batch,
+        lr=recipe.settings.get('lr', 2e-3),
+        seed=0,
+        bf16=recipe.settings.get('bf16', has_bf16(device)),
+        micro=None,
+        shard=False)
+    unknown = given.keys() - default.keys()
+    if unknown:
         raise Problem(f'A run has no setting "{min(unknown)}": choose among '
                       f'{", ".join(default)}.')
     chosen = default | {k: v for k, v in given.items() if v is not None}
     if not can_be(chosen):
-        raise Problem(f'No run can have {chosen}: give steps and a batch of 1 or more, an lr '
-                      'above 0, and a seed from 0 up to 2**40.')
+        raise Problem(f'No run can have {chosen}: give steps and a batch of 1 or more, '
+                      'an lr above 0, and a seed from 0 up to 2**40.')
+
+    # where the weights that it begins with came from
     before = commands_before(recipe.name if init is True else init) if init else []
     own = dict(spec=recipe.spec, source=recipe.source) if recipe.spec else {}
     return dict(recipe=recipe.name, init=init, before=before, **own, **chosen)
@@ -201,6 +209,21 @@ def new_settings(recipe: Recipe, given: dict, init: bool | str,
 LATER = 'steps', 'lr'  # what may be given anew when a run goes on
 
 # %% ../../nbs/29_run.ipynb #old-settings
+def check_same_run(out: Path, old: dict, recipe: Recipe, given: dict):
+    "A `Problem` unless the run with these old settings is the one that is asked for."
+    if old['recipe'] != recipe.name:
+        raise Problem(f'{out} holds a run of {old["recipe"]}, not of {recipe.name}: give '
+                      'its own folder with `out`.')
+    if old.get('source', {}).get('digest') != recipe.source.get('digest'):
+        raise Problem(f'The pictures are not those that the run in {out} began with: '
+                      'bring those back, or start another run with another `out`.')
+    for k, v in given.items():
+        if v is not None and v != old.get(k) and k not in LATER:
+            raise Problem(f'The run in {out} was started with {k} = {old.get(k)}, not '
+                          f'{v}: resume it as it was, or start another with another '
+                          '`out`.')
+
+
 def old_settings(out: Path, recipe: Recipe, given: dict) -> dict:
     "The settings of the run in `out`; steps and lr may be new, all else is as it was."
     note = out/'run.json'
@@ -209,17 +232,11 @@ def old_settings(out: Path, recipe: Recipe, given: dict) -> dict:
     old = dict(shard=False, init=False, micro=None) | read_settings(
         note, recipe=str, steps=int, batch=int, lr=(int, float), seed=int, bf16=bool)
     if not can_be(old):
-        raise Problem(f'{note} says what no run can be: start another one with another `out`.')
-    if old['recipe'] != recipe.name:
-        raise Problem(f'{out} holds a run of {old["recipe"]}, not of {recipe.name}: give '
-                      'its own folder with `out`.')
-    if old.get('source', {}).get('digest') != recipe.source.get('digest'):
-        raise Problem(f'The pictures are not those that the run in {out} began with: bring '
-                      'those back, or start another run with another `out`.')
-    for k, v in given.items():
-        if v is not None and v != old.get(k) and k not in LATER:
-            raise Problem(f'The run in {out} was started with {k} = {old.get(k)}, not {v}: '
-                          'resume it as it was, or start another with another `out`.')
+        raise Problem(f'{note} says what no run can be: start another one with another '
+                      '`out`.')
+    check_same_run(out, old, recipe, given)
+
+    # what is given anew
     new = {k: given[k] for k in LATER if given.get(k) not in (None, old[k])}
     if not can_be(old | new):
         raise Problem(f'No run can have {new}: give 1 or more steps, and an lr above 0.')
@@ -251,7 +268,7 @@ class Team:
         return v
 
     def maximum(self, *numbers: float) -> list[float]:
-        "The largest of each number in any process: so all stop, or save, at the same step."
+        "The largest of each number in any process: all stop, or save, at the same step."
         return [float(n) for n in numbers]
 
     def broadcast(self, find: Callable):
@@ -261,8 +278,8 @@ class Team:
     def training(self, model: nn.Module, shard: bool = False) -> Training:
         "A training of this team."
         if shard:
-            raise Problem('A model is spread over the processes of torchrun: give a `team` of '
-                          'several, or leave `shard` out.')
+            raise Problem('A model is spread over the processes of torchrun: give a '
+                          '`team` of several, or leave `shard` out.')
         return Training(model)
 
 # %% ../../nbs/29_run.ipynb #run-class
@@ -343,14 +360,17 @@ def lock(folder: int, out: Path):  # folder: its open file
 
 @contextlib.contextmanager
 def alone(out, new: bool):  # new: may the folder be made?
-    "No other process trains in this folder meanwhile; a new one that stays empty is removed."
+    "No other process trains here meanwhile; a new folder that stays empty is removed."
     out = Path(out)
     made = new and not out.exists()
     if new:
         out.mkdir(parents=True, exist_ok=True)
-    if not out.is_dir() or os.name == 'nt':  # `choose_settings` says what is there instead
+
+    # `choose_settings` says what is there instead
+    if not out.is_dir() or os.name == 'nt':
         yield
         return
+
     folder = os.open(out, os.O_RDONLY)
     try:
         lock(folder, out)
@@ -385,7 +405,7 @@ def data_digests(recipe: Recipe) -> dict[str, str]:
 
 
 def claim(run: Run, resume: bool):
-    "Make a folder that of a run: its settings are written, and half-written files removed."
+    "Make a folder that of a run: write its settings, remove half-written files."
     if not resume or 'changed' in run.settings:
         with replacing(run.out/'run.json') as p:
             p.write_text(json.dumps(run.settings, indent=1) + '\n')
@@ -395,6 +415,17 @@ def claim(run: Run, resume: bool):
         shutil.rmtree(left)
 
 
+def restore(run: Run):
+    "Go on from the saved state, if any; a `Problem` if that is past the last step."
+    kept = run.training.kept(run.out/'state.safetensors')
+    if kept:
+        run.training.load(kept)
+    taken = run.training.step
+    if taken > run.settings['steps']:
+        raise Problem(f'The run in {run.out} has taken {taken} steps already: ask for '
+                      'more.')
+
+# %% ../../nbs/29_run.ipynb #open-run-whole
 def open_run(
         out,                         # the folder
         recipe: Recipe,
@@ -419,6 +450,7 @@ def open_run(
     model = starting_model(recipe, settings).to(device, memory_format=layout)
     training = team.training(model, settings.get('shard', False))
 
+    # its data and its log
     batches = recipe.batches(settings['batch'], settings['seed'], device)
     data = data_digests(recipe) if team.first else {}
     log = Log(out/'log.jsonl', 0, writes=False)
@@ -426,12 +458,8 @@ def open_run(
     training.run = run.identity()
 
     # the state that it was in
-    kept = training.kept(out/'state.safetensors') if resume else None
-    if kept:
-        training.load(kept)
-    if training.step > settings['steps']:
-        raise Problem(f'The run in {out} has taken {training.step} steps already: ask for '
-                      'more.')
+    if resume:
+        restore(run)
     prepare(training.model)
     if compile:
         model.net.compile()
@@ -442,9 +470,9 @@ def open_run(
     run.log = Log(out/'log.jsonl', training.step, team.first)
     return run
 
-# %% ../../nbs/29_run.ipynb #go
+# %% ../../nbs/29_run.ipynb #meter
 class Meter:
-    "The lines of a log: mean loss and speed since the last one, and the seconds of all calls."
+    "The lines of a log: mean loss and speed since the last one, seconds of all calls."
     def __init__(self, run: Run):
         last = run.log.lines[-1] if run.log.lines else {}
         self.before = dict(seconds=0., cpu_seconds=0.) | last
@@ -472,9 +500,9 @@ class Meter:
         self.seconds = p.seconds
         return line
 
-
+# %% ../../nbs/29_run.ipynb #go
 def go(run: Run, save_every: float = 30.) -> Iterator[dict]:  # save_every: in seconds
-    "Train to the last step; yields the lines of the log. `Stopped` after a request to stop."
+    "Train to the last step; yields lines of the log. `Stopped` after a request to stop."
     s = run.settings
     recipe = run.recipe
     own = {k: s[k] for k in ('lr', 'seed', 'bf16', 'micro')}
@@ -512,7 +540,7 @@ def quick_fit(recipe: Recipe, seconds: float, steps: int | None = None, seed: in
               device: str | torch.device = 'cpu', batch: int = 32,
               progress: Callable = unreported,
               ) -> tuple[nn.Module, int, float]:  # the average, steps, images a second
-    "Train from scratch for about so many seconds, in many small steps; or for so many steps."
+    "Train from scratch for about so many seconds, in small steps; or for `steps` steps."
     device = torch.device(device)
     batches = recipe.batches(batch, seed, device)
 
@@ -541,31 +569,46 @@ def quick_fit(recipe: Recipe, seconds: float, steps: int | None = None, seed: in
     return training.average, p.step, speed
 
 # %% ../../nbs/29_run.ipynb #find-weights
+def no_weights(name: str) -> Problem:
+    "That there are no weights of this name, and what to do instead."
+    weights = data_dir('weights')
+    if name in RECIPES.names() and 'data_files' in weights.parts:
+        return Problem(f'The weights "{name}" are not in the installed package: train '
+                       'them, or, if the repository has them, clone it and set '
+                       'DDPM_LIT_DATA to its folder data.')
+
+    # a name that is spelled alike, or all there are
+    stems = [p.stem for p in sorted(weights.glob('*.safetensors'))]
+    near = get_close_matches(name, stems, 1)
+    if near:
+        return Problem(f'There are no weights "{name}": did you mean {near[0]}?')
+    shipped = ', '.join(stem for stem in stems if stem in RECIPES.names())
+    choose = f'choose {shipped}, or ' if shipped else ''
+    return Problem(f'There are no weights "{name}", neither shipped nor in runs/{name}: '
+                   f'{choose}train them first, or give the path of a .safetensors '
+                   'file.')
+
+
 def find_weights(name: str) -> str:
-    "What `load_weights` takes: a path, a shipped name, the folder of a run, or its NAME in runs."
+    "What `load_weights` takes, from a path, a shipped name, a run's folder or its NAME."
     if name.endswith('.safetensors'):
         return name
-    if (Path(name)/'run.json').is_file():
-        made_by = read_settings(Path(name)/'run.json', recipe=str)['recipe']
+
+    # the folder of a run
+    note = Path(name)/'run.json'
+    if note.is_file():
+        made_by = read_settings(note, recipe=str)['recipe']
         return str(Path(name)/f'{made_by}.safetensors')
-    RECIPES.look(name)  # it may bring a shorter name
+
+    # a shipped name; the module that is imported may bring a shorter one
+    RECIPES.look(name)
     name = RECIPES.aliases.get(name, name)
     with contextlib.suppress(Problem):
         data_dir('weights', f'{name}.safetensors')
         return name
+
+    # a run of one's own
     own = Path('runs')/name/f'{name}.safetensors'
     if own.exists():
         return str(own)
-    weights = data_dir('weights')
-    if name in RECIPES.names() and 'data_files' in weights.parts:
-        raise Problem(f'The weights "{name}" are not in the installed package: train them, '
-                      'or, if the repository has them, clone it and set DDPM_LIT_DATA to its '
-                      'folder data.')
-    stems = [p.stem for p in sorted(weights.glob('*.safetensors'))]
-    near = get_close_matches(name, stems, 1)
-    if near:
-        raise Problem(f'There are no weights "{name}": did you mean {near[0]}?')
-    shipped = ', '.join(stem for stem in stems if stem in RECIPES.names())
-    raise Problem(f'There are no weights "{name}", neither shipped nor in runs/{name}: '
-                  f'{shipped and f"choose {shipped}, or "}train them first, or give the '
-                  'path of a .safetensors file.')
+    raise no_weights(name)
