@@ -167,11 +167,11 @@ def vary(x: Tensor,  # [3 64 64], or several
 
 # %% ../../nbs/64_manipulate.ipynb #blend
 def pairwise_slerp(a: Tensor, b: Tensor,  # [m ...]
-                   w: Tensor) -> Tensor:  # [k] -> [m*k ...]
+                   theta: Tensor) -> Tensor:  # [k] -> [m*k ...]
     "Every pair at every share, pair by pair. Eq. 64.5."
-    a = a.repeat_interleave(len(w), 0)
-    b = b.repeat_interleave(len(w), 0)
-    share = w.repeat(len(a) // len(w)).reshape(-1, *[1]*(a.ndim - 1))
+    a = a.repeat_interleave(len(theta), 0)
+    b = b.repeat_interleave(len(theta), 0)
+    share = theta.repeat(len(a) // len(theta)).reshape(-1, *[1]*(a.ndim - 1))
     return slerp(a, b, share)
 
 
@@ -185,25 +185,25 @@ def blend(a: Tensor, b: Tensor,  # [3 64 64], or several pairs
     a = check_pictures(a, editor.device)
     b = check_pictures(b, editor.device)
     m = len(a)
-    w = torch.linspace(0, 1, column_count(n, m, 2), dtype=torch.float64)
+    theta = torch.linspace(0, 1, column_count(n, m, 2), dtype=torch.float64)
     if m != len(b):
         raise Problem(f'{m} pictures cannot be blended with {len(b)}: give as many of '
                       'both.')
 
     # both parts on great circles, or the noise fixed (64.5)
     latent = editor.encode(torch.cat([a, b]))
-    z = pairwise_slerp(latent.z[:m], latent.z[m:], w)
+    z = pairwise_slerp(latent.z[:m], latent.z[m:], theta)
     if fixed:
         noise = own_noise(editor.seed, [600_000]*(m*n))
         x_T = noise(torch.empty(m*n, 3, 32, 32, device=editor.device))
     else:
-        x_T = pairwise_slerp(latent.x_T[:m], latent.x_T[m:], w)
+        x_T = pairwise_slerp(latent.x_T[:m], latent.x_T[m:], theta)
     pictures = editor.decode(Latent(z, x_T), [0]*(m*n))
-    return PictureRow(pictures, tuple(f'{v:.2f}' for v in w))
+    return PictureRow(pictures, tuple(f'{v:.2f}' for v in theta))
 
 # %% ../../nbs/64_manipulate.ipynb #edit
 def difference(z_text: Tensor, z_before: Tensor) -> Tensor:  # [b d] each, of length 1
-    "The direction of the change that two captions describe. Eq. 64.6 (unCLIP section 3.3)."
+    "The direction of change between two captions. Eq. 64.6 (unCLIP section 3.3)."
     d = z_text - z_before
     if (d.norm(dim=-1) < 1e-5).any():
         raise Problem('Both captions say the same to CLIP: say what is there, and what '
@@ -223,7 +223,7 @@ def edit(x: Tensor,  # [3 64 64], or several
                       '(nothing left of it), .5 if in doubt.')
     editor = UnclipEditor(**how)
     x = check_pictures(x, editor.device)
-    w = torch.linspace(0, theta, column_count(n, len(x), 2), dtype=torch.float64)
+    shares = torch.linspace(0, theta, column_count(n, len(x), 2), dtype=torch.float64)
 
     # the direction between the captions
     reader = ZeroShotClassifier(weights_on('clip', editor.device))
@@ -232,14 +232,14 @@ def edit(x: Tensor,  # [3 64 64], or several
 
     # the embedding turns towards it; the noise stays
     latent = editor.encode(x)
-    z = pairwise_slerp(latent.z, d.expand_as(latent.z), w)
+    z = pairwise_slerp(latent.z, d.expand_as(latent.z), shares)
     x_T = latent.x_T.repeat_interleave(n, 0)
     pictures = editor.decode(Latent(z, x_T), [0]*len(z))
-    return PictureRow(pictures, tuple(f'{v:.2f}' for v in w))
+    return PictureRow(pictures, tuple(f'{v:.2f}' for v in shares))
 
 # %% ../../nbs/64_manipulate.ipynb #fewer
 def first_coordinates(code: PCAQuantizer, z: Tensor, k: int) -> Tensor:  # [b d]
-    "The first k principal coordinates, the others at their mean. Eq. 64.7 (unCLIP section 4)."
+    "The first k principal coordinates, others at the mean. Eq. 64.7 (unCLIP sec. 4)."
     return unit(code.coordinates(z)[:, :k] @ code.axes[:, :k].mT + code.mean)
 
 # %% ../../nbs/64_manipulate.ipynb #judge-variations

@@ -35,7 +35,7 @@ from ..train.fit import Recipe, load_weights, register
 
 # %% ../../nbs/62_prior.ipynb #hear
 class TextFeatures(NamedTuple):
-    "A frozen CLIP's features of captions: z_t, a state for each token, and the mask. Eq. 62.3."
+    "A frozen CLIP's features of captions: z_t, a state a token, the mask. Eq. 62.3."
     z_text: Tensor # [b d], of length 1
     words: Tensor # [b l w]
     mask: Tensor # [b l] True up to the end of the text
@@ -142,8 +142,9 @@ class PriorNet(nn.Module):
 
 # %% ../../nbs/62_prior.ipynb #net-3
 class Prior(Model):
-    "A denoiser of image embeddings given a caption, with the units of its data. Eq. 62.2, 62.3."
-    def __init__(self, net: PriorNet, level_input: Callable[[Level], Tensor] = level_time):
+    "A denoiser of image embeddings given a caption, with units. Eq. 62.2, 62.3."
+    def __init__(self, net: PriorNet,
+                 level_input: Callable[[Level], Tensor] = level_time):
         super().__init__(net, from_x0, level_input)
         self.register_buffer('mean', torch.zeros(net.out.out_features))
         self.register_buffer('std', torch.ones(net.out.out_features))
@@ -154,7 +155,8 @@ class Prior(Model):
     def unscaled(self, x: Tensor) -> Tensor: # [... d], and back
         return x*self.std + self.mean
 
-    def encode_condition(self, z_text: Tensor, words: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+    def encode_condition(self, z_text: Tensor, words: Tensor,
+                         mask: Tensor) -> tuple[Tensor, ...]:
         "The caption's keys and values, computed once for a whole run. Eq. 62.4."
         return self.net.read(z_text, words, mask)
 
@@ -171,7 +173,7 @@ def embedded(
 
 def embedding_batches(seen: Callable[[Tensor], Tensor],
                    drop: float = .1) -> Callable: # seen: embeddings -> what is learned
-    "The `batches` of a recipe: image embeddings and CLIP's features of captions. Eq. 62.6."
+    "The `batches` of a recipe: embeddings and CLIP's features of captions. Eq. 62.6."
     def start(batch, seed, device):
         data, z = embedded(seed)
         x0 = seen(z).to(device)
@@ -197,7 +199,7 @@ def embedding_units() -> tuple[Tensor, Tensor]: # [d] both
     return z.mean(0), z.std(0, correction=0)
 
 def standardised(z: Tensor) -> Tensor: # [... d]
-    "In units in which our embeddings have mean 0 and variance 1 in each coordinate. Eq. 62.2."
+    "In units that give each coordinate mean 0 and variance 1. Eq. 62.2."
     mean, std = embedding_units()
     return (z - mean)/std
 
@@ -233,7 +235,7 @@ def sample_prior(
         unheard: TextFeatures | None = None, # the empty caption, for a scale other than 1
         variance: Callable = fixed_small,
         noise=torch.randn_like) -> Tensor: # [b d], of length 1
-    "An image embedding for each caption: of several, the best. Eq. 62.6-62.8 (unCLIP section 2.2)."
+    "For each caption the best of several embeddings. Eq. 62.6-62.8 (unCLIP section 2.2)."
     if guidance_scale != 1 and unheard is None:
         raise Problem('Guidance also needs the empty caption: give '
                       'encode_text(clip, tokenizer("")) as unheard.')
@@ -263,8 +265,11 @@ class ResidualVariance:
             np.interp(t.log_snr.cpu().double(), self.log_snr, self.share)).to(x)
 
 @torch.no_grad()
-def residual_variance(denoiser: Denoiser, x0: Tensor,
-           levels: Sequence[Level]) -> ResidualVariance: # x0 [b ...]; levels, the noisiest first
+def residual_variance(
+        denoiser: Denoiser,
+        x0: Tensor, # [b ...]
+        levels: Sequence[Level] # the noisiest first
+) -> ResidualVariance:
     "The mean squared error of the predicted x0 at each level. Eq. 62.8."
     share = []
     for t in levels:
@@ -275,7 +280,7 @@ def residual_variance(denoiser: Denoiser, x0: Tensor,
 
 # %% ../../nbs/62_prior.ipynb #code
 class PCAQuantizer(nn.Module):
-    "Principal coordinates of embeddings, in buckets. Eq. 62.9, 62.10 (unCLIP section 2.2)."
+    "Principal coordinates in buckets. Eq. 62.9, 62.10 (unCLIP section 2.2)."
     def __init__(self, dim: int, k: int, buckets: int): # k: coordinates kept
         super().__init__()
         self.k = k
@@ -303,7 +308,7 @@ class PCAQuantizer(nn.Module):
 
     @torch.no_grad()
     def fit(self, z: Tensor, z_text: Tensor) -> 'PCAQuantizer': # [n d] both
-        "Axes, edges and centres from image embeddings and their captions'. Eq. 62.9, 62.10."
+        "Axes, edges and centres from embeddings of images and captions. Eq. 62.9, 62.10."
         # the axes, the widest first
         self.mean.copy_(z.mean(0))
         x = (z - self.mean).cpu().double()
@@ -332,7 +337,7 @@ def inverse_cdf(logits: Tensor,
 
 # %% ../../nbs/62_prior.ipynb #ar-2
 class PriorAR(nn.Module):
-    "A causal transformer that predicts the code of z_i. Eq. 62.11, 62.12 (unCLIP section 2.2)."
+    "A causal transformer for the code of z_i. Eq. 62.11, 62.12 (unCLIP section 2.2)."
     def __init__(self, dim: int, words: int, length: int, width: int, layers: int,
                  heads: int, k: int, buckets: int):
         super().__init__()
@@ -379,8 +384,8 @@ class PriorAR(nn.Module):
         code = self.code(z_image)
         mask, past = self.read(z_text, words, mask)
         row = self.row(self.code.dot(z_image, z_text), code[:, :-1])
-        h, _ = extend_row(self.transformer, row, F.pad(mask, (0, self.code.k), value=True),
-                          past)
+        mask = F.pad(mask, (0, self.code.k), value=True)
+        h, _ = extend_row(self.transformer, row, mask, past)
         return F.cross_entropy(self.logits(h, z_text).mT, code, reduction='none')
 
     def given(
@@ -390,9 +395,10 @@ class PriorAR(nn.Module):
 
     @torch.no_grad()
     def sample(
-        self, z_text: Tensor, words: Tensor, mask: Tensor, dot: Tensor | None = None,
-        chance=torch.rand_like
-    ) -> Tensor: # dot: None: any of the upper half; chance: as rand_like -> [b d] of length 1
+        self, z_text: Tensor, words: Tensor, mask: Tensor,
+        dot: Tensor | None = None, # None: any of the upper half
+        chance=torch.rand_like # uniform numbers, as rand_like gives them
+    ) -> Tensor: # [b d] of length 1
         "One number after another. Eq. 62.11, 62.12 (unCLIP section 2.2)."
         # how well image and caption are to fit
         if dot is None:
@@ -420,7 +426,8 @@ def with_quantizer(model: PriorAR) -> PriorAR:
     "The same, with the quantiser fitted to our embeddings. Eq. 62.9, 62.10."
     data, z = embedded()
     clip = load_weights('clip')[0]
-    model.code.fit(z, ZeroShotClassifier(clip).texts([data.caption(i) for i in range(len(data))]))
+    captions = [data.caption(i) for i in range(len(data))]
+    model.code.fit(z, ZeroShotClassifier(clip).texts(captions))
     return model
 
 register(

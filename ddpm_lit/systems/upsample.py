@@ -167,6 +167,7 @@ def upsampling_batches(pictures: Callable[[int], Captioned],  # seed -> pictures
         pairs = caption_batches(pictures)(batch, seed, device)
 
         def at(step):
+            # `fit` seeds torch for each step, so seed and step decide on all of it
             x0, tokens = recoloured(*pairs(step), recolour)
             u = most*torch.rand(len(x0)).to(x0)
             return x0, tokens, noise_augmented(spoiled(lower(x0)), u), u
@@ -285,6 +286,8 @@ def with_holes(batches: Callable) -> Callable:
 
         def at(step):
             x0, *condition = rows(step)
+
+            # `fit` seeds torch for each step, so seed and step decide on the holes, too
             mask = holes(len(x0), x0.shape[-1]).to(x0)
             return x0, *condition, x0, mask
 
