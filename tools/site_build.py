@@ -28,9 +28,10 @@ module_of = {stem: name for name, stem in module.items()}
 
 # ---- words become links -----------------------------------------------------------------------
 
-# code, formulas, links and tags stay as they are
+# code, formulas, links and tags stay as they are; no Markdown is read within a summary
 untouched = re.compile(
-    r'(```.*?```|`[^`\n]*`|\$\$.*?\$\$|\$[^$\n]*\$|!?\[[^\]\n]*\]\([^)\n]*\)|<[^>\n]*>)', re.S)
+    r'(```.*?```|`[^`\n]*`|\$\$.*?\$\$|\$[^$\n]*\$|!?\[[^\]\n]*\]\([^)\n]*\)'
+    r'|<summary>.*?</summary>|<[^>\n]*>)', re.S)
 # what stands between the members of a list
 run = r'(?:\s*(?:,|;|and|or|to|-|–)\s*|,\s*and\s+)'
 eq = r'\d\d\.\d{1,2}(?![\d.]*\d)'
