@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['INK', 'style', 'panels', 'plane', 'cloud', 'clouds', 'lattice', 'field', 'heat', 'curves', 'tile', 'sheet', 'strip',
-           'Slider', 'png', 'drawn', 'card', 'ladder', 'chain', 'save_sheet', 'captioned', 'save_captioned',
-           'save_figure']
+           'Slider', 'png', 'figure_png', 'card', 'ladder', 'chain', 'screen', 'diagram', 'save_sheet', 'save_samples',
+           'captioned', 'save_captioned', 'save_figure']
 
 # %% ../nbs/04_show.ipynb #imports
 import base64
@@ -183,7 +183,7 @@ class Slider:
         self.ask = ask
         self.frames = []
         for x in frames:
-            picture = png(x, columns, zoom) if isinstance(x, Tensor) else drawn(x)
+            picture = png(x, columns, zoom) if isinstance(x, Tensor) else figure_png(x)
             self.frames.append(picture)
 
     def __repr__(self) -> str:
@@ -227,7 +227,7 @@ def png(x: Tensor, columns: int = 8, zoom: int = 2) -> bytes:
     return out.getvalue()
 
 
-def drawn(figure) -> bytes:
+def figure_png(figure) -> bytes:
     "A matplotlib figure as PNG; it is closed, so that no notebook shows it again."
     out = io.BytesIO()
     figure.savefig(out, format='png', dpi=72)
@@ -266,18 +266,23 @@ def ladder(steps: Sequence[tuple[str, int, int, bool]],  # name, side, channels,
     "The steps of a network as bars: side, channels, and a line where the words are read."
     if not steps:
         raise Problem('There are no steps to draw: run the network first.')
+
     ax = ax or panels(1, height=2.6)[0]
     middle = (len(steps) - 1)/2
     top = 1.45*max(side for _, side, _, _ in steps)
+
+    # a bar for each step, and a line to the words where it reads them
     for i, (name, side, c, reads) in enumerate(steps):
         ax.bar(i, side, .8, color=INK['model'] if reads else INK['noise'])
         ax.text(i, side + .02*top, c, ha='center', va='bottom', fontsize=7)
         if reads:
             ax.plot([middle, i], [top, side + .12*top], color=INK['guidance'], lw=.7)
+
     ax.text(middle, top, words, ha='center', va='bottom', color=INK['guidance'])
     ax.set(ylim=(0, 1.15*top), ylabel='pixels a side')
     names = [name for name, *_ in steps]
     ax.set_xticks(range(len(steps)), names, rotation=60, ha='right', fontsize=7)
+
     return ax
 
 # %% ../nbs/04_show.ipynb #chain
@@ -310,12 +315,73 @@ def chain(start: str,
     ax.axis('off')
     return ax
 
+# %% ../nbs/04_show.ipynb #screen
+def screen(text: str, ax=None, columns: int = 100, width: float = 7.):  # in inches
+    "What a terminal shows, as a dark panel: `$` marks what was typed."
+    lines = []
+    for line in printable(text, '\n').rstrip().split('\n'):
+        cuts = range(0, max(len(line), 1), columns)
+        lines += [(line[i:i + columns], line.startswith('$ ')) for i in cuts]
+
+    # a letter of the monospaced font is 0.6 of its size wide, a line 1.4 of it high
+    size = 72*width/(.61*(columns + 2))
+    high = 1.4*size/72*(len(lines) + 1)
+    ax = ax or panels(1, height=high)[0]
+    for i, (line, typed) in enumerate(lines):
+        ax.text(1, i + .5, line, color='white' if typed else '.8', family='monospace',
+                fontsize=size, va='center', fontweight='bold' if typed else 'normal',
+                parse_math=False).set_in_layout(False)
+    ax.set(xlim=(0, columns + 2), ylim=(len(lines) + .5, -.5), xticks=[], yticks=[],
+           facecolor='.13')
+    for side in ax.spines.values():
+        side.set_visible(False)
+    return ax
+
+# %% ../nbs/04_show.ipynb #diagram
+def diagram(boxes: dict[str, tuple[float, float]],  # words -> where, in inches
+            arrows: Sequence[tuple[str, str, str]],  # from, to, words beside the arrow
+            ax=None,
+            inks: dict[str, str] | None = None,  # of boxes that are not black
+            height: float = 2.):
+    "Boxes with words and arrows between them, on a page seven inches wide."
+    inks = inks or {}
+    if unknown := {name for pair in arrows for name in pair[:2]} - boxes.keys():
+        raise Problem(f'There is no box "{min(unknown)}": give each arrow two boxes.')
+    ax = ax or panels(1, height=height)[0]
+    drawn = {}
+    for name, at in boxes.items():
+        color = INK[inks.get(name, 'data')]
+        look = dict(boxstyle='round,pad=.5', facecolor='white', edgecolor=color)
+        drawn[name] = ax.text(*at, name, ha='center', va='center', fontsize=8.5,
+                              color=color, bbox=look)
+    for a, b, words in arrows:
+        ends = [drawn[name].get_bbox_patch() for name in (a, b)]
+        look = dict(arrowstyle='->', color='.4', patchA=ends[0], patchB=ends[1],
+                    shrinkA=2, shrinkB=3)
+        ax.annotate('', boxes[b], boxes[a], arrowprops=look)
+        middle = [(u + v)/2 for u, v in zip(boxes[a], boxes[b])]
+        if words:
+            ax.text(*middle, words, ha='center', va='center', fontsize=8, color='.3',
+                    bbox=dict(boxstyle='square,pad=.15', color='white'))
+    ax.set(xlim=(0, 7), ylim=(0, height))
+    ax.axis('off')
+    return ax
+
 # %% ../nbs/04_show.ipynb #save
 def save_sheet(x: Tensor, path, columns: int = 8, zoom: int = 2):
     "Write a sheet of pictures [n c h w] in [-1, 1] as PNG, as `png` makes it."
     page = png(x, columns, zoom)
     with replacing(path, '.png') as p:
         p.write_bytes(page)
+
+
+def save_samples(x: Tensor, path):  # [n c h w] in [-1, 1], or points [n 2]
+    "Write samples as PNG: a sheet of pictures, or a cloud of points."
+    if x.ndim == 4:
+        save_sheet(x, path, columns=10 if len(x) % 10 == 0 else 8)
+    else:
+        cloud(x, ink='model')
+        save_figure(path)
 
 
 def captioned(rows: Sequence[Tensor],  # [n c h w] for each caption

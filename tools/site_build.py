@@ -194,7 +194,27 @@ def is_folded(cell, shown):
     return folded or imports or check or 'hide' in flags(cell)
 
 
-def code_cell(cell, source, export, fold_all=False):
+def draws(cell):
+    "Whether a cell of code shows a picture."
+    return any(kind.startswith('image/')
+               for output in cell.get('outputs', []) for kind in output.get('data', {}))
+
+
+def message(cells):
+    "The message of the caption that follows a picture, before the next picture; '' without one."
+    for cell in cells:
+        if cell['cell_type'] == 'code' and draws(cell):
+            break
+        caption = re.search(r'^\*\*Figure [\d.]+\*\*\s+\*(?!\*)(.+?[.?!:])\*(?=\s|$)',
+                            text(cell['source']), re.M)
+        if cell['cell_type'] == 'markdown' and caption:
+            # formulas as words: $\\tilde\\beta$ is "tilde beta"
+            words = re.sub(r'\\([a-zA-Z]+)', r' \1 ', caption[1])
+            return ' '.join(re.sub(r'[$`{}]', '', words).split())
+    return ''
+
+
+def code_cell(cell, source, export, fold_all=False, caption=''):
     "A cell of code without its directives; set-up, checks, figures and solutions are folded."
     lines = [l for l in source.splitlines() if not re.match(r'\s*#\s*\|', l)]
     shown = '\n'.join(lines).strip('\n')
@@ -208,7 +228,8 @@ def code_cell(cell, source, export, fold_all=False):
         cell_tags.append('hide-cell' if solution else 'hide-input')
     if fold and 'passed(' in shown:
         cell_tags.append('check')
-    alt = fold if fold and not solution else cell['id'].replace('-', ' ')
+    named_by = fold if fold and not solution else cell['id'].replace('-', ' ')
+    alt = caption or named_by
     mystnb = dict(image=dict(alt=alt), code_prompt_show=fold, code_prompt_hide=fold)
     return dict(cell, source=shown, metadata=dict(tags=cell_tags, mystnb=mystnb))
 
@@ -217,7 +238,7 @@ def page(path, shown_pages):
     "A notebook as the site shows it: set-up folded, targets before equations and exported cells."
     nb, stem, repo = read(path), path.stem, repository()
     cells = []
-    for cell in nb['cells']:
+    for i, cell in enumerate(nb['cells']):
         source = text(cell['source'])
         f = flags(cell) if cell['cell_type'] == 'code' else {}
         hidden = 'hide' in f and stem == 'index'
@@ -235,7 +256,8 @@ def page(path, shown_pages):
             if export:
                 cells.append(markdown(f'at-{cell["id"]}', f'(c{stem[:2]}-{cell["id"]})='))
             # what these two print is for readers; how they find it is not
-            cells.append(code_cell(cell, source, export, stem[:2] in ('90', '92')))
+            caption = message(nb['cells'][i + 1:]) if draws(cell) else ''
+            cells.append(code_cell(cell, source, export, stem[:2] in ('90', '92'), caption))
     if stem == 'index':
         cells.append(markdown('contents', contents(nb, shown_pages)))
 

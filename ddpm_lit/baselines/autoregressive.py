@@ -85,7 +85,7 @@ class CausalPoints(Baseline):
 
     def nats(self, x: Tensor) -> Tensor:  # [b d] -> [b]
         "-log p(x): the sum of its conditionals. Eq. 33.1."
-        if x.shape[1:] != (len(self.order), ):
+        if x.shape[1:] != (len(self.order),):
             raise Problem(f'This model knows points of {len(self.order)} coordinates, '
                           f'not {[*x.shape[1:]]}.')
         return -self(x).log_prob(x).sum(1)

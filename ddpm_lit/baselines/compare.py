@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['CONTENDERS', 'DATA', 'Diffusion', 'diffusion_loss', 'diffusion_points', 'diffusion_pictures', 'Contender', 'both',
            'draw_batches', 'train_contender', 'store', 'finish', 'interrupts_held', 'workers_of', 'train_all',
-           'load_contender', 'read_cards', 'jacobian', 'rank', 'asked', 'drawn', 'cost', 'judge_points',
-           'judge_pictures', 'compare', 'as_text']
+           'load_contender', 'read_cards', 'jacobian', 'rank', 'count_evaluations', 'timed_samples', 'cost',
+           'judge_points', 'judge_pictures', 'compare', 'as_text']
 
 # %% ../../nbs/37_compare.ipynb #imports
 import contextlib
@@ -18,11 +18,12 @@ import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Callable, Iterator
 import torch
 from torch import Tensor, nn
-from ..core.problem import (Problem, check_output, data_dir, end_with_parent,
-                                   read_text, replacing)
+from ..core.problem import (
+    Problem, check_output, data_dir, end_with_parent, read_text, replacing)
 from ..core.denoiser import Denoiser, Model, from_v
 from ..core.level import Level
 from ..data.images import Batches, load_images, to_unit
@@ -38,6 +39,7 @@ from . import autoregressive, flow, gan, vae
 from .autoregressive import Baseline, own_loss
 from ..train.fit import Training, fit, load_strictly, read_tensors, write_tensors
 from ..train.measure import load_classifier, weigh
+from ..train.run import seconds_a_step, steps_that_fit
 
 # %% ../../nbs/37_compare.ipynb #diffusion
 class Diffusion(Baseline):
@@ -82,7 +84,7 @@ def diffusion_loss(model: Diffusion, x0: Tensor, t: Level, eps: Tensor) -> Tenso
 
 def diffusion_points() -> Diffusion:
     "Diffusion of points in the plane, with a small MLP."
-    return Diffusion(MLP(2, 52, 2), (2, ), weighted(v_weight), bytes=False)
+    return Diffusion(MLP(2, 52, 2), (2,), weighted(v_weight), bytes=False)
 
 
 def diffusion_pictures() -> Diffusion:
@@ -135,7 +137,7 @@ def draw_batches(data: str, size: int,
         world = ring()
 
         def batch(step):
-            return (world.sample(size), )
+            return (world.sample(size),)
     else:
         labelled = Batches(load_images('mnist', 'train', size=14), size, seed)
 
@@ -156,23 +158,24 @@ def train_contender(
     if data not in DATA:
         raise Problem(f'There is no data set "{data}" here: choose one of '
                       f'{", ".join(DATA)}.')
-    c = CONTENDERS[family]
-    options = {k: v for k, v in c.settings[data].items() if k not in ('batch', 'steps')}
-    batch = c.settings[data]['batch']
+    contender = CONTENDERS[family]
+    settings = contender.settings[data]
+    options = {k: v for k, v in settings.items() if k not in ('batch', 'steps')}
+    batch = settings['batch']
     batches = draw_batches(data, batch, seed)
 
     def go(steps):
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            run = c.training(c.build[data]())
-        return run, fit(run, batches, Cosine(), c.loss, steps, seed=seed, **options)
+            run = contender.training(contender.build[data]())
+        return run, fit(run, batches, Cosine(), contender.loss, steps, seed=seed,
+                        **options)
 
-    # a trial of 40 steps measures the time of one; the first ten are slow and not counted
-    trial = []
-    for _ in go(40)[1]:
-        trial.append(time.process_time())
-    each = (trial[-1] - trial[9])/30
-    steps = max(2, int((seconds - (trial[-1] - trial[0]))/each))
+    # a trial measures the time of a step; what it takes itself is taken from the time
+    began = time.process_time()
+    each = seconds_a_step(go(40)[1], skip=10, average=fmean, now=time.process_time)
+    left = seconds - (time.process_time() - began)
+    steps = steps_that_fit(left, each, least=2)
 
     run, progress = go(steps)
     size = sum(p.numel() for p in run.model.parameters())
@@ -289,13 +292,13 @@ def read_cards(folder=None) -> dict[tuple[str, str], dict]:  # (family, data) ->
     path = (folder or store())/'cards.json'
     if not path.is_file():
         raise Problem(f'There are no stored runs in {path.parent}: make them with '
-                      'ddpm_lit compare --train.')
+                      '`train_all`.')
     text = read_text(path)
     try:
         cards = json.loads(text)
     except (ValueError, RecursionError) as e:
-        raise Problem(f'{path} is not whole ({e}): make the runs anew with ddpm_lit '
-                      'compare --train.') from e
+        raise Problem(f'{path} is not whole ({e}): make the runs anew with '
+                      '`train_all`.') from e
 
     def whole(card):
         return (isinstance(card, dict)
@@ -306,7 +309,7 @@ def read_cards(folder=None) -> dict[tuple[str, str], dict]:  # (family, data) ->
 
     if not isinstance(cards, list) or not cards or not all(map(whole, cards)):
         raise Problem(f'{path} does not hold the cards of runs: make them anew with '
-                      'ddpm_lit compare --train.')
+                      '`train_all`.')
     return {(card['family'], card['data']): card for card in cards}
 
 # %% ../../nbs/37_compare.ipynb #structure
@@ -323,7 +326,7 @@ def rank(J: Tensor, tol: float = 1e-4) -> int:
     return int((values > tol*values[0]).sum())
 
 # %% ../../nbs/37_compare.ipynb #judge
-def asked(model: nn.Module) -> int:
+def count_evaluations(model: nn.Module) -> int:
     "Evaluations of the network for one sample."
     net = model
     if isinstance(model, Diffusion):
@@ -344,7 +347,7 @@ def asked(model: nn.Module) -> int:
     return len(calls)
 
 
-def drawn(model: nn.Module, n: int) -> tuple[Tensor, float]:  # [n ...]
+def timed_samples(model: nn.Module, n: int) -> tuple[Tensor, float]:  # [n ...]
     "Samples, and CPU-seconds for a thousand."
     model.sample(2)
     began = time.process_time()
@@ -364,7 +367,7 @@ def cost(model: nn.Module, x: Tensor, size: int = 2000) -> Tensor:  # [b ...] ->
 def judge_points(model: nn.Module, n: int = 4000) -> dict:
     "The row of a family on the ring. Eq. 27.6-27.7, 36.9, 37.1."
     world = ring()
-    x, seconds = drawn(model, n)
+    x, seconds = timed_samples(model, n)
     share, off = gan.modes(x, world)
     fresh = world.sample(2*n)
 
@@ -379,14 +382,14 @@ def judge_points(model: nn.Module, n: int = 4000) -> dict:
     return dict(likelihood=model.likelihood, nats=nats, integral=integral,
                 modes=gan.covered(share), off=max(off, 0.), energy=w['energy'],
                 energy_real=w['real']['energy'], p=w['p'],
-                evaluations=asked(model), seconds=seconds)
+                evaluations=count_evaluations(model), seconds=seconds)
 
 
 def judge_pictures(model: nn.Module, n: int = 1000) -> dict:
     "The row of a family on 14 x 14 digits. Eq. 27.2-27.8, 30.3."
     net = load_classifier()
     real = to_unit(load_images('mnist', 'test', size=14).pixels)
-    x, seconds = drawn(model, n)
+    x, seconds = timed_samples(model, n)
     bits = None
     if model.likelihood != 'none':
         bits = cost(model, real[:n], 250).mean().item()/196/math.log(2)
@@ -397,7 +400,8 @@ def judge_pictures(model: nn.Module, n: int = 1000) -> dict:
     w = weigh(x, real[:4*n], features)
     keys = ('frechet', 'kernel', 'precision', 'recall')
     return dict(likelihood=model.likelihood, bits_per_dim=bits, **{k: w[k] for k in keys},
-                real={k: w['real'][k] for k in keys}, evaluations=asked(model),
+                real={k: w['real'][k] for k in keys},
+                evaluations=count_evaluations(model),
                 seconds=seconds)
 
 # %% ../../nbs/37_compare.ipynb #tables

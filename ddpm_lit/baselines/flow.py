@@ -103,7 +103,7 @@ class Coupling(nn.Module):
 def flow_points(depth: int = 8, width: int = 48) -> Flow:
     "A flow of points in the plane, twenty thousand parameters. Eq. 35.3."
     couplings = [Coupling(torch.arange(2) % 2 == i % 2, width) for i in range(depth)]
-    return Flow([Affine(2), *couplings], (2, ))
+    return Flow([Affine(2), *couplings], (2,))
 
 
 def halves(d: int, n: int) -> list[Tensor]:  # n masks [d]

@@ -69,7 +69,7 @@ class GAN(Baseline):
 
         # the generator: the critic's weights are detached
         frozen = {name: v.detach() for name, v in self.critic.state_dict().items()}
-        return critic + generator_loss(functional_call(self.critic, frozen, (fake, )))
+        return critic + generator_loss(functional_call(self.critic, frozen, (fake,)))
 
 # %% ../../nbs/36_gan.ipynb #modes
 def modes(x: Tensor,  # [b d]

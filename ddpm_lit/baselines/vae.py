@@ -124,7 +124,7 @@ class VAE(Baseline):
 # %% ../../nbs/34_vae.ipynb #make-points
 def vae_points() -> VAE:
     "The model of points in the plane that notebook 37 compares: 19,976 parameters."
-    return VAE((2, ), latents=2, width=96, depth=2, first=2., start=-2.)
+    return VAE((2,), latents=2, width=96, depth=2, first=2., start=-2.)
 
 
 # batch: of points; the rest is for `fit`; half a minute of one core

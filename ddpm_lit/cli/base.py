@@ -6,8 +6,8 @@
 __all__ = ['COMMANDS', 'DOES', 'SHARED', 'LazyGroup', 'in_backquotes', 'spellings', 'is_same_file', 'Command', 'command', 'Stop',
            'traceback_file', 'our_mistake', 'failure', 'importing', 'end_at_once', 'handle_signals', 'stoppable',
            'nowhere', 'ignore_closed_stderr', 'say', 'import_matplotlib', 'undisturbed', 'run_command', 'main',
-           'Terminal', 'Finite', 'Count', 'Number', 'Range', 'options', 'start', 'finite', 'emit', 'note',
-           'save_samples', 'Bar', 'Bars', 'find_system', 'single_spaced']
+           'Terminal', 'Finite', 'Count', 'Number', 'Range', 'options', 'start', 'finite', 'emit', 'note', 'Bar',
+           'Bars', 'find_system', 'single_spaced']
 
 # %% ../../nbs/80_command.ipynb #imports
 import contextlib
@@ -74,7 +74,8 @@ class LazyGroup(click.Group):
 
 # what a function of the library is in a terminal
 DOES = dict(open_text_to_image='sample --caption', open_denoiser='sample --layout auto',
-            clip_at='classify --weights')
+            clip_at='classify --weights', save_weights='ddpm_lit train',
+            train_all='ddpm_lit compare --train', load_plugin='ddpm_lit --plugin FILE')
 
 # %% ../../nbs/80_command.ipynb #command-words
 def in_backquotes(name: str, sentence: str) -> str:
@@ -102,7 +103,7 @@ class Command(click.Command):
     "A command whose sentences name its options where the library names arguments."
     def in_options(self, sentence: str,
                    names=()) -> str:  # names: as in `ArgumentProblem`
-        "`out` becomes --out, and `guidance='classifier'` --guidance classifier."
+        "`out` becomes --out, and `save_weights` the command that calls it."
         spelled = spellings(self.params)
 
         # what an error names beside its sentence: arguments, and functions with a command
@@ -113,22 +114,25 @@ class Command(click.Command):
 
         def option_of(m):
             value = '' if m[3] in (None, 'True') else f' {m[3]}'
-            return spelled[m[1]] + value if m[1] in spelled else m[0]
+            if m[1] in spelled:
+                return spelled[m[1]] + value
+            return DOES.get(m[1], m[0])
 
         return re.sub(r"`(\w+)(?:=('?)([\w.]+)\2)?`", option_of, sentence)
 
-    def with_plugin(self, sentence: str, given: dict) -> str:
+    def with_plugin(self, e: Problem, given: dict) -> Problem:
         "How to load a plug-in, where a run names what nobody has typed or knows."
-        m = re.match(r'There is no (recipe|maker of recipes) "([^"]+)"', sentence)
-        if m is None:
-            return sentence
+        from ddpm_lit.core.registry import UnknownName
+        if not isinstance(e, UnknownName) or e.kind not in ('recipe', 'maker of recipes'):
+            return e
 
         # a name that is typed may be that of a run, but for a training that begins
         begins = self.name == 'train' and not given.get('resume')
-        if m[2] in given.values() and (begins or not os.path.isdir(f'runs/{m[2]}')):
-            return sentence
-        return (f'This was made with the {m[1]} "{m[2]}", which is not known here: if a '
-                f'plug-in adds it, name its file, ddpm_lit --plugin FILE {self.name} ...')
+        if e.name in given.values() and (begins or not os.path.isdir(f'runs/{e.name}')):
+            return e
+        return Problem(f'This was made with the {e.kind} "{e.name}", which is not known '
+                       'here: if a plug-in adds it, name its file, ddpm_lit --plugin FILE '
+                       f'{self.name} ...')
 
     def check_out(self, given: dict):
         "A `Problem` before any work unless --out can be written and is not what is read."
@@ -151,8 +155,9 @@ class Command(click.Command):
             self.check_out(ctx.params)
             return super().invoke(ctx)
         except Problem as e:
-            words = self.in_options(str(e), getattr(e, 'names', ()))
-            raise Problem(self.with_plugin(words, ctx.params)) from e
+            told = self.with_plugin(e, ctx.params)
+            words = self.in_options(str(told), getattr(told, 'names', ()))
+            raise Problem(words) from e
 
 # %% ../../nbs/80_command.ipynb #main
 @click.group(
@@ -545,16 +550,6 @@ def emit(as_json: bool, value, words: str):
 def note(words: str):
     "Say something that is no result, on standard error."
     say(sentence(f'ddpm_lit: {words}'))
-
-
-def save_samples(x, path):  # [n c h w] or [n 2]
-    "A sheet of pictures, or a cloud of points."
-    from ddpm_lit import show
-    if x.ndim == 4:
-        show.save_sheet(x, path, columns=10 if len(x) % 10 == 0 else 8)
-    else:
-        show.cloud(x, ink='model')
-        show.save_figure(path)
 
 # %% ../../nbs/80_command.ipynb #bar
 class Bar:

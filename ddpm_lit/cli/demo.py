@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 import click
 from .base import (Bars, Command, Count, Range, emit, find_system, note, options,
-                               save_samples, start)
+                               start)
 from ..core.problem import Problem, check_output
 
 # %% ../../nbs/85_demo.ipynb #demo-ask
@@ -54,11 +54,11 @@ def show_roll(path, ask: Ask) -> str:
     from ddpm_lit.diffusion.schedule import Cosine, grid
     x = torch.randn(1000, 2)
     states = [x, *ddim(EmpiricalDenoiser(swiss_roll(2000)), grid(Cosine(), 40), x)]
-    at = (40, 37, 34, 30, 20, 0)
+    at = (0, 20, 30, 34, 37, 40)
     show.clouds([states[i] for i in at], [f'step {i}' for i in at],
-                ['model']*5 + ['noise'])
+                ['noise'] + ['model']*5)
     show.save_figure(path)
-    return ('Noise (right) turns into a swiss roll (left) with no network: the perfect '
+    return ('Noise (left) turns into a swiss roll (right) with no network: the perfect '
             'denoiser of 2,000 points, 40 steps of DDIM.')
 
 # %% ../../nbs/85_demo.ipynb #demo-digits
@@ -73,6 +73,7 @@ def draw_digits(model, recipe, n: int, seed: int, **more):
 
 def show_from_scratch(path, ask: Ask) -> str:
     "Digits by a network that is trained just now."
+    from ddpm_lit.show import save_samples
     from ddpm_lit.train.fit import find_recipe
     from ddpm_lit.train.run import quick_fit
     recipe = find_recipe('mnist')
@@ -88,6 +89,7 @@ def show_from_scratch(path, ask: Ask) -> str:
 
 def show_digits(path, ask: Ask, model, recipe) -> str:
     "A sheet of digits by the shipped weights."
+    from ddpm_lit.show import save_samples
     save_samples(draw_digits(model, recipe, ask.n, ask.seed), path)
     return ('The same noise and sampler with the weights that ship with the book, '
             'trained for longer.')

@@ -97,9 +97,9 @@ def clean_guess_log_prob(
     log_match: LogLikelihood,
     through: bool = True,  # also differentiate the denoiser
 ) -> LogLikelihood:
-    "How well a clean guess fits, by a log-match of clean pictures. Eq. 54.9, else 54.10."
+    "How well a clean guess fits: log p(c | x) of clean pictures. Eq. 54.9, else 54.10."
 
-    def match(x, t):
+    def log_likelihood(x, t):
         if through:
             return log_match(denoiser(x, t).x0, CLEAN)
 
@@ -109,7 +109,7 @@ def clean_guess_log_prob(
             eps = denoiser(x, t).eps
         return log_match((x - t.sigma*eps)/t.signal, CLEAN)
 
-    return match
+    return log_likelihood
 
 # %% ../../nbs/54_clip_guidance.ipynb #recipes
 def shapes_16(seed: int = 0, n: int = 20_000) -> Captioned:
@@ -152,4 +152,4 @@ register(Recipe('shapes', small_shapes_model, pictures_alone, shape=(3, 16, 16),
                 steps=3000, limit=1., sampler='dpmpp_2m', sample_steps=25))
 register(Recipe('noised-clip', small_noised_clip, pictures_and_captions,
                 shape=(3, 16, 16), loss=noised_clip_loss, steps=7000, batch=256,
-                settings=dict(lr=1e-3), data=('vocab', ), sampler=''));
+                settings=dict(lr=1e-3), data=('vocab',), sampler=''))

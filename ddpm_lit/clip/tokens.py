@@ -29,8 +29,9 @@ PLAIN = [*range(33, 127), *range(161, 173), *range(174, 256)]
 _OTHERS = [b for b in range(256) if b not in PLAIN]
 # in the order of their ids
 PRINTED = {b: chr(b) for b in PLAIN} | {b: chr(256 + i) for i, b in enumerate(_OTHERS)}
-PLACE = {b: i for i, b in enumerate(PRINTED)} # byte -> id
-BYTE = {c: b for b, c in PRINTED.items()} # character -> byte
+PLACE = {b: i for i, b in enumerate(PRINTED)}  # byte -> id
+BYTE = {c: b for b, c in PRINTED.items()}  # character -> byte
+
 
 def utf8(text: str) -> bytes:
     "The text in UTF-8, or a `Problem` where it holds half a character."
@@ -39,6 +40,7 @@ def utf8(text: str) -> bytes:
     except UnicodeEncodeError:
         raise Problem('This text holds half a character (a lone surrogate): repair it '
                       'where it was read.') from None
+
 
 def ids_of(word: str) -> list[int]:
     "A word as the ids of its bytes. Eq. 51.1."
@@ -56,19 +58,19 @@ def merge(ids: Sequence[int], pair: tuple[int, int], new: int) -> list[int]:
     return out
 
 # %% ../../nbs/51_tokens.ipynb #learn
-def learn(words: dict[str, int], # with their counts
-          n: int, # at most so many merges
-          least: int = 2) -> list[tuple[int, int]]: # pairs, by rank
+def learn(words: dict[str, int],  # with their counts
+          n: int,  # at most so many merges
+          least: int = 2) -> list[tuple[int, int]]:  # pairs, by rank
     "Merge the most frequent pair, n times. Eq. 51.2 (Sennrich 2016, Algorithm 1)."
     ids = [ids_of(w) for w in words]
     freq = [*words.values()]
-    count = Counter() # of each pair
-    where = defaultdict(set) # the words that hold it
-    changed = set() # pairs whose count is not yet in the heap
+    count = Counter()  # of each pair
+    where = defaultdict(set)  # the words that hold it
+    changed = set()  # pairs whose count is not yet in the heap
     heap = []
     merges = []
 
-    def tally(i, sign): # the pairs of word i come or go
+    def tally(i, sign):  # the pairs of word i come or go
         for p in pairwise(ids[i]):
             count[p] += sign*freq[i]
             where[p].add(i)
@@ -101,7 +103,7 @@ class _StandIn(dict):
     "For each character one of ASCII that the patterns below treat alike."
     def __missing__(self, code: int) -> str:
         c = chr(code)
-        if 28 <= code <= 31: # Python calls these four white space, Unicode does not
+        if 28 <= code <= 31:  # Python calls these four white space, Unicode does not
             sign = '!'
         elif code < 128:
             sign = c
@@ -113,6 +115,7 @@ class _StandIn(dict):
         self[code] = sign
         return sign
 
+
 STAND_IN = _StandIn()
 CONTRACTED = "'s|'t|'re|'ve|'m|'ll|'d"
 GPT2 = re.compile(CONTRACTED + r'| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s+',
@@ -122,10 +125,12 @@ CLIP = re.compile(r'<\|startoftext\|>|<\|endoftext\|>|' + CONTRACTED +
 # CLIP's rule ignores case, where a long s is an s, and an iota below a letter is lost
 QUIRKS = {0x17f: 's', 0x345: ' '}
 
+
 def split_gpt2(text: str) -> list[str]:
     "Words with the space before them, numbers, signs; joined, the text. Eq. 51.3."
     found = GPT2.finditer(text.translate(STAND_IN))
     return [text[slice(*m.span())] for m in found]
+
 
 def split_clip(text: str) -> list[str]:
     "Words, single digits, signs; white space is dropped."
@@ -134,14 +139,15 @@ def split_clip(text: str) -> list[str]:
 
 # %% ../../nbs/51_tokens.ipynb #pieces
 Pair = tuple[str, str]
-END = '</w>' # CLIP's mark on the last piece of a word
+END = '</w>'  # CLIP's mark on the last piece of a word
+
 
 class BPE:
     "A list of pieces, and the merges that make them. Eq. 51.1, 51.4."
     def __init__(self,
                  pairs: Iterable[Pair],
-                 special: Sequence[str] = (), # further pieces, which no text makes
-                 ends: bool = False): # has the last piece of a word ids of its own?
+                 special: Sequence[str] = (),  # further pieces, which no text makes
+                 ends: bool = False):  # has the last piece of a word ids of its own?
         pairs = [*pairs]
         pieces = [*PRINTED.values()]
         if ends:
@@ -150,7 +156,7 @@ class BPE:
 
         self.ends = ends
         self.pieces = [*pieces, *special]
-        self.place = {p: i for i, p in enumerate(self.pieces)} # piece -> id
+        self.place = {p: i for i, p in enumerate(self.pieces)}  # piece -> id
         for pair in pairs:
             for p in pair:
                 if p not in self.place:
@@ -159,7 +165,7 @@ class BPE:
 
         # a merge learnt later has the larger id
         self.rank = {(self.place[a], self.place[b]): self.place[a + b] for a, b in pairs}
-        self._known = {} # words, once worked out
+        self._known = {}  # words, once worked out
 
         # the bytes of each id; the mark at the end of a word is a space
         self.spelled = []
@@ -181,7 +187,7 @@ class BPE:
         after = [*range(1, n + 1), 0]
         heap = []
 
-        def offer(i): # the pair that begins at place i
+        def offer(i):  # the pair that begins at place i
             rank = self.rank.get((ids[i], ids[after[i]]))
             if rank is not None:
                 heapq.heappush(heap, (rank, i))
@@ -208,6 +214,7 @@ class BPE:
             self._known[word] = ids
         return ids
 
+
 def in_letters(merges: Sequence[tuple[int, int]]) -> list[Pair]:
     "What `learn` found, as pairs of pieces. Eq. 51.1."
     pieces = [*PRINTED.values()]
@@ -230,15 +237,15 @@ class Tokenizer(BPE):
     def __init__(self,
                  pairs: Iterable[Pair],
                  split: Callable[[str], list[str]],
-                 length: int, # of a row
-                 special: Sequence[str], # further pieces
+                 length: int,  # of a row
+                 special: Sequence[str],  # further pieces
                  start: str | None = None,
                  end: str | None = None,
-                 pad: str | None = None, # which of them; None: no such id, for padding 0
-                 ends: bool = False, # has the last piece of a word ids of its own?
-                 named: bool = False, # do names of special pieces in a text mean them?
-                 clean: Callable[[str], str] = str, # what `encode` does to a text first
-                 lower: bool = False): # do rows hold lower case only?
+                 pad: str | None = None,  # which of them; None: no such id, for padding 0
+                 ends: bool = False,  # has the last piece of a word ids of its own?
+                 named: bool = False,  # do names of special pieces in a text mean them?
+                 clean: Callable[[str], str] = str,  # what `encode` does to a text first
+                 lower: bool = False):  # do rows hold lower case only?
         super().__init__(pairs, special, ends)
         self.split = split
         self.length = length
@@ -269,8 +276,8 @@ class Tokenizer(BPE):
 
     def __call__(self,
                  texts: str | Sequence[str],
-                 too_long: str = 'raise', # or 'truncate'
-                 ) -> Tensor: # [b l] int64
+                 too_long: str = 'raise',  # or 'truncate'
+                 ) -> Tensor:  # [b l] int64
         "Rows for a network: start, text, end, padding."
         if too_long not in ('raise', 'truncate'):
             raise Problem(f'too_long is "{too_long}": say raise or truncate.')
@@ -278,7 +285,7 @@ class Tokenizer(BPE):
         rows = [row(self, t.lower() if self.lower else t, too_long) for t in texts]
         return torch.tensor(rows, dtype=torch.int64).reshape(-1, self.length)
 
-    def mask(self, tokens: Tensor) -> Tensor: # [b l] or [l] -> bool of the same shape
+    def mask(self, tokens: Tensor) -> Tensor:  # [b l] or [l] -> bool of the same shape
         "True from the start to the first end, False on the padding."
         if self.end is None:
             return tokens != self.pad
@@ -297,10 +304,11 @@ def row(tok: Tokenizer, text: str, too_long: str = 'raise') -> list[int]:
     return ids + [tok.pad]*(tok.length - len(ids))
 
 # %% ../../nbs/51_tokens.ipynb #vocabularies
-def read_pairs(path, n: int | None = None) -> list[Pair]: # the first n
+def read_pairs(path, n: int | None = None) -> list[Pair]:  # the first n
     "The merges in a vocabulary file: after a line of comment, two pieces a line."
     path = Path(path)
-    most = 1 << 24 # bytes; no vocabulary is so large
+    most = 1 << 24  # bytes; no vocabulary is so large
+
     try:
         with open_input(path, most) as f:
             raw = (gzip.open(f) if path.suffix == '.gz' else f).read(most)
@@ -308,6 +316,7 @@ def read_pairs(path, n: int | None = None) -> list[Pair]: # the first n
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as e:
         raise Problem(f'{path} cannot be read as a list of merges ({e}): fetch it '
                       'again.') from e
+
     pairs = [tuple(line.split(' ')) for line in text.split('\n')[1:][:n] if line]
     two_each = all(len(p) == 2 and all(p) for p in pairs)
     if len(raw) == most or not pairs or not two_each:
@@ -315,11 +324,13 @@ def read_pairs(path, n: int | None = None) -> list[Pair]: # the first n
                       'comment there should be two pieces a line.')
     return pairs
 
+
 def write_pairs(path, pairs: Iterable[Pair], comment: str):
     "A vocabulary file."
     lines = [f'#{comment}\n', *(f'{a} {b}\n' for a, b in pairs)]
     with replacing(path) as p:
         p.write_text(''.join(lines), encoding='utf-8', newline='\n')
+
 
 @cache
 def clip_tokenizer() -> Tokenizer:
@@ -329,6 +340,7 @@ def clip_tokenizer() -> Tokenizer:
     return Tokenizer(pairs, split_clip, 77, [start, end], start, end, ends=True,
                      named=True, clean=clean_clip)
 
+
 @cache
 def glide_tokenizer() -> Tokenizer:
     "GLIDE's, GPT-2's in lower case: 50,257 ids, rows of 128, padded with the last id."
@@ -336,10 +348,11 @@ def glide_tokenizer() -> Tokenizer:
     return Tokenizer(pairs, split_gpt2, 128, ['<|endoftext|>'], pad='<|endoftext|>',
                      clean=str.lower)
 
+
 @cache
 def caption_tokenizer() -> Tokenizer:
     "Ours, for our captions: 2,048 ids, rows of 32 in lower case."
-    special = ['<|pad|>', '<|start|>', '<|end|>'] # the last three ids
+    special = ['<|pad|>', '<|start|>', '<|end|>']  # the last three ids
     pad, start, end = special
     pairs = read_pairs(data_dir('vocab', 'captions.bpe'))
     return Tokenizer(pairs, split_gpt2, 32, special, start, end, pad, lower=True)

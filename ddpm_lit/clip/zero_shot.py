@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['TEMPLATES', 'STYLE_FORMS', 'HUES', 'fill', 'class_vectors', 'zero_shot', 'read_picture', 'fitted', 'symbols',
-           'ZeroShotClassifier', 'classify', 'ranks', 'chance', 'middle', 'share', 'row', 'retrieval', 'table', 'ridge',
-           'words', 'BagOfWords', 'LinearCLIP', 'probe_loss', 'probe', 'fit_probe', 'colours', 'some', 'named',
-           'caption_of', 'caption_rows', 'half_rows', 'by_name', 'by_kind', 'by_probe', 'by_hue', 'changed',
-           'exchanged', 'some_scenes', 'scene_rows', 'exchange_rows', 'by_scene', 'a_fifth', 'new_styles', 'judge']
+           'ZeroShotClassifier', 'classify', 'ranking', 'ranks', 'chance', 'middle', 'share', 'row', 'retrieval',
+           'table', 'ridge', 'words', 'BagOfWords', 'LinearCLIP', 'probe_loss', 'probe', 'fit_probe', 'colours', 'some',
+           'named', 'caption_of', 'caption_rows', 'half_rows', 'by_name', 'name_row', 'member_vectors', 'by_kind',
+           'by_probe', 'by_hue', 'changed', 'exchanged', 'some_scenes', 'scene_rows', 'exchange_rows', 'by_scene',
+           'a_fifth', 'new_styles', 'judge']
 
 # %% ../../nbs/55_zero_shot.ipynb #imports
 import functools
@@ -24,9 +25,9 @@ from torch.nn import functional as F
 from .contrast import CLIP, as_official, unit
 from .tokens import caption_tokenizer, clip_tokenizer
 from ..core.problem import Problem
-from ..data.captions import (COLOURS, GROUNDS, PLACES, SHAPES, SIZES, STYLES,
-                                    Captioned, Scene, all_but_held, emoji, emoji_table,
-                                    fraction, poses, render, scenes, sentence, smaller)
+from ..data.captions import (
+    COLOURS, GROUNDS, PLACES, SHAPES, SIZES, STYLES, Captioned, Scene, all_but_held,
+    emoji, emoji_table, fraction, poses, render, scenes, sentence, smaller)
 from ..data.images import on_white, picture_in, square, to_bytes, to_unit
 from ..train.fit import JUDGES
 from ..train.measure import in_parts
@@ -48,7 +49,7 @@ def fill(template: str, names: Sequence[str]) -> list[str]:
 def class_vectors(
     embed: Callable[[list[str]], Tensor],  # sentences -> [n d], of length 1
     names: Sequence[str],
-    templates: Sequence[str] = ('{}', ),
+    templates: Sequence[str] = ('{}',),
 ) -> Tensor:  # [k d], of length 1
     "For each class the direction of its name's mean embedding in templates. Eq. 55.1."
     each = [embed(fill(t, names)) for t in templates]
@@ -154,7 +155,7 @@ def classify(
     reader: ZeroShotClassifier,
     pixels: Tensor,  # [n 3 side side] uint8
     names: Sequence[str],
-    templates: Sequence[str] = ('{}', ),
+    templates: Sequence[str] = ('{}',),
 ) -> Tensor:  # [n k], rows sum to 1
     "How likely each name is for each picture, among these names. Eq. 55.1, 55.2."
     if len(names) < 2:
@@ -168,6 +169,21 @@ def classify(
         raise Problem('A caption is empty: say in words what the picture may show.')
     g = class_vectors(reader.texts, names, templates)
     return zero_shot(reader.pictures(pixels), g, reader.clip.scale.detach().cpu())
+
+
+def ranking(
+    p: Sequence[float],  # as `classify` gives a row
+    names: Sequence[str],
+    truth: str | None = None,  # of these names the right one; None: the first is marked
+    top: int = 5,
+) -> tuple[list[int], int, int, str]:
+    "The best `top` places in order, the place and the rank of the marked one, a title."
+    order = sorted(range(len(p)), key=lambda i: -p[i])
+    marked = order[0] if truth is None else names.index(truth)
+    rank = order.index(marked) + 1
+    title = (f'{names[marked]} ({100*p[marked]:.1f}%)  '
+             f'Ranked {rank} out of {len(names)} labels')
+    return order[:top], marked, rank, title
 
 # %% ../../nbs/55_zero_shot.ipynb #ranks
 def ranks(
@@ -471,7 +487,7 @@ def by_name(
                 for m, r in readers.items()}
 
     # picture to name, by the name alone and by all templates
-    one = to_names(('{}', ))
+    one = to_names(('{}',))
     many = to_names(TEMPLATES)
     rows = retrieval(f'{title}: picture to name, of {len(names)}', one, fits, family)
     rows += retrieval(f'{title}: the same, {len(TEMPLATES)} templates', many, fits,
@@ -491,41 +507,59 @@ def by_name(
 STYLE_FORMS = ('{}', 'a {} emoji', '{} style', '{} emoji')
 
 
+def name_row(
+    task: str,
+    pictures: dict[str, Tensor],  # reader -> [n d]
+    classes: dict[str, Tensor],   # reader -> [k d]
+    right: Tensor,                # [n], the class of each picture
+    families: Sequence[Hashable],
+) -> dict:
+    "How often the nearest of k classes is the right one, by each reader. Eq. 55.5, 55.7."
+    k = len(next(iter(classes.values())))
+    fits = F.one_hot(right, k).bool()
+    hits = {m: ranks(z @ classes[m].T, fits) <= 1 for m, z in pictures.items()}
+
+    # the share of the commonest class, to compare with
+    most = right.bincount().max().item()/len(right)
+    return row(task, 'accuracy', hits, 1/k, families, majority=most)
+
+
+def member_vectors(
+    embed: Callable[[list[str]], Tensor],  # sentences -> [n d], of length 1
+    data: Captioned,
+    groups: Sequence[str],
+) -> Tensor:  # [k d], of length 1
+    "For each group the direction of the mean embedding of the names in it."
+    each = []
+    for group in groups:
+        members = sorted({r.name for r in data.rows if r.group == group})
+        each.append(unit(embed(members).mean(0)))
+    return torch.stack(each)
+
+
 def by_kind(title: str, part: Captioned, train: Captioned, readers: dict) -> list[dict]:
     "Group and style by their names, and group by its training emoji. Eq. 55.1, 55.2, 55.5."
-    rows = []
-    family = [r.family for r in part.rows]
-    z = {m: r.pictures(part.pixels) for m, r in readers.items()}
+    families = [r.family for r in part.rows]
+    pictures = {m: r.pictures(part.pixels) for m, r in readers.items()}
 
-    def ask(task, names, labels, vectors):
-        "One row: `vectors` gives a reader's vectors [k d] of the k names."
-        y = torch.tensor([names.index(v) for v in labels])
-        fits = F.one_hot(y, len(names)).bool()
-        hits = {m: ranks(z[m] @ vectors(r).T, fits) <= 1 for m, r in readers.items()}
-        most = y.bincount().max().item()/len(y)
-        rows.append(row(f'{title}: {task}', 'accuracy', hits, 1/len(names), family,
-                        majority=most))
-
+    # the group: by its name, and by the names in it
     groups = sorted({r.group for r in train.rows})
-    styles = [*STYLES.values()]
-    group_of = [r.group for r in part.rows]
-    style_of = [STYLES[r.style] for r in part.rows]
+    group = torch.tensor([groups.index(r.group) for r in part.rows])
     spoken = [g.replace('-', ' ') for g in groups]
+    by_name = {m: class_vectors(r.texts, spoken) for m, r in readers.items()}
+    by_members = {m: member_vectors(r.texts, train, groups) for m, r in readers.items()}
 
-    def by_members(reader):
-        "For each group the mean embedding of the names in it."
-        each = []
-        for g in groups:
-            members = sorted({r.name for r in train.rows if r.group == g})
-            each.append(unit(reader.texts(members).mean(0)))
-        return torch.stack(each)
+    # the style, by its name in several forms
+    styles = [*STYLES.values()]
+    style = torch.tensor([styles.index(STYLES[r.style]) for r in part.rows])
+    by_form = {m: class_vectors(r.texts, styles, STYLE_FORMS) for m, r in readers.items()}
 
-    ask(f'group, of {len(groups)}, by its name', groups, group_of,
-        lambda r: class_vectors(r.texts, spoken))
-    ask('group, by the names in it', groups, group_of, by_members)
-    ask(f'style, of {len(styles)}', styles, style_of,
-        lambda r: class_vectors(r.texts, styles, STYLE_FORMS))
-    return rows
+    return [name_row(f'{title}: group, of {len(groups)}, by its name', pictures, by_name,
+                     group, families),
+            name_row(f'{title}: group, by the names in it', pictures, by_members, group,
+                     families),
+            name_row(f'{title}: style, of {len(styles)}', pictures, by_form, style,
+                     families)]
 
 # %% ../../nbs/55_zero_shot.ipynb #kinds-probe
 # Exported: group and style, by probes
@@ -534,19 +568,26 @@ def by_probe(title: str, part: Captioned, train: Captioned, held: Tensor,
     "Group and style by probes of the embedding, of the pixels, of the colours. Eq. 55.9."
     features = dict(clip=reader.pictures, pixels=lambda p: to_unit(p).flatten(1),
                     colours=colours)
+
     family = [r.family for r in part.rows]
     rows = []
+
     for task in ('group', 'style'):
         names = sorted({getattr(r, task) for r in train.rows})
         y = torch.tensor([names.index(getattr(r, task)) for r in train.rows])
         want = torch.tensor([names.index(getattr(r, task)) for r in part.rows])
+
+        # a linear probe of each kind of features (55.9)
         hits = {}
         for m, f in features.items():
             classifier, _ = fit_probe(f(train.pixels), y, len(names), held)
             hits[m] = classifier(f(part.pixels)).argmax(1) == want
+
+        # the share of the commonest answer
         most = want.bincount().max().item()/len(want)
         rows.append(row(f'{title}: {task}, probe', 'accuracy', hits, 1/len(names), family,
                         majority=most))
+
     return rows
 
 # %% ../../nbs/55_zero_shot.ipynb #kinds-hue
@@ -587,7 +628,7 @@ def changed(
     if what in ('where', 'ground'):
         return replace(scene, **{what: value})
     thing = replace(scene.things[0], **{what: value})
-    return replace(scene, things=(thing, ))
+    return replace(scene, things=(thing,))
 
 
 def exchanged(scene: Scene, what: str) -> Scene:  # what: things or colours

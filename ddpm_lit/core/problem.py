@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NO_MEMORY', 'HEAD_BYTES', 'printable', 'sentence', 'Problem', 'no_memory', 'needed', 'data_dir', 'open_input',
            'read_text', 'check_tensors', 'place_of', 'unwritten', 'start_of', 'check_output', 'replacing',
-           'half_written', 'end_with_parent']
+           'half_written', 'end_with_parent', 'identity', 'no_progress']
 
 # %% ../../nbs/00_begin.ipynb #imports
 import contextlib
@@ -17,6 +17,7 @@ import stat
 import tempfile
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 # %% ../../nbs/00_begin.ipynb #problem
 def printable(text: str, also: str = '') -> str:
@@ -91,15 +92,19 @@ def open_input(path, most: int | None = None):  # most: bytes -> a binary file
     except (OSError, ValueError) as e:
         raise Problem(f'{path} cannot be read ({getattr(e, "strerror", None) or e}): '
                       'check the name and the permissions.') from e
+
+    # no folder, device or pipe
     file = os.fdopen(handle, 'rb') if stat.S_ISREG(os.fstat(handle).st_mode) else None
     if file is None:
         os.close(handle)
         raise Problem(f'{path} is no ordinary file: give one.')
+
     size = os.fstat(handle).st_size
     if most is not None and size > most:
         file.close()
         raise Problem(f'{path} has {size:,} bytes, and at most {most:,} are read: give '
                       'another file.')
+
     return file
 
 
@@ -236,3 +241,12 @@ def end_with_parent():
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
+
+# %% ../../nbs/00_begin.ipynb #defaults
+def identity(x: Any) -> Any:
+    "What it is given, as it is: where something may be edited or wrapped, and is not."
+    return x
+
+
+def no_progress(*_) -> None:
+    "Nobody wants to know how far the work is: takes whatever a progress function takes."

@@ -131,6 +131,8 @@ class SafeUnpickler:
             self.stack.append(EMPTY[op]())
         elif op in CONSTANTS:
             self.stack.append(CONSTANTS[op])
+
+        # the memo: values by their numbers
         elif op in STORE:
             self.memo[len(self.memo) if arg is None else arg] = self.top()
         elif op in RECALL:
@@ -139,17 +141,22 @@ class SafeUnpickler:
             self.stack.append(self.memo[arg])
         else:
             return False
+
         return True
 
     def build_container(self, op: str) -> bool:
         "Tuples, lists and dictionaries, of values that are on the stack."
         if op in TUPLES:
             self.stack.append(tuple(self.take(TUPLES[op])))
+
+        # lists are extended in place
         elif op in APPENDS:
             more = self.take(APPENDS[op])
             if type(self.top()) is not list:
                 raise ValueError('it appends to what is no list')
             self.stack[-1].extend(more)
+
+        # and so are dictionaries, by keys and values in turns
         elif op in ITEMS:
             more = self.take(ITEMS[op])
             if not isinstance(self.top(), dict) or len(more) % 2:
@@ -159,6 +166,7 @@ class SafeUnpickler:
             self.stack[-1].update(zip(more[::2], more[1::2]))
         else:
             return False
+
         return True
 
     def use_name(self, op: str, arg) -> bool:
@@ -167,12 +175,15 @@ class SafeUnpickler:
             self.stack.append(named(arg))
         elif op == 'STACK_GLOBAL':
             self.stack.append(named(*self.take(2)))
+
+        # what is called, and with what
         elif op == 'REDUCE':
             function, args = self.take(2)
             self.stack.append(self.call(function, args))
         elif op == 'NEWOBJ':
             kind, _ = self.take(2)
             self.stack.append(self.new_object(kind))
+
         elif op == 'BUILD':
             (state,) = self.take(1)
             set_state(self.top(), state)
@@ -181,6 +192,7 @@ class SafeUnpickler:
             self.stack.append(self.persistent(about))
         else:
             return False
+
         return True
 
     # ---- names and calls -----------------------------------------------------------

@@ -7,8 +7,8 @@ __all__ = ['STYLES', 'SHAPES', 'COLOURS', 'SIZES', 'GROUNDS', 'PLACES', 'RELATIO
            'THING', 'GRAMMAR', 'HELD', 'DISTANCE', 'AREA', 'Captioned', 'join', 'chosen', 'Emoji', 'tiles', 'smaller',
            'emoji_table', 'emoji', 'all_but_held', 'shifted', 'CaptionBatches', 'Thing', 'Scene', 'sentence', 'forget',
            'every_scene', 'either', 'read', 'attributes', 'agrees', 'fraction', 'scenes', 'coverage', 'poses', 'rgb',
-           'render', 'shapes', 'Fits', 'ink_of', 'fit', 'check_readable', 'arrangements', 'best_arrangement', 'parse',
-           'scene_of']
+           'render', 'shapes', 'Fits', 'ink_of', 'moments', 'around', 'fit', 'check_readable', 'arrangements',
+           'best_arrangement', 'parse', 'scene_of']
 
 # %% ../../nbs/50_captions.ipynb #imports
 import functools
@@ -31,9 +31,9 @@ from .images import DATASETS, Images, picture_in, to_bytes, to_unit
 @dataclass(frozen=True)
 class Captioned:
     "Images, held as bytes, and for each a row that can `say` what it shows."
-    pixels: Tensor # [n 3 h w] uint8
-    rows: tuple # one per image: Emoji, Scene or Said
-    skipped: tuple[str, ...] = () # why some images of a folder are not here
+    pixels: Tensor  # [n 3 h w] uint8
+    rows: tuple  # one per image: Emoji, Scene or PictureText
+    skipped: tuple[str, ...] = ()  # why some images of a folder are not here
 
     def __post_init__(self):
         p = self.pixels
@@ -47,7 +47,7 @@ class Captioned:
     def __len__(self):
         return len(self.rows)
 
-    def __getitem__(self, i): # a slice, a list or a mask
+    def __getitem__(self, i):  # a slice, a list or a mask
         i = i.cpu() if isinstance(i, Tensor) else i
         at = torch.arange(len(self))[i].reshape(-1)
         return replace(self, pixels=self.pixels[at.to(self.pixels.device)],
@@ -65,7 +65,7 @@ class Captioned:
         "The same images on another device."
         return replace(self, pixels=self.pixels.to(device))
 
-    def images(self, label: Callable) -> Images: # label: row -> a name
+    def images(self, label: Callable) -> Images:  # label: row -> a name
         "The images without their captions, with one label for each."
         named = [label(r) for r in self.rows]
         names = tuple(sorted(set(named)))
@@ -88,19 +88,21 @@ def join(*sets: Captioned) -> Captioned:
 STYLES = {'noto': 'noto', 'twemoji': 'twemoji', 'fluent-flat': 'flat fluent',
           'fluent-3d': '3d fluent', 'blob': 'blob'}
 
-def chosen(forms: Sequence, rng): # the first one without a generator
+
+def chosen(forms: Sequence, rng):  # the first one without a generator
     "One of several forms."
     return forms[int(rng.random()*len(forms)) if rng is not None else 0]
+
 
 @dataclass(frozen=True)
 class Emoji:
     "What is known of the drawing of an emoji."
     name: str
     keywords: tuple[str, ...]
-    group: str # one of 9
+    group: str  # one of 9
     subgroup: str
-    style: str # one of STYLES
-    family: str # the same for emoji that differ by gender or direction alone
+    style: str  # one of STYLES
+    family: str  # the same for emoji that differ by gender or direction alone
     char: str
     # may be kept from training, to ask for an emoji and a style never seen together
     held: bool
@@ -125,12 +127,12 @@ class Emoji:
 
         # one to three keywords, with the name or without
         n = 1 + int(rng.random()*3)
-        words = {chosen(self.keywords or (name, ), rng) for _ in range(n)}
+        words = {chosen(self.keywords or (name,), rng) for _ in range(n)}
         words = ', '.join(sorted(words))
         return f'{name}, {words}' if form == 5 else f'{style} emoji: {words}'
 
 # %% ../../nbs/50_captions.ipynb #emoji
-def tiles(path: Path, n: int) -> Tensor: # [n 3 64 64] uint8
+def tiles(path: Path, n: int) -> Tensor:  # [n 3 64 64] uint8
     "The first n images of a sheet of 64-pixel tiles, row by row."
     def rgb_bytes(image):
         return torch.from_numpy(np.array(image.convert('RGB')))
@@ -142,8 +144,9 @@ def tiles(path: Path, n: int) -> Tensor: # [n 3 64 64] uint8
                       'both again.')
     return a.reshape(h, 64, w, 64, 3).permute(0, 2, 4, 1, 3).reshape(-1, 3, 64, 64)[:n]
 
+
 def smaller(pixels: Tensor,
-            size: int) -> Tensor: # [n 3 h h] uint8 -> [n 3 size size] uint8
+            size: int) -> Tensor:  # [n 3 h h] uint8 -> [n 3 size size] uint8
     "The mean of the pixels that fall together, where they fall evenly."
     k = pixels.shape[-1] // max(size, 1)
     if size < 1 or k*size != pixels.shape[-1]:
@@ -185,11 +188,11 @@ def emoji_table() -> list[dict]:
     return table
 
 # %% ../../nbs/50_captions.ipynb #emoji-set
-def emoji(split: str = 'train', # or 'test', 'all'; a family is on one side only
-          size: int = 32, # 16, 32 or 64
+def emoji(split: str = 'train',  # or 'test', 'all'; a family is on one side only
+          size: int = 32,  # 16, 32 or 64
           styles: Iterable[str] = tuple(STYLES)) -> Captioned:
     "Real drawings with names, keywords and groups, in five styles."
-    styles = (styles, ) if isinstance(styles, str) else tuple(styles)
+    styles = (styles,) if isinstance(styles, str) else tuple(styles)
     if split not in ('train', 'test', 'all'):
         raise Problem(f'The emoji have no part "{split}": ask for train, test or all.')
     unknown = set(styles) - STYLES.keys()
@@ -225,33 +228,38 @@ def all_but_held(size: int) -> Captioned:
     return data[[i for i, r in enumerate(data.rows) if not r.held]]
 
 # %% ../../nbs/50_captions.ipynb #batches
-def shifted(pixels: Tensor, # [b c h w]
-            by: Tensor, # [b 2] whole pixels down and right
+def shifted(pixels: Tensor,  # [b c h w]
+            by: Tensor,  # [b 2] whole pixels down and right
             ) -> Tensor:
     "Each image moved; the pixels of its edge fill what it leaves."
-    b, c, h, w = (torch.arange(n, device=pixels.device) for n in pixels.shape)
-    y = (h - by[:, :1]).clamp(0, len(h) - 1) # [b h]
-    x = (w - by[:, 1:]).clamp(0, len(w) - 1) # [b w]
-    return pixels[b[:, None, None, None], c[:, None, None], y[:, None, :, None],
-                  x[:, None, None, :]]
+    b, c, h, w = pixels.shape
+    device = pixels.device
+    image = torch.arange(b, device=device)[:, None, None, None]
+    channel = torch.arange(c, device=device)[:, None, None]
+
+    # where each row and each column comes from: its own number less the move
+    rows = (torch.arange(h, device=device) - by[:, :1]).clamp(0, h - 1)  # [b h]
+    columns = (torch.arange(w, device=device) - by[:, 1:]).clamp(0, w - 1)  # [b w]
+    return pixels[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
 
 # %% ../../nbs/50_captions.ipynb #caption-batches
 class CaptionBatches:
     "step -> (x0, tokens); order by seed and epoch, words by seed and step. Eq. 23.5."
     def __init__(self,
                  data: Captioned,
-                 tokenize: Callable, # list of str -> int64 [b l]
-                 size: int, # images a batch
+                 tokenize: Callable,  # list of str -> int64 [b l]
+                 size: int,  # images a batch
                  seed: int = 0,
-                 drop: float = 0., # share of captions replaced by ''
-                 shift: int = 0, # move each image by up to so many pixels
-                 keep: int = 50_000): # tokenised captions held at a time
+                 drop: float = 0.,  # share of captions replaced by ''
+                 shift: int = 0,  # move each image by up to so many pixels
+                 keep: int = 50_000):  # tokenised captions held at a time
         if not 1 <= size <= len(data):
             raise Problem(f'A batch of {size} does not fit {len(data)} pictures: choose '
                           f'1 to {len(data)}.')
         if not 0 <= drop <= 1 or shift < 0:
             raise Problem(f'drop {drop} and shift {shift} make no sense: drop is a share '
                           'from 0 to 1, shift a number of pixels from 0 up.')
+
         self.data = data
         self.tokenize = tokenize
         self.size = size
@@ -259,10 +267,11 @@ class CaptionBatches:
         self.drop = drop
         self.shift = shift
         self.keep = keep
+
         self.epoch = None
         self.known = {}
 
-    def words(self, step: int): # rows [b], the captions, and the generator that goes on
+    def words(self, step: int):  # rows [b], the captions, and the generator that goes on
         "The images of a step, and what is said of them."
         epoch, j = divmod(step, len(self.data) // self.size)
         if epoch != self.epoch:
@@ -279,7 +288,7 @@ class CaptionBatches:
             texts.append('' if drop else self.data.say(i, rng))
         return rows, texts, rng
 
-    def tokens(self, texts: list[str]) -> Tensor: # [b l] int64
+    def tokens(self, texts: list[str]) -> Tensor:  # [b l] int64
         "The tokens of some captions; each distinct caption is tokenised once."
         new = [t for t in dict.fromkeys(texts) if t not in self.known]
         if len(self.known) + len(new) > self.keep:
@@ -289,7 +298,7 @@ class CaptionBatches:
             self.known.update(zip(new, self.tokenize(new)))
         return torch.stack([self.known[t] for t in texts])
 
-    def __call__(self, step: int): # x0 [b 3 h w] float32, tokens [b l] int64
+    def __call__(self, step: int):  # x0 [b 3 h w] float32, tokens [b l] int64
         rows, texts, rng = self.words(step)
         device = self.data.pixels.device
         pixels = self.data.pixels[torch.from_numpy(rows).to(device)]
@@ -302,7 +311,7 @@ class CaptionBatches:
 SHAPES = ('circle', 'square', 'triangle', 'diamond', 'cross')
 COLOURS = {'red': (225, 35, 45), 'orange': (245, 140, 20), 'yellow': (250, 225, 50),
            'green': (35, 160, 75), 'blue': (40, 85, 225), 'purple': (150, 50, 190)}
-SIZES = {'small': .13, 'large': .194} # the radius, in sides of the image
+SIZES = {'small': .13, 'large': .194}  # the radius, in sides of the image
 GROUNDS = {'white': (255, 255, 255), 'grey': (150, 150, 150), 'black': (20, 20, 20)}
 
 # across, down
@@ -315,6 +324,7 @@ PLACES = {'at the top left': (.25, .25), 'at the top': (.5, .25),
 RELATIONS = {'left of': ((.25, .5), (.75, .5)), 'above': ((.5, .25), (.5, .75))}
 OPPOSITE = {'left of': 'right of', 'above': 'below'}
 
+
 @dataclass(frozen=True)
 class Thing:
     "One thing of a scene; None for what is not said of it."
@@ -322,11 +332,12 @@ class Thing:
     colour: str | None = None
     size: str | None = None
 
+
 @dataclass(frozen=True)
 class Scene:
     "What an image of shapes shows, or as much of it as a caption says."
-    things: tuple[Thing, ...] # one, or two: the left or the upper one first
-    where: str | None = None # of one thing its place, of two 'left of' or 'above'
+    things: tuple[Thing, ...]  # one, or two: the left or the upper one first
+    where: str | None = None  # of one thing its place, of two 'left of' or 'above'
     ground: str | None = None
 
     def say(self, rng=None) -> str:
@@ -340,16 +351,17 @@ WORDINGS = {'small': ('small', 'little'), 'large': ('large', 'big'),
             'above': ('above', 'over'), 'below': ('below', 'under'),
             **{f'on {g}': (f'on {g}', f'on a {g} background') for g in GROUNDS}}
 
+
 def sentence(scene: Scene, rng=None) -> str:
     "A scene in words; a generator chooses among equal wordings."
     def word(w):
-        return chosen(WORDINGS.get(w, (w, )), rng)
+        return chosen(WORDINGS.get(w, (w,)), rng)
 
-    def noun(t):
-        words = ' '.join(word(w) for w in (t.size, t.colour, t.shape) if w)
+    def noun(thing):
+        words = ' '.join(word(w) for w in (thing.size, thing.colour, thing.shape) if w)
         return ('an ' if words[0] in 'aeiou' else 'a ') + words
 
-    said = [noun(t) for t in scene.things]
+    said = [noun(thing) for thing in scene.things]
     where = scene.where
     if len(said) == 2:
         # in either order: "a left of b" or "b right of a"
@@ -363,17 +375,18 @@ def sentence(scene: Scene, rng=None) -> str:
         said.append(word(f'on {scene.ground}'))
     return ' '.join(said)
 
+
 def forget(scene: Scene, rng) -> Scene:
     "The scene without some of what is known: sizes, place and ground each may go."
     size, where, ground = (rng.random(3) < (.7, .8, .6)).tolist()
     things = scene.things
     if not size:
-        things = tuple(Thing(t.shape, t.colour) for t in things)
+        things = tuple(Thing(thing.shape, thing.colour) for thing in things)
     return Scene(things, scene.where if where else None, scene.ground if ground else None)
 
 # %% ../../nbs/50_captions.ipynb #every
 @functools.cache
-def every_scene(objects: int) -> tuple[Scene, ...]: # 1,620 of one thing, 21,600 of two
+def every_scene(objects: int) -> tuple[Scene, ...]:  # 1,620 of one thing, 21,600 of two
     "Every scene with one thing or with two."
     if objects not in (1, 2):
         raise Problem(f'A scene has one thing or two, not {objects}: choose objects=1 or '
@@ -388,6 +401,7 @@ def either(words: Iterable[str]) -> str:
     "A pattern that matches any of some words."
     # the longest first: 'at the top left' before 'at the top'
     return '|'.join(sorted(words, key=len, reverse=True))
+
 
 PLAIN = {form: plain for plain, forms in WORDINGS.items() for form in forms}
 # all words of the grammar
@@ -422,9 +436,9 @@ def read(caption: str) -> Scene:
     # each group of the pattern in its plain wording
     plain = [PLAIN.get(w, w) for w in m.groups()]
     size, colour, shape, place, way, size2, colour2, shape2, ground = plain
-    things = (Thing(shape, colour, size), )
+    things = (Thing(shape, colour, size),)
     if shape2:
-        things += (Thing(shape2, colour2, size2), )
+        things += (Thing(shape2, colour2, size2),)
 
     # the left or upper thing first; "a and b" in no order, so in one order
     for first, opposite in OPPOSITE.items():
@@ -445,10 +459,10 @@ def attributes(scene: Scene | None, caption: Scene | str) -> dict[str, bool]:
         same = len(things) == len(asked.things)
         said = {'things': same}
         for k in ('shape', 'colour', 'size'):
-            wanted = [getattr(t, k) for t in asked.things]
+            wanted = [getattr(thing, k) for thing in asked.things]
             if any(wanted):
-                said[k] = same and all(want in (None, getattr(t, k))
-                                       for t, want in zip(things, wanted))
+                said[k] = same and all(want in (None, getattr(thing, k))
+                                       for thing, want in zip(things, wanted))
         if asked.where:
             said['where'] = where == asked.where
         if asked.ground:
@@ -465,28 +479,31 @@ def attributes(scene: Scene | None, caption: Scene | str) -> dict[str, bool]:
     second = verdict(scene.things[::-1], OPPOSITE.get(scene.where))
     return second if sum(second.values()) > sum(first.values()) else first
 
+
 def agrees(scene: Scene | None, caption: Scene | str) -> bool:
     "Whether a scene bears out all that a caption says."
     return all(attributes(scene, caption).values())
 
 # %% ../../nbs/50_captions.ipynb #held
-def fraction(text: str) -> float: # [0, 1)
+def fraction(text: str) -> float:  # [0, 1)
     "A number that a text determines and that looks random: its SHA-256. Eq. 50.2."
     return int(hashlib.sha256(text.encode()).hexdigest()[:13], 16)/16**13
+
 
 # of each shape, the colour with the least
 HELD = frozenset(
     (min(COLOURS, key=lambda c: fraction(f'ddpm_lit shapes {c} {s}')), s) for s in SHAPES)
 
+
 @functools.cache
-def scenes(split: str, # 'train', 'test' (something in it is HELD) or 'all'
+def scenes(split: str,  # 'train', 'test' (something in it is HELD) or 'all'
            objects: int) -> tuple[Scene, ...]:
     "The scenes of a part. Eq. 50.2."
     if split not in ('train', 'test', 'all'):
         raise Problem(f'The shapes have no part "{split}": ask for train, test or all.')
     found = []
     for s in every_scene(objects):
-        held = any((t.colour, t.shape) in HELD for t in s.things)
+        held = any((thing.colour, thing.shape) in HELD for thing in s.things)
         if split == 'all' or held == (split == 'test'):
             found.append(s)
     return tuple(found)
@@ -504,10 +521,11 @@ DISTANCE = {
 AREA = {'circle': math.pi, 'square': 4*.85**2, 'triangle': 3*3**.5*.55**2,
         'diamond': 2., 'cross': 4*(.7 - .35**2)}
 
+
 def coverage(shape: str,
-             pose: Tensor, # [n 3]: across, down, radius, in sides of the image
+             pose: Tensor,  # [n 3]: across, down, radius, in sides of the image
              size: int,
-             fine: int = 64) -> Tensor: # [n size size] in [0, 1]
+             fine: int = 64) -> Tensor:  # [n size size] in [0, 1]
     "The share of each pixel that a shape covers, by a ramp at `fine` pixels. Eq. 50.4."
     if size < 1 or fine % size:
         raise Problem(f'Scenes are drawn at 16, 32 or 64 pixels, not at {size}.')
@@ -520,7 +538,7 @@ def coverage(shape: str,
     return avg_pool2d(ramp[:, None], fine // size)[:, 0]
 
 # %% ../../nbs/50_captions.ipynb #render
-def poses(scenes: Sequence[Scene], rng=None) -> Tensor: # [n 2 3] across, down, radius
+def poses(scenes: Sequence[Scene], rng=None) -> Tensor:  # [n 2 3] across, down, radius
     "The pose of each thing; with a generator a little off, by less than the words tell."
     spots = []
     sizes = []
@@ -537,16 +555,18 @@ def poses(scenes: Sequence[Scene], rng=None) -> Tensor: # [n 2 3] across, down, 
     off = rng.uniform(-1, 1, p.shape)*(.025, .025, .006)
     return p + torch.from_numpy(off).float()
 
-def rgb(table: dict, names: Iterable[str]) -> Tensor: # [n 3] in [-1, 1]
+
+def rgb(table: dict, names: Iterable[str]) -> Tensor:  # [n 3] in [-1, 1]
     "The colours of some names."
     colours = torch.tensor([table[n] for n in names], dtype=torch.uint8)
     return to_unit(colours.reshape(-1, 3))
 
+
 def render(scenes: Sequence[Scene], size: int = 32,
-           pose: Tensor | None = None) -> Tensor: # [n 3 size size] in [-1, 1]
+           pose: Tensor | None = None) -> Tensor:  # [n 3 size size] in [-1, 1]
     "Images of scenes: each thing covers its share of the ground. Eq. 50.7."
     for s in scenes:
-        of_things = [v for t in s.things for v in (t.colour, t.size)]
+        of_things = [v for thing in s.things for v in (thing.colour, thing.size)]
         if None in (s.where, s.ground, *of_things):
             raise Problem('A scene that leaves something open cannot be drawn: say its '
                           'colours, sizes, place and ground.')
@@ -582,31 +602,35 @@ def shapes(split: str = 'train', n: int = 10_000, size: int = 32, seed: int = 0,
         pixels.append(to_bytes(render(rows[i:i + 1000], size, pose[i:i + 1000])))
     return Captioned(torch.cat(pixels), rows)
 
+
 def _emoji_images(split, size, n):
     "The emoji without captions; the label is the style."
     return emoji(split, size or 32).images(lambda row: row.style)
+
 
 def _shape_images(split, size, n):
     "The shapes without captions; the label is the shape."
     return shapes(split, n or 10_000, size or 32).images(lambda row: row.things[0].shape)
 
+
 DATASETS.add('emoji', _emoji_images)
-DATASETS.add('shapes', _shape_images);
+DATASETS.add('shapes', _shape_images)
 
 # %% ../../nbs/50_captions.ipynb #fit
 @dataclass
 class Fits:
     "The thing that explains a region best, for each of n images."
     colour: Tensor
-    shape: Tensor # [n] numbers of COLOURS and SHAPES
-    at: Tensor # [n 2] across, down
-    radius: Tensor # [n]
-    gain: Tensor # [n] squared error that it explains
-    seen: Tensor # [n] whether that is enough for a thing
+    shape: Tensor  # [n] numbers of COLOURS and SHAPES
+    at: Tensor  # [n 2] across, down
+    radius: Tensor  # [n]
+    gain: Tensor  # [n] squared error that it explains
+    seen: Tensor  # [n] whether that is enough for a thing
 
-def ink_of(d: Tensor, ground: Tensor): # [n 3 h w], the image minus its ground [n 3]
+
+def ink_of(d: Tensor, ground: Tensor):  # [n 3 h w], the image minus its ground [n 3]
     "The best colour, its share of each pixel [n h w], its squared distance. Eq. 50.8."
-    line = rgb(COLOURS, COLOURS).to(d) - ground[:, None] # [n colours 3]
+    line = rgb(COLOURS, COLOURS).to(d) - ground[:, None]  # [n colours 3]
     length = line.square().sum(-1)
 
     # a = <d, line>/|line|^2 by pixel; a colour explains |line|^2 times the sum of a^2
@@ -616,35 +640,51 @@ def ink_of(d: Tensor, ground: Tensor): # [n 3 h w], the image minus its ground [
     return k, a[i, k], length[i, k]
 
 # %% ../../nbs/50_captions.ipynb #fit-thing
+def moments(b: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # [n h h] -> [n] each
+    "The area that shares of pixels cover, and its middle across and down. Eq. 50.9."
+    h = b.shape[-1]
+    g = (torch.arange(h, device=b.device) + .5)/h
+    area = b.mean((1, 2)).clamp(min=1e-4)
+    x = (b.mean(1)*g).mean(1)/area
+    y = (b.mean(2)*g).mean(1)/area
+    return area, x, y
+
+
+def around(area: Tensor, x: Tensor, y: Tensor, h: int, wide: float) -> Tensor:  # [n h h]
+    "Whether a pixel is near enough to belong to a thing of this area and middle."
+    g = (torch.arange(h, device=area.device) + .5)/h
+    reach = wide*area.sqrt()[:, None] + 1/h
+    near_x = (g - x[:, None]).abs() < reach
+    near_y = (g - y[:, None]).abs() < reach
+    return near_x[:, None] & near_y[..., None]
+
+
 def fit(d: Tensor, ground: Tensor, faint=.3, wide=.96, least=.3) -> Fits:
     "Colour by projection, place and radius by moments, shape by drawing. Eq. 50.8-50.10."
     k, a, length = ink_of(d, ground)
-    n, w, _ = a.shape
-    g = (torch.arange(w, device=d.device) + .5)/w
+    n, h, _ = a.shape
 
-    # the first moments leave faint pixels out, the next those that are far
-    b = torch.where(a > faint, a, 0.)
-    for last in (False, False, True):
-        area = b.mean((1, 2)).clamp(min=1e-4)
-        x = (b.mean(1)*g).mean(1)/area
-        y = (b.mean(2)*g).mean(1)/area
-        if not last:
-            reach = wide*area.sqrt()[:, None] + 1/w
-            near_x = (g - x[:, None]).abs() < reach
-            near_y = (g - y[:, None]).abs() < reach
-            b = a*near_x[:, None]*near_y[..., None]
+    # the first moments leave faint pixels out, the next two those that are far (50.9)
+    area, x, y = moments(torch.where(a > faint, a, 0.))
+    area, x, y = moments(a*around(area, x, y, h, wide))
+    area, x, y = moments(a*around(area, x, y, h, wide))
 
-    # each shape t of this area explains the mean of 2 a t - t^2
+    # a shape of this area explains the mean of 2 a covered - covered^2 (50.10)
     radii = []
     gains = []
     for s in SHAPES:
         radius = (area/AREA[s]).sqrt()
-        drawn = [coverage(s, torch.stack([x, y, radius], 1), w)]
-        if w > 16: # blurred too; at 16 pixels a blurred circle would pass for a diamond
-            drawn.append(avg_pool2d(drawn[0][:, None], 3, 1, 1)[:, 0])
-        explained = [(2*a*t - t*t).mean((1, 2))*length for t in drawn]
+        sharp = coverage(s, torch.stack([x, y, radius], 1), h)
+        drawn = [sharp]
+        if h > 16:
+            # blurred too; at 16 pixels a blurred circle would pass for a diamond
+            drawn.append(avg_pool2d(sharp[:, None], 3, 1, 1)[:, 0])
+        explained = [(2*a*covered - covered*covered).mean((1, 2))*length
+                     for covered in drawn]
         radii.append(radius)
         gains.append(torch.stack(explained).amax(0))
+
+    # the shape that explains most
     gain, shape = torch.stack(gains).max(0)
     radius = torch.stack(radii)[shape, torch.arange(n, device=d.device)]
     seen = gain > least*length*AREA['triangle']*SIZES['small']**2
@@ -684,7 +724,7 @@ def best_arrangement(
 
 
 @torch.no_grad()
-def parse(pixels: Tensor, enough=.4) -> list[Scene | None]: # [n 3 h h] in [-1, 1]
+def parse(pixels: Tensor, enough=.4) -> list[Scene | None]:  # [n 3 h h] in [-1, 1]
     "The scene that each image shows; None where no scene explains two fifths of it."
     check_readable(pixels)
 
@@ -726,7 +766,7 @@ def scene_of(found, i: int, ground: str) -> Scene:
     for f in fits:
         size = 'large' if f.radius[i] > middle else 'small'
         things.append(Thing(SHAPES[f.shape[i]], colours[f.colour[i]], size))
-    if not where: # of one thing, the nearest place
+    if not where:  # of one thing, the nearest place
         at = fits[0].at[i].tolist()
         where = min(PLACES, key=lambda p: math.dist(PLACES[p], at))
     return Scene(tuple(things), where, ground)

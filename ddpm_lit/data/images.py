@@ -6,10 +6,10 @@
 __all__ = ['UNWARNED', 'TURNS', 'PICTURE_FORMATS', 'PICTURE_BYTES', 'PICTURE_PIXELS', 'PICTURE_SIDE', 'PICTURE_PIECES',
            'PICTURE_ENDINGS', 'DATASETS', 'to_unit', 'to_bytes', 'Images', 'read_idx', 'read_digits', 'part_of',
            'mnist', 'Batches', 'square', 'plain', 'Unwarned', 'quiet_pillow', 'orientation', 'upright', 'is_grey',
-           'deep_grey', 'over_white', 'on_white', 'Counted', 'CountedFile', 'CountedBytes', 'check_file', 'why_not',
-           'picture_in', 'drafted', 'read_pictures', 'by_number', 'files_below', 'picture_files', 'folder', 'Files',
-           'on_disk', 'cache_dir', 'fetched', 'read_pickled_cifar', 'read_cifar', 'fashion_mnist', 'cifar10', 'celeba',
-           'kept_in', 'in_folder', 'load_images']
+           'deep_grey', 'over_white', 'on_white', 'LimitedReads', 'CountedFile', 'CountedBytes', 'check_file',
+           'why_not', 'picture_in', 'drafted', 'read_pictures', 'by_number', 'files_below', 'picture_files', 'folder',
+           'Files', 'on_disk', 'cache_dir', 'fetched', 'read_pickled_cifar', 'read_cifar', 'fashion_mnist', 'cifar10',
+           'celeba', 'kept_in', 'in_folder', 'load_images']
 
 # %% ../../nbs/23_digits.ipynb #imports
 import contextlib
@@ -163,7 +163,7 @@ class Batches:
 
         if self.flip:
             as_is = torch.rand(len(rows), device=rows.device).round().bool()
-            x0 = torch.where(as_is.reshape(-1, 1, 1, 1), x0, x0.flip(-1))
+            x0 = torch.where(append_dims(as_is, x0), x0, x0.flip(-1))
         if label is None:
             return x0,
         dropped = torch.rand(len(rows), device=rows.device) < self.drop
@@ -337,7 +337,7 @@ PICTURE_SIDE = 65_535  # and on a side of it, as in a JPEG
 PICTURE_PIECES = 1 << 19  # the most pieces in which a decoder may ask for a file
 
 
-class Counted:
+class LimitedReads:
     "A file that ends a reader who walks on and on through parts of a few bytes."
     asked = 0
 
@@ -348,11 +348,11 @@ class Counted:
         return super().read(*size)
 
 
-class CountedFile(Counted, io.BufferedReader):
+class CountedFile(LimitedReads, io.BufferedReader):
     "A file on the disk."
 
 
-class CountedBytes(Counted, io.BytesIO):
+class CountedBytes(LimitedReads, io.BytesIO):
     "A file in memory."
 
 

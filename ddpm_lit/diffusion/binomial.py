@@ -28,17 +28,17 @@ def chance_one(x: Tensor, kept: Tensor) -> Tensor:  # x [b ...] in {0, 1}
 # %% ../../nbs/28_binomial.ipynb #posterior
 def bit_posterior(x0: Tensor,   # [b ...] in {0, 1}
                   x_t: Tensor,  # [b ...] in {0, 1}
-                  s: Tensor,    # shares kept at s and t, s >= t, broadcasting
-                  t: Tensor) -> Tensor:  # [b ...]
+                  kept_s: Tensor,  # the larger share kept, broadcasting
+                  kept_t: Tensor) -> Tensor:  # [b ...]
     "q(x_s = 1 | x_t, x0). Eq. 28.2."
-    if (s < t).any():
-        raise Problem('s is noisier than t here: give the larger share kept as s.')
+    if (kept_s < kept_t).any():
+        raise Problem('s is noisier than t here: give the larger share kept as kept_s.')
 
     # prior q(x_s = 1 | x0)
-    prior = chance_one(x0, s)
+    prior = chance_one(x0, kept_s)
 
     # likelihoods q(x_t | x_s = 1) and q(x_t | x_s = 0)
-    now = t/s
+    now = kept_t/kept_s
     from_1 = chance_one(now.new_tensor(1.), now)
     from_0 = chance_one(now.new_tensor(0.), now)
     like_1 = torch.where(x_t == 1, from_1, 1 - from_1)
@@ -49,10 +49,10 @@ def bit_posterior(x0: Tensor,   # [b ...] in {0, 1}
 
 
 def bit_step(x0_hat: Tensor,  # [b ...] in [0, 1]
-             x_t: Tensor, s: Tensor, t: Tensor) -> Tensor:
+             x_t: Tensor, kept_s: Tensor, kept_t: Tensor) -> Tensor:
     "p(x_s = 1 | x_t) for a prediction of x0. Eq. 28.3."
-    if_0 = bit_posterior(torch.zeros_like(x_t), x_t, s, t)
-    if_1 = bit_posterior(torch.ones_like(x_t), x_t, s, t)
+    if_0 = bit_posterior(torch.zeros_like(x_t), x_t, kept_s, kept_t)
+    if_1 = bit_posterior(torch.ones_like(x_t), x_t, kept_s, kept_t)
     return torch.lerp(if_0, if_1, x0_hat)
 
 # %% ../../nbs/28_binomial.ipynb #bound
@@ -76,11 +76,11 @@ def sequence_bits(denoiser: BitDenoiser,
         raise Problem('Binomial diffusion is for zeros and ones: give data of 0. and 1. '
                       'only.')
     kept = share_kept(T).to(x0)
-    s = kept[t - 1, None]
+    before = kept[t - 1, None]
     now = kept[t, None]
     x_t = torch.bernoulli(chance_one(x0, now))
-    q = bit_posterior(x0, x_t, s, now)
-    p = bit_step(denoiser(x_t, now), x_t, s, now)
+    q = bit_posterior(x0, x_t, before, now)
+    p = bit_step(denoiser(x_t, now), x_t, before, now)
     return T*bit_kl(q, p).sum(1)/math.log(2)
 
 # %% ../../nbs/28_binomial.ipynb #heartbeat

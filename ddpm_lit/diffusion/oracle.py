@@ -23,7 +23,9 @@ class Gaussians:
     std: Tensor  # [k], the same in every direction; 0 makes a component a point
 
     def __post_init__(self):
-        w, mean, std = self.weight, self.mean, self.std
+        w = self.weight
+        mean = self.mean
+        std = self.std
         k = (len(w),)
         if mean.shape[:1] != k or mean.ndim != 2 or std.shape != k:
             raise Problem(f'Give weight [k], mean [k d] and std [k], not {[*w.shape]}, '

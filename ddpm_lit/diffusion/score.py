@@ -90,7 +90,7 @@ def langevin(
         yield x
 
 
-SAMPLERS.add('langevin', langevin);
+SAMPLERS.add('langevin', langevin)
 
 # %% ../../nbs/31_score.ipynb #drift
 def drift(denoiser: Denoiser, x: Tensor, t: Level,
@@ -159,7 +159,7 @@ def log_likelihood(
         with torch.no_grad():
             half = x + h/2*drift(denoiser, x, t)
 
-        # the whole step by v = (sigma^2 x - sigma eps)/2 and its divergence there
+        # the whole step by f = (sigma^2 x - sigma eps)/2 and its divergence there
         eps, div = divergence(lambda x: denoiser(x, middle).eps, half, probes, noise)
         x = x + h/2*(middle.sigma**2*half - middle.sigma*eps)
         total = total + h/2*(middle.sigma**2*x[0].numel() - middle.sigma*div)

@@ -81,9 +81,9 @@ def dpmpp_2m(denoiser: Denoiser, levels: Grid, x: Tensor) -> Iterator[Tensor]:
         past = x0, h
 
 
-# found by name once this module is imported
+# found by its name, which imports this module (00)
 SAMPLERS.add('heun', heun)
-SAMPLERS.add('dpmpp_2m', dpmpp_2m);
+SAMPLERS.add('dpmpp_2m', dpmpp_2m)
 
 # %% ../../nbs/32_solve.ipynb #flow
 def from_flow(v: Tensor, x: Tensor, t: Level) -> Prediction:  # all [b ...]
@@ -93,7 +93,7 @@ def from_flow(v: Tensor, x: Tensor, t: Level) -> Prediction:  # all [b ...]
 
 
 class StraightPath:
-    "The clock of flow matching: at time u, (1 - u) x0 + u eps, rescaled. Eq. 32.8."
+    "The schedule of flow matching: at time u, (1 - u) x0 + u eps, rescaled. Eq. 32.8."
     def __call__(self, time) -> Level:  # u in [0, 1], any shape
         u = as_times(time)
         return Level(2*((-u).log1p() - u.log()))
@@ -122,4 +122,4 @@ def predictor_corrector(denoiser: Denoiser, levels: Grid, x: Tensor,
         yield x
 
 
-SAMPLERS.add('pc', predictor_corrector);
+SAMPLERS.add('pc', predictor_corrector)

@@ -27,6 +27,7 @@ from ..train.fit import Recipe, register
 # (x [b ...], t) -> [b]: log p(y | x_t), how well x_t fits the condition y
 LogLikelihood = Callable[[Tensor, Level], Tensor]
 
+
 def label_log_prob(classify: Callable[[Tensor, Level], Tensor],  # -> [b k]
                    label: int | Tensor,  # [] or [b]
                    ) -> LogLikelihood:
@@ -38,17 +39,18 @@ def label_log_prob(classify: Callable[[Tensor, Level], Tensor],  # -> [b k]
         if label.numel() not in (1, len(x)):
             raise Problem(f'{label.numel()} labels do not fit {len(x)} samples: give one '
                           'for each, or one for all.')
-        on_cpu = label.device.type == 'cpu' # on a GPU the check would wait for it
+        on_cpu = label.device.type == 'cpu'  # on a GPU the check would wait for it
         if on_cpu and not ((label >= 0) & (label < logs.shape[1])).all():
             raise Problem(f'The labels are 0 to {logs.shape[1] - 1}, and '
                           f'{label.tolist()} holds another.')
 
         index = label.to(x.device).reshape(-1, 1).expand(len(x), 1)
-        return logs.gather(1, index.clone())[:, 0] # a clone, for inference mode
+        return logs.gather(1, index.clone())[:, 0]  # a clone, for inference mode
 
     return log_match
 
-def gradient(log_match: LogLikelihood, x: Tensor, t: Level) -> Tensor: # [b ...]
+
+def gradient(log_match: LogLikelihood, x: Tensor, t: Level) -> Tensor:  # [b ...]
     "The gradient of log p(y | x_t) by x_t, computed in float32 or better. Eq. 40.1."
     with torch.inference_mode(False), torch.enable_grad():
         dtype = torch.promote_types(x.dtype, torch.float32)
@@ -73,7 +75,7 @@ def guide(denoiser: Denoiser, log_match: LogLikelihood,
     def guided(x, t):
         p = denoiser(x, t)
         if not (t.sigma > 0).any():
-            return p # clean data are not guided
+            return p  # clean data are not guided
         if not (t.signal > 0).all():
             raise Problem('Pure noise tells a classifier nothing: start guided runs at a '
                           'level with some signal, as karras and grid(Cosine()) do.')
@@ -88,13 +90,16 @@ def guide(denoiser: Denoiser, log_match: LogLikelihood,
 # (step, x_t, s, t) -> the point and the level at which the classifier is evaluated
 Place = Callable[[Kernel, Tensor, Level, Level], tuple[Tensor, Level]]
 
+
 def at_start(k: Kernel, x: Tensor, s: Level, t: Level) -> tuple[Tensor, Level]:
     "At x_t and its level, as ADM's Algorithm 1 and code do."
     return x, t
 
+
 def at_mean(k: Kernel, x: Tensor, s: Level, t: Level) -> tuple[Tensor, Level]:
     "At the mean of the step and the level it leads to: ADM's derivation. Eq. 40.6."
     return k.mean, s
+
 
 def tilted_step(denoiser: Denoiser, log_match: LogLikelihood,
                 x: Tensor, s: Level, t: Level,
@@ -103,11 +108,12 @@ def tilted_step(denoiser: Denoiser, log_match: LogLikelihood,
     "The denoiser's step, tilted towards y: the mean form. Eq. 40.6 (ADM Algorithm 1)."
     k = reverse(denoiser, x, s, t, variance)
     if not k.std.any():
-        return k # a step without width is not tilted
+        return k  # a step without width is not tilted
 
     # N(mu + scale*Sigma*g, Sigma)
     g = gradient(log_match, *place(k, x, s, t))
     return k.tilt(classifier_scale*g)
+
 
 @torch.no_grad()
 def ancestral_tilted(denoiser: Denoiser, levels: Grid, x: Tensor,
@@ -133,7 +139,7 @@ class AttentionPool(nn.Module):
         self.qkv = nn.Linear(c, 3*c)
         self.out = nn.Linear(c, out)
 
-    def forward(self, h: Tensor) -> Tensor: # [b c h w] -> [b out]
+    def forward(self, h: Tensor) -> Tensor:  # [b c h w] -> [b out]
         # tokens: the mean of all positions, then the positions, each with a learned place
         h = h.flatten(2).mT
         h = torch.cat([h.mean(1, keepdim=True), h], 1) + self.place
@@ -148,24 +154,24 @@ class Encoder(nn.Module):
     def __init__(self,
                  channels_in: int,
                  classes: int,
-                 side: int, # images are [b channels_in side side]
+                 side: int,  # images are [b channels_in side side]
                  base: int,
                  mults: Sequence[float],
                  depth: int,
-                 attention: Sequence[int] = (), # as for `UNet`
-                 heads: int = 1, # of the pool
-                 fold: int = 1, # squares of this side become one position first (24.9)
+                 attention: Sequence[int] = (),  # as for `UNet`
+                 heads: int = 1,  # of the pool
+                 fold: int = 1,  # squares of this side become one position first (24.9)
                  time=TimeEmbedding,
                  block=ResBlock,
                  attn=Attention,
-                 down=None, # None: inside a block
-                 norm: Norm = norm_adm): # as for `UNet`
+                 down=None,  # None: inside a block
+                 norm: Norm = norm_adm):  # as for `UNet`
         super().__init__()
         widths = [int(m*base) for m in mults]
         emb = 4*base
         c = widths[-1]
 
-        def at(level, c): # attention, on the levels that have it
+        def at(level, c):  # attention, on the levels that have it
             return attn(c) if level in attention else None
 
         self.channels_in = channels_in
@@ -185,9 +191,9 @@ class Encoder(nn.Module):
         self.pool = AttentionPool(c, places, classes, heads)
 
     def forward(self,
-                x: Tensor, # [b c h w]
-                t: Tensor, # [b], as counted in training
-                ) -> Tensor: # [b k], logits
+                x: Tensor,  # [b c h w]
+                t: Tensor,  # [b], as counted in training
+                ) -> Tensor:  # [b k], logits
         if x.shape[1:] != (self.channels_in, self.side, self.side):
             raise Problem(f'This classifier reads pictures [b {self.channels_in} '
                           f'{self.side} {self.side}], not {[*x.shape]}.')
@@ -197,8 +203,9 @@ class Encoder(nn.Module):
             h = step(h, e)
         return self.pool(F.silu(self.norm(h)))
 
+
 def small_encoder(channels_in=1, classes=10, side=28, base=32, mults=(1, 2), depth=1,
-                  attention=(1, ), fold=2) -> Encoder:
+                  attention=(1,), fold=2) -> Encoder:
     "A small fast classifier of this book's images: the half of `small_unet`."
     block = partial(ResBlock, scale_shift=True, norm=norm_small)
     attn = partial(Attention, heads=4, norm=norm_small)
@@ -209,31 +216,32 @@ def small_encoder(channels_in=1, classes=10, side=28, base=32, mults=(1, 2), dep
 class NoisyClassifier(nn.Module):
     "A classifier of noisy images, conditioned on the level as a denoiser is. Eq. 40.12."
     def __init__(self,
-                 net: nn.Module, # net(x, time [b]) -> logits [b k]
+                 net: nn.Module,  # net(x, time [b]) -> logits [b k]
                  level_input: Callable[[Level], Tensor] = level_time):
         super().__init__()
         self.net = net
         self.level_input = level_input
 
-    def forward(self, x: Tensor, t: Level) -> Tensor: # [b ...] -> [b k], log p(k | x_t)
+    def forward(self, x: Tensor, t: Level) -> Tensor:  # [b ...] -> [b k], log p(k | x_t)
         time = time_of_each(self.level_input(t), x)
         logits = self.net(x.to(next(self.parameters()).dtype), time)
         return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(1)
 
-    def given(self, label: int | Tensor) -> LogLikelihood: # label: one for all, or [b]
+    def given(self, label: int | Tensor) -> LogLikelihood:  # label: one for all, or [b]
         "log p(label | x_t), for `guide`. Eq. 40.1."
         return label_log_prob(self, label)
 
 # %% ../../nbs/40_classifier.ipynb #loss
-def label_nats(log_match: LogLikelihood, # bound to the true labels
-               x0: Tensor, # [b ...] clean data
+def label_nats(log_match: LogLikelihood,  # bound to the true labels
+               x0: Tensor,  # [b ...] clean data
                t: Level,
-               eps: Tensor) -> Tensor: # [b], in nats
+               eps: Tensor) -> Tensor:  # [b], in nats
     "The cross-entropy of the true label, given a noised example. Eq. 40.13."
     return -log_match(q_sample(x0, t, eps), t)
+
 
 register(Recipe(
     'noisy-classifier', lambda: NoisyClassifier(small_encoder()),
     lambda batch, seed, device: Batches(mnist('train').to(device), batch, seed),
     shape=(1, 28, 28), loss=label_nats, steps=2000, batch=128, classes=10,
-    data=('mnist', ), sampler=''));
+    data=('mnist',), sampler=''))

@@ -19,7 +19,7 @@ from ..diffusion.schedule import Grid
 
 # %% ../../nbs/42_edit.ipynb #threshold
 def threshold_x0(denoiser: Denoiser,
-                 p: float = .995) -> Denoiser: # the share of pixels that is not clamped
+                 p: float = .995) -> Denoiser:  # the share of pixels that is not clamped
     "The denoiser whose clean guess is scaled into +-1. Eq. 42.1 (Imagen sec. 2.3)."
     if not 0 < p <= 1:
         raise Problem(f'p is {p}: give the share of pixels to keep, above 0 and at '
@@ -37,7 +37,8 @@ def threshold_x0(denoiser: Denoiser,
 # linear, and P(P(x)) = P(x): what is known of x [b ...]
 Projection = Callable[[Tensor], Tensor]
 
-def pixels(mask: Tensor) -> Projection: # 1 where known, else 0; broadcasts against x
+
+def pixels(mask: Tensor) -> Projection:  # 1 where known, else 0; broadcasts against x
     "Know some pixels. Eq. 42.2."
     if not ((mask == 0) | (mask == 1)).all():
         raise Problem('A mask is 1 where pixels are known and 0 elsewhere: threshold it '
@@ -48,9 +49,10 @@ def pixels(mask: Tensor) -> Projection: # 1 where known, else 0; broadcasts agai
 
     return masked
 
-def blocks(size: int) -> Projection: # size x size pixels
+
+def blocks(size: int) -> Projection:  # size x size pixels
     "Know the mean of each block, a coarse image. Eq. 42.2 (ILVR)."
-    def mean(x): # [b c h w]
+    def mean(x):  # [b c h w]
         if x.ndim != 4 or x.shape[2] % size or x.shape[3] % size:
             raise Problem(f'Pictures of {[*x.shape]} have no whole blocks of {size} '
                           'pixels: choose a size that divides height and width.')
@@ -59,8 +61,9 @@ def blocks(size: int) -> Projection: # size x size pixels
 
     return mean
 
+
 def project_x0(denoiser: Denoiser, known: Tensor,
-         project: Projection) -> Denoiser: # known [b ...], only P(known) matters
+         project: Projection) -> Denoiser:  # known [b ...], only P(known) matters
     "The denoiser whose clean guess agrees with what is known. Eq. 42.2."
     return edit_x0(denoiser, lambda x0: x0 + project(known.to(x0) - x0))
 
@@ -97,7 +100,7 @@ def repaint(denoiser: Denoiser, levels: Grid, x: Tensor, repeats: int = 4,
         yield x
 
 # %% ../../nbs/42_edit.ipynb #below
-def truncated(levels: Grid, start: Level) -> Grid: # start: one level
+def truncated(levels: Grid, start: Level) -> Grid:  # start: one level
     "The same run from `start` on: it, then all cleaner levels. Eq. 42.7 (SDEdit)."
     if start.log_snr.numel() != 1:
         raise Problem('A run starts at one level for all: give a single number.')
@@ -106,6 +109,7 @@ def truncated(levels: Grid, start: Level) -> Grid: # start: one level
         raise Problem(f'This run goes from log SNR {levels.log_snr[0]:.2f} to '
                       f'{levels.log_snr[-1]:.2f}: start between them.')
     return Grid(torch.cat([at, levels.log_snr[levels.log_snr > at]]))
+
 
 @torch.no_grad()
 def sdedit(sampler, denoiser: Denoiser, levels: Grid, sketch: Tensor, start: Level,
@@ -118,7 +122,7 @@ def sdedit(sampler, denoiser: Denoiser, levels: Grid, sketch: Tensor, start: Lev
 
 # %% ../../nbs/42_edit.ipynb #slerp
 def slerp(a: Tensor, b: Tensor,
-          w: float | Tensor) -> Tensor: # a, b [b ...]; w a number, or [b 1 ... 1]
+          w: float | Tensor) -> Tensor:  # a, b [b ...]; w a number, or [b 1 ... 1]
     "From a (w = 0) to b (w = 1) along the great circle, example by example. Eq. 42.8."
     if a.shape != b.shape:
         raise Problem(f'Both ends must have one shape, not {[*a.shape]} and '
@@ -134,7 +138,7 @@ def slerp(a: Tensor, b: Tensor,
         raise Problem('These two point in opposite directions, and no great circle is '
                       'the shortest: change one of them a little.')
 
-    def part(w): # sin(w theta)/sin(theta), and w at theta = 0
+    def part(w):  # sin(w theta)/sin(theta), and w at theta = 0
         return w*torch.sinc(w*theta/torch.pi)/torch.sinc(theta/torch.pi)
 
     return (part(1 - w)*a.to(wide) + part(w)*b.to(wide)).to(a)

@@ -11,13 +11,16 @@ __all__ = ['DTYPES', 'CALLS', 'PATTERNS', 'UNCLIP', 'WHOLE_UNCLIP', 'FILE_KINDS'
            'openai_sizes', 'check_side', 'denoiser_of', 'by_preset', 'of_this_size', 'from_openai', 'home_of',
            'betas_in', 'schedule_of', 'diffusers_configs', 'check_diffusers', 'from_diffusers', 'open_denoiser',
            'TextToImage', 'glide_sizes', 'glide_at', 'open_glide', 'unclip_config', 'check_block_counts', 'open_unclip',
-           'open_text_to_image', 'clip_options', 'clip_at', 'save_official']
+           'open_text_to_image', 'draw_captions', 'clip_options', 'clip_at', 'is_foreign', 'open_model',
+           'asks_unlabelled', 'draw_samples', 'is_folder_of_others', 'read_clip', 'save_official']
 
 # %% ../../nbs/79_checkpoints.ipynb #imports
+import contextlib
 import io
 import json
 import math
 import mmap
+import os
 import re
 import struct
 import zipfile
@@ -30,19 +33,25 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from ..clip.contrast import CLIP
 from ..clip.tokens import clip_tokenizer, glide_tokenizer
-from ..core.problem import Problem, check_tensors, open_input, read_text
+from ..clip.zero_shot import ZeroShotClassifier
+from ..core.problem import (
+    Problem, check_tensors, data_dir, identity, no_progress, open_input, read_text)
 from ..core.denoiser import Model, Parameterization, from_eps, from_v, from_x0
 from ..core.unpickle import Named, SafeUnpickler
 from ..diffusion.schedule import DiscreteSchedule, cosine, linear
 from ..nets.transformer import gelu, quick_gelu
 from ..nets.unet import UNet
 from .glide import sample_glide, kind_of, load_glide
+from .speed import in_bf16, wants_bf16
 from ..scale.presets import PRESETS, Preset, Stepped, find_preset, timestep_input
 from .clip import clip_from_official
 from .unclip import sample_unclip, unclip_parts
 from .unet import Layout, build_empty, described_by, load_official, only
 from .unet import to_official, unet_diffusers, unet_openai
-from ..train.fit import Recipe, read_tensors, write_tensors
+from ..systems.evaluate import Samples, labels, sample_recipe, steering
+from ..systems.pipeline import own_noise, run_counter
+from ..train.fit import Recipe, load_weights, read_tensors, write_tensors
+from ..train.run import find_weights
 
 # %% ../../nbs/79_checkpoints.ipynb #machine
 class Storage(NamedTuple):
@@ -638,18 +647,18 @@ def diffusers_configs(path: Path, schedule: str | None) -> tuple[Path, Path | No
     "The configurations of a network and of its schedule, which lie beside it."
     home = home_of(path)
     about = home/'config.json'
-    clocks = [home/'scheduler_config.json',
+    places = [home/'scheduler_config.json',
               home.parent/'scheduler'/'scheduler_config.json']
-    clock = next((p for p in clocks if p.is_file()), None)
+    scheduler = next((p for p in places if p.is_file()), None)
     if not about.is_file():
         raise ArgumentProblem(f'{path} says nothing of its heads and norms: give the '
                               'folder that holds its config.json, or preset if it is a '
                               'published one.', 'preset')
-    if not (clock or schedule):
+    if not (scheduler or schedule):
         raise ArgumentProblem(f'{path} does not say its schedule, as there is no '
                               'scheduler_config.json: give schedule="linear" or '
                               '"cosine".', 'schedule')
-    return about, clock
+    return about, scheduler
 
 
 def check_diffusers(path: Path, about: Path, c: dict, n: int, side):
@@ -669,23 +678,23 @@ def check_diffusers(path: Path, about: Path, c: dict, n: int, side):
 def from_diffusers(state: dict[str, Tensor], path: Path, schedule: str | None,
                    side: int | None) -> tuple[Model, Recipe]:
     "A denoiser in diffusers' layout, by the configurations beside it. Eq. 79.3."
-    about, clock = diffusers_configs(path, schedule)
+    about, scheduler = diffusers_configs(path, schedule)
     c = read_json(about)
-    s = read_json(clock) if clock else {}
+    s = read_json(scheduler) if scheduler else {}
 
     # what they say, as far as it can be checked
     side = side or c.get('sample_size')
     check_diffusers(path, about, c, len(state), side)
     kind = str(s.get('prediction_type', 'epsilon'))
     if kind not in MEANS:
-        raise Problem(f'{clock} has prediction_type={kind!r}: {" or ".join(MEANS)} is '
-                      'built here.')
+        raise Problem(f'{scheduler} has prediction_type={kind!r}: '
+                      f'{" or ".join(MEANS)} is built here.')
     limit = s.get('clip_sample_range', 1.) if s.get('clip_sample', True) else None
 
     with described_by(about):
         net = build_empty(unet_diffusers, c)
-    with described_by(clock):
-        S = SCHEDULES[schedule]() if schedule else schedule_of(s, str(clock))
+    with described_by(scheduler):
+        S = SCHEDULES[schedule]() if schedule else schedule_of(s, str(scheduler))
         limit = limit if limit is None else float(limit)
     net = load_official(net, state, net.layout, str(path))
     return denoiser_of(net, side, S, str(path), MEANS[kind], limit=limit)
@@ -811,15 +820,15 @@ KARLO_SCHEDULE = dict(num_train_timesteps=1000, variance_type='fixed_small_log',
 def unclip_config(path: Path) -> dict:
     "The configurations in Karlo's folder, if its steps can be taken here."
     config = {part: read_json(path/part/'config.json') for part in UNCLIP}
-    for clock in SCHEDULERS:
-        config[clock] = KARLO_SCHEDULE | read_json(path/clock/'scheduler_config.json')
-    for clock, (means, variance) in SCHEDULERS.items():
-        with described_by(path/clock):
-            only(config[clock], prediction_type=[means], variance_type=[variance],
+    for part in SCHEDULERS:
+        config[part] = KARLO_SCHEDULE | read_json(path/part/'scheduler_config.json')
+    for part, (means, variance) in SCHEDULERS.items():
+        with described_by(path/part):
+            only(config[part], prediction_type=[means], variance_type=[variance],
                  clip_sample=[True], num_train_timesteps=[1000],
                  beta_schedule=['squaredcos_cap_v2'])
-    for clock in ('decoder_scheduler', 'super_res_scheduler'):
-        only(config[clock], clip_sample_range=[1.])
+    for part in ('decoder_scheduler', 'super_res_scheduler'):
+        only(config[part], clip_sample_range=[1.])
 
     sides = [config[part].get('sample_size') for part in ('decoder', 'super_res_first')]
     whole = all(type(side) is int and 0 < side < 10_000 for side in sides)
@@ -891,6 +900,40 @@ def open_text_to_image(path, upsampler=None,  # GLIDE's second file
                               'upsampler', 'side')
     return open_unclip(path, device)
 
+# %% ../../nbs/79_checkpoints.ipynb #draw-captions
+def draw_captions(
+    model: TextToImage,
+    captions: list[str],
+    n: int = 1,                           # pictures of each caption
+    guidance_scale: float | None = None,  # this and next None: as its authors chose
+    steps: int | None = None,
+    seed: int = 0,
+    at_once: int = 4,                     # pictures
+    progress: Callable[[int, int], None] = no_progress,  # evaluations done, of
+) -> Tensor:                              # [n*captions 3 h w], a caption's side by side
+    "Pictures by a model of others; a `Problem` if one is not finite. Eq. 76.6, 77.7."
+    steps = steps or model.steps
+    scale = model.guidance_scale if guidance_scale is None else guidance_scale
+    many = n*len(captions)
+    counted = run_counter(progress, model.evaluations(steps)*math.ceil(many/at_once))
+
+    done = None
+    for i in range(0, many, at_once):
+        # each with noise of its own
+        places = range(i, min(i + at_once, many))
+        x = model.draw([captions[k // n] for k in places], scale, steps,
+                       own_noise(seed, places), counted).cpu()
+
+        # where there is no room for all, the error comes after the first
+        if done is None:
+            done = x.new_empty(many, *x.shape[1:])
+        done[i:i + at_once] = x
+
+    if not done.isfinite().all():
+        raise Problem(f'What {model.name} draws here is not finite: ask for less '
+                      'guidance, or fetch its weights again.')
+    return done
+
 # %% ../../nbs/79_checkpoints.ipynb #clip
 ACTS = dict(quick_gelu=quick_gelu, gelu=gelu)
 
@@ -938,6 +981,98 @@ def clip_at(path) -> CLIP:
     state = {k: w for k, w in state.items() if not k.endswith('attn_mask')}
     with described_by(name):
         return clip_from_official(state, name, **clip_options(Path(path)))
+
+# %% ../../nbs/79_checkpoints.ipynb #any
+def is_foreign(path) -> bool:
+    "A folder of diffusers, a pickle, or tensors that do not say how they were made."
+    path = Path(path)
+    if path.is_dir():
+        return any((path/k).exists() for k in ('model_index.json', 'config.json'))
+    if not path.is_file() or path.suffix != '.safetensors':
+        return path.is_file() and path.suffix in ('.pt', '.pth', '.ckpt', '.bin')
+    try:
+        with safe_open(path, 'pt') as f:
+            ours = {'recipe', 'run'} & {*(f.metadata() or {})}
+            return not ours and any(k.endswith('.weight') for k in f.keys())
+    except (SafetensorError, OSError):  # whoever loads it says what is wrong
+        return False
+
+
+def open_model(
+    name: str,                  # of our weights, as for `find_weights`; or a path
+    layout: str | None = None,  # 'auto', 'openai' or 'diffusers': somebody else's
+    unlabelled: bool = False,   # will it be asked for samples of no class?
+    **about,                    # what no file says, as for `open_denoiser`
+) -> tuple[Model, Recipe]:
+    "Weights of ours or, if a layout or anything about it is given, another's denoiser."
+    if layout is not None or any(about.values()):
+        model, recipe = open_denoiser(name, layout or 'auto', **about)
+        if recipe.classes and unlabelled:
+            raise Problem(f'{name} was never trained without a label: leave out '
+                          "`label='none'` and guidance by the network itself.")
+        return model, recipe
+
+    if is_foreign(name):
+        raise Problem(f"{name} holds somebody else's weights: ask for `layout='auto'`.")
+    model, recipe = load_weights(find_weights(name))
+    if recipe.spec.get('system'):
+        raise Problem(f'{name} is conditioned on captions: ddpm_lit paint CAPTION '
+                      f'--weights {name}.')
+    return model, recipe
+
+# %% ../../nbs/79_checkpoints.ipynb #any-draw
+def asks_unlabelled(label: str | int | None, w: float | None = None,
+                    guidance_scale: float | None = None,
+                    guidance: str | None = None) -> bool:
+    "Is a network evaluated without a label, for samples or for guidance by itself?"
+    by_itself = guidance not in (None, 'classifier')
+    return (label == 'none' or by_itself or w is not None
+            or guidance_scale is not None)
+
+
+def draw_samples(
+    model: Model, recipe: Recipe,           # as `open_model` gives them
+    n: int = 16,
+    label: str | int | None = None,         # as for `labels` (44)
+    w: float | None = None,                 # this and next three: as for `steering` (44)
+    guidance_scale: float | None = None,
+    guidance: str | None = None,
+    classifier_scale: float | None = None,
+    bf16: bool | None = None,               # products in bfloat16? None: `wants_bf16` says
+    device: str | torch.device = 'cpu',
+    **how,                                  # `seed`, `steps`, `sampler`, `progress` of 44
+) -> tuple[Samples, bool]:                  # and whether products were in bfloat16
+    "Samples of any denoiser by its recipe, guided if asked. Eq. 40.2, 41.3."
+    device = torch.device(device)
+    steer = steering(recipe, w, guidance_scale, guidance, classifier_scale)
+    if bf16 is None:
+        bf16 = wants_bf16(recipe, device, guidance, classifier_scale)
+    drawn = sample_recipe(model.to(device), recipe, n, labels(recipe, n, label),
+                          steer=steer, edit=in_bf16 if bf16 else identity, **how)
+    return drawn, bf16
+
+# %% ../../nbs/79_checkpoints.ipynb #any-clip
+def is_folder_of_others(name: str) -> bool:
+    "A folder that holds no run, and shares its name with no shipped weights."
+    if not Path(name).is_dir() or (Path(name)/'run.json').exists():
+        return False
+    with contextlib.suppress(Problem):
+        data_dir('weights', f'{name}.safetensors')
+        return False
+    return True
+
+
+def read_clip(weights: str) -> ZeroShotClassifier:  # as for `find_weights`, or a path
+    "A CLIP ready for zero-shot classification: shipped, of a run, or somebody else's."
+    is_path = Path(weights).suffix or os.sep in weights or is_folder_of_others(weights)
+    is_run = (Path(weights)/'run.json').exists()
+    if is_path and Path(weights).exists() and not is_run and not is_ours(weights):
+        return ZeroShotClassifier(clip_at(weights), official=True)
+    model, recipe = load_weights(find_weights(weights))
+    if type(model) is not CLIP:
+        raise Problem(f'{weights} is of the recipe {recipe.name}, which does not match '
+                      'clean pictures and sentences: give the weights of a CLIP.')
+    return ZeroShotClassifier(model, signs=''.join(recipe.spec.get('words', ())))
 
 # %% ../../nbs/79_checkpoints.ipynb #back
 def save_official(path, net: nn.Module,

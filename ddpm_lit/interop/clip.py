@@ -275,7 +275,7 @@ def run_clip(f: Fixture, dtype: torch.dtype) -> dict[str, Tensor]:
                 logits_per_text=scores.T, loss=loss)
 
 
-KINDS.append(Kind(r'openai CLIP class\b|transformers CLIPModel\b', run_clip))
+KINDS.add('clip', Kind(r'openai CLIP class\b|transformers CLIPModel\b', run_clip))
 
 # %% ../../nbs/75_clip_layouts.ipynb #tokens
 def run_tokens(f: Fixture, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -295,7 +295,7 @@ def run_tokens(f: Fixture, dtype: torch.dtype) -> dict[str, Tensor]:
             'glide.n_tokens_before_padding': m}
 
 
-KINDS.append(Kind(r'\btokenizer\b', run_tokens))
+KINDS.add('tokens', Kind(r'\btokenizer\b', run_tokens))
 
 # %% ../../nbs/75_clip_layouts.ipynb #noised
 # of a byte, kept by them in float32
@@ -346,19 +346,19 @@ class TimedCLIP(nn.Module):
         with torch.no_grad():
             z_text = unit(self.embed_text(tokens, lens))
 
-        def match(x, t):
+        def log_likelihood(x, t):
             return self.clip_scale*(unit(self.embed_image(x, t))*z_text).sum(1)
 
-        return match
+        return log_likelihood
 
 
 def nearest_step(S: DiscreteSchedule) -> Callable[[Level], Tensor]:
-    "A clock: the nearest timestep of a schedule, counted from 0."
+    "The network time of a level: the nearest timestep, counted from 0."
 
-    def clock(t):
+    def timestep(t):
         return (S.time(t)*len(S) - 1).round().long()
 
-    return clock
+    return timestep
 
 # %% ../../nbs/75_clip_layouts.ipynb #glide
 GLIDE_BLOCK = {
@@ -449,4 +449,4 @@ def run_glide_clip(f: Fixture, dtype: torch.dtype) -> dict[str, Tensor]:
                 grad=gradient(clip.given(*words), x, t))
 
 
-KINDS.append(Kind(r'glide-text2im noised CLIP \(', run_glide_clip))
+KINDS.add('glide-clip', Kind(r'glide-text2im noised CLIP \(', run_glide_clip))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Callable, NamedTuple
 import torch
 from torch import Tensor, nn
-from ..core.problem import Problem
+from ..core.problem import Problem, identity
 from ..core.denoiser import Denoiser
 from ..core.level import CLEAN
 from ..diffusion.sample import ancestral, clamp_x0, ddim, last, learned_range
@@ -196,7 +196,7 @@ def run_glide(f: Fixture, dtype: torch.dtype) -> dict[str, Tensor]:
     return out
 
 
-KINDS.append(Kind(r'glide-text2im \w*Text2ImUNet\b', run_glide, (1e-10, 1e-5)))
+KINDS.add('glide', Kind(r'glide-text2im \w*Text2ImUNet\b', run_glide, (1e-10, 1e-5)))
 
 # %% ../../nbs/76_glide_layouts.ipynb #fast
 def fast27(S: DiscreteSchedule) -> Grid:  # of 1,000 steps
@@ -212,7 +212,7 @@ def sample_glide(base: Glide,
                  up: Glide | None = None,  # the upsampler
                  side: int = 64, guidance_scale: float = 3., steps: int = 100,
                  noise=torch.randn_like,   # of the base
-                 watch: Callable[[Denoiser], Denoiser] = lambda d: d  # wraps a denoiser
+                 watch: Callable[[Denoiser], Denoiser] = identity  # wraps a denoiser
                  ) -> Tensor:  # [b 3 side side], with an upsampler [b 3 4*side 4*side]
     "From a sentence to a picture, by their steps. Eq. 76.6, 14.9, 14.11."
 

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from ..core.problem import Problem, read_text
 from .clip import NTH, NameTable, prefixed
 from .unclip import opened
-from .unet import KINDS, Fixture, Kind, load_official, only, options
+from .unet import (
+    KINDS, Fixture, Kind, build_empty, load_official, only, options)
 from ..nets.dit import DiT, sin_cos
 from ..nets.unet import Downsample, TimeEmbedding, Upsample
 from ..systems.autoencoder import Autoencoder, Decoder, Encoder
@@ -142,10 +143,10 @@ def opened_with_config(source,  # a state, the path of a safetensors file, or a 
     return state, config or {}, origin
 
 
-def agreed(config: dict,   # official options
-           found: dict,    # those that the shapes determine
-           defaults: dict, # the others
-           ignored: str,   # what changes nothing
+def agreed(config: dict,    # official options
+           found: dict,     # those that the shapes determine
+           defaults: dict,  # the others
+           ignored: str,    # what changes nothing
            kinds: tuple[str, ...], origin: str) -> dict:
     "A network's options; a configuration that contradicts its tensors is a `Problem`."
     named = config.get('_class_name', kinds[0])
@@ -251,10 +252,8 @@ def load_autoencoder(source,  # a state, the path of a safetensors file, or a fo
     ignored = ('sample_size scaling_factor shift_factor latents_mean latents_std '
                'force_upcast')
     c = agreed(config, found | same, AUTOENCODER, ignored, ('AutoencoderKL',), origin)
-    with torch.device('meta'):
-        net = build_autoencoder(c)
     names = autoencoder_names(d, len(c['block_out_channels']), c['layers_per_block'])
-    return load_official(net.to_empty(device='cpu').eval(), state, names, origin)
+    return load_official(build_empty(build_autoencoder, c), state, names, origin)
 
 # %% ../../nbs/78_latent_layouts.ipynb #run-auto
 @torch.no_grad()
@@ -265,7 +264,8 @@ def run_autoencoder(f: Fixture, dtype: torch.dtype) -> dict[str, Tensor]:
     return dict(mean=q.mean, std=q.std, decoded=net.decode(f.inputs['z'].to(dtype)))
 
 
-KINDS.append(Kind(r'diffusers AutoencoderKL\b', run_autoencoder, (1e-10, 1e-5)))
+KINDS.add('autoencoder', Kind(r'diffusers AutoencoderKL\b', run_autoencoder,
+                              (1e-10, 1e-5)))
 
 # %% ../../nbs/78_latent_layouts.ipynb #dit-names
 DIT_BLOCK = {
@@ -408,7 +408,7 @@ def dit_heads(width: int, config: dict) -> int:
 # %% ../../nbs/78_latent_layouts.ipynb #load-dit
 def load_dit(source,  # a state, the path of a safetensors file, or a folder
              config: dict | None = None,   # options of the layout, if they are known
-             authors: bool | None = None,  # their clock and epsilon? None: by layout
+             authors: bool | None = None,  # their waves and epsilon? None: by layout
              ) -> DiT:
     "A DiT as its file has it, in float32. Eq. 78.3-78.6."
     state, config, origin = opened_with_config(source, config)
@@ -433,14 +433,15 @@ def load_dit(source,  # a state, the path of a safetensors file, or a folder
     depth = c['num_layers'] if layout == 'diffusers' else c['depth']
     classes = c['num_embeds_ada_norm'] if layout == 'diffusers' else c['num_classes']
 
-    with torch.device('meta'):
+    def build():
         net = DiT(channels, out, width, depth, heads, side, c['patch_size'], classes)
         if not (layout == 'authors' if authors is None else authors):
             net.time = TimeEmbedding(256, width, slowest=True)
             for block in net.blocks:
                 block.norm2.eps = eps
-    return load_official(net.to_empty(device='cpu').eval(), state,
-                         dit_names(layout, depth), origin)
+        return net
+
+    return load_official(build_empty(build), state, dit_names(layout, depth), origin)
 
 # %% ../../nbs/78_latent_layouts.ipynb #run-dit
 @torch.no_grad()
@@ -452,4 +453,4 @@ def run_dit(f: Fixture, dtype: torch.dtype) -> dict[str, Tensor]:
     return dict(pred=net(f.inputs['x'].to(dtype), f.inputs['t'], label))
 
 
-KINDS.append(Kind(r'diffusers DiTTransformer2DModel\b', run_dit, (1e-10, 1e-5)))
+KINDS.add('dit', Kind(r'diffusers DiTTransformer2DModel\b', run_dit, (1e-10, 1e-5)))

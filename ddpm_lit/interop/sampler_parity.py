@@ -55,7 +55,9 @@ class Timestep:
 
     def deviations(self) -> dict[str, Tensor]:
         "The standard deviations of the step from t to s, by name; never 0."
-        s, t, f = self.s, self.t, self.frac
+        s = self.s
+        t = self.t
+        f = self.frac
         std = dict(learned=(self.i['var_log']/2).exp())
         if self.inner:
             for variance in (fixed_small, fixed_large, learned_range):
@@ -112,7 +114,9 @@ def table_row(p: Timestep) -> dict[str, Tensor]:
 # %% ../../nbs/74_sampler_parity.ipynb #step-row
 def step_row(p: Timestep, d: Denoiser) -> dict[str, Tensor]:
     "A step of each sampler, unguided and guided, by the names of the fixture."
-    x, s, t = p.x_t, p.s, p.t
+    x = p.x_t
+    s = p.s
+    t = p.t
     g = p.i['grad']
 
     def noise(x):
@@ -259,8 +263,8 @@ def run_diffusion(f: Fixture, dtype: torch.dtype) -> dict[str, Tensor]:
     return out
 
 
-KINDS.append(Kind(r'guided-diffusion GaussianDiffusion\b', run_diffusion, (1e-10, 1e-4),
-                  elementwise_error))
+KINDS.add('diffusion', Kind(r'guided-diffusion GaussianDiffusion\b', run_diffusion,
+                            (1e-10, 1e-4), elementwise_error))
 
 # %% ../../nbs/74_sampler_parity.ipynb #samplers
 def sampler_times(spacing: str, n: int, offset: int = 0,
@@ -483,4 +487,4 @@ def run_samplers(f: Fixture, dtype: torch.dtype) -> dict[str, Tensor]:
     return out
 
 
-KINDS.append(Kind(r'diffusers schedulers\b', run_samplers, (1e-10, 2e-5)))
+KINDS.add('samplers', Kind(r'diffusers schedulers\b', run_samplers, (1e-10, 2e-5)))

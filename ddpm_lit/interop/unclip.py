@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from ..clip.contrast import CLIP, TextTower
-from ..core.problem import Problem
+from ..core.problem import Problem, identity
 from ..core.denoiser import Denoiser, Model, from_eps
 from ..diffusion.sample import ancestral, clamp_x0, fixed_small, last
 from ..diffusion.sample import learned_range, respace
@@ -85,7 +85,7 @@ PRIOR_OPTIONS = dict(num_attention_heads=32, attention_head_dim=64, num_layers=2
                      embedding_proj_norm_type=None, encoder_hid_proj_type='linear',
                      added_emb_type='prd')
 
-# the clock of a prior that counts the cosine table's timesteps
+# the network time of a prior that counts the cosine table's timesteps
 STEPS = nearest_step(cosine())
 
 
@@ -141,7 +141,7 @@ def run_prior(f: Fixture, dtype: torch.dtype) -> dict[str, Tensor]:
     return dict(pred=pred, post=prior.unscaled(pred), pred_no_mask=no_mask)
 
 
-KINDS.append(Kind(r'diffusers PriorTransformer\b', run_prior))
+KINDS.add('prior', Kind(r'diffusers PriorTransformer\b', run_prior))
 
 # %% ../../nbs/77_unclip_layouts.ipynb #text-features
 @torch.no_grad()
@@ -237,7 +237,7 @@ class KarloLayout(Layout):
         if isinstance(module, UNet):
             state = super().export(module, rest, w)
             return {f'decoder.{k}': v for k, v in state.items()}
-        if key.startswith('seen.words.'):  # row k D + j -> row j K + k
+        if key.startswith('seen.words.'):  # row k m + j -> row j K + k
             w = w.unflatten(0, net.seen.shape).transpose(0, 1).flatten(0, 1)
         state = UNCLIP_TEXT.export(net, key, w)
         return {f'text_proj.{k}': v for k, v in state.items()}
@@ -250,7 +250,7 @@ class KarloLayout(Layout):
             return super().read(module, rest, unet)
         text = {k.removeprefix('text_proj.'): v for k, v in state.items()}
         w = UNCLIP_TEXT.read(net, key, text)
-        if key.startswith('seen.words.'):  # row j K + k -> row k D + j
+        if key.startswith('seen.words.'):  # row j K + k -> row k m + j
             w = w.unflatten(0, net.seen.shape[::-1]).transpose(0, 1).flatten(0, 1)
         return w
 
@@ -353,8 +353,8 @@ def run_decoder(f: Fixture, dtype: torch.dtype) -> dict[str, Tensor]:
     return dict(add=whole, ctx=words, pred=pred)
 
 
-KINDS.append(Kind(r'diffusers UnCLIPTextProjModel and UNet2DConditionModel\b',
-                  run_decoder))
+KINDS.add('decoder', Kind(r'diffusers UnCLIPTextProjModel and UNet2DConditionModel\b',
+                          run_decoder))
 
 # %% ../../nbs/77_unclip_layouts.ipynb #upsampler
 def bicubic(low: Tensor, factor: int = 4) -> Tensor:  # [b c h w]: h and w times factor
@@ -449,7 +449,7 @@ def sample_unclip(
         prior_scale: float = 4., guidance_scale: float = 8.,
         steps: tuple[int, int, int] = (25, 25, 7),  # of prior, decoder and upsamplers
         noise=torch.randn_like,
-        watch: Callable[[Denoiser], Denoiser] = lambda d: d  # wraps each denoiser
+        watch: Callable[[Denoiser], Denoiser] = identity  # wraps each denoiser
         ) -> tuple[Tensor, Tensor, Tensor]:  # z_i [b d], [b 3 64 64], [b 3 256 256]
     "From a sentence to an embedding, a small picture, a large one. Eq. 77.7, 77.8, 41.6."
     features = encode_text_raw(parts.text_encoder, tokens)
@@ -520,4 +520,4 @@ def run_unclip(f: Fixture, dtype: torch.dtype) -> dict[str, Tensor]:
 
 
 # guided random networks magnify rounding
-KINDS.append(Kind(r'diffusers UnCLIPPipeline\b', run_unclip, (1e-10, 5e-5)))
+KINDS.add('unclip', Kind(r'diffusers UnCLIPPipeline\b', run_unclip, (1e-10, 5e-5)))

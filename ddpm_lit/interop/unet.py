@@ -7,8 +7,8 @@ __all__ = ['LAYERS', 'OPENAI_LAYERS', 'DIFFUSERS_LAYERS', 'NAMES', 'OURS', 'OPEN
            'read_fixture', 'place_openai', 'place_diffusers', 'official_keys', 'Layout', 'parts', 'projection',
            'to_official', 'load_official', 'build_empty', 'layout_of', 'options', 'only', 'unet_openai',
            'options_diffusers', 'resizers', 'TimeRows', 'unet_diffusers', 'from_official', 'Kind', 'filled',
-           'run_openai', 'run_diffusers', 'relative_error', 'described_by', 'parity', 'ClassifierLayout',
-           'classifier_openai', 'run_classifier']
+           'run_openai', 'run_diffusers', 'relative_error', 'described_by', 'nothing_computed', 'kind_of_fixture',
+           'parity', 'ClassifierLayout', 'classifier_openai', 'run_classifier']
 
 # %% ../../nbs/71_unet_layouts.ipynb #imports
 import contextlib
@@ -19,16 +19,18 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import Callable, NamedTuple
+from typing import Callable
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 from ..core.problem import Problem, no_memory
+from ..core.registry import Registry
 from ..core.level import Level
 from ..guide.classifier import Encoder, NoisyClassifier, gradient
-from ..nets.unet import (Attention, Downsample, Resample, ResBlock, UpsamplerUNet,
-                                TimeEmbedding, UNet, Upsample, double, halve, inside)
+from ..nets.unet import (
+    Attention, Downsample, Resample, ResBlock, UpsamplerUNet, TimeEmbedding, UNet,
+    Upsample, double, halve, inside)
 from ..train.fit import read_tensors
 
 # %% ../../nbs/71_unet_layouts.ipynb #read
@@ -278,8 +280,8 @@ def unet_openai(
 # %% ../../nbs/71_unet_layouts.ipynb #build-diffusers
 DIFFUSERS = dict(in_channels=3, out_channels=3, center_input_sample=False,
                  time_embedding_type='positional', freq_shift=0, flip_sin_to_cos=True,
-                 down_block_types=('DownBlock2D', ) + ('AttnDownBlock2D', )*3,
-                 up_block_types=('AttnUpBlock2D', )*3 + ('UpBlock2D', ),
+                 down_block_types=('DownBlock2D',) + ('AttnDownBlock2D',)*3,
+                 up_block_types=('AttnUpBlock2D',)*3 + ('UpBlock2D',),
                  block_out_channels=(224, 448, 672, 896), layers_per_block=2,
                  mid_block_scale_factor=1, downsample_padding=1, downsample_type='conv',
                  upsample_type='conv', dropout=0., act_fn='silu', attention_head_dim=8,
@@ -297,6 +299,7 @@ def options_diffusers(config: dict) -> dict:
          freq_shift=[0, 1], downsample_type=['conv', 'resnet'],
          upsample_type=['conv', 'resnet'], mid_block_type=['UNetMidBlock2D'],
          time_embedding_dim=[None, 4*c['block_out_channels'][0]])
+
     for k in ('in_channels', 'out_channels', 'layers_per_block', 'norm_num_groups',
               'attn_norm_num_groups', 'attention_head_dim', 'num_class_embeds',
               'num_train_timesteps'):
@@ -305,16 +308,21 @@ def options_diffusers(config: dict) -> dict:
             continue
         if type(c[k]) is not int or c[k] <= 0:
             raise Problem(f'The option {k}={c[k]!r} is no number of them.')
+
     for k in ('norm_eps', 'dropout'):
         if not (isinstance(c[k], (int, float)) and 0 <= c[k] < 1):
             raise Problem(f'The option {k}={c[k]!r} is no small number.')
+
     if c['time_embedding_type'] == 'learned' and not c['num_train_timesteps']:
         raise Problem('A learned time has a row for each timestep: say how many there '
                       'are, as num_train_timesteps.')
+
+    # attention at the same levels on both ways
     down, up = ([kind.startswith('Attn') for kind in c[k]]
                 for k in ('down_block_types', 'up_block_types'))
     if up[::-1] != down:
         raise Problem('Attention on the way up must be at the levels of the way down.')
+
     return c
 
 # %% ../../nbs/71_unet_layouts.ipynb #resizers
@@ -388,7 +396,8 @@ def from_official(state: dict[str, Tensor], config: dict) -> UNet:
     return load_official(net, state, net.layout)
 
 # %% ../../nbs/71_unet_layouts.ipynb #kinds
-class Kind(NamedTuple):
+@dataclass(frozen=True)
+class Kind:
     "How fixtures of an origin are checked: `run(fixture, dtype)` gives ours by name."
     origin: str  # a pattern
     run: Callable[[Fixture, torch.dtype], dict[str, Tensor]]
@@ -431,8 +440,10 @@ def run_diffusers(f: Fixture, dtype: torch.dtype) -> dict[str, Tensor]:
     return dict(y=y, pred=y)
 
 
-KINDS = [Kind(r'(guided|improved)-diffusion (UNet|SuperRes)Model\b', run_openai),
-         Kind(r'diffusers UNet2DModel\b', run_diffusers)]
+KINDS = Registry('kind of fixture', mark='KINDS.add(')
+KINDS.add('openai', Kind(r'(guided|improved)-diffusion (UNet|SuperRes)Model\b',
+                         run_openai))
+KINDS.add('diffusers', Kind(r'diffusers UNet2DModel\b', run_diffusers))
 
 # %% ../../nbs/71_unet_layouts.ipynb #parity
 def relative_error(a: Tensor, b: Tensor) -> float:
@@ -459,13 +470,27 @@ def described_by(about, verdict: str = 'describes nothing that can be built'):
                       'again.') from e
 
 
+def nothing_computed(f: Fixture, dtype: torch.dtype) -> dict[str, Tensor]:
+    "What is known of fixtures of an unknown kind."
+    return {}
+
+
+def kind_of_fixture(origin: str) -> Kind:
+    "The kind of fixtures with this origin, wherever it is defined."
+    def known():
+        return next((k for k in KINDS.values() if re.search(k.origin, origin)), None)
+
+    if known() is None:
+        KINDS.load()
+    return known() or Kind('', nothing_computed)
+
+
 def parity(
     path
 ) -> list[dict]:  # file, output, error64, error32, tolerance, tolerance32, ok, skipped
     "Our outputs against a fixture's, a row for each; ok is None if skipped. Eq. 71.2."
     f = read_fixture(path)
-    unknown = Kind('', lambda f, dtype: {})
-    kind = next((k for k in KINDS if re.search(k.origin, f.origin)), unknown)
+    kind = kind_of_fixture(f.origin)
     error = kind.error or relative_error
 
     # in float64 and in float32
@@ -536,7 +561,9 @@ def classifier_openai(config: dict) -> Encoder:
 def run_classifier(f: Fixture, dtype: torch.dtype) -> dict[str, Tensor]:
     "Logits, log p(y | x_t) and its gradient."
     net = filled(classifier_openai(f.config), f, dtype)
-    x, t, y = f.inputs['x'].to(dtype), f.inputs['t'], f.inputs['y']
+    x = f.inputs['x'].to(dtype)
+    t = f.inputs['t']
+    y = f.inputs['y']
 
     # the fixture counts in its own timesteps
     log_match = NoisyClassifier(net, level_input=lambda t: t.log_snr).given(y)
@@ -546,4 +573,5 @@ def run_classifier(f: Fixture, dtype: torch.dtype) -> dict[str, Tensor]:
     return dict(logits=logits, log_prob=log_prob, grad=gradient(log_match, x, level))
 
 
-KINDS.append(Kind(r'guided-diffusion EncoderUNetModel\b', run_classifier, (1e-10, 2e-5)))
+KINDS.add('classifier', Kind(r'guided-diffusion EncoderUNetModel\b', run_classifier,
+                             (1e-10, 2e-5)))

@@ -79,19 +79,27 @@ class DiT(nn.Module):
         super().__init__()
         if not (side > 0 and patch > 0) or side % patch:
             raise Problem(f'A side of {side} does not divide into patches of {patch}.')
+
         self.channels_in = channels_in
         self.side = side
         self.factor = patch
         self.emb = width
         self.tokens = tokens
         self.classes = classes
+
+        # patches as tokens, and where each of them lies
         self.first = nn.Conv2d(channels_in, width, patch, stride=patch)
         self.places = nn.Parameter(sin_cos(width, side//patch), requires_grad=False)
+
+        # the condition: time and label
         self.time = TimeEmbedding(256, width)
         # one more row for 'no label'
         self.label = nn.Embedding(classes + 1, width) if classes else None
+
         blocks = [DiTBlock(width, heads, tokens, act) for _ in range(depth)]
         self.blocks = nn.ModuleList(blocks)
+
+        # tokens back to patches
         self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.ada = zero(nn.Linear(width, 2*width))
         self.last = zero(nn.Linear(width, patch**2*channels_out))

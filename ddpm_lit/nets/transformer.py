@@ -17,7 +17,7 @@ from .unet import attend
 class SelfAttention(nn.Module):
     "Each position reads the others, and further tokens, by heads. Eq. 52.2, 52.6."
     def __init__(self, width: int, heads: int,
-                 tokens: int = 0): # the width of further tokens, 0: none
+                 tokens: int = 0):  # the width of further tokens, 0: none
         super().__init__()
         if not (isinstance(heads, int) and heads > 0) or width % heads:
             raise Problem(f'A width of {width} does not split into {heads} heads: choose '
@@ -28,15 +28,15 @@ class SelfAttention(nn.Module):
         self.kv = nn.Linear(tokens, 2*width) if tokens else None
 
     def split(self, y: Tensor,
-              parts: int) -> Tensor: # [b l parts*d] -> [parts b n l d/n]
+              parts: int) -> Tensor:  # [b l parts*d] -> [parts b n l d/n]
         return y.unflatten(-1, (parts, self.heads, -1)).permute(2, 0, 3, 1, 4)
 
     def forward(self,
-                x: Tensor, # [b l d]
-                may: Tensor | None = None, # [b 1 l m+l] True where i may read j
-                nothing: Tensor | None = None, # [b 1 l 1] True where i may read none
-                extra: Tensor | None = None, # [b m tokens]
-                ) -> Tensor: # [b l d]
+                x: Tensor,  # [b l d]
+                may: Tensor | None = None,  # [b 1 l m+l] True where i may read j
+                nothing: Tensor | None = None,  # [b 1 l 1] True where i may read none
+                extra: Tensor | None = None,  # [b m tokens]
+                ) -> Tensor:  # [b l d]
         q, k, v = self.split(self.qkv(x), 3)
 
         # further keys and values come first
@@ -55,12 +55,12 @@ class SelfAttention(nn.Module):
 
 # %% ../../nbs/52_transformer.ipynb #allowed
 def allowed(
-        x: Tensor, # [b l d]
+        x: Tensor,  # [b l d]
         causal: bool = False,
-        mask: Tensor | None = None, # [b l] True where a position may be read
-        m: int = 0, # so many further tokens stand before, which all may read,
-        extra_mask: Tensor | None = None, # [b m] save where this is False
-        ) -> tuple[Tensor | None, Tensor | None]: # [b 1 l m+l], [b 1 l 1]; None: no limit
+        mask: Tensor | None = None,  # [b l] True where a position may be read
+        m: int = 0,  # so many further tokens stand before, which all may read,
+        extra_mask: Tensor | None = None,  # [b m] save where this is False
+        ) -> tuple[Tensor | None, Tensor | None]:  # [b 1 l m+l], [b 1 l 1]; or no limit
     "Which keys each query may read, and which queries may read none. Eq. 52.4."
     if not causal and mask is None and extra_mask is None:
         return None, None
@@ -90,6 +90,7 @@ def quick_gelu(x: Tensor) -> Tensor:
     "x times a logistic curve close to the normal's. Eq. 52.8 (GELU section 2)."
     return x*torch.sigmoid(1.702*x)
 
+
 def gelu(x: Tensor) -> Tensor:
     "x times the normal distribution function. Eq. 52.8 (GELU section 2)."
     return F.gelu(x)
@@ -108,7 +109,7 @@ class Block(nn.Module):
         self.act = act
 
     def forward(self, x: Tensor, may=None, nothing=None,
-                extra: Tensor | None = None) -> Tensor: # as `SelfAttention`'s
+                extra: Tensor | None = None) -> Tensor:  # as `SelfAttention`'s
         y = x + self.attn(self.norm1(x), may, nothing, extra)
         return y + self.outer(self.act(self.inner(self.norm2(y))))
 
@@ -119,9 +120,9 @@ class Transformer(nn.Module):
                  width: int,
                  layers: int,
                  heads: int,
-                 causal: bool = False, # no position reads a later one
+                 causal: bool = False,  # no position reads a later one
                  act: Callable[[Tensor], Tensor] = quick_gelu,
-                 tokens: int = 0): # the width of further tokens that all may read
+                 tokens: int = 0):  # the width of further tokens that all may read
         super().__init__()
         self.width = width
         self.causal = causal
@@ -131,11 +132,11 @@ class Transformer(nn.Module):
         start(self)
 
     def forward(self,
-                x: Tensor, # [b l d], places already added
-                mask: Tensor | None = None, # [b l] True where a position may be read
-                extra: Tensor | None = None, # [b m tokens] further tokens
-                extra_mask: Tensor | None = None, # [b m] True where one may be read
-                ) -> Tensor: # [b l d]
+                x: Tensor,  # [b l d], places already added
+                mask: Tensor | None = None,  # [b l] True where a position may be read
+                extra: Tensor | None = None,  # [b m tokens] further tokens
+                extra_mask: Tensor | None = None,  # [b m] True where one may be read
+                ) -> Tensor:  # [b l d]
         check_input(self, x, mask, extra, extra_mask)
         m = 0 if extra is None else extra.shape[1]
         may, nothing = allowed(x, self.causal, mask, m, extra_mask)

@@ -43,13 +43,13 @@ from ..train import run as single
 class Team(single.Team):
     "The processes that train one model. A team of one does what one process does."
 
-    def own(self, v):  # [n ...] -> [n/N ...]
+    def shard(self, v):  # [n ...] -> [n/N ...]
         "This process's rows. Eq. 72.1."
         if not isinstance(v, Tensor):
             return v
         if len(v) % self.size:
             raise Problem(f'A batch of {len(v)} cannot be cut into {self.size} equal '
-                          'parts: choose a multiple with --batch.')
+                          'parts: choose a multiple with `batch`.')
         return v.chunk(self.size)[self.rank]
 
     def mean(self, v: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ class Team(single.Team):
             return Training(model)
         if not dist.is_initialized():
             raise Problem('A model is spread over the processes of torchrun: start with '
-                          'torchrun --nproc-per-node N -m ddpm_lit train ...')
+                          'torchrun --nproc-per-node N.')
         kind = ShardedRun if shard else DataParallelRun
         return kind(model, self)
 
@@ -173,7 +173,7 @@ def join_group(device: torch.device) -> Iterator[tuple[Team, torch.device]]:
             raise SystemExit(1) from e
         if lost_peer(e):
             raise Problem('Another process of this run has ended; what was saved last is '
-                          'whole: go on with --resume.') from e
+                          'whole: go on with `resume=True`.') from e
         raise
     finally:
         release_group(error)
@@ -240,7 +240,7 @@ class GatheredContrastive(torch.autograd.Function):
 
         ctx.save_for_backward(z_image, z_text, every, scale, row, column)
         ctx.rows, ctx.team = rows, team
-        return (row + team.own(column))/2 - scale*torch.linalg.vecdot(z_image, z_text)
+        return (row + team.shard(column))/2 - scale*torch.linalg.vecdot(z_image, z_text)
 
     @staticmethod
     def backward(ctx, w):
@@ -251,7 +251,7 @@ class GatheredContrastive(torch.autograd.Function):
             d_image, d_text, d_scale = slopes_in_chunks(z_image, every, scale, row,
                                                         column, w, w_all, ctx.rows)
             # sentences are in the tables of all processes (72.5)
-            d_text = ctx.team.own(total(d_text, ctx.team)) - w*z_image
+            d_text = ctx.team.shard(total(d_text, ctx.team)) - w*z_image
             d_image = d_image - w*z_text
             d_scale = d_scale - (w[:, 0]*torch.linalg.vecdot(z_image, z_text)).sum()
             return scale*d_image, scale*d_text, d_scale, None, None
@@ -318,7 +318,7 @@ class DataParallelRun(Training):
             torch.manual_seed(torch.initial_seed() + 2**40*self.team.rank)
         if loss in GATHERED_LOSSES:
             loss = partial(GATHERED_LOSSES[loss], team=self.team)
-        own = self.team.own
+        own = self.team.shard
         return self.whole(loss, own(x0), Level(own(t.log_snr)), own(eps),
                           *map(own, condition))
 
@@ -377,7 +377,7 @@ class ShardedRun(DataParallelRun):
             from torch.distributed.fsdp import fully_shard
         except ImportError as e:
             raise Problem(f'This PyTorch ({torch.__version__}) cannot spread a model: '
-                          'get 2.7 or newer, or train it without --shard.') from e
+                          'get 2.7 or newer, or leave `shard` out.') from e
         # rows are cut, so they must lie in order
         for p in model.parameters():
             p.data = p.data.contiguous()
@@ -441,7 +441,7 @@ class ShardedRun(DataParallelRun):
             dcp.load(state, checkpoint_id=path)
         except dcp.api.CheckpointException as e:
             raise Problem(f'{path} belongs to another model or is not whole: start '
-                          'another run with --out.') from e
+                          'another run with another `out`.') from e
         self.step = int(state['step'])
         return self
 

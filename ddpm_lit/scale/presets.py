@@ -8,10 +8,10 @@ __all__ = ['PRESETS', 'DDPM_PAPER', 'DDPM_CODE', 'IDDPM_PAPER', 'IDDPM_CODE', 'A
            'count_linear', 'count_table', 'count_residual', 'count_attention', 'count_down', 'count_unet', 'count_pool',
            'count_encoder', 'count_block', 'count_text', 'count_vision', 'count_bottleneck', 'count_resnet',
            'count_clip', 'Regime', 'Preset', 'add', 'find_preset', 'ddpm_preset', 'iddpm_lsun', 'iddpm_preset',
-           'levels', 'adm_preset', 'adm_classifier', 'classifier_preset', 'clip_preset', 'unwrapped',
-           'count_text_encoder', 'glide_preset', 'Lookup', 'timestep_input', 'glide_noised_clip', 'count_noised_clip',
-           'unclip_prior', 'count_prior', 'unclip_decoder', 'count_decoder', 'unclip_upsampler', 'work',
-           'training_work', 'rows', 'as_text', 'Stepped', 'half_life', 'pictures_for', 'paper_recipe']
+           'levels', 'adm_preset', 'adm_classifier', 'classifier_preset', 'clip_preset', 'count_text_encoder',
+           'glide_preset', 'Lookup', 'timestep_input', 'glide_noised_clip', 'count_noised_clip', 'unclip_prior',
+           'count_prior', 'unclip_decoder', 'count_decoder', 'unclip_upsampler', 'work', 'training_work', 'rows',
+           'as_text', 'Stepped', 'half_life', 'pictures_for', 'paper_recipe']
 
 # %% ../../nbs/70_presets.ipynb #imports
 import difflib
@@ -23,7 +23,7 @@ from typing import Callable, Sequence
 import torch
 from torch import Tensor, nn
 from ..clip.contrast import OFFICIAL, TextTower, VisionTower, official_clip
-from ..core.problem import Problem
+from ..core.problem import Problem, identity
 from ..core.registry import Registry
 from ..core.denoiser import Model, from_eps
 from ..core.level import Level
@@ -34,8 +34,8 @@ from ..diffusion.schedule import DiscreteSchedule, as_times, cosine, linear
 from ..guide.classifier import Encoder, NoisyClassifier, label_nats
 from ..clip.guidance import NoisedCLIP
 from ..nets.transformer import gelu
-from ..nets.unet import (Attention, ResBlock, UpsamplerUNet, UNet, adm_unet, ddpm_unet,
-                                halve, iddpm_unet)
+from ..nets.unet import (
+    Attention, ResBlock, UpsamplerUNet, UNet, adm_unet, ddpm_unet, halve, iddpm_unet)
 from ..systems.dalle2 import Decoder, ImageProjection
 from ..systems.glide import Inpaint, official_glide
 from ..systems.prior import Prior, PriorNet
@@ -129,8 +129,10 @@ def count_down(
     "The way down: its cost, the channels on the trail, the smallest side. Eq. 70.4."
     e = 4*base
     trail = [int(mults[0]*base)]
+
     total = count_linear(base, e) + count_linear(e, e)  # time
     total += count_conv(channels_in, trail[0], 3, side)  # the first convolution
+
     for level, mult in enumerate(mults):
         c = int(mult*base)
         if level:
@@ -141,9 +143,11 @@ def count_down(
             else:
                 total += count_conv(trail[-1], trail[-1], 3, side)
             trail.append(trail[-1])
+
         for _ in range(depth):
             total += count_residual(trail[-1], c, e, side, two) + at(level, c, side)
             trail.append(c)
+
     return total, trail, side
 
 # %% ../../nbs/70_presets.ipynb #unet-whole
@@ -327,9 +331,9 @@ class Preset:
 PRESETS = Registry('preset', mark='nothing but this module adds presets')
 
 
-def add(preset: Preset) -> Preset:
+def add(preset: Preset):
     "Make a preset known by its name."
-    return PRESETS.add(preset.name, preset)
+    PRESETS.add(preset.name, preset)
 
 
 def find_preset(name: str) -> Preset:
@@ -348,23 +352,23 @@ DDPM_CODE = 'https://github.com/hojonathanho/diffusion/blob/master/scripts'
 
 
 def ddpm_preset(name: str, side: int, mults, attention, stated: str, script: str,
-                regime: Regime) -> Preset:
+                regime: Regime):
     "A model of Ho et al. 2020."
     sizes = dict(base=128, mults=mults, depth=2, attention=attention)
     build = partial(ddpm_unet, **sizes, dropout=regime.dropout)
     cost = count_unet(side, **sizes, two=False, inside=False)
-    return add(Preset(name, 'denoiser', side, build, cost, stated, DDPM_PAPER,
-                      f'{DDPM_CODE}/{script}.py', linear(), 1000, regime,
-                      sampler='ancestral-large' if side == 32 else 'ancestral'))
+    add(Preset(name, 'denoiser', side, build, cost, stated, DDPM_PAPER,
+               f'{DDPM_CODE}/{script}.py', linear(), 1000, regime,
+               sampler='ancestral-large' if side == 32 else 'ancestral'))
 
 
-ddpm_preset('ddpm-cifar10', 32, (1, 2, 2, 2), (1, ), '35.7M', 'run_cifar',
+ddpm_preset('ddpm-cifar10', 32, (1, 2, 2, 2), (1,), '35.7M', 'run_cifar',
             Regime('cifar10', 800_000, 128, 2e-4, 5000, 1., dropout=.1))
-ddpm_preset('ddpm-celebahq-256', 256, (1, 1, 2, 2, 4, 4), (4, ), '114M', 'run_celebahq',
+ddpm_preset('ddpm-celebahq-256', 256, (1, 1, 2, 2, 4, 4), (4,), '114M', 'run_celebahq',
             Regime('celebahq', 500_000, 64, 2e-5, 5000, 1.))
 # churches; bedrooms took 2.4 million steps, cats 1.8
-ddpm_preset('ddpm-lsun-256', 256, (1, 1, 2, 2, 4, 4), (4, ), '114M', 'run_lsun',
-            Regime('lsun', 1_200_000, 64, 2e-5, 5000, 1.));
+ddpm_preset('ddpm-lsun-256', 256, (1, 1, 2, 2, 4, 4), (4,), '114M', 'run_lsun',
+            Regime('lsun', 1_200_000, 64, 2e-5, 5000, 1.))
 
 # %% ../../nbs/70_presets.ipynb #iddpm
 IDDPM_PAPER = 'Nichol & Dhariwal 2021, Improved denoising diffusion probabilistic models'
@@ -373,19 +377,19 @@ IDDPM_CODE = 'https://github.com/openai/improved-diffusion/blob/main/README.md'
 
 def iddpm_lsun(base: int = 128, mults=(1, 1, 2, 2, 4, 4)) -> UNet:
     "The network of Nichol and Dhariwal 2021 for LSUN: without scale and shift, one head."
-    return UNet(3, 6, base, mults, 2, (4, ))
+    return UNet(3, 6, base, mults, 2, (4,))
 
 
 def iddpm_preset(name: str, side: int, stated: str, regime: Regime, sizes: dict,
-                 build=iddpm_unet, two: bool = True, T: int = 4000, **more) -> Preset:
+                 build=iddpm_unet, two: bool = True, T: int = 4000, **more):
     "A model of Nichol and Dhariwal 2021."
     classes = dict(classes=more['classes']) if 'classes' in more else {}
     cost = count_unet(side, **sizes, **classes, channels_out=6, two=two, inside=False)
     if build is iddpm_unet:
         build = partial(build, **sizes, **classes, dropout=regime.dropout)
     schedule = cosine(T) if T == 4000 else linear(T)
-    return add(Preset(name, 'denoiser', side, build, cost, stated, IDDPM_PAPER,
-                      IDDPM_CODE, schedule, T, regime, **more))
+    add(Preset(name, 'denoiser', side, build, cost, stated, IDDPM_PAPER,
+               IDDPM_CODE, schedule, T, regime, **more))
 
 
 iddpm_preset('iddpm-cifar10', 32, '50M',
@@ -400,8 +404,8 @@ iddpm_preset('iddpm-imagenet64-cond', 64, '270M',
              share=1/4000)
 iddpm_preset('iddpm-lsun-256', 256, '100M',
              Regime('lsun', 1_200_000, 128, 1e-4, flip=False),
-             dict(base=128, mults=(1, 1, 2, 2, 4, 4), depth=2, attention=(4, )),
-             iddpm_lsun, False, 1000);
+             dict(base=128, mults=(1, 1, 2, 2, 4, 4), depth=2, attention=(4,)),
+             iddpm_lsun, False, 1000)
 
 # %% ../../nbs/70_presets.ipynb #adm
 ADM = ('Dhariwal & Nichol 2021, Diffusion models beat GANs on image synthesis',
@@ -424,7 +428,7 @@ def adm_preset(name: str, side: int, stated: str, regime: Regime,
                where=(32, 16, 8),                       # sides that have attention
                heads: int | None = None,                # None: each 64 wide
                channels_in=3, classes=1000,             # 6 channels: an upsampler
-               schedule=linear) -> Preset:
+               schedule=linear):
     "A model of Dhariwal and Nichol 2021, generator or upsampler."
     kind = 'denoiser' if channels_in == 3 else 'upsampler'
     sizes = dict(base=base, mults=mults or SHAPES[side], depth=depth,
@@ -432,8 +436,8 @@ def adm_preset(name: str, side: int, stated: str, regime: Regime,
                  classes=classes)
     attn = partial(Attention, heads=heads) if heads else partial(Attention, head_width=64)
     build = partial(adm_unet, **sizes, dropout=regime.dropout, attn=attn)
-    return add(Preset(name, kind, side, build, count_unet(side, **sizes), stated, *ADM,
-                      schedule(), 250, regime, classes))
+    add(Preset(name, kind, side, build, count_unet(side, **sizes), stated, *ADM,
+               schedule(), 250, regime, classes))
 
 
 adm_preset('adm-64', 64, '296M', Regime('imagenet', 540_000, 2048, 3e-4, dropout=.1), 192,
@@ -447,7 +451,7 @@ adm_preset('adm-512', 512, '559M', Regime('imagenet', 1_940_000, 256, 1e-4))
 adm_preset('adm-up-64-256', 256, '312M', Regime('imagenet', 500_000, 256, 1e-4), 192,
            channels_in=6, heads=4)
 adm_preset('adm-up-128-512', 512, '309M', Regime('imagenet', 1_050_000, 256, 1e-4), 192,
-           channels_in=6, mults=SHAPES[256], where=(32, 16));
+           channels_in=6, mults=SHAPES[256], where=(32, 16))
 
 # %% ../../nbs/70_presets.ipynb #adm-classifier
 def adm_classifier(side: int, depth: int, mults: Sequence[float],
@@ -459,13 +463,13 @@ def adm_classifier(side: int, depth: int, mults: Sequence[float],
 
 
 def classifier_preset(side: int, depth: int, stated: str, regime: Regime,
-                      schedule=linear) -> Preset:
+                      schedule=linear):
     "A classifier of Dhariwal and Nichol 2021, with the schedule of the model it steers."
     sizes = dict(mults=SHAPES[side], depth=depth, attention=levels(side, 32, 16, 8))
     cost = count_encoder(side, 128, **sizes, classes=1000)
-    return add(Preset(f'adm-classifier-{side}', 'classifier', side,
-                      partial(adm_classifier, side, **sizes), cost, stated, *ADM,
-                      schedule(), 250, regime, 1000))
+    add(Preset(f'adm-classifier-{side}', 'classifier', side,
+               partial(adm_classifier, side, **sizes), cost, stated, *ADM,
+               schedule(), 250, regime, 1000))
 
 
 classifier_preset(64, 4, '65M', Regime('imagenet', 300_000, 1024, 6e-4, ema=None,
@@ -492,7 +496,7 @@ RATES = {
 }
 
 
-def clip_preset(title: str, sizes: tuple) -> Preset:
+def clip_preset(title: str, sizes: tuple):
     "A CLIP of Radford 2021: 32 epochs of 400 million pairs, or one more at 336 pixels."
     name = 'clip-' + title.lower().replace('/', '').replace('@336px', '-336')
     epochs = 1 if '@' in title else 32
@@ -500,8 +504,8 @@ def clip_preset(title: str, sizes: tuple) -> Preset:
     regime = Regime('400 million pairs', epochs*400_000_000 // 32_768, 32_768,
                     RATES[title], 2000, ema=None, flip=False, weight_decay=.2,
                     decay=True, **adam)
-    return add(Preset(name, 'clip', sizes[1], partial(official_clip, *sizes),
-                      count_clip(*sizes), '', CLIP_PAPER, CLIP_CODE, regime=regime))
+    add(Preset(name, 'clip', sizes[1], partial(official_clip, *sizes),
+               count_clip(*sizes), '', CLIP_PAPER, CLIP_CODE, regime=regime))
 
 
 for title, sizes in OFFICIAL.items():
@@ -512,11 +516,6 @@ GLIDE_PAPER = ('Nichol et al. 2022, GLIDE: towards photorealistic image generati
                'editing with text-guided diffusion models')
 GLIDE_CODE = 'https://github.com/openai/glide-text2im/blob/main/glide_text2im'
 GLIDE_REGIME = 'https://arxiv.org/abs/2112.10741, section 4.1'
-
-
-def unwrapped(net: nn.Module) -> nn.Module:
-    "The network as it is."
-    return net
 
 
 def count_text_encoder(
@@ -534,9 +533,9 @@ def count_text_encoder(
 def glide_preset(name: str, side: int, stated: str,
                  base=192,                               # of the U-Net
                  width=512, layers=16, heads=8,          # of the text encoder
-                 channels_in=3, wrap=unwrapped,          # more with a condition
+                 channels_in=3, wrap=identity,           # more with a condition
                  regime=Regime('not stated'),
-                 where=f'{GLIDE_CODE}/model_creation.py') -> Preset:
+                 where=f'{GLIDE_CODE}/model_creation.py'):
     "A model of Nichol et al. 2022."
     small = side == 64
     sizes = dict(base=base, mults=SHAPES[side], depth=3 if small else 2,
@@ -545,9 +544,9 @@ def glide_preset(name: str, side: int, stated: str,
                     wrap=wrap)
     cost = count_unet(side, **sizes, channels_out=6, m=128, d=width)
     cost += count_text_encoder(128, width, layers, 4*base)
-    return add(Preset(name, 'denoiser' if small else 'upsampler', side, build, cost,
-                      stated, GLIDE_PAPER, where, cosine() if small else linear(),
-                      200 if small else 27, regime))
+    add(Preset(name, 'denoiser' if small else 'upsampler', side, build, cost,
+               stated, GLIDE_PAPER, where, cosine() if small else linear(),
+               200 if small else 27, regime))
 
 
 glide_preset('glide-base', 64, '300M')
@@ -558,7 +557,7 @@ glide_preset('glide-upsample-inpaint', 256, '', channels_in=10,
 glide_preset('glide-paper-base', 64, '3.5B', 512, 2048, 24, 32,
              regime=Regime('pictures with texts', 2_500_000, 2048), where=GLIDE_REGIME)
 glide_preset('glide-paper-upsample', 256, '1.5B', 384, 1024, 24, 16, 6, UpsamplerUNet,
-             Regime('pictures with texts', 1_600_000, 512), GLIDE_REGIME);
+             Regime('pictures with texts', 1_600_000, 512), GLIDE_REGIME)
 
 # %% ../../nbs/70_presets.ipynb #glide-clip
 class Lookup(nn.Module):
@@ -573,7 +572,7 @@ class Lookup(nn.Module):
 
 
 def timestep_input(S: DiscreteSchedule, stretch: float = 1.) -> Callable[[Level], Tensor]:
-    "A clock: the timestep, from 0, as a network receives it."
+    "The network time of a level: its timestep, from 0."
 
     def steps(t):
         return (S.time(t)*len(S) - 1)*stretch
@@ -600,7 +599,7 @@ def count_noised_clip() -> Cost:
 
 add(Preset('glide-clip', 'clip', 64, partial(glide_noised_clip, cosine()),
            count_noised_clip(), '', GLIDE_PAPER, f'{GLIDE_CODE}/clip/config.yaml',
-           cosine(), 100, missing=KEY_BIASES + 1));
+           cosine(), 100, missing=KEY_BIASES + 1))
 
 # %% ../../nbs/70_presets.ipynb #unclip
 UNCLIP = ('Ramesh et al. 2022, Hierarchical text-conditional image generation with CLIP '
@@ -656,18 +655,18 @@ add(Preset('unclip-decoder', 'denoiser', 64, unclip_decoder, count_decoder(), '3
 
 
 def unclip_upsampler(name: str, side: int, stated: str, schedule: DiscreteSchedule,
-                     evaluations: int, batch: int, **sizes) -> Preset:
+                     evaluations: int, batch: int, **sizes):
     "Without attention; trained on crops, so (70.7) fails and steps are left out."
     sizes |= dict(attention=(), middle=False, channels_in=6, channels_out=6)
-    return add(Preset(name, 'upsampler', side, partial(adm_unet, **sizes),
-                      count_unet(side, **sizes), stated, *UNCLIP, schedule, evaluations,
-                      Regime('pictures with texts', batch=batch)))
+    add(Preset(name, 'upsampler', side, partial(adm_unet, **sizes),
+               count_unet(side, **sizes), stated, *UNCLIP, schedule, evaluations,
+               Regime('pictures with texts', batch=batch)))
 
 
 unclip_upsampler('unclip-up-64-256', 256, '700M', cosine(), 27, 1024, base=320,
                  mults=SHAPES[64], depth=3)
 unclip_upsampler('unclip-up-256-1024', 1024, '300M', linear(), 15, 512, base=192,
-                 mults=SHAPES[256], depth=2);
+                 mults=SHAPES[256], depth=2)
 
 # %% ../../nbs/70_presets.ipynb #work
 def work(p: Preset) -> int:
@@ -733,7 +732,7 @@ def half_life(ema: float | None) -> float:
 
 
 # the kinds that read pictures and labels alone
-TRAINED = dict(denoiser=unwrapped, upsampler=UpsamplerUNet, classifier=unwrapped)
+TRAINED = dict(denoiser=identity, upsampler=UpsamplerUNet, classifier=identity)
 
 
 def pictures_for(

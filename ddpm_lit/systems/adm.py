@@ -24,20 +24,21 @@ from ..train.fit import Recipe, register
 # %% ../../nbs/43_adm.ipynb #recipe
 def small_adm(channels: int = 1, classes: int = 10) -> Model:
     "ADM's network for digits: eps and the mix of variances. Eq. 43.1-43.3, 14.7."
-    net = adm_unet(base=32, mults=(1, 2), depth=2, attention=(1, ),
+    net = adm_unet(base=32, mults=(1, 2), depth=2, attention=(1,),
                    channels_in=4*channels, channels_out=8*channels, classes=classes,
                    norm=norm_small)
     return Model(Unshuffled(net, 2), from_eps, learned_variance=True)
+
 
 register(Recipe(
     'adm', small_adm,
     lambda batch, seed, device: Batches(mnist('train').to(device), batch, seed, drop=.1),
     shape=(1, 28, 28), classes=10, limit=1., loss=hybrid(Cosine(), 1000), steps=5000,
-    batch=128, data=('mnist', )));
+    batch=128, data=('mnist',)))
 
 # %% ../../nbs/43_adm.ipynb #best
 def best_variance(
-        mse: Tensor, # E (x0 - guess)^2 given x_t, for each coordinate or for all alike
+        mse: Tensor,  # E (x0 - guess)^2 given x_t, for each coordinate or for all alike
         s: Level,
         t: Level) -> Tensor:
     "The best variance of a step from t to s, given the error of the guess. Eq. 43.4."
@@ -45,13 +46,14 @@ def best_variance(
     large = fixed_large(None, None, s, t)**2
     return small + (large - small)*mse/t.sigma**2
 
-def price(best: Tensor, variance: Tensor) -> Tensor: # nats for each coordinate
+
+def price(best: Tensor, variance: Tensor) -> Tensor:  # nats for each coordinate
     "What a step of another variance costs above the best one. Eq. 43.5."
     r = best/variance
     return (r - 1 - r.log())/2
 
 # %% ../../nbs/43_adm.ipynb #told
-def variance_implied_mse(p: Prediction, s: Level, t: Level) -> Tensor: # [b ...]
+def variance_implied_mse(p: Prediction, s: Level, t: Level) -> Tensor:  # [b ...]
     "The error of the guess, implied by frac if trained on the step t to s. Eq. 43.6."
     if not (s.sigma > 0).all():
         raise Problem('The step to CLEAN has no width to mix, so it tells no error: give '
@@ -64,7 +66,7 @@ def variance_implied_mse(p: Prediction, s: Level, t: Level) -> Tensor: # [b ...]
 # %% ../../nbs/43_adm.ipynb #measured
 @torch.no_grad()
 def measure_mse(denoiser: Denoiser, x0: Tensor, levels: Iterable[Level],
-                noise=torch.randn_like) -> Tensor: # x0 [b ...] clean -> [n] float64
+                noise=torch.randn_like) -> Tensor:  # x0 [b ...] clean -> [n] float64
     "Mean squared error of the clean guess at each level. Eq. 43.4."
     # MPS has no float64
     wide = widest(x0.device)
@@ -74,11 +76,12 @@ def measure_mse(denoiser: Denoiser, x0: Tensor, levels: Iterable[Level],
         errors.append((x0 - guess).to(wide).square().mean())
     return torch.stack(errors).cpu().double()
 
+
 @dataclass(frozen=True)
 class Measured:
     "The best variance that depends on the level only, from measured errors. Eq. 43.4."
-    log_snr: Tensor # [n] float64, rising
-    mse: Tensor # [n]
+    log_snr: Tensor  # [n] float64, rising
+    mse: Tensor  # [n]
 
     def __post_init__(self):
         finite = self.log_snr.isfinite().all()
@@ -86,7 +89,7 @@ class Measured:
             raise Problem('Measure at two or more levels, rising and without CLEAN, '
                           'where no step starts.')
 
-    def rho(self, t: Level) -> Tensor: # mse/sigma^2, at most 1
+    def rho(self, t: Level) -> Tensor:  # mse/sigma^2, at most 1
         "Between measured levels along a straight line. Eq. 43.4."
         x = self.log_snr
         y = t.log_snr.cpu().double().clamp(x[0], x[-1]).contiguous()
@@ -96,5 +99,5 @@ class Measured:
         return torch.lerp(rho[lo], rho[hi], (y - x[lo])/(x[hi] - x[lo])).to(t.log_snr)
 
     def __call__(self, p: Prediction, x: Tensor, s: Level,
-                 t: Level) -> Tensor: # the standard deviation, as fixed_small
+                 t: Level) -> Tensor:  # the standard deviation, as fixed_small
         return best_variance(self.rho(t)*t.sigma**2, s, t).sqrt()

@@ -15,8 +15,8 @@ from ..core.problem import Problem
 from ..data.captions import Captioned, CaptionBatches, join, shapes
 from ..data.images import to_unit
 from ..diffusion.sample import Kernel
-from ..nets.unet import (Attention, Norm, Resample, check_picture, double, halve,
-                                norm_small)
+from ..nets.unet import (
+    Attention, Norm, Resample, check_picture, double, halve, norm_small)
 from .glide import all_but_held
 from ..train.fit import Recipe, register
 
@@ -110,10 +110,10 @@ class Autoencoder(nn.Module):
     "Pictures to Gaussians over latents, and back. Eq. 65.1 (Rombach et al. 2022)."
 
     def __init__(self, encoder: nn.Module, decoder: nn.Module, channels: int = 3,
-                 latent: int = 8,      # channels of a latent
-                 factor: int = 8,      # side of a picture over side of its latent
-                 unshuffle: int = 1,   # side of the squares taken for one position
-                 quant: bool = False): # a 1 x 1 convolution on each side of the latent?
+                 latent: int = 8,       # channels of a latent
+                 factor: int = 8,       # side of a picture over side of its latent
+                 unshuffle: int = 1,    # side of the squares taken for one position
+                 quant: bool = False):  # a 1 x 1 convolution on each side of the latent?
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder
@@ -206,7 +206,7 @@ def pictures_alone(batch: int, seed: int, device) -> Callable[[int], tuple]:
 register(Recipe('autoencoder', small_autoencoder, pictures_alone, shape=(3, 64, 64),
                 loss=autoencoder_loss(.002), steps=4800, batch=32,
                 settings=dict(lr=2e-3, halflife=200.), sampler='',
-                data=('emoji', 'vocab')));
+                data=('emoji', 'vocab')))
 
 # %% ../../nbs/65_autoencoder.ipynb #scale
 @torch.no_grad()

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['old_pictures', 'TUNABLE', 'FEW', 'PAINTED', 'READ', 'AdapterOnly', 'adapter_only', 'captions_of', 'unseen_words',
-           'tuned', 'latent_pairs', 'glide_pairs', 'PairBatches', 'Tunable', 'paint_with', 'check_tuning',
-           'plan_tuning', 'about_tuning', 'own_painter', 'open_painter', 'paint_examples', 'own_judge', 'tuning_found']
+           'notes_on_words', 'tuned', 'latent_pairs', 'glide_pairs', 'PairBatches', 'Tunable', 'paint_with',
+           'check_tuning', 'plan_tuning', 'about_tuning', 'own_painter', 'open_painter', 'paint_examples', 'own_judge',
+           'tuning_found']
 
 # %% ../../nbs/69_captioned.ipynb #imports
 import math
@@ -17,15 +18,15 @@ import torch
 from torch import Tensor, nn
 from ..clip.contrast import both_worlds
 from ..clip.tokens import caption_tokenizer
-from ..core.problem import Problem
+from ..core.problem import Problem, no_progress
 from ..data.captions import CaptionBatches, Captioned, chosen, join
 from ..data.folder import Folder
 from ..guide.cfg import cfg_batched
 from .glide import caption_batches, captioned_worlds, out_of_vocabulary
 from .latent import paint_latent
 from .lora import TuningBatches, add_lora, digest_of, lora_state
-from .own import OWN, OwnSystem, lasting
-from .pipeline import SYSTEMS, Request, System, unreported, weights_on
+from .own import OWN, OwnSystem, duration_text
+from .pipeline import SYSTEMS, Request, System, weights_on
 from .upsample import in_cascade, judging
 from ..train.fit import JUDGES, MAKERS, Recipe, find_recipe, load_weights, made
 from ..train.run import find_weights
@@ -64,6 +65,17 @@ def unseen_words(captions: Sequence[str], learned: Iterable[str] = ()) -> list[s
     new = [w for w in out_of_vocabulary(captions, 'emoji')
            if out_of_vocabulary([w], 'shapes')]
     return [w for w in new if w not in learned]
+
+
+def notes_on_words(captions: Sequence[str], data: str,  # 'emoji' or 'shapes'
+                   learned: Iterable[str] | None = None,  # words of own captions
+                   ) -> list[str]:
+    "A note for each word of the captions that was in no training caption."
+    new = out_of_vocabulary(captions, data)
+    if learned is not None:
+        new = unseen_words(captions, learned)
+    return [f'the word "{word}" is in no caption that this system was trained on, so it '
+            'may be misread or ignored.' for word in new]
 
 # %% ../../nbs/69_captioned.ipynb #tuned
 @MAKERS.add('tuned')
@@ -186,18 +198,18 @@ class Tunable:
     paint: Callable | None = None
 
 
-def paint_with(request: Request, progress: Callable[[int, int], None] = unreported,
+def paint_with(request: Request, progress: Callable[[int, int], None] = no_progress,
                at_once: int = 64, *, model: nn.Module) -> dict[int, Tensor]:
     "GLIDE with a base model of yours, and the upsampler of the book. Eq. 41.3, 61.11."
     if request.guidance != 'cfg':
         raise Problem('The CLIP for noisy pictures does not know these captions: '
                       "leave the guidance at `guidance='cfg'`.")
 
-    def painter(request, tokens, at):
+    def denoiser_of(request, tokens, at):
         return cfg_batched(model, tokens, w=request.w)
 
     upsampler = 'glide-up-64' if request.mask is None else 'glide-up-64-inpaint'
-    return in_cascade(request, painter, upsampler, progress, at_once)
+    return in_cascade(request, denoiser_of, upsampler, progress, at_once)
 
 
 TUNABLE = dict(
@@ -273,17 +285,20 @@ def about_tuning(recipe: Recipe, seconds: float) -> str:  # seconds of a step
     "What will be trained, what is kept, and how long it takes, for the terminal."
     spec = recipe.spec
     trained = sum(p.numel() for p in recipe.build().parameters())
+
     what = f'All {trained:,} parameters of "{spec["weights"]}" are trained further'
     if spec['rank']:
         what = (f'An adapter of rank {spec["rank"]} with {trained:,} parameters '
                 f'is trained; the weights "{spec["weights"]}" stay as they are')
+
     share = recipe.source.get('share_old', .5)
     n = recipe.source.get('pictures')
     those = f'{n} pictures with captions are learned. ' if n else ''
     said = (f'{those}{what}. '
             f'{recipe.steps} steps of {recipe.batch} pictures, '
             f'{share:.0%} of them old ones: '
-            f'about {lasting(recipe.steps*seconds)} here.')
+            f'about {duration_text(recipe.steps*seconds)} here.')
+
     words = spec['words']
     if not words:
         return said
@@ -302,8 +317,8 @@ def open_painter(weights: str,
     "The system that paints with weights of yours, by their path, their run or its name."
     model, recipe = load_weights(find_weights(weights))
     if not recipe.spec.get('system'):
-        raise Problem(f'{weights} paints no captions: give a run of '
-                      '`ddpm_lit train --system latent`.')
+        raise Problem(f'{weights} paints no captions: give a run that was '
+                      "trained with `system='latent'`.")
     return own_painter(model.to(device), recipe), recipe
 
 

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['UPSAMPLER', 'PRIORS', 'PARTS', 'ImageProjection', 'Decoder', 'small_decoder', 'from_glide',
            'embedding_caption_batches', 'blurred', 'plain_upsampler', 'blurred_at_random', 'cropped', 'blurred_recipe',
-           'UnclipRequest', 'sampled_embeddings', 'decoded', 'paint_dalle2', 'chain_of', 'fed', 'pictures_of',
-           'part_title', 'hits_of', 'stage_rows', 'judge_stages', 'prior_rows', 'judge_priors', 'unlike_same',
-           'judge_dalle2']
+           'UnclipRequest', 'sampled_embeddings', 'decoded', 'paint_dalle2', 'chain_of', 'paint_stages', 'pictures_of',
+           'part_title', 'hits_of', 'stage_rows', 'judge_stages', 'by_priors', 'without_prior', 'prior_rows',
+           'judge_priors', 'unlike_same', 'judge_dalle2']
 
 # %% ../../nbs/63_dalle2.ipynb #imports
 from dataclasses import dataclass, replace
@@ -22,21 +22,21 @@ from ..clip.judges import at_side, panel, questions
 from ..clip.tokens import caption_tokenizer
 from ..clip.zero_shot import ZeroShotClassifier, retrieval, row, share
 from ..core.denoiser import Denoiser, Prediction
-from ..core.problem import Problem
-from ..data.captions import (Captioned, CaptionBatches, agrees, emoji, parse,
-                                    poses, render, scenes, shapes)
+from ..core.level import append_dims
+from ..core.problem import Problem, no_progress
+from ..data.captions import (
+    Captioned, CaptionBatches, agrees, emoji, parse, poses, render, scenes, shapes)
 from ..data.images import to_bytes, to_unit
 from ..guide.cfg import cfg_batched
 from ..nets.unet import small_unet
-from .glide import (GLIDE, Glide, asked_emoji, captioned_worlds,
-                                    small_glide)
-from .pipeline import (SYSTEMS, Part, Request, Rule, System, own_noise,
-                                       unreported, weights_on)
+from .glide import (
+    GLIDE, Glide, asked_emoji, captioned_worlds, small_glide)
+from .pipeline import (
+    SYSTEMS, Part, Request, Rule, System, own_noise, weights_on)
 from .prior import embedded, encode_text, sample_prior
-from .upsample import (NoisyUpsamplerUNet, Upsampler, from_smaller,
-                                       in_cascade, judging, paint_glide, scene_title,
-                                       two_worlds, upsampled, upsampler_recipe,
-                                       upsampling_batches)
+from .upsample import (
+    NoisyUpsamplerUNet, Upsampler, from_smaller, in_cascade, judging, paint_glide,
+    scene_title, two_worlds, upsampled, upsampler_recipe, upsampling_batches)
 from ..train.fit import Recipe, load_weights, register
 
 # %% ../../nbs/63_dalle2.ipynb #seen
@@ -115,13 +115,13 @@ def from_glide(name: str, model: Decoder) -> Decoder:  # name: of trained weight
 # %% ../../nbs/63_dalle2.ipynb #recipes
 def embedding_caption_batches(pictures: Callable[[int], Captioned],  # seed -> pictures
                               drop_seen: float = .1,
-                              drop_told: float = .5) -> Callable:
+                              drop_caption: float = .5) -> Callable:
     "The `batches` of a decoder: pictures, embeddings, captions, some dropped. Eq. 63.3."
     def start(batch, seed, device):
         data = pictures(seed).to(device)
         z = ZeroShotClassifier(load_weights('clip')[0]).pictures(data.pixels).to(device)
         tokenize = partial(caption_tokenizer(), too_long='truncate')
-        source = CaptionBatches(data, tokenize, batch, seed, drop_told)
+        source = CaptionBatches(data, tokenize, batch, seed, drop_caption)
 
         def step(i: int):
             rows, texts, rng = source.words(i)
@@ -137,14 +137,14 @@ def embedding_caption_batches(pictures: Callable[[int], Captioned],  # seed -> p
 
 register(Recipe('dalle2', small_decoder, embedding_caption_batches(captioned_worlds),
                 steps=2200, start=partial(from_glide, 'glide'),
-                settings=dict(lr=5e-4, warmup=300), **GLIDE));
+                settings=dict(lr=5e-4, warmup=300), **GLIDE))
 
 # %% ../../nbs/63_dalle2.ipynb #blurred
 def blurred(low: Tensor,    # [b c h w]
             spread: Tensor  # [b] standard deviation in pixels
             ) -> Tensor:
     "Each picture with its own Gaussian of 3 x 3 pixels. Eq. 63.6 (unCLIP section 2.1)."
-    side = torch.exp(-.5/spread.clamp(min=.1)**2).reshape(-1, 1, 1, 1)
+    side = append_dims(torch.exp(-.5/spread.clamp(min=.1)**2), low)
 
     # down the columns, then along the rows; the edge is repeated
     for axis, pad in ((2, (0, 0, 1, 1)), (3, (1, 1, 0, 0))):
@@ -197,7 +197,7 @@ def blurred_recipe(size: int, detail: float, steps: int, n: int, **more) -> Reci
 
 register(blurred_recipe(32, .12, 8000, 8000))
 register(blurred_recipe(64, .09, 1500, 4000, settings=dict(lr=1e-3),
-                        start=partial(from_smaller, 'dalle2-up-32')));
+                        start=partial(from_smaller, 'dalle2-up-32')))
 
 # %% ../../nbs/63_dalle2.ipynb #request
 UPSAMPLER = 'dalle2-up-64'
@@ -240,7 +240,7 @@ def decoded(request: Request,
             tokens: Tensor,     # [n l]
             at: Sequence[int],  # which of the pictures
             z_image: Tensor | None = None,  # [n d] of all; None: samples of the prior
-            told: bool = True   # is the decoder conditioned on the caption too?
+            with_caption: bool = True   # is the decoder conditioned on the caption too?
             ) -> Denoiser:
     "The decoder, guided away from neither embedding nor caption. Eq. 63.4."
     if z_image is not None and len(z_image) != len(request.captions):
@@ -251,11 +251,11 @@ def decoded(request: Request,
     else:
         z = z_image[list(at)].to(request.device)
     decoder = weights_on('dalle2', request.device)
-    return cfg_batched(decoder, (z, tokens if told else None), w=request.w,
+    return cfg_batched(decoder, (z, tokens if with_caption else None), w=request.w,
                        instead_of=(None, None))
 
 
-def paint_dalle2(request: Request, progress: Callable[[int, int], None] = unreported,
+def paint_dalle2(request: Request, progress: Callable[[int, int], None] = no_progress,
                  **given) -> dict[int, Tensor]:  # given: as `decoded`
     "A caption, an embedding, a picture of 32 pixels, and of 64. Eq. 63.7."
     return in_cascade(request, partial(decoded, **given), UPSAMPLER, progress,
@@ -295,8 +295,8 @@ def chain_of(request: UnclipRequest) -> list[tuple[str, int, str]]:  # for `show
 
 # %% ../../nbs/63_dalle2.ipynb #stages
 @torch.no_grad()
-def fed(data: str, pictures: Captioned,  # of 32 pixels
-        seed: int = 0) -> dict[str, Tensor]:  # [n 3 64 64] each
+def paint_stages(data: str, pictures: Captioned,  # of 32 pixels
+                 seed: int = 0) -> dict[str, Tensor]:  # [n 3 64 64] each
     "The chain, and each of its stages given its correct input. Eq. 63.7."
     captions = tuple(pictures.caption(i) for i in range(len(pictures)))
     request = UnclipRequest(captions, data, seed)
@@ -306,7 +306,8 @@ def fed(data: str, pictures: Captioned,  # of 32 pixels
         'whole': paint_dalle2(request),
         'autoregressive prior': paint_dalle2(replace(request, prior='ar')),
         'true z_i': paint_dalle2(request, z_image=z),
-        'true z_i, without the caption': paint_dalle2(request, z_image=z, told=False),
+        'true z_i, without the caption':
+            paint_dalle2(request, z_image=z, with_caption=False),
     }
     found = {way: sizes[64] for way, sizes in painted.items()}
 
@@ -353,7 +354,7 @@ def stage_rows(part: str, n: int, seed: int) -> list[dict]:
     "The shares of pictures that are right, stage by stage, and of real ones. Eq. 63.7."
     pictures = pictures_of(part, n, seed)
     scene = part[0] in '12'
-    painted = fed('shapes' if scene else 'emoji', pictures, seed)
+    painted = paint_stages('shapes' if scene else 'emoji', pictures, seed)
     painted['real ones'] = to_unit(pictures.pixels)
     found = {way: hits_of(x, pictures, seed) for way, x in painted.items()}
 
@@ -377,6 +378,34 @@ def judge_stages(n: int, seed: int, parts: Sequence[str] = PARTS) -> Iterator[li
         yield stage_rows(part, n, seed)
 
 # %% ../../nbs/63_dalle2.ipynb #judge-2
+def by_priors(captions: list[str], world: str, seed: int) -> dict[str, Tensor]:  # [n d]
+    "The embeddings that both priors sample for captions."
+    request = UnclipRequest(tuple(captions), world, seed)
+    by_ar = replace(request, prior='ar')
+    tokens = caption_tokenizer()(captions, too_long='truncate')
+    at = range(len(captions))
+    return {'diffusion': sampled_embeddings(request, tokens, at),
+            'autoregressive': sampled_embeddings(by_ar, tokens, at)}
+
+
+def without_prior(
+    pictures: Captioned,
+    z_text: Tensor,  # [n d], the embeddings of their captions
+    world: str,
+    reader: ZeroShotClassifier,
+    seed: int,
+) -> dict[str, Tensor]:  # [n d]
+    "Estimates of the pictures' embeddings that need no prior."
+    known, z_known = embedded()
+    emoji_rows = torch.tensor([hasattr(row, 'style') for row in known.rows])
+    own_world = emoji_rows if world == 'emoji' else ~emoji_rows
+    z_captions = reader.texts([known.caption(i) for i in range(len(known))])
+    return {'mean of its world': unit(z_known[own_world].mean(0)).expand_as(z_text),
+            'nearest caption': z_known[(z_text @ z_captions.T).argmax(1)],
+            'z_t': z_text,
+            'another picture': unlike_same(pictures, reader, seed)}
+
+
 def prior_rows(title: str, part: str, world: str, n: int, seed: int) -> list[dict]:
     "Cosines to the true picture's embedding, its rank among a hundred. Eq. 62.5, 55.5."
     reader = ZeroShotClassifier(load_weights('clip')[0])
@@ -384,25 +413,10 @@ def prior_rows(title: str, part: str, world: str, n: int, seed: int) -> list[dic
     captions = [pictures.caption(i) for i in range(len(pictures))]
     z = reader.pictures(pictures.pixels)
     z_text = reader.texts(captions)
+    ways = {**by_priors(captions, world, seed),
+            **without_prior(pictures, z_text, world, reader, seed)}
 
-    # what the priors sample
-    request = UnclipRequest(tuple(captions), world, seed)
-    tokens = caption_tokenizer()(captions, too_long='truncate')
-    at = range(len(z))
-    by_ar = replace(request, prior='ar')
-    ways = {'diffusion': sampled_embeddings(request, tokens, at),
-            'autoregressive': sampled_embeddings(by_ar, tokens, at)}
-
-    # what needs no prior
-    known, z_known = embedded()
-    emoji_rows = torch.tensor([hasattr(row, 'style') for row in known.rows])
-    own_world = emoji_rows if world == 'emoji' else ~emoji_rows
-    z_captions = reader.texts([known.caption(i) for i in range(len(known))])
-    ways['mean of its world'] = unit(z_known[own_world].mean(0)).expand_as(z)
-    ways['nearest caption'] = z_known[(z_text @ z_captions.T).argmax(1)]
-    ways['z_t'] = z_text
-    ways['another picture'] = unlike_same(pictures, reader, seed)
-
+    # the cosine of each estimate and the truth
     task = f'prior, {title}'
     cosines = dict(task=task, measure='cosine', n=len(z))
     families = [getattr(drawing, 'family', drawing) for drawing in pictures.rows]
@@ -451,4 +465,4 @@ def judge_dalle2(n: int = 200, seed: int = 0) -> Iterator[tuple[int, list[dict]]
 
 SYSTEMS.add('dalle2', System('dalle2', paint_dalle2,
                              ('clip', 'prior', 'prior-ar', 'dalle2', UPSAMPLER,
-                              'emoji-classifier'), UnclipRequest));
+                              'emoji-classifier'), UnclipRequest))

@@ -32,7 +32,7 @@ def picture_recipe(name: str, channels: int, size: int, classes: int, flip: bool
 
 register(picture_recipe('mnist', 1, 28, 10, steps=5000, batch=128, data=('mnist',)))
 register(picture_recipe('fashion-mnist', 1, 28, 10, steps=5000, batch=128))
-register(picture_recipe('cifar10', 3, 32, 10, flip=True, steps=20_000, batch=128));
+register(picture_recipe('cifar10', 3, 32, 10, flip=True, steps=20_000, batch=128))
 
 # %% ../../nbs/25_ddpm.ipynb #nearest
 def nearest(x: Tensor,     # [b ...]

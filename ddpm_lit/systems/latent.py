@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from ..clip.tokens import caption_tokenizer
-from ..core.problem import Problem
+from ..core.problem import Problem, no_progress
 from ..core.denoiser import Denoiser, Model
 from ..core.level import Level
 from ..data.captions import Captioned, CaptionBatches, join, shapes
@@ -28,9 +28,9 @@ from ..guide.cfg import cfg_batched
 from ..nets.dit import DiT
 from .autoencoder import Autoencoder, encoded, latent_scale
 from .glide import TextEncoder, TextUNet, all_but_held, small_text
-from .pipeline import (SYSTEMS, Part, Request, Rule, System,
-                                       from_strength, in_stages, kept_at, noised_start,
-                                       unreported, weights_on)
+from ddpm_lit.systems.pipeline import (
+    SYSTEMS, Part, Request, Rule, System, from_strength, in_stages, kept_at,
+    noised_start, weights_on)
 from .upsample import ShiftedSchedule, judging
 from ..train.fit import JUDGES, Recipe, load_weights, register
 
@@ -116,8 +116,8 @@ def check_pair(model: LatentDiffusion, auto: Autoencoder):
 @cache
 def latents_of() -> tuple[Captioned, Kernel]:
     "Emoji and scenes without what is kept back, and q(z | x) of each. Eq. 65.1."
-    one = shapes('train', 3000, 64, 0, objects=1)
-    two = shapes('train', 5000, 64, 1, objects=2)
+    one = shapes('train', 2000, 64, 0, objects=1)
+    two = shapes('train', 12_000, 64, 1, objects=2)
     data = join(all_but_held(64), one, two)
     return data, encoded(load_weights('autoencoder')[0], data.pixels)
 
@@ -126,7 +126,7 @@ class LatentBatches(CaptionBatches):
     "step -> (z0, tokens): standardised latents, drawn, and captions of their pictures."
 
     def __init__(self, size: int, seed: int, device, drop: float = .1,
-                 often: int = 3):  # times that an emoji comes for each time of a scene
+                 often: int = 4):  # times that an emoji comes for each time of a scene
         data, q = latents_of()
         mean, std = latent_scale(q)
         times = [often if hasattr(row, 'style') else 1 for row in data.rows]
@@ -162,7 +162,7 @@ register(Recipe('latent', small_latent, LatentBatches, shape=(8, 8, 8),
                 schedule=LogitNormal(.7, 1.2), loss=flow_loss, steps=30_000, batch=64,
                 start=in_latents,
                 settings=dict(lr=1e-3, warmup=300, halflife=500.), sampler='',
-                data=('emoji', 'vocab')));
+                data=('emoji', 'vocab')))
 
 # %% ../../nbs/67_latent.ipynb #request
 @dataclass(frozen=True, eq=False)
@@ -222,7 +222,7 @@ def decoded_latents(request: LatentRequest, z: Tensor, model: LatentDiffusion,
 # %% ../../nbs/67_latent.ipynb #paint-latent
 @torch.no_grad()
 def paint_latent(request: LatentRequest,
-                 progress: Callable[[int, int], None] = unreported,
+                 progress: Callable[[int, int], None] = no_progress,
                  at_once: int = 64,
                  model: LatentDiffusion | None = None,  # None: the weights "latent"
                  ) -> dict[int, Tensor]:                # {64: [n 3 64 64]}
@@ -242,4 +242,4 @@ def paint_latent(request: LatentRequest,
 SYSTEMS.add('latent', System('latent', paint_latent,
                              ('latent', 'autoencoder', 'clip', 'emoji-classifier'),
                              LatentRequest))
-JUDGES.add('latent', judging(paint_latent, LatentRequest));
+JUDGES.add('latent', judging(paint_latent, LatentRequest))

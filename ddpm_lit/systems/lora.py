@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['LoRALinear', 'attention_layers', 'put', 'adapted', 'lora_state', 'add_lora', 'merge_lora', 'digest_of',
-           'save_adapter', 'load_adapter', 'TuningBatches', 'tune', 'scale_adapter']
+           'save_adapter', 'is_adapter', 'check_adapter', 'load_adapter', 'TuningBatches', 'tune', 'scale_adapter']
 
 # %% ../../nbs/68_lora.ipynb #imports
-import hashlib
 import json
 import math
 from functools import partial
@@ -21,8 +20,9 @@ from ..data.captions import CaptionBatches, Captioned
 from ..diffusion.sample import Kernel
 from .autoencoder import Autoencoder, encoded
 from .latent import LatentBatches, LatentDiffusion, check_pair
-from ..train.fit import (FORMAT, Progress, Training, card_in, check_same, fit,
-                                load_weights, read_tensors, write_tensors)
+from ..train.fit import (
+    FORMAT, Progress, Training, card_in, check_same, fit, load_weights, read_tensors,
+    tensors_digest, write_tensors)
 
 # %% ../../nbs/68_lora.ipynb #linear
 class LoRALinear(nn.Module):
@@ -125,12 +125,7 @@ def merge_lora(model: nn.Module) -> nn.Module:
 def digest_of(model: nn.Module) -> str:
     "A digest of a model's weights, without those of an adapter."
     own = lora_state(model)
-    digest = hashlib.sha256()
-    for name, v in sorted(model.state_dict().items()):
-        if name not in own:
-            digest.update(f'{name} {v.dtype} {[*v.shape]}'.encode())
-            digest.update(v.cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+    return tensors_digest({k: v for k, v in model.state_dict().items() if k not in own})
 
 
 def save_adapter(path, model: nn.Module,
@@ -143,26 +138,32 @@ def save_adapter(path, model: nn.Module,
     if not isinstance(card.get('base'), str):
         raise Problem('The card does not say which weights the adapter is for: give '
                       'their name as base.')
+
     tensors = {k: v.half() for k, v in lora_state(model).items()}
     for k, v in tensors.items():
         if not v.isfinite().all():
             raise Problem(f'"{k}" is not finite in half precision: train again with a '
                           'lower rate.')
+
     card = card | dict(digest=digest_of(model), rank=layers[0].rank,
                        alpha=layers[0].alpha)
     write_tensors(path, tensors, recipe='adapter', format=str(FORMAT),
                   card=json.dumps(card))
 
 # %% ../../nbs/68_lora.ipynb #load-adapter
-def load_adapter(model: nn.Module, path) -> dict:  # the card
-    "Give a model the adapter of a file, or a `Problem` and no change. Eq. 68.1."
-    tensors = {k: v.float() for k, v in read_tensors(path).items()}
-    card = card_in(path)
+def is_adapter(card: dict) -> bool:
+    "Whether this is the card of an adapter: with a rank and an alpha that can be."
     rank = card.get('rank')
     alpha = card.get('alpha')
-    right = card['recipe'] == 'adapter' and type(rank) is int and rank > 0
-    if (not right or not tensors or type(alpha) not in (int, float)
-            or not math.isfinite(alpha)):
+    return all((
+        card['recipe'] == 'adapter',
+        type(rank) is int and rank > 0,
+        type(alpha) in (int, float) and math.isfinite(alpha)))
+
+
+def check_adapter(model: nn.Module, tensors: dict[str, Tensor], card: dict, path):
+    "A `Problem` unless a file holds an adapter for the weights of this model. Eq. 68.1."
+    if not tensors or not is_adapter(card):
         raise Problem(f'{path} is no adapter: use a file that save_adapter wrote.')
 
     # for these weights?
@@ -174,10 +175,10 @@ def load_adapter(model: nn.Module, path) -> dict:  # the card
                       'has others: load those.')
 
     # tensors of the shapes that the layers ask for
+    rank = card['rank']
     modules = dict(model.named_modules())
-    names = {k.rpartition('.')[0] for k in tensors}
     own = {}
-    for name in names:
+    for name in {k.rpartition('.')[0] for k in tensors}:
         if type(modules.get(name)) is not nn.Linear:
             raise Problem(f'{path} is damaged: "{name}" is no linear layer of this '
                           'model.')
@@ -186,8 +187,18 @@ def load_adapter(model: nn.Module, path) -> dict:  # the card
         own[f'{name}.B'] = torch.empty(out, rank, device='meta')
     check_same(own, tensors, path)
 
+
+def load_adapter(model: nn.Module, path) -> dict:  # the card
+    "Give a model the adapter of a file, or a `Problem` and no change. Eq. 68.1."
+    tensors = {k: v.float() for k, v in read_tensors(path).items()}
+    card = card_in(path)
+    check_adapter(model, tensors, card, path)
+
+    # layers that change nothing yet, where the file has tensors for them
+    names = {k.rpartition('.')[0] for k in tensors}
     with torch.random.fork_rng([]):  # no random number of the caller's is used up
-        add_lora(model, rank, alpha, lambda name, _: name in names)
+        add_lora(model, card['rank'], card['alpha'], lambda name, _: name in names)
+
     for name, layer in adapted(model).items():
         layer.A.data.copy_(tensors[f'{name}.A'])
         layer.B.data.copy_(tensors[f'{name}.B'])
@@ -249,8 +260,8 @@ def tune(name: str,            # weights of a LatentDiffusion: 'latent', or a pa
     model, recipe = load_weights(name)
     auto = load_weights('autoencoder')[0]
     if not isinstance(model, LatentDiffusion):
-        raise Problem(f'"{name}" does not work on latents: name weights that '
-                      '`ddpm_lit train latent` made.')
+        raise Problem(f'"{name}" does not work on latents: name weights '
+                      'of the recipe "latent".')
     check_pair(model, auto)
 
     # what is trained: thin matrices, or all

@@ -16,7 +16,8 @@ from ..clip.contrast import unit
 from ..clip.judges import weigh_emoji, weigh_scenes
 from ..clip.zero_shot import ZeroShotClassifier
 from ..core.denoiser import Denoiser
-from ..core.problem import Problem
+from ..core.level import append_dims
+from ..core.problem import Problem, no_progress
 from ..data.captions import all_but_held, emoji, shapes
 from ..data.images import to_bytes, to_unit
 from ..diffusion.forward import q_sample
@@ -27,9 +28,9 @@ from ..guide.cfg import cfg_batched
 from ..guide.edit import slerp
 from .dalle2 import UPSAMPLER, judge_dalle2
 from .glide import asked_emoji
-from .pipeline import (SEED_RULE, Part, Request, Rule, check_rules,
-                                       is_finite, known_world, own_noise, run_counter,
-                                       steps_of, unreported, weights_on)
+from .pipeline import (
+    SEED_RULE, Part, Request, Rule, check_rules, is_finite, known_world, own_noise,
+    run_counter, steps_of, weights_on)
 from .prior import PCAQuantizer
 from .upsample import lower, upsampled
 from ..train.fit import JUDGES
@@ -86,7 +87,7 @@ class UnclipEditor:
     steps: tuple[int, int] = (20, 10)  # of the decoder, each way, and of the upsampler
     w: float = 0.  # weight of guidance (41.3), on both ways
     device: str | torch.device = 'cpu'
-    progress: Callable[[int, int], None] = unreported  # evaluations done, of
+    progress: Callable[[int, int], None] = no_progress  # evaluations done, of
 
     def __post_init__(self):
         check_rules(self, EDITOR_RULES)
@@ -171,8 +172,8 @@ def pairwise_slerp(a: Tensor, b: Tensor,  # [m ...]
     "Every pair at every share, pair by pair. Eq. 64.5."
     a = a.repeat_interleave(len(theta), 0)
     b = b.repeat_interleave(len(theta), 0)
-    share = theta.repeat(len(a) // len(theta)).reshape(-1, *[1]*(a.ndim - 1))
-    return slerp(a, b, share)
+    share = theta.repeat(len(a) // len(theta))
+    return slerp(a, b, append_dims(share, a))
 
 
 @torch.no_grad()
@@ -281,4 +282,4 @@ def judge_all(n: int = 200,
     yield 100, judge_variations(n, seed)
 
 
-JUDGES.add('dalle2', judge_all);
+JUDGES.add('dalle2', judge_all)

@@ -29,5 +29,5 @@ register(Recipe(
     loss=l_simple,
     steps=5000,
     batch=128,
-    data=('mnist', ),
-    sampler='langevin'));
+    data=('mnist',),
+    sampler='langevin'))

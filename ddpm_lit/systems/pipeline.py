@@ -5,26 +5,30 @@
 # %% auto #0
 __all__ = ['SEED_RULE', 'TEXT_RULES', 'NUMBER_RULES', 'PICTURE_RULES', 'Stage', 'SYSTEMS', 'nothing', 'Rule', 'check_rules',
            'known_world', 'steps_of', 'seed_in_range', 'is_finite', 'not_text', 'Request', 'weights_on', 'own_noise',
-           'at_size', 'kept_at', 'known_at', 'keep_known', 'from_strength', 'noised_start', 'unreported', 'run_counter',
-           'unchanged', 'Part', 'run_stages', 'in_stages', 'System']
+           'at_size', 'kept_at', 'known_at', 'keep_known', 'from_strength', 'noised_start', 'run_counter', 'Part',
+           'run_stages', 'in_stages', 'System', 'canvas', 'styled_captions', 'request_for']
 
 # %% ../../nbs/59_pipeline.ipynb #imports
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import count
 from typing import Any, Callable, ClassVar, Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from ..clip.tokens import caption_tokenizer
-from ..core.problem import Problem
+from ..clip.zero_shot import read_picture
+from ..core.problem import Problem, identity, no_progress
 from ..core.registry import Registry
 from ..core.denoiser import Denoiser
 from ..core.level import Level
+from ..data.captions import STYLES
+from ..data.images import square, to_unit
 from ..diffusion.forward import q_sample
 from ..diffusion.sample import Counted
 from ..diffusion.schedule import Grid, Schedule
+from ..guide.cfg import as_w
 from ..guide.edit import pixels, replacement, truncated
 from ..train.fit import load_weights
 
@@ -152,7 +156,7 @@ class Request:
     # emoji
     clip_scale: float | None = None
     init: Tensor | None = None  # [3 64 64] in [-1, 1]: a picture to begin with
-    # how much of it is painted anew: the time on the clock at which the first stage
+    # how much of it is painted anew: the time of the schedule at which the first stage
     # starts
     strength: float = 1.
     mask: Tensor | None = None  # [64 64], 1 where `init` is to be kept
@@ -228,10 +232,6 @@ def noised_start(eps: Tensor,  # [n ...]
     return q_sample(known, next(iter(levels)), eps)
 
 # %% ../../nbs/59_pipeline.ipynb #counting
-def unreported(done: int, of: int) -> None:
-    "For runs that nobody watches."
-
-
 def run_counter(progress: Callable[[int, int], None],
                 of: int) -> Callable[[Denoiser], Denoiser]:
     "Wraps the denoisers of a run: each evaluation is reported as (done, of). Eq. 59.5."
@@ -242,11 +242,6 @@ def run_counter(progress: Callable[[int, int], None],
 
     return counted
 
-
-def unchanged(denoiser: Denoiser) -> Denoiser:
-    "The denoiser itself."
-    return denoiser
-
 # %% ../../nbs/59_pipeline.ipynb #stages
 @dataclass(frozen=True, eq=False)
 class Part:
@@ -255,7 +250,7 @@ class Part:
     at: Sequence[int]  # their places among all captions
     noise: Callable[[Tensor], Tensor]  # as `own_noise`
     tokens: Tensor | None = None  # [n l]
-    counted: Callable[[Denoiser], Denoiser] = unchanged  # as `run_counter` gives it
+    counted: Callable[[Denoiser], Denoiser] = identity  # as `run_counter` gives it
 
 
 # (part, what the stage before it made; None for the first) -> pictures [n ...]
@@ -273,7 +268,7 @@ def run_stages(stages: dict[int, Stage], part: Part,
 
 def in_stages(request: Request, stages: dict[int, Stage],  # by size
               evaluations: int,  # of a part, in all its stages
-              progress: Callable[[int, int], None] = unreported,
+              progress: Callable[[int, int], None] = no_progress,
               at_once: int = 64) -> dict[int, Tensor]:  # [n ...] by size, on the CPU
     "The captions of a request, part by part, through all stages. Eq. 59.4, 59.5."
     tokens = caption_tokenizer()([*request.captions], too_long='truncate')
@@ -302,3 +297,65 @@ class System:
 
 
 SYSTEMS = Registry('system', mark='SYSTEMS.add(', group='ddpm_lit.systems')
+
+# %% ../../nbs/59_pipeline.ipynb #asked
+def canvas(path, what: str = 'picture',  # as a note calls it
+           note: Callable[[str], None] = no_progress) -> Tensor:  # [3 64 64] uint8
+    "A picture file at the size that systems paint; a note tells if it had another."
+    pixels = read_picture(path)
+    h, w = pixels.shape[1:]
+    if (h, w) != (64, 64):
+        note(f'the {what} {path} is {w} x {h}; its middle square was brought to 64 x 64.')
+    return square(pixels[None], 64)[0]
+
+
+def styled_captions(captions: Sequence[str], style: str | None,  # of emoji, or None
+                    data: str = 'emoji') -> list[str]:
+    "The captions as they are; a style makes each the caption of a drawing in it."
+    if style is None:
+        return [*captions]
+    if data != 'emoji' or style not in STYLES:
+        choices = 'emoji come in ' + ', '.join(STYLES)
+        raise Problem(f'There is no style "{style}" of {data}: '
+                      f'{choices if data == "emoji" else "leave `style` out"}.')
+    return [f'a {STYLES[style]} emoji of {c}' for c in captions]
+
+
+def request_for(
+    system: System,
+    captions: Sequence[str],
+    n: int = 1,                           # pictures of each caption
+    data: str = 'emoji',                  # or 'shapes'
+    seed: int = 0,
+    steps: int = 20,                      # of the first stage; of the second half as many
+    guidance: str = 'cfg',                # or 'clip'
+    w: float | None = None,               # None, and no `guidance_scale`: the system's
+    guidance_scale: float | None = None,  # in place of w, 1 + w
+    clip_scale: float | None = None,
+    init: Tensor | None = None,           # [3 64 64] uint8, as `canvas` gives it
+    strength: float | None = None,        # None: .7, and 1 with a mask
+    mask: Tensor | None = None,           # [3 64 64] uint8: painted where it is white
+    prior: str | None = None,             # of a system that has one
+    device: str | torch.device = 'cpu',
+) -> Request:
+    "The request of a system for n pictures of each caption; a `Problem` if it fits not."
+    more: dict[str, Any] = {}
+    if prior:
+        if 'prior' not in [f.name for f in fields(system.request)]:
+            raise Problem(f"{system.name} has no prior: leave `prior` out, or choose "
+                          "`system='dalle2'`.")
+        more['prior'] = prior
+    if w is not None or guidance_scale is not None:
+        more['w'] = as_w(w, guidance_scale)
+
+    # a picture to begin with, and what of it is painted over
+    if init is not None:
+        more['init'] = to_unit(init)
+        more['strength'] = strength or (.7 if mask is None else 1.)
+    if mask is not None:
+        more['mask'] = mask.float().mean(0) < 128
+
+    stages = len(system.request.steps)
+    return system.request(tuple(c for c in captions for _ in range(n)), data, seed,
+                          (steps, steps // 2)[:stages], guidance=guidance,
+                          clip_scale=clip_scale, device=str(device), **more)

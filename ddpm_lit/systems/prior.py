@@ -22,8 +22,8 @@ from ..clip.zero_shot import ZeroShotClassifier
 from ..core.problem import Problem
 from ..core.denoiser import Denoiser, Model, from_x0, level_time
 from ..core.level import Level
-from ..data.captions import (Captioned, CaptionBatches, all_but_held, emoji,
-                                    join, shapes)
+from ..data.captions import (
+    Captioned, CaptionBatches, all_but_held, emoji, join, shapes)
 from ..diffusion.forward import q_sample
 from ..diffusion.loss import weighted, x0_weight
 from ..diffusion.sample import ancestral, fixed_small, last
@@ -36,12 +36,13 @@ from ..train.fit import Recipe, load_weights, register
 # %% ../../nbs/62_prior.ipynb #hear
 class TextFeatures(NamedTuple):
     "A frozen CLIP's features of captions: z_t, a state a token, the mask. Eq. 62.3."
-    z_text: Tensor # [b d], of length 1
-    words: Tensor # [b l w]
-    mask: Tensor # [b l] True up to the end of the text
+    z_text: Tensor  # [b d], of length 1
+    words: Tensor  # [b l w]
+    mask: Tensor  # [b l] True up to the end of the text
+
 
 @torch.no_grad()
-def encode_text(clip: CLIP, tokens: Tensor) -> TextFeatures: # [b l]
+def encode_text(clip: CLIP, tokens: Tensor) -> TextFeatures:  # [b l]
     "CLIP's text embedding and the states that lead to it, from one pass. Eq. 62.3."
     text = clip.text
     tokens = tokens.to(text.places.device)
@@ -58,7 +59,7 @@ def encode_text(clip: CLIP, tokens: Tensor) -> TextFeatures: # [b l]
 # %% ../../nbs/62_prior.ipynb #onward
 def extend_block(
     block: Block, x: Tensor, may: Tensor, past: Sequence[Tensor]
-) -> tuple[Tensor, Tensor, Tensor]: # -> x, keys and values with the new ones
+) -> tuple[Tensor, Tensor, Tensor]:  # -> x, keys and values with the new ones
     "A block for new positions, given keys and values of those before. Eq. 52.7, 62.4."
     q, k, v = block.attn.split(block.attn.qkv(block.norm1(x)), 3)
     if past:
@@ -67,13 +68,14 @@ def extend_block(
     y = x + block.attn.out(attend(q, k, v, may).transpose(1, 2).flatten(2))
     return y + block.outer(block.act(block.inner(block.norm2(y)))), k, v
 
+
 def extend_row(
     net: Transformer,
-    x: Tensor, # [b m d], what is new
-    mask: Tensor, # [b l+m] True where a position may be read by others
+    x: Tensor,  # [b m d], what is new
+    mask: Tensor,  # [b l+m] True where a position may be read by others
     past: Sequence[Tensor] = (
-    ), # keys and values of each block for the l positions before, [b n l d/n] each
-) -> tuple[Tensor, list[Tensor]]: # [b m d]; the keys and values with the new ones
+    ),  # keys and values of each block for the l positions before, [b n l d/n] each
+) -> tuple[Tensor, list[Tensor]]:  # [b m d]; the keys and values with the new ones
     "Append to a causal sequence without computing what stands before again. Eq. 62.4."
     at = torch.arange(mask.shape[1], device=x.device)
     here = at[len(at) - x.shape[1]:, None]
@@ -87,7 +89,7 @@ def extend_row(
     return x, kept
 
 # %% ../../nbs/62_prior.ipynb #net
-def check_length(words: Tensor, length: int): # [b l w]
+def check_length(words: Tensor, length: int):  # [b l w]
     "A `Problem` if a caption has more tokens than there are positions."
     if words.shape[1] > length:
         raise Problem(f'This prior reads sentences of {length} tokens, not '
@@ -98,9 +100,9 @@ class PriorNet(nn.Module):
     "A causal transformer that predicts z_i at a query. Eq. 62.3 (unCLIP section 2.2)."
     def __init__(
             self,
-            dim: int, # of an embedding
-            words: int, # of a token's state
-            length: int, # tokens at most
+            dim: int,  # of an embedding
+            words: int,  # of a token's state
+            length: int,  # tokens at most
             width: int,
             layers: int,
             heads: int):
@@ -114,29 +116,29 @@ class PriorNet(nn.Module):
         self.transformer = Transformer(width, layers, heads, causal=True, act=gelu)
         self.norm = nn.LayerNorm(width)
         self.out = nn.Linear(width, dim)
-        nn.init.normal_(self.text.weight) # z_t has length 1
+        nn.init.normal_(self.text.weight)  # z_t has length 1
 
     def sentence(self, z_text: Tensor,
-                 words: Tensor) -> Tensor: # [b d], [b l w] -> [b l+1 width]
+                 words: Tensor) -> Tensor:  # [b d], [b l w] -> [b l+1 width]
         check_length(words, len(self.places) - 4)
         states = self.words(words) + self.places[:words.shape[1]]
         text = self.text(z_text)[:, None] + self.places[-4]
         return torch.cat([states, text], 1)
 
-    def noised(self, x: Tensor, t: Tensor) -> Tensor: # [b d], [b] -> [b 3 width]
+    def noised(self, x: Tensor, t: Tensor) -> Tensor:  # [b d], [b] -> [b 3 width]
         query = self.query.expand(len(x), -1)
         new = torch.stack([self.time(t, x.dtype), self.image(x), query], 1)
         return new + self.places[-3:]
 
     def read(self, z_text: Tensor, words: Tensor,
-             mask: Tensor) -> tuple[Tensor, ...]: # -> mask [b l+4], keys and values
+             mask: Tensor) -> tuple[Tensor, ...]:  # -> mask [b l+4], keys and values
         "All that depends on the caption alone, neither on x nor on t. Eq. 62.4."
         mask = F.pad(mask, (0, 4), value=True)
         _, past = extend_row(self.transformer, self.sentence(z_text, words), mask[:, :-3])
         return mask, *past
 
     def forward(self, x: Tensor, t: Tensor, mask: Tensor,
-                *past) -> Tensor: # [b d], [b], as `read` gives them -> [b d]
+                *past) -> Tensor:  # [b d], [b], as `read` gives them -> [b d]
         h, _ = extend_row(self.transformer, self.noised(x, t), mask, past)
         return self.out(self.norm(h[:, -1]))
 
@@ -149,10 +151,10 @@ class Prior(Model):
         self.register_buffer('mean', torch.zeros(net.out.out_features))
         self.register_buffer('std', torch.ones(net.out.out_features))
 
-    def scaled(self, z: Tensor) -> Tensor: # [... d], an embedding -> what is diffused
+    def scaled(self, z: Tensor) -> Tensor:  # [... d], an embedding -> what is diffused
         return (z - self.mean)/self.std
 
-    def unscaled(self, x: Tensor) -> Tensor: # [... d], and back
+    def unscaled(self, x: Tensor) -> Tensor:  # [... d], and back
         return x*self.std + self.mean
 
     def encode_condition(self, z_text: Tensor, words: Tensor,
@@ -164,15 +166,16 @@ class Prior(Model):
 @cache
 def embedded(
     seed: int = 0, split: str = 'train', n: int = 2000
-) -> tuple[Captioned, Tensor]: # n scenes of one thing, and of two -> pictures, z_i [n d]
+) -> tuple[Captioned, Tensor]:  # n scenes of one thing, and of two -> pictures, z_i [n d]
     "Images of both worlds, and the shipped CLIP's embeddings of them."
     drawings = all_but_held(32) if split == 'train' else emoji(split)
     data = join(drawings, shapes(split, n, 32, seed, 1),
                 shapes(split, n, 32, seed + 1, 2))
     return data, ZeroShotClassifier(load_weights('clip')[0]).pictures(data.pixels)
 
+
 def embedding_batches(seen: Callable[[Tensor], Tensor],
-                   drop: float = .1) -> Callable: # seen: embeddings -> what is learned
+                   drop: float = .1) -> Callable:  # seen: embeddings -> what is learned
     "The `batches` of a recipe: embeddings and CLIP's features of captions. Eq. 62.6."
     def start(batch, seed, device):
         data, z = embedded(seed)
@@ -184,7 +187,7 @@ def embedding_batches(seen: Callable[[Tensor], Tensor],
         def step(i: int):
             rows, texts, _ = source.words(i)
             tokens = source.tokens(texts)
-            longest = int(tokens.argmax(1).max()) + 1 # no need to read padding
+            longest = int(tokens.argmax(1).max()) + 1  # no need to read padding
             features = encode_text(clip, tokens[:, :longest].to(device))
             return x0[torch.from_numpy(rows).to(device)], *features
 
@@ -193,15 +196,17 @@ def embedding_batches(seen: Callable[[Tensor], Tensor],
     return start
 
 # %% ../../nbs/62_prior.ipynb #units
-def embedding_units() -> tuple[Tensor, Tensor]: # [d] both
+def embedding_units() -> tuple[Tensor, Tensor]:  # [d] both
     "Mean and standard deviation of our embeddings, for every seed of training. Eq. 62.2."
     z = embedded()[1]
     return z.mean(0), z.std(0, correction=0)
 
-def standardised(z: Tensor) -> Tensor: # [... d]
+
+def standardised(z: Tensor) -> Tensor:  # [... d]
     "In units that give each coordinate mean 0 and variance 1. Eq. 62.2."
     mean, std = embedding_units()
     return (z - mean)/std
+
 
 @torch.no_grad()
 def with_units(model: Prior) -> Prior:
@@ -210,20 +215,23 @@ def with_units(model: Prior) -> Prior:
         own.copy_(v)
     return model
 
+
 def small_prior() -> Prior:
     "For embeddings of 128 numbers and our captions. Eq. 62.3."
     return Prior(PriorNet(128, 128, 32, 128, 4, 4))
 
+
 register(
-    Recipe('prior', small_prior, embedding_batches(standardised), shape=(128, ),
+    Recipe('prior', small_prior, embedding_batches(standardised), shape=(128,),
            loss=weighted(x0_weight), steps=1000, settings=dict(lr=2e-3, halflife=100.),
-           start=with_units, data=('emoji', 'vocab'), sampler=''));
+           start=with_units, data=('emoji', 'vocab'), sampler=''))
 
 # %% ../../nbs/62_prior.ipynb #draw
-def best_candidate(z: Tensor, z_text: Tensor) -> Tensor: # [b k d], [b d] -> [b d]
+def best_candidate(z: Tensor, z_text: Tensor) -> Tensor:  # [b k d], [b d] -> [b d]
     "Of several candidates the one nearest to z_t. Eq. 62.7 (unCLIP section 2.2)."
     fit = (z @ z_text.to(z)[..., None])[..., 0]
     return z[torch.arange(len(z), device=z.device), fit.argmax(1)]
+
 
 @torch.no_grad()
 def sample_prior(
@@ -232,13 +240,13 @@ def sample_prior(
         steps: int = 25,
         candidates: int = 2,
         guidance_scale: float = 1.,
-        unheard: TextFeatures | None = None, # the empty caption, for a scale other than 1
+        empty: TextFeatures | None = None,  # the empty caption, for a scale other than 1
         variance: Callable = fixed_small,
-        noise=torch.randn_like) -> Tensor: # [b d], of length 1
+        noise=torch.randn_like) -> Tensor:  # [b d], of length 1
     "For each caption the best of several embeddings. Eq. 62.6-62.8 (unCLIP section 2.2)."
-    if guidance_scale != 1 and unheard is None:
+    if guidance_scale != 1 and empty is None:
         raise Problem('Guidance also needs the empty caption: give '
-                      'encode_text(clip, tokenizer("")) as unheard.')
+                      'encode_text(clip, tokenizer("")) as empty.')
 
     # each caption once for each candidate
     many = tuple(v.repeat_interleave(candidates, 0) for v in text)
@@ -246,7 +254,7 @@ def sample_prior(
         denoiser = prior.given(*many)
     else:
         denoiser = cfg_batched(prior, many, guidance_scale=guidance_scale,
-                               instead_of=tuple(unheard))
+                               instead_of=tuple(empty))
 
     # DDPM's steps, then back to unit vectors
     x = last(ancestral(denoiser, grid(Cosine(), steps), noise(many[0]), variance, noise))
@@ -257,18 +265,19 @@ def sample_prior(
 @dataclass(frozen=True)
 class ResidualVariance:
     "The variance of x0 given x_t, one number for each level. Eq. 62.8 (Analytic-DPM)."
-    log_snr: Tensor # [m], rising
-    share: Tensor # [m], of the mean coordinate
+    log_snr: Tensor  # [m], rising
+    share: Tensor  # [m], of the mean coordinate
 
-    def var_x0(self, x: Tensor, t: Level) -> Tensor: # [] ; as `exact` asks for it
+    def var_x0(self, x: Tensor, t: Level) -> Tensor:  # [] ; as `exact` asks for it
         return torch.as_tensor(
             np.interp(t.log_snr.cpu().double(), self.log_snr, self.share)).to(x)
+
 
 @torch.no_grad()
 def residual_variance(
         denoiser: Denoiser,
-        x0: Tensor, # [b ...]
-        levels: Sequence[Level] # the noisiest first
+        x0: Tensor,  # [b ...]
+        levels: Sequence[Level]  # the noisiest first
 ) -> ResidualVariance:
     "The mean squared error of the predicted x0 at each level. Eq. 62.8."
     share = []
@@ -281,33 +290,33 @@ def residual_variance(
 # %% ../../nbs/62_prior.ipynb #code
 class PCAQuantizer(nn.Module):
     "Principal coordinates in buckets. Eq. 62.9, 62.10 (unCLIP section 2.2)."
-    def __init__(self, dim: int, k: int, buckets: int): # k: coordinates kept
+    def __init__(self, dim: int, k: int, buckets: int):  # k: coordinates kept
         super().__init__()
         self.k = k
         self.buckets = buckets
-        shapes = dict(mean=(dim, ), axes=(dim, k), edges=(k, buckets - 1),
-                      centres=(k, buckets), dot_edges=(buckets - 1, ))
+        shapes = dict(mean=(dim,), axes=(dim, k), edges=(k, buckets - 1),
+                      centres=(k, buckets), dot_edges=(buckets - 1,))
         for name, shape in shapes.items():
             self.register_buffer(name, torch.zeros(shape))
 
-    def coordinates(self, z: Tensor) -> Tensor: # [b d] -> [b k]
+    def coordinates(self, z: Tensor) -> Tensor:  # [b d] -> [b k]
         return (z - self.mean) @ self.axes
 
-    def forward(self, z: Tensor) -> Tensor: # [b d] -> [b k] int64
+    def forward(self, z: Tensor) -> Tensor:  # [b d] -> [b k] int64
         return torch.searchsorted(self.edges, self.coordinates(z).mT.contiguous()).mT
 
-    def decode(self, code: Tensor) -> Tensor: # [b k] -> [b d]
+    def decode(self, code: Tensor) -> Tensor:  # [b k] -> [b d]
         y = self.centres[torch.arange(self.k, device=code.device), code]
         return y @ self.axes.mT + self.mean
 
     def dot(
         self, z_image: Tensor, z_text: Tensor
-    ) -> Tensor: # [b d] both -> [b] int64: the bucket of their inner product
+    ) -> Tensor:  # [b d] both -> [b] int64: the bucket of their inner product
         return torch.searchsorted(self.dot_edges,
                                   torch.linalg.vecdot(z_image, z_text.to(z_image)))
 
     @torch.no_grad()
-    def fit(self, z: Tensor, z_text: Tensor) -> 'PCAQuantizer': # [n d] both
+    def fit(self, z: Tensor, z_text: Tensor) -> 'PCAQuantizer':  # [n d] both
         "Axes, edges and centres from embeddings of images and captions. Eq. 62.9, 62.10."
         # the axes, the widest first
         self.mean.copy_(z.mean(0))
@@ -321,7 +330,7 @@ class PCAQuantizer(nn.Module):
         self.dot_edges.copy_(torch.linalg.vecdot(z, z_text).quantile(share))
 
         # the mean of each bucket
-        at = F.one_hot(self(z), self.buckets).to(y) # [n k buckets]
+        at = F.one_hot(self(z), self.buckets).to(y)  # [n k buckets]
         if not at.sum(0).all():
             raise Problem(f'{len(z)} embeddings leave one of {self.buckets} buckets '
                           'empty: give more that differ, or take fewer buckets.')
@@ -330,7 +339,7 @@ class PCAQuantizer(nn.Module):
 
 # %% ../../nbs/62_prior.ipynb #ar
 def inverse_cdf(logits: Tensor,
-               chance: Tensor) -> Tensor: # [b n], [b 1] uniform in [0, 1] -> [b 1] int64
+               chance: Tensor) -> Tensor:  # [b n], [b 1] uniform in [0, 1] -> [b 1] int64
     "Sample a number by inverting its cumulative distribution. Eq. 62.12."
     return torch.searchsorted(logits.softmax(1).cumsum(1),
                               chance).clamp(max=logits.shape[1] - 1)
@@ -358,7 +367,7 @@ class PriorAR(nn.Module):
 
     def read(
             self, z_text: Tensor, words: Tensor, mask: Tensor
-    ) -> tuple[Tensor, list[Tensor]]: # -> mask [b l+1], keys and values
+    ) -> tuple[Tensor, list[Tensor]]:  # -> mask [b l+1], keys and values
         check_length(words, self.length)
         states = self.words(words) + self.places[:words.shape[1]]
         text = self.text(z_text)[:, None] + self.places[self.length]
@@ -367,19 +376,19 @@ class PriorAR(nn.Module):
 
     def row(
         self, dot: Tensor, code: Tensor
-    ) -> Tensor: # [b], [b j] -> [b j+1 width]: the fit, and the numbers so far
+    ) -> Tensor:  # [b], [b j] -> [b j+1 width]: the fit, and the numbers so far
         new = torch.cat([self.dot(dot)[:, None], self.value(code)], 1)
         return new + self.places[self.length + 1:][:code.shape[1] + 1]
 
     def logits(
         self, h: Tensor, z_text: Tensor, first: int = 0
-    ) -> Tensor: # [b j width], [b d]; of the numbers from `first` on -> [b j buckets]
+    ) -> Tensor:  # [b j width], [b d]; of the numbers from `first` on -> [b j buckets]
         here = slice(first, first + h.shape[1])
         by_state = torch.einsum('bjw,jwn->bjn', self.norm(h), self.out[here])
         return by_state + torch.einsum('bd,jdn->bjn', z_text, self.direct[here])
 
     def nats(self, z_image: Tensor, z_text: Tensor, words: Tensor,
-             mask: Tensor) -> Tensor: # [b d], a `TextFeatures` -> [b k]
+             mask: Tensor) -> Tensor:  # [b d], a `TextFeatures` -> [b k]
         "The cost of each number of the code, given those before it. Eq. 62.11."
         code = self.code(z_image)
         mask, past = self.read(z_text, words, mask)
@@ -390,15 +399,15 @@ class PriorAR(nn.Module):
 
     def given(
             self, *text
-    ) -> Callable[[Tensor], Tensor]: # z_image -> [b k], as `fit` asks for it
+    ) -> Callable[[Tensor], Tensor]:  # z_image -> [b k], as `fit` asks for it
         return lambda z_image: self.nats(z_image, *text)
 
     @torch.no_grad()
     def sample(
         self, z_text: Tensor, words: Tensor, mask: Tensor,
-        dot: Tensor | None = None, # None: any of the upper half
-        chance=torch.rand_like # uniform numbers, as rand_like gives them
-    ) -> Tensor: # [b d] of length 1
+        dot: Tensor | None = None,  # None: any of the upper half
+        chance=torch.rand_like  # uniform numbers, as rand_like gives them
+    ) -> Tensor:  # [b d] of length 1
         "One number after another. Eq. 62.11, 62.12 (unCLIP section 2.2)."
         # how well image and caption are to fit
         if dot is None:
@@ -417,9 +426,10 @@ class PriorAR(nn.Module):
 
 # %% ../../nbs/62_prior.ipynb #ar-recipe
 def code_loss(read: Callable[[Tensor], Tensor], z_image: Tensor, t: Level,
-              eps: Tensor) -> Tensor: # [b], nats a number
+              eps: Tensor) -> Tensor:  # [b], nats a number
     "The mean cost of a number of the code; no noise takes part. Eq. 62.11."
     return read(z_image).mean(1)
+
 
 @torch.no_grad()
 def with_quantizer(model: PriorAR) -> PriorAR:
@@ -430,8 +440,9 @@ def with_quantizer(model: PriorAR) -> PriorAR:
     model.code.fit(z, ZeroShotClassifier(clip).texts(captions))
     return model
 
+
 register(
     Recipe('prior-ar', lambda: PriorAR(128, 128, 32, 128, 2, 4, 40, 32),
-           embedding_batches(lambda z: z), shape=(128, ), loss=code_loss, steps=2400,
+           embedding_batches(lambda z: z), shape=(128,), loss=code_loss, steps=2400,
            batch=64, settings=dict(lr=3e-3, halflife=100.), start=with_quantizer,
-           data=('emoji', 'vocab'), sampler=''));
+           data=('emoji', 'vocab'), sampler=''))

@@ -104,7 +104,7 @@ def null_bits(x0: Tensor) -> Tensor:  # [b ...] -> []
 # %% ../../nbs/26_sohl_dickstein2015.ipynb #draws
 @dataclass(frozen=True)
 class Even:
-    "A clock that runs evenly through log SNR. Eq. 26.6."
+    "A schedule that is a straight line in log SNR. Eq. 26.6."
     clean: float  # log SNR at time 0
     noisy: float  # and at time 1
 
@@ -193,7 +193,7 @@ def bound_recipe(name: str, images: str, channels: int, size: int, T: int = 1000
 
 
 register(bound_recipe('diffusion2015', 'mnist', 1, 28, steps=4500, data=('mnist',)))
-register(bound_recipe('diffusion2015-cifar10', 'cifar10', 3, 32, steps=20_000));
+register(bound_recipe('diffusion2015-cifar10', 'cifar10', 3, 32, steps=20_000))
 
 # %% ../../nbs/26_sohl_dickstein2015.ipynb #multiplied
 # (a step, the level it leads to) -> the step times r, normalised

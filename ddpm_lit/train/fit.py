@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['JOINT_LOSSES', 'RECIPES', 'JUDGES', 'MAKERS', 'ROW_SCALE', 'FORMAT', 'INSIDE', 'stratified', 'ema_decay',
-           'ema_update', 'learning_rate', 'has_bf16', 'unchanged', 'Training', 'Progress', 'check_run', 'check_parts',
-           'step_seeds', 'levels_and_noise', 'loss_parts', 'FiniteCheck', 'fit', 'read_tensors', 'write_tensors',
+           'ema_update', 'learning_rate', 'has_bf16', 'Training', 'Progress', 'check_run', 'check_parts', 'step_seeds',
+           'levels_and_noise', 'loss_parts', 'FiniteCheck', 'fit', 'read_tensors', 'tensors_digest', 'write_tensors',
            'check_same', 'load_strictly', 'Recipe', 'register', 'find_recipe', 'made', 'roll_batches', 'in_rows',
            'out_of_rows', 'save_weights', 'card_in', 'load_weights']
 
 # %% ../../nbs/22_fit.ipynb #imports
 import contextlib
 import copy
+import hashlib
 import json
 import math
 import time
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from ..core.problem import Problem, check_tensors, data_dir, replacing
+from ..core.problem import Problem, check_tensors, data_dir, identity, replacing
 from ..core.registry import Registry
 from ..core.denoiser import Model
 from ..core.level import Level, append_dims
@@ -67,18 +68,14 @@ def has_bf16(device: torch.device) -> bool:
     return getattr(torch.cpu, '_is_avx512_bf16_supported', bool)()
 
 # %% ../../nbs/22_fit.ipynb #training
-def unchanged(model: nn.Module) -> nn.Module:
-    "The model as it is."
-    return model
-
-
 class Training:
     "All that a run needs to go on: model, average, optimizer, steps taken."
     def __init__(self, model: nn.Module,
                  # puts a model where it is to lie; 72 spreads it over many devices
-                 place: Callable[[nn.Module], nn.Module] = unchanged):
+                 place: Callable[[nn.Module], nn.Module] = identity):
         self.step = 0
         self.run = ''  # which run this is: its states are not taken for another's
+        self.earlier: tuple[str, ...] = ()  # what its states said in earlier versions
         self.average = place(copy.deepcopy(model).eval().requires_grad_(False))
         self.model = model = place(model)
         fused = all(p.device.type in ('cpu', 'cuda') for p in model.parameters())
@@ -137,18 +134,26 @@ class Training:
         "Go on where `save` was called; a file that does not fit changes nothing."
         own = self.state()
         state = read_tensors(path)
+
+        # it has to be of this run
         with safe_open(path, 'pt') as f:
             run = (f.metadata() or {}).get('run', '')
-        if run and self.run and run != self.run:
-            raise Problem(f'{path} is the state of another run, with another seed or '
+        if self.run and run not in (self.run, *self.earlier):
+            raise Problem(f'{path} is the state of another run, with other settings or '
                           'other data: bring back its own, or start anew.')
+
+        # steps and second moments, in (22.6) a mean of squares, are never negative
         check_same(own, state, path)
-        if state['step'] < 0:
-            raise Problem(f'{path} is damaged: no run has taken {int(state["step"])} '
-                          'steps; start another one.')
+        for k, v in state.items():
+            counted = k == 'step' or k.startswith(('opt.step.', 'opt.exp_avg_sq.'))
+            if counted and (v < 0).any():
+                raise Problem(f'{path} is damaged: "{k}" holds a number below 0; bring '
+                              'back a whole copy, or start anew.')
+
         for k, v in own.items():
             v.copy_(state[k])
         self.step = int(state['step'])
+
         return self
 
 # %% ../../nbs/22_fit.ipynb #fit
@@ -311,18 +316,31 @@ def read_tensors(path) -> dict[str, Tensor]:
     if not Path(path).is_file():
         raise Problem(f'There is no file {path}: check the name, or train it.')
     check_tensors(path)
+
     try:
         return load_file(path)
     except (SafetensorError, ValueError, OSError, RuntimeError, TypeError,
             OverflowError) as e:
         with open(path, 'rb') as f:
             head = f.read(2)
+
+        # a pickle begins as a zip file does, or with a byte of its own
         if head == b'PK' or head[:1] == b'\x80':
             raise Problem(f'{path} is a pickle, and reading one runs the program in it: '
                           'get it as safetensors, or convert it where that does no '
                           'harm.') from e
+
         raise Problem(f'{path} is not a whole safetensors file ({e}): bring back a whole '
                       'copy, or convert it to safetensors.') from e
+
+
+def tensors_digest(tensors: dict[str, Tensor]) -> str:
+    "A digest of tensors with their names, types and shapes."
+    digest = hashlib.sha256()
+    for name, v in sorted(tensors.items()):
+        digest.update(f'{name} {v.dtype} {[*v.shape]}'.encode())
+        digest.update(v.cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def write_tensors(path, tensors: dict[str, Tensor], **metadata: str):
@@ -361,7 +379,7 @@ def load_strictly(module: nn.Module, tensors: dict[str, Tensor], origin):
 # %% ../../nbs/22_fit.ipynb #recipe
 @dataclass(frozen=True)
 class Recipe:
-    "All that `ddpm_lit train NAME` has to know; registered where the system is defined."
+    "All that a training has to know; registered where the system is defined."
     name: str
     build: Callable[[], nn.Module]  # the untrained model
     # (batch size, seed, device) -> step -> (x0, *condition)
@@ -378,7 +396,7 @@ class Recipe:
     sampler: str = 'ddim'         # how it is sampled by default; '': not at all
     sample_steps: int = 50        # and in how many steps
     # what a new run makes of the untrained model: it may begin with another's weights
-    start: Callable[[Model], Model] = unchanged
+    start: Callable[[Model], Model] = identity
     names: tuple[str, ...] = ()   # of the classes
     # how a file says what it holds: a maker in MAKERS and its arguments, as JSON;
     # empty for recipes that are known by name
@@ -394,9 +412,9 @@ RECIPES = Registry('recipe', mark='register(', group='ddpm_lit.recipes')
 JUDGES = Registry('judge', mark='JUDGES.add(')
 
 
-def register(recipe: Recipe) -> Recipe:
+def register(recipe: Recipe):
     "Make a recipe known by its name."
-    return RECIPES.add(recipe.name, recipe)
+    RECIPES.add(recipe.name, recipe)
 
 # %% ../../nbs/22_fit.ipynb #find-recipe
 def find_recipe(name: str) -> Recipe:
@@ -432,7 +450,7 @@ def roll_batches(size: int, seed: int, device: torch.device) -> Callable[[int], 
 
 register(Recipe('roll', lambda: Model(MLP(2, 128, 3)), roll_batches, shape=(2,),
                 loss=weighted(v_weight), steps=2000, batch=256,
-                settings=dict(bf16=False, lr=6e-3, warmup=40)));
+                settings=dict(bf16=False, lr=6e-3, warmup=40)))
 
 # %% ../../nbs/22_fit.ipynb #rows
 ROW_SCALE = '.row_scale'  # what is behind the name of a tensor stored in whole numbers
@@ -478,14 +496,18 @@ def save_weights(
     if bits != 16 and not 2 <= bits <= 8:
         raise Problem('Weights are stored in 16 bits a number, or in 2 to 8, '
                       f'not in {bits}.')
+
     tensors = {}
     for k, v in model.state_dict().items():
         tensors[k] = v.half() if v.is_floating_point() else v
         if not tensors[k].isfinite().all():
             raise Problem(f'"{k}" is not finite in half precision: these weights are '
                           'not worth keeping, train again with a lower rate.')
+
+        # a whole number of a few bits for each, and one scale a row (22.8)
         if bits <= 8 and v.is_floating_point() and v.ndim > 1 and v.numel() >= 1024:
             tensors[k], tensors[k + ROW_SCALE] = in_rows(v, bits)
+
     inside = {k: card[k] for k in INSIDE if card.get(k)}
     write_tensors(path, tensors, recipe=card['recipe'], format=str(FORMAT),
                   card=json.dumps(inside))
@@ -495,21 +517,26 @@ def save_weights(
 # %% ../../nbs/22_fit.ipynb #card-in
 def card_in(path) -> dict:
     "What a file of weights says about itself: at least its recipe."
+    check_tensors(path)
     with safe_open(path, 'pt') as f:
         said = f.metadata() or {}
     if 'recipe' not in said:
         raise Problem(f'{path} does not say which recipe made it: use a file that '
-                      '`ddpm_lit train` wrote.')
+                      '`save_weights` wrote.')
+
     try:
         version = int(said.get('format', 0))
         card = json.loads(said.get('card', '{}'))
-        assert isinstance(card, dict)
-    except (ValueError, RecursionError, AssertionError) as e:
+        if not isinstance(card, dict):
+            raise ValueError('it is no object')
+    except (ValueError, RecursionError) as e:
         raise Problem(f'{path} is damaged: what it says about itself is not '
                       'whole.') from e
+
     if version > FORMAT:
         raise Problem(f'{path} was written by a newer ddpm_lit: update this one '
                       'to open it.')
+
     return card | dict(recipe=said['recipe'])
 
 

@@ -4,15 +4,18 @@
 
 # %% auto #0
 __all__ = ['gaussian_distance', 'pairable', 'too_few', 'frechet_distance', 'frechet_floor', 'kernel_distance', 'two_sample_test',
-           'manifold', 'expected_coverage', 'Digits', 'in_parts', 'fit_classifier', 'accuracy', 'data_digest',
-           'ship_classifier', 'load_classifier', 'inception_score', 'flattened', 'measure', 'weigh', 'weigh_digits']
+           'manifold', 'expected_coverage', 'Digits', 'in_parts', 'fit_classifier', 'accuracy', 'machine',
+           'data_digest', 'ship_classifier', 'load_classifier', 'inception_score', 'flattened', 'measure', 'weigh',
+           'weigh_digits']
 
 # %% ../../nbs/27_measure.ipynb #imports
+import contextlib
 import os
 import platform
 import time
 import warnings
 from hashlib import sha256
+from pathlib import Path
 from typing import Callable
 import torch
 import torch.nn.functional as F
@@ -217,6 +220,21 @@ def accuracy(net: nn.Module, images: Images) -> float:
     read = in_parts(net, to_unit(images.pixels)).argmax(1)
     return (read == images.label).double().mean().item()
 
+# %% ../../nbs/27_measure.ipynb #machine
+def machine(device: torch.device = torch.device('cpu')) -> dict:
+    "Where something ran: processor, cores, threads, versions, device."
+    names = []
+    with contextlib.suppress(OSError):
+        for line in Path('/proc/cpuinfo').read_text().splitlines():
+            if line.startswith('model name'):
+                names.append(line.split(':')[1].strip())
+    on_gpu = device.type == 'cuda'
+    return dict(
+        processor=names[0] if names else platform.processor() or platform.machine(),
+        cores=os.cpu_count(), threads=torch.get_num_threads(), torch=torch.__version__,
+        ddpm_lit=__version__,
+        device=torch.cuda.get_device_name(device) if on_gpu else device.type)
+
 # %% ../../nbs/27_measure.ipynb #ship
 def data_digest(name: str) -> str:  # as it stands on cards
     "SHA-256 of a file of shipped data, or of a folder's files by name, texts left out."
@@ -251,12 +269,9 @@ def ship_classifier(path=None,
     settings = f'steps={steps}, batch={batch}, lr={lr}, seed={seed}'
     command = ('python -c "from ddpm_lit.train.measure import ship_classifier; '
                f'ship_classifier({settings})"')
-    machine = dict(processor=platform.processor() or platform.machine(),
-                   cores=os.cpu_count(), threads=torch.get_num_threads(),
-                   torch=torch.__version__, ddpm_lit=__version__, device='cpu')
     late = losses[-50:]
     card = dict(recipe='digits-classifier', command=command, steps=steps, batch=batch,
-                **spent, machine=machine,
+                **spent, machine=machine(),
                 parameters=sum(p.numel() for p in net.parameters()),
                 loss=round(sum(late)/len(late), 6),
                 accuracy=accuracy(net, mnist('test')[:n]),
