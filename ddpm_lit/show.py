@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['INK', 'style', 'panels', 'plane', 'cloud', 'clouds', 'lattice', 'field', 'heat', 'curves', 'tile', 'sheet', 'strip',
-           'Slider', 'png', 'figure_png', 'card', 'ladder', 'chain', 'screen', 'diagram', 'save_sheet', 'save_samples',
-           'captioned', 'save_captioned', 'save_figure']
+           'Slider', 'png', 'figure_png', 'card', 'ladder', 'chain', 'screen', 'diagram', 'signed', 'save_sheet',
+           'save_samples', 'captioned', 'save_captioned', 'save_figure']
 
 # %% ../nbs/04_show.ipynb #imports
 import base64
@@ -16,7 +16,7 @@ from typing import Callable, Sequence
 import matplotlib.pyplot as plt
 import torch
 from torch import Tensor
-from .core.problem import Problem, printable, replacing
+from .core.problem import SIGNATURE, Problem, printable, replacing
 
 # %% ../nbs/04_show.ipynb #inks
 INK = dict(data='black', noise='0.65', model='tab:blue', oracle='black',
@@ -368,11 +368,19 @@ def diagram(boxes: dict[str, tuple[float, float]],  # words -> where, in inches
     return ax
 
 # %% ../nbs/04_show.ipynb #save
+def signed():  # -> a note for Pillow to write
+    "What a PNG of ours says of itself: who looks for its own files finds them."
+    from PIL.PngImagePlugin import PngInfo
+    note = PngInfo()
+    note.add_text('Software', SIGNATURE)
+    return note
+
+
 def save_sheet(x: Tensor, path, columns: int = 8, zoom: int = 2):
     "Write a sheet of pictures [n c h w] in [-1, 1] as PNG, as `png` makes it."
-    page = png(x, columns, zoom)
+    page = _page(x, columns, zoom)
     with replacing(path, '.png') as p:
-        p.write_bytes(page)
+        page.save(p, format='PNG', pnginfo=signed())
 
 
 def save_samples(x: Tensor, path):  # [n c h w] in [-1, 1], or points [n 2]
@@ -415,11 +423,11 @@ def captioned(rows: Sequence[Tensor],  # [n c h w] for each caption
 def save_captioned(rows: Sequence[Tensor], captions: Sequence[str], path, zoom: int = 2):
     "Write `captioned` as PNG."
     with replacing(path, '.png') as p:
-        captioned(rows, captions, zoom).save(p, format='PNG')
+        captioned(rows, captions, zoom).save(p, format='PNG', pnginfo=signed())
 
 
 def save_figure(path):
     "Write the current figure as PNG and close it."
     with replacing(path, '.png') as p:
-        plt.savefig(p, dpi=120, format='png')
+        plt.savefig(p, dpi=120, format='png', metadata={'Software': SIGNATURE})
     plt.close()

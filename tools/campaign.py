@@ -1151,10 +1151,10 @@ def older(file: str, change: Callable[[Path], Any], line: str):
         raise
 
 
-def state_of_another():
-    "The state of a run with another seed, in the folder of this one, is refused and stays."
+def state_of_another(settings: str):
+    "The state of a run with another setting, in the folder of this one, is refused and stays."
     shutil.copytree(FIX/'run', 'r')
-    quietly('train roll --steps 8 --batch 16 --seed 1 --out other')
+    quietly(f'train roll --steps 8 {settings} --out other')
     shutil.copy('other/state.safetensors', 'r/state.safetensors')
     before = files('r')
     try:
@@ -1163,6 +1163,38 @@ def state_of_another():
         assert files('r') == before, 'it was changed by a command that refused it'
         raise
     raise AssertionError('it went on with the state of another run')
+
+
+def own_pictures(folder: str):
+    "Four pictures in a folder."
+    for k in range(4):
+        put(Path(folder)/f'{k}.png', show.png(torch.full((1, 3, 8, 8), k/4), zoom=1))
+
+
+def called_as_a_file(folder: str):
+    "A model of pictures whose folder is called as a file of a run is: it goes on."
+    own_pictures(folder)
+    line = f'train --data {folder} --batch 2 --base 8 --no-augment'
+    quietly(f'{line} --steps 2')
+    return run_line(f'{line} --steps 3 --resume')
+
+
+def among_pictures(line: str):
+    "A run in the folder of its own pictures goes on; `line` is a command in between."
+    own_pictures('d')
+    os.chdir('d')
+    quietly('train --data . --batch 2 --base 8 --no-augment --steps 2 --preview 1')
+    quietly(line)
+    return run_line('train --resume --out runs/d --steps 3')
+
+
+def packed_tar(kind: bytes):
+    "A tar of 4 MB that unpacks to 4 GB: a member of that size, of a kind."
+    header = tarfile.TarInfo('a.png')
+    header.type, header.size = kind, 4 << 30
+    zeros = 4096*gzip.compress(bytes(1 << 20), 1)
+    put('t.tar.gz', gzip.compress(header.tobuf()) + zeros)
+    return small_set(Path('t.tar.gz'))
 
 
 def in_bits():
@@ -1303,7 +1335,15 @@ def hostile_cases(rng):
             yield case(f'{how}: {name}', hostile_file, raw, file, reader)
 
     yield case('a picture in 80 million pieces', in_bits)
-    yield case('the state of another run', state_of_another)
+    for how in ('--batch 16 --seed 1', '--batch 8', '--batch 16 --bf16'):
+        yield case(f'the state of another run, {how}', state_of_another, how)
+    for name in ('state', 'run', 'log', 'State'):
+        yield case(f'pictures in a folder called {name}', called_as_a_file, name)
+    for line in ('sample runs/d --n 1 --steps 1 --out runs/d/x.png',
+                 'sample runs/d --n 1 --steps 1 --out x.png'):
+        yield case(f'a run among its pictures: {line}', among_pictures, line)
+    for name in ('REGTYPE', 'XHDTYPE', 'GNUTYPE_LONGNAME', 'GNUTYPE_SPARSE', 'DIRTYPE'):
+        yield case(f'a tar of 4 GB: {name}', packed_tar, getattr(tarfile, name))
     for (name, (file, change)), line in itertools.product(OLDER.items(), (
             'train roll --resume --steps 10 --out r', 'sample r --n 4 --steps 1 --out a.png',
             'eval r/roll.safetensors --n 12 --steps 2', 'export r --to safetensors e')):
@@ -1325,6 +1365,8 @@ def hostile_cases(rng):
     yield case('a .pt of shared numbers', shared_numbers)
     yield case('a safetensors file that lists a million tensors', long_list, load_weights)
     yield case('the same, by its layout', long_list, whole_state)
+    yield case('the same, sampled', long_list, lambda p: run_line(f'sample {p}'))
+    yield case('the same, to begin with', long_list, lambda p: run_line(f'train roll --init {p}'))
 
     for name, raw in JSONS.items():
         for how, (file, reader) in JSON_READERS.items():

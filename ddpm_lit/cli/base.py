@@ -25,7 +25,8 @@ from difflib import get_close_matches
 from typing import Callable
 import click
 import ddpm_lit
-from ..core.problem import Problem, check_output, no_memory, printable, sentence
+from ..core.problem import (
+    Problem, check_output, check_unnamed, no_memory, printable, sentence)
 
 # %% ../../nbs/80_command.ipynb #lazy
 COMMANDS = dict(  # name -> (module, what it does), in the order of the help
@@ -134,13 +135,15 @@ class Command(click.Command):
                        'here: if a plug-in adds it, name its file, ddpm_lit --plugin FILE '
                        f'{self.name} ...')
 
-    def check_out(self, given: dict):
+    def check_out(self, given: dict, named: bool):  # named: has the user typed --out?
         "A `Problem` before any work unless --out can be written and is not what is read."
         kinds = {p.name: p.type for p in self.params}
         out = given.get('out')
         if not out or not getattr(kinds['out'], 'file_okay', False):
             return
         check_output(out, '.png')
+        if not named:
+            check_unnamed(out)
         words = []
         for name, value in given.items():
             if name != 'out':
@@ -152,7 +155,8 @@ class Command(click.Command):
 
     def invoke(self, ctx):
         try:
-            self.check_out(ctx.params)
+            source = ctx.get_parameter_source('out')
+            self.check_out(ctx.params, source != click.core.ParameterSource.DEFAULT)
             return super().invoke(ctx)
         except Problem as e:
             told = self.with_plugin(e, ctx.params)

@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 from .base import (Bars, Command, Count, Range, emit, find_system, note, options,
                                start)
-from ..core.problem import Problem, check_output
+from ..core.problem import Problem, check_output, check_unnamed
 
 # %% ../../nbs/85_demo.ipynb #demo-ask
 @dataclass
@@ -231,6 +231,8 @@ def demo_command(out, seconds, steps, n, seed, device, threads, as_json):
     """See it work: nine pictures in about two minutes. Noise a digit, denoise a swiss
     roll, train on real digits, sample, paint captions."""
     check_output(Path(out)/next(iter(PIECES)))
+    for name in PIECES:
+        check_unnamed(Path(out)/name)
     ask = Ask(seconds, steps, n, seed, start(device, threads))
     pictures = draw_pieces(Path(out), ask)
     emit(as_json, dict(out=str(out), seed=seed, **ask.details, pictures=pictures),

@@ -15,7 +15,7 @@ from typing import Callable
 import click
 from .base import (Bars, Command, Count, Number, Range, emit, find_system,
                                note, options, single_spaced, start)
-from ..core.problem import Problem, read_text
+from ..core.problem import Problem, read_text, sentence
 
 # %% ../../nbs/84_paint.ipynb #answers
 def answer_rows(order: list[int], marked: int, captions: list[str],
@@ -116,8 +116,10 @@ def told_words(captions, data: str, learned=None) -> list[str]:
     "`notes_on_words`, also printed at once."
     from ddpm_lit.systems.captioned import notes_on_words
     notes = notes_on_words(captions, data, learned)
-    for sentence in notes:
-        note(sentence)
+    for words in notes[:8]:
+        note(words)
+    if len(notes) > 8:
+        note(f'and {len(notes) - 8:,} more words like these.')
     return notes
 
 
@@ -209,8 +211,8 @@ def paint_command(captions, system, weights, style, n, out, device, threads, as_
                  captions=captions, n=n, seed=options['seed'], steps=[*request.steps],
                  guidance=options['guidance'], w=w, notes=notes, out=out,
                  seconds=round(seconds, 3))
-    emit(as_json, found,
-         f'{out}: {n} pictures of {" | ".join(captions)}, {seconds:.1f} s.')
+    what = sentence(' | '.join(captions), 200)
+    emit(as_json, found, f'{out}: {n} pictures of {what}, {seconds:.1f} s.')
 
 # %% ../../nbs/84_paint.ipynb #strips
 def draw_strip(name: str, given: tuple[str, ...],

@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 from .base import (Bars, Command, Count, Number, emit, find_system, options,
                                single_spaced, start)
-from ..core.problem import Problem, check_output
+from ..core.problem import Problem, check_output, check_unnamed, sentence
 
 # %% ../../nbs/83_sample.ipynb #labels
 def sheet_of(name: str, out: str | None) -> str:
@@ -90,7 +90,8 @@ def sample_captions(name: str, out: str, n: int, device, captions,
     found = dict(name=name, captions=captions, out=out, n=n, guidance_scale=scale,
                  steps=steps, evaluations=model.evaluations(steps), seed=seed,
                  seconds=round(seconds, 3))
-    return found, f'{out}: {n} pictures of {" | ".join(captions)}, {seconds:.1f} s.'
+    what = sentence(' | '.join(captions), 200)
+    return found, f'{out}: {n} pictures of {what}, {seconds:.1f} s.'
 
 # %% ../../nbs/83_sample.ipynb #sample
 FOR_CAPTIONS = 'upsampler', 'w', 'guidance_scale', 'steps', 'side', 'seed'
@@ -124,8 +125,11 @@ def sample_command(name, out, n, captions, device, threads, as_json, **options):
     """Draw samples from weights NAME. These are shipped, or else those in runs/NAME, or
     a .safetensors file that train wrote, or with --layout auto somebody else's file or
     folder."""
+    named = out
     out = sheet_of(name, out)
     check_output(out, '.png')  # before the work
+    if not named:
+        check_unnamed(out)
     device = start(device, threads)
     if captions:
         check_for_captions({k: v for k, v in options.items() if k != 'layout'})

@@ -16,6 +16,9 @@ def plan_pictures(source: dict, own: dict, given: dict, resume: bool,
                   init: bool | str, team, device):  # -> Recipe
     "A recipe for the pictures of a source; what was found and chosen is printed first."
     from ddpm_lit.systems.own import plan_in_time, plan_source, read_source
+    from ddpm_lit.train.run import recipe_of
+    if isinstance(init, str):
+        recipe_of(init)  # before the pictures are read: are there such weights?
     with Bars() as bars:
         progress = partial(bars, 'read pictures') if team.first else no_progress
         found = read_source(source, progress)
@@ -24,7 +27,8 @@ def plan_pictures(source: dict, own: dict, given: dict, resume: bool,
     recipe = plan_source(found, source, init)
     if resume or not team.first:
         return recipe
-    note(found.about())
+    for remark in found.remarks():
+        note(remark)
     return plan_in_time(recipe, own['seconds'], given.get('steps'), given.get('batch'),
                         device, note)
 
@@ -115,7 +119,8 @@ def check_own(own: dict):
 @click.option('--resume', is_flag=True,
               help='Go on where the run in --out stopped; it needs no NAME.')
 @click.option('--init', is_flag=False, flag_value='shipped', metavar='[PATH]',
-              help='Start from the weights that ship with the book, or from a file.')
+              help='Start from the weights that ship with the book, or from a file, a run '
+                   "or somebody else's denoiser.")
 @click.option('--ship', is_flag=True,
               help='At the end, put weights and card into data/weights too.')
 @click.option('--bits', type=click.Choice(['16', *'8765432']), default='16',

@@ -332,11 +332,12 @@ def known_labels(
     "The labels that stand in a table."
     written: dict[str, str] = {}
     gone = {}
+    called = plain(table.name, 40)
     for k, name, label in labels_in(table, names):
         file = names.find(name)
         if not file:
             gone[name] = Entry(name, wrong=f'{plain(name)} is not there, though line {k} '
-                               f'of {plain(table.name, 40)} names it: mend that line.')
+                               f'of {called} names it: mend that line.')
         elif written.setdefault(file, label) != label:
             raise Problem(f'Line {k} of {plain(table)} gives {plain(file, 60)} another '
                           'label than a line before: take out one of them.')
@@ -846,8 +847,8 @@ class Folder:
             found.update(some.contiguous().numpy().tobytes())
         return found.hexdigest()
 
-    def about(self) -> str:
-        "What was found, in one paragraph."
+    def remarks(self) -> list[str]:
+        "What was found, sentence by sentence."
         n, c, h, w = self.pixels.shape
         some_grey = f' ({self.greys:,} of them grey)' if self.greys else ''
         colour = 'grey, as all the files are' if c == 1 else f'in colour{some_grey}'
@@ -871,7 +872,11 @@ class Folder:
             said += self.skipped[:3]
             if len(self.skipped) > 3:
                 said.append(f'And {len(self.skipped) - 3:,} more.')
-        return ' '.join(said + [self.note] if self.note else said)
+        return said + [self.note] if self.note else said
+
+    def about(self) -> str:
+        "What was found, in one paragraph."
+        return ' '.join(self.remarks())
 
 # %% ../../nbs/57_folder.ipynb #passes
 @dataclass

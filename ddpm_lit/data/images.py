@@ -7,9 +7,9 @@ __all__ = ['UNWARNED', 'TURNS', 'PICTURE_FORMATS', 'PICTURE_BYTES', 'PICTURE_PIX
            'PICTURE_ENDINGS', 'DATASETS', 'to_unit', 'to_bytes', 'Images', 'read_idx', 'read_digits', 'part_of',
            'mnist', 'Batches', 'square', 'plain', 'Unwarned', 'quiet_pillow', 'orientation', 'upright', 'is_grey',
            'deep_grey', 'over_white', 'on_white', 'LimitedReads', 'CountedFile', 'CountedBytes', 'check_file',
-           'why_not', 'picture_in', 'drafted', 'read_pictures', 'by_number', 'files_below', 'picture_files', 'folder',
-           'Files', 'on_disk', 'cache_dir', 'fetched', 'read_pickled_cifar', 'read_cifar', 'fashion_mnist', 'cifar10',
-           'celeba', 'kept_in', 'in_folder', 'load_images']
+           'why_not', 'picture_in', 'drafted', 'read_pictures', 'by_number', 'holds_run', 'files_below',
+           'picture_files', 'folder', 'Files', 'on_disk', 'cache_dir', 'fetched', 'read_pickled_cifar', 'read_cifar',
+           'fashion_mnist', 'cifar10', 'celeba', 'kept_in', 'in_folder', 'load_images']
 
 # %% ../../nbs/23_digits.ipynb #imports
 import contextlib
@@ -17,6 +17,7 @@ import ctypes
 import functools
 import gzip
 import io
+import json
 import logging
 import math
 import os
@@ -33,7 +34,7 @@ from typing import Callable, Iterable
 import numpy as np
 import torch
 from torch import Tensor
-from ..core.problem import Problem, data_dir, open_input
+from ..core.problem import Problem, data_dir, open_input, read_text
 from ..core.level import append_dims
 from ..core.registry import Registry
 from ..core.unpickle import NUMPY_CALLS, SafeUnpickler, read_array, text_of
@@ -204,9 +205,10 @@ def square(
 # Names that a terminal can show, and readers that print nothing of their own
 def plain(text, most: int = 100) -> str:
     "A name as a terminal can show it: one line, no invisible signs, the middle of a long one cut."
-    signs = (c if c.isprintable() else c.encode('unicode_escape').decode()
-             for c in str(text))
-    text = ''.join(signs)
+    text = str(text)
+    if not text.isprintable():
+        text = ''.join(c if c.isprintable() else c.encode('unicode_escape').decode()
+                       for c in text)
     half = most // 2
     return text if len(text) <= most else f'{text[:half - 3]}...{text[-half:]}'
 
@@ -457,12 +459,22 @@ def by_number(path) -> list:
     return [*map(key, Path(path).parts)], str(path)
 
 
+def holds_run(path) -> bool:
+    "Whether a folder is that of a training run (29): what it generates is no data."
+    try:
+        said = json.loads(read_text(os.path.join(path, 'run.json')))
+    except (Problem, ValueError, RecursionError):
+        return False
+    return isinstance(said, dict) and {'recipe', 'steps', 'batch', 'seed'} <= said.keys()
+
+
 def files_below(path) -> list[Path]:
-    "All files below a folder, in order, without hidden ones; links to folders are not followed."
+    "Files below a folder, in order, none hidden or of a run; no link to a folder is followed."
     found = []
     with contextlib.suppress(ValueError):  # no folder has such a name
         for place, folders, files in os.walk(path):
-            folders[:] = [f for f in folders if not f.startswith('.')]
+            folders[:] = [f for f in folders if not f.startswith('.')
+                          and not holds_run(os.path.join(place, f))]
             links = [f for f in folders if os.path.islink(os.path.join(place, f))]
             found += [Path(place, f) for f in links + files if not f.startswith('.')]
     return sorted(found, key=by_number)

@@ -11,8 +11,8 @@ __all__ = ['DTYPES', 'CALLS', 'PATTERNS', 'UNCLIP', 'WHOLE_UNCLIP', 'FILE_KINDS'
            'openai_sizes', 'check_side', 'denoiser_of', 'by_preset', 'of_this_size', 'from_openai', 'home_of',
            'betas_in', 'schedule_of', 'diffusers_configs', 'check_diffusers', 'from_diffusers', 'open_denoiser',
            'TextToImage', 'glide_sizes', 'glide_at', 'open_glide', 'unclip_config', 'check_block_counts', 'open_unclip',
-           'open_text_to_image', 'draw_captions', 'clip_options', 'clip_at', 'is_foreign', 'open_model',
-           'asks_unlabelled', 'draw_samples', 'is_folder_of_others', 'read_clip', 'save_official']
+           'open_text_to_image', 'draw_captions', 'clip_options', 'clip_at', 'open_model', 'asks_unlabelled',
+           'draw_samples', 'is_folder_of_others', 'read_clip', 'save_official']
 
 # %% ../../nbs/79_checkpoints.ipynb #imports
 import contextlib
@@ -51,7 +51,7 @@ from .unet import to_official, unet_diffusers, unet_openai
 from ..systems.evaluate import Samples, labels, sample_recipe, steering
 from ..systems.pipeline import own_noise, run_counter
 from ..train.fit import Recipe, load_weights, read_tensors, write_tensors
-from ..train.run import find_weights
+from ..train.run import find_weights, is_foreign
 
 # %% ../../nbs/79_checkpoints.ipynb #machine
 class Storage(NamedTuple):
@@ -983,21 +983,6 @@ def clip_at(path) -> CLIP:
         return clip_from_official(state, name, **clip_options(Path(path)))
 
 # %% ../../nbs/79_checkpoints.ipynb #any
-def is_foreign(path) -> bool:
-    "A folder of diffusers, a pickle, or tensors that do not say how they were made."
-    path = Path(path)
-    if path.is_dir():
-        return any((path/k).exists() for k in ('model_index.json', 'config.json'))
-    if not path.is_file() or path.suffix != '.safetensors':
-        return path.is_file() and path.suffix in ('.pt', '.pth', '.ckpt', '.bin')
-    try:
-        with safe_open(path, 'pt') as f:
-            ours = {'recipe', 'run'} & {*(f.metadata() or {})}
-            return not ours and any(k.endswith('.weight') for k in f.keys())
-    except (SafetensorError, OSError):  # whoever loads it says what is wrong
-        return False
-
-
 def open_model(
     name: str,                  # of our weights, as for `find_weights`; or a path
     layout: str | None = None,  # 'auto', 'openai' or 'diffusers': somebody else's

@@ -11,8 +11,8 @@ __all__ = ['STEPS', 'VERSION', 'PREDICTS', 'ACTIVATIONS', 'USE_DIFFUSERS', 'USE_
            'At', 'Portable', 'portable', 'check_function', 'write_torchscript', 'check_installed', 'write_onnx',
            'run_onnx', 'is_published', 'check_towers', 'the_activation', 'image_sizes', 'clip_sizes', 'pixel_units',
            'open_clip_config', 'transformers_config', 'check_clip', 'write_clip', 'write_safetensors', 'usage',
-           'card_head', 'training_rows', 'model_card', 'published_batches', 'published', 'write_ours', 'open_source',
-           'export']
+           'card_head', 'training_rows', 'model_card', 'published_batches', 'published', 'published_spec',
+           'open_published', 'write_ours', 'open_source', 'export']
 
 # %% ../../nbs/88_export.ipynb #imports
 import contextlib
@@ -39,8 +39,9 @@ from ..core.problem import Problem, start_of, unwritten
 from ..diffusion.loss import hybrid, l_simple
 from ..diffusion.schedule import DiscreteSchedule, Schedule, cosine, linear
 from ..front import card_of
-from .checkpoints import MEANS, clip_at, is_ours, kind_of_file
-from .checkpoints import open_denoiser, read_state, schedule_of
+from .checkpoints import MEANS, ArgumentProblem, clip_at, is_ours
+from .checkpoints import kind_of_file, open_denoiser, read_state
+from .checkpoints import schedule_of
 from .clip import OPENAI, TRANSFORMERS
 from .unet import Layout, TimeRows, to_official, unet_diffusers
 from ..nets.transformer import gelu, quick_gelu
@@ -49,8 +50,9 @@ from ..nets.unet import Unshuffled
 from ..scale.presets import Stepped, timestep_input
 from ..systems.evaluate import labels
 from ..systems.own import AugmentedUNet, PictureModel
-from ..train.fit import MAKERS, Recipe, load_weights, save_weights, write_tensors
-from ..train.run import find_weights
+from ..train.fit import MAKERS, Recipe, load_weights, made, save_weights
+from ..train.fit import write_tensors
+from ..train.run import OPENERS, find_weights
 
 # %% ../../nbs/88_export.ipynb #table
 STEPS = 1000  # of a schedule in real time
@@ -905,18 +907,35 @@ def published(name: str, unet: dict, scheduler: dict, side: int,
                   limit=limit, sampler='ancestral', sample_steps=len(S))
 
 # %% ../../nbs/88_export.ipynb #published-2
+def published_spec(source: Source) -> dict:
+    "How somebody else's denoiser is built, as a file of ours says it."
+    model = check_denoiser(source, 'ddpm_lit')
+    recipe = source.recipe
+    name = re.sub('[^A-Za-z0-9_-]+', '-', Path(source.name).resolve().stem)
+    side = recipe.shape[1]
+    return dict(maker='published', name=name, side=side,
+                unet=unet_config(model.net, side, source.name),
+                scheduler=scheduler_config(model, recipe, source.name))
+
+
+@OPENERS.add('published')
+def open_published(path: str) -> tuple[nn.Module, Recipe]:
+    "Somebody else's denoiser, and a recipe that says how it is built: to train it on."
+    try:
+        model, recipe = open_denoiser(path)
+    except ArgumentProblem as e:  # there are options for this where it is exported
+        raise Problem(f'{path} does not say how it is built: write it as a file of ours '
+                      f'(ddpm_lit export {path} --to ddpm_lit says what it lacks), and '
+                      'begin with that.') from e
+    return model, made(published_spec(Source(path, model, recipe, {}, True)))
+
+
 def write_ours(source: Source, folder: Path) -> dict:
     "Somebody else's denoiser as a file of ours, which says how it is built."
     if not source.theirs:
         raise Problem(f'{source.name} is a file of ours already: copy it.')
-    model = check_denoiser(source, 'ddpm_lit')
-    recipe = source.recipe
-
-    name = re.sub('[^A-Za-z0-9_-]+', '-', Path(source.name).resolve().stem)
-    side = recipe.shape[1]
-    spec = dict(maker='published', name=name, side=side,
-                unet=unet_config(model.net, side, source.name),
-                scheduler=scheduler_config(model, recipe, source.name))
+    spec = published_spec(source)
+    name, model, recipe = spec['name'], source.model, source.recipe
 
     path = folder/f'{name}.safetensors'
     command = f'ddpm_lit export {Path(source.name).name} --to ddpm_lit'

@@ -490,6 +490,9 @@ def parity(
 ) -> list[dict]:  # file, output, error64, error32, tolerance, tolerance32, ok, skipped
     "Our outputs against a fixture's, a row for each; ok is None if skipped. Eq. 71.2."
     f = read_fixture(path)
+    if not f.outputs:
+        raise Problem(f'{f.name} holds no output to compare with, a tensor out.NAME: '
+                      'give a file that does.')
     kind = kind_of_fixture(f.origin)
     error = kind.error or relative_error
 
@@ -500,7 +503,10 @@ def parity(
     for name, theirs in f.outputs.items():
         if name.endswith('_f32') and name.removesuffix('_f32') in f.outputs:
             continue
-        errors = [error(o[name], theirs) if name in o else None for o in ours]
+        try:
+            errors = [error(o[name], theirs) if name in o else None for o in ours]
+        except Problem as e:
+            raise Problem(f'Output "{name}" of {f.name} does not compare. {e}') from e
         ok = None
         if None not in errors:
             ok = all(e <= most for e, most in zip(errors, kind.tolerance))

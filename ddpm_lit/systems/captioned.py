@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['old_pictures', 'TUNABLE', 'FEW', 'PAINTED', 'READ', 'AdapterOnly', 'adapter_only', 'captions_of', 'unseen_words',
            'notes_on_words', 'tuned', 'latent_pairs', 'glide_pairs', 'PairBatches', 'Tunable', 'paint_with',
-           'check_tuning', 'plan_tuning', 'about_tuning', 'own_painter', 'open_painter', 'paint_examples', 'own_judge',
-           'tuning_found']
+           'check_tuning', 'plan_tuning', 'about_tuning', 'trained_painter', 'paint_by_words', 'own_painter',
+           'open_painter', 'paint_examples', 'own_judge', 'tuning_found']
 
 # %% ../../nbs/69_captioned.ipynb #imports
 import math
@@ -24,8 +24,9 @@ from ..data.folder import Folder
 from ..guide.cfg import cfg_batched
 from .glide import caption_batches, captioned_worlds, out_of_vocabulary
 from .latent import paint_latent
-from .lora import TuningBatches, add_lora, digest_of, lora_state
-from .own import OWN, OwnSystem, duration_text
+from .lora import (
+    TuningBatches, add_lora, digest_of, lora_state, scale_adapter)
+from .own import OWN, OwnSystem, duration_text, remembered
 from .pipeline import SYSTEMS, Request, System, weights_on
 from .upsample import in_cascade, judging
 from ..train.fit import JUDGES, MAKERS, Recipe, find_recipe, load_weights, made
@@ -306,10 +307,44 @@ def about_tuning(recipe: Recipe, seconds: float) -> str:  # seconds of a step
     return f'{said}\nWords that it has never seen: {", ".join(words[:6])}{more}.'
 
 # %% ../../nbs/69_captioned.ipynb #open
-def own_painter(model: nn.Module, recipe: Recipe) -> System:
-    "The system that paints with this model in the place of its own weights."
+def trained_painter(model: nn.Module, recipe: Recipe) -> System:
+    "The system that paints all captions with this model in the place of its own weights."
     name = recipe.spec['system']
     return replace(SYSTEMS.find(name), paint=partial(TUNABLE[name].paint, model=model))
+
+
+def paint_by_words(paint: Callable, model: nn.Module, words: set[str], request: Request,
+                   progress: Callable[[int, int], None] = no_progress,
+                   **how) -> dict[int, Tensor]:  # paint, how: as `System.paint`
+    "Captions with new words by an adapter, all others by the base alone. Eq. 68.9."
+    new = [not words.isdisjoint(unseen_words([text])) for text in request.captions]
+    shares = sorted({float(share) for share in new})
+
+    # a picture's noise depends on its place, so that all are painted, and some are kept
+    found = {}
+    for k, share in enumerate(shares):
+        def part(done, of, before=k):
+            progress(before*of + done, len(shares)*of)
+
+        scale_adapter(model, share)
+        try:
+            found[share] = paint(request, part, **how)
+        finally:
+            scale_adapter(model, 1.)
+    if len(shares) == 1:
+        return found[shares[0]]
+    rows = {size: [found[float(share)][size][i] for i, share in enumerate(new)]
+            for size in found[1.]}
+    return {size: torch.stack(x) for size, x in rows.items()}
+
+
+def own_painter(model: nn.Module, recipe: Recipe) -> System:
+    "`trained_painter`, but captions without the adapter's new words lose nothing by it."
+    system = trained_painter(model, recipe)
+    words = {*recipe.spec.get('words', ())}
+    if recipe.spec.get('rank') is None or not words:
+        return system
+    return replace(system, paint=partial(paint_by_words, system.paint, model, words))
 
 
 def open_painter(weights: str,
@@ -325,7 +360,7 @@ def open_painter(weights: str,
 def paint_examples(model: nn.Module, recipe: Recipe, n: int = 2,
                    steps: int = 12) -> Tensor:  # [n*captions 3 64 64]
     "n pictures of each caption that the recipe remembers, always from the same noise."
-    system = own_painter(model, recipe)
+    system = trained_painter(model, recipe)
     device = next(model.parameters()).device
     stages = (steps, steps // 2)[:len(system.request.steps)]
     request = system.request(tuple(recipe.spec['examples'])*n, device=device,
@@ -336,7 +371,7 @@ def paint_examples(model: nn.Module, recipe: Recipe, n: int = 2,
 def own_judge(model: nn.Module, recipe: Recipe) -> Callable | None:  # None: there is none
     "How well a model does what its weights did before; as a judge of notebook 55."
     if recipe.spec.get('system'):
-        system = own_painter(model, recipe)
+        system = trained_painter(model, recipe)
         return judging(system.paint, system.request)
     judge = JUDGES.look(recipe.spec.get('weights', recipe.name))
     return judge and partial(judge, model)
@@ -352,7 +387,7 @@ def tuning_found(system: str, found: Folder, source: dict, **options) -> Recipe:
                       f'has a caption: write NAME.txt beside NAME.png, or {cure}.')
     kept = {k: v for k, v in options.items() if v is not None}
     pictures = found.captioned(source.get('bad') or 'skip')
-    kept = source | kept | dict(digest=found.digest, pictures=len(pictures))
+    kept = source | kept | dict(pictures=len(pictures)) | remembered(found)
     return plan_tuning(system, pictures, source['name'], source=kept, **options)
 
 

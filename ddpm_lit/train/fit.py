@@ -15,6 +15,7 @@ import copy
 import hashlib
 import json
 import math
+import os
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -313,7 +314,7 @@ def fit(
 # %% ../../nbs/22_fit.ipynb #files
 def read_tensors(path) -> dict[str, Tensor]:
     "The tensors of a safetensors file. A pickle is refused: reading one runs its code."
-    if not Path(path).is_file():
+    if not os.path.exists(path):
         raise Problem(f'There is no file {path}: check the name, or train it.')
     check_tensors(path)
 
@@ -517,9 +518,15 @@ def save_weights(
 # %% ../../nbs/22_fit.ipynb #card-in
 def card_in(path) -> dict:
     "What a file of weights says about itself: at least its recipe."
+    if not os.path.exists(path):
+        raise Problem(f'There is no file {path}: check the name, or train it.')
     check_tensors(path)
-    with safe_open(path, 'pt') as f:
-        said = f.metadata() or {}
+    try:
+        with safe_open(path, 'pt') as f:
+            said = f.metadata() or {}
+    except (SafetensorError, OSError) as e:
+        raise Problem(f'{path} is not a whole safetensors file ({e}): bring back a whole '
+                      'copy.') from e
     if 'recipe' not in said:
         raise Problem(f'{path} does not say which recipe made it: use a file that '
                       '`save_weights` wrote.')
