@@ -49,10 +49,10 @@ def health(
     z_text: Tensor,  # [n d]
     scale: Tensor,  # []
 ) -> dict[str, float]:
-    "Loss over ln n, mean cosine of pairs, pictures, texts; collapse: all 1. Eq. 53.9."
+    "Loss over ln n, mean cosines; at collapse 1, but of pairs any value. Eq. 53.9."
     n = len(z_image)
     if n < 2:
-        raise Problem('One pair is no game: give at least two.')
+        raise Problem('A single pair has no wrong answers: give at least two.')
 
     def among(z):
         "The mean of all n^2 cosines but the n of a vector with itself."

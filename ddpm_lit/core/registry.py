@@ -36,7 +36,8 @@ def package_sources() -> dict[str, str]:  # dotted module -> text
 def described(thing):
     "What a thing is, without the module in which it was defined."
     if isinstance(thing, partial):
-        return 'partial', described(thing.func), sorted(thing.keywords)
+        named = [(k, described(v)) for k, v in sorted(thing.keywords.items())]
+        return 'partial', described(thing.func), [*map(described, thing.args)], named
     if is_dataclass(thing) and not isinstance(thing, type):
         parts = [described(getattr(thing, f.name)) for f in fields(thing)]
         return type(thing).__qualname__, parts
