@@ -119,8 +119,8 @@ def check_own(own: dict):
 @click.option('--resume', is_flag=True,
               help='Go on where the run in --out stopped; it needs no NAME.')
 @click.option('--init', is_flag=False, flag_value='shipped', metavar='[PATH]',
-              help='Start from the weights that ship with the book, or from a file, a run '
-                   "or somebody else's denoiser.")
+              help='Start from the weights that ship with the book, or from a file, a '
+                   "run or somebody else's denoiser.")
 @click.option('--ship', is_flag=True,
               help='At the end, put weights and card into data/weights too.')
 @click.option('--bits', type=click.Choice(['16', *'8765432']), default='16',

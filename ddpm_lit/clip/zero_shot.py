@@ -83,8 +83,8 @@ def fitted(
     from PIL import Image
     h, w = pixels.shape[1:]
     if max(h, w) > 100*min(h, w):  # the short side grows, and the long one with it
-        raise Problem(f'A picture of {w} x {h} pixels is more than 100 times as long as it '
-                      'is wide: cut out what is to be looked at.')
+        raise Problem(f'A picture of {w} x {h} pixels is more than 100 times as long as '
+                      'it is wide: cut out what is to be looked at.')
 
     # the short side gets the length `side`; then the middle is cut out
     wide, high = (int(side*v/min(h, w)) for v in (w, h))

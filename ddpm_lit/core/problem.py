@@ -194,8 +194,8 @@ def check_unnamed(path):
     with open_input(path) as f:
         start = f.read(1024)
     if f'tEXtSoftware\0{SIGNATURE}'.encode() not in start:
-        raise Problem(f'There is a {path} already, which was not written by this program: '
-                      'move it away, or say by `out` where to write.')
+        raise Problem(f'There is a {path} already, which was not written by this '
+                      'program: move it away, or say by `out` where to write.')
 
 
 @contextlib.contextmanager

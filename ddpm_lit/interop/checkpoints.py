@@ -1023,7 +1023,7 @@ def draw_samples(
     guidance_scale: float | None = None,
     guidance: str | None = None,
     classifier_scale: float | None = None,
-    bf16: bool | None = None,               # products in bfloat16? None: `wants_bf16` says
+    bf16: bool | None = None,              # products in bfloat16? None: `wants_bf16` says
     device: str | torch.device = 'cpu',
     **how,                                  # `seed`, `steps`, `sampler`, `progress` of 44
 ) -> tuple[Samples, bool]:                  # and whether products were in bfloat16

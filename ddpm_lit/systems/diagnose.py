@@ -127,8 +127,9 @@ def condition_rows(model: Model, x0: Tensor, label: Tensor) -> list[BoundedValue
     def error(label):
         return measure_mse(model.given(label), x0, [t], lambda x: noise)[0]
 
+    without = error(None)/line_error(x0, t)
     return [('error with other labels', error(label.roll(1))/error(label), 1.02, 99.),
-            ('error without labels', error(None)/line_error(x0, t), 0., line_bound(len(x0)))]
+            ('error without labels', without, 0., line_bound(len(x0)))]
 
 
 def sample_rows(denoiser: Denoiser, x0: Tensor, schedule: Schedule,

@@ -736,7 +736,7 @@ def plan_in_time(
     steps: int | None = None,      # in place of the recipe's
     batch: int | None = None,      # as for `recipe_for_time`
     device: str | torch.device = 'cpu',
-    note: Callable[[str], None] = no_progress,  # is told what will be trained, and how long
+    note: Callable[[str], None] = no_progress,  # gets what will be trained, and how long
 ) -> Recipe:
     "The recipe with as many steps as there is time for, by how long a step takes here."
     system = system_of(recipe.source)

@@ -455,7 +455,8 @@ def is_foreign(path) -> bool:
     path = str(path)
     if os.path.isdir(path):
         names = {*os.listdir(path)}
-        return 'run.json' not in names and bool(names & {'model_index.json', 'config.json'})
+        ours = 'run.json' in names
+        return not ours and bool(names & {'model_index.json', 'config.json'})
     if not os.path.isfile(path) or not path.endswith('.safetensors'):
         return os.path.isfile(path) and path.endswith(('.pt', '.pth', '.ckpt', '.bin'))
     check_tensors(path)
@@ -727,7 +728,7 @@ def folder_of_weights() -> Path:
 def write_weights(run: Run, average: nn.Module | None,  # None: 16 bits and no store
                   bits: int = 16, store: Path | None = None,  # store: another folder
                   ) -> tuple[dict, Path]:  # the card, where the weights are
-    "Final weights in fewer bits, or in a folder of shipped ones, where that is asked for."
+    "Final weights in fewer bits, or in a folder of shipped ones, where asked for."
     card = run.card()
     path = run.weights  # the run has stored them in 16 bits
     if bits != 16:
