@@ -105,10 +105,10 @@ def lost_and_found(path, ask: Ask, model, recipe) -> str:
     from ddpm_lit.show import save_sheet
     from ddpm_lit.systems.sohl_dickstein2015 import denoise
     x0 = to_unit(mnist('test').pixels[:10])
-    noise = .62*torch.randn_like(x0)  # the standard deviation of the pixels of MNIST
-    found = last(denoise(clamp_x0(model, recipe.limit), (x0 + noise).to(ask.device),
+    noisy = x0 + .62*torch.randn_like(x0)  # the standard deviation of the pixels of MNIST
+    found = last(denoise(clamp_x0(model, recipe.limit), noisy.to(ask.device),
                          from_edm_sigma(.62), grid(recipe.schedule, 60)))
-    save_sheet(torch.cat([x0, x0 + noise, found.cpu()]), path, 10)
+    save_sheet(torch.cat([x0, noisy, found.cpu()]), path, 10)
     return ('Digits that no network has seen; the same in noise of their own strength '
             '(SNR 1); and what the model of 2015 finds in it.')
 
