@@ -836,7 +836,7 @@ def unclip_config(path: Path) -> dict:
         raise Problem(f'{path} does not say the sides of its pictures: decoder and '
                       f'super_res_first have sample_size={sides}.')
     limit = config['prior_scheduler']['clip_sample_range']
-    if not (type(limit) in (int, float) and 0 < limit < math.inf):
+    if not (type(limit) in (int, float) and 0 < limit < 1e9):
         raise Problem(f'{path} does not say how far its prior may go: prior_scheduler '
                       f'has clip_sample_range={limit!r}.')
     return config
