@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LAYERS', 'OPENAI_LAYERS', 'DIFFUSERS_LAYERS', 'NAMES', 'OURS', 'OPENAI', 'DIFFUSERS', 'KINDS', 'POOL', 'Fixture',
-           'read_fixture', 'place_openai', 'place_diffusers', 'official_keys', 'Layout', 'parts', 'projection',
+           'size', 'read_fixture', 'place_openai', 'place_diffusers', 'official_keys', 'Layout', 'parts', 'projection',
            'to_official', 'load_official', 'build_empty', 'layout_of', 'options', 'only', 'unet_openai',
            'options_diffusers', 'resizers', 'TimeRows', 'unet_diffusers', 'from_official', 'Kind', 'filled',
            'run_openai', 'run_diffusers', 'relative_error', 'described_by', 'nothing_computed', 'kind_of_fixture',
@@ -45,6 +45,13 @@ class Fixture:
     outputs: dict[str, Tensor]
 
 
+def size(text: str) -> int:
+    "A whole number in JSON; none that is a size has more than 18 digits."
+    if len(text) > 18:
+        raise ValueError(f'{text[:18]}... is no size')
+    return int(text)
+
+
 def read_fixture(path) -> Fixture:
     "Read a fixture, with what its metadata say of it."
     tensors = read_tensors(path)
@@ -53,7 +60,7 @@ def read_fixture(path) -> Fixture:
     try:
         origin = meta['origin']
         texts = {'texts': json.loads(meta['texts'])} if 'texts' in meta else {}
-        config = json.loads(meta.get('config', '{}')) | texts
+        config = json.loads(meta.get('config', '{}'), parse_int=size) | texts
     except (KeyError, ValueError, TypeError, RecursionError):
         raise Problem(f'{path} does not say what it is: its metadata need an "origin", '
                       'and a "config" in JSON.') from None
