@@ -559,6 +559,9 @@ def classifier_openai(config: dict) -> Encoder:
     c = options(config, OPENAI | dict(image_size=64, pool='adaptive'),
                 'use_checkpoint use_fp16')
     only(c, dims=[2], pool=['attention'], resblock_updown=[True], num_classes=[None])
+    if c['num_res_blocks'] not in range(1, 100):
+        raise Problem('A classifier with num_res_blocks='
+                      f'{c["num_res_blocks"]!r:.20} is not built here: choose 1 to 99.')
     levels = [i for i in range(len(c['channel_mult']))
               if 2**i in c['attention_resolutions']]
     wide = c['num_head_channels']
