@@ -8,7 +8,7 @@
 
     hearts = ddpm_lit.load('latent').sample('a red heart', n=4)
 
-ddpm_lit.load(NAME or PATH)    weights that ship, a system, a run's folder, a .safetensors file
+ddpm_lit.load(NAME or PATH)    shipped weights, a system, a run's folder, a file, a diffusers folder
 ddpm_lit.save(x, PATH)         pictures to a PNG
 ddpm_lit.core                  levels, predictions, denoisers
 ddpm_lit.diffusion             schedules, losses, samplers, solvers

@@ -17,6 +17,7 @@ def leave_out_current_folder(path: list[str], home: str):  # home: where the pac
         here = os.path.realpath('.')
     except OSError:  # it is gone
         return
+
     if path and not getattr(sys.flags, 'safe_path', False):
         if os.path.realpath(path[0]) == here != os.path.realpath(home):
             del path[0]

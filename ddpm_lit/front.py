@@ -11,11 +11,11 @@ from typing import Sequence
 import torch
 from torch import Tensor
 from .core.denoiser import Denoiser, Model
-from .core.problem import Problem, data_dir
+from .core.problem import Problem, data_dir, sentence
 from .systems.evaluate import labels, recipe_denoiser, sample_recipe, steering
 from .systems.pipeline import SYSTEMS, System
 from .train.fit import Recipe, load_weights
-from .train.run import find_weights, read_settings
+from .train.run import find_weights, is_foreign, open_weights, read_settings
 
 # %% ../nbs/87_front.ipynb #loaded
 @dataclass(frozen=True, eq=False)
@@ -25,6 +25,14 @@ class Loaded:
     model: Model
     recipe: Recipe
     card: dict  # how they came about; empty if nobody knows
+
+    def __repr__(self):
+        # on a line, where a notebook shows it: a network has a hundred
+        parameters = sum(p.numel() for p in self.model.parameters())
+        shape = ' x '.join(map(str, self.recipe.shape))
+        classes = f'classes {", ".join(self.classes)}; ' if self.classes else ''
+        return sentence(f'<{self.name}: draws {shape}; {classes}'
+                        f'{parameters:,} parameters>')
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -59,6 +67,9 @@ class LoadedSystem:
     system: System
     device: str | torch.device = 'cpu'
 
+    def __repr__(self):
+        return f'<{self.name}: paints captions, .sample("a red heart", n=4)>'
+
     def sample(self, captions: str | Sequence[str], n: int = 1, seed: int = 0,
                **request) -> Tensor:  # [n*captions 3 64 64] in [-1, 1]
         "n pictures of each caption; `request` as for the system's own kind of `Request`."
@@ -77,13 +88,17 @@ def card_of(found: str) -> dict:  # found: as `find_weights` gives it
     return read_settings(card) if card.exists() else {}
 
 
-def load(name: str,  # shipped weights, a system, a run's folder, or a .safetensors file
+def load(name: str,  # shipped weights, a system, or a path: a run's folder, any file
          device: str | torch.device = 'cpu') -> Loaded | LoadedSystem:
     "Weights or a system by name, ready for `.sample(...)`."
     name = str(name)
     system = SYSTEMS.look(name)
     if system is not None:
         return LoadedSystem(name, system, device)
+    if is_foreign(name):  # a denoiser that others trained (88)
+        model, recipe = open_weights(name)
+        return Loaded(name, model.to(device), recipe, {})
+
     found = find_weights(name)
     model, recipe = load_weights(found)
     if recipe.spec.get('system'):  # a system that captions have trained further (69)

@@ -345,7 +345,8 @@ def diagram(boxes: dict[str, tuple[float, float]],  # words -> where, in inches
             height: float = 2.):
     "Boxes with words and arrows between them, on a page seven inches wide."
     inks = inks or {}
-    if unknown := {name for pair in arrows for name in pair[:2]} - boxes.keys():
+    unknown = {name for pair in arrows for name in pair[:2]} - boxes.keys()
+    if unknown:
         raise Problem(f'There is no box "{min(unknown)}": give each arrow two boxes.')
     ax = ax or panels(1, height=height)[0]
     drawn = {}

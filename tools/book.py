@@ -29,7 +29,8 @@ def has(source, flag):
 module = {}  # 'diffusion.posterior' -> '12_posterior'
 for nb in book:
     for source in sources(nb, 'code'):
-        if m := re.search(r'^#\|\s*default_exp\s+(\S+)', source, re.M):
+        m = re.search(r'^#\|\s*default_exp\s+(\S+)', source, re.M)
+        if m:
             module[m[1]] = nb
 
 

@@ -420,7 +420,8 @@ def spent(pid: int) -> float:
 
 def forked(f: Callable, *args) -> int:
     "A child that does f and ends."
-    if pid := os.fork():
+    pid = os.fork()
+    if pid:
         return pid
     try:
         f(*args)
@@ -982,6 +983,7 @@ HEADS = {
     'metadata numbers': head(b'{"__metadata__":{"recipe":7}}', 0),
     'recipe nowhere': head(b'{"__metadata__":{"recipe":"../../x"}}', 0),
     'recipe of a megabyte': head(b'{"__metadata__":{"recipe":"' + b'x'*10**6 + b'"}}', 0),
+    'recipe of 7 MB': head(b'{"__metadata__":{"recipe":"' + b'x'*7*10**6 + b'"}}', 0),
     'metadata list': head(b'{"__metadata__":[]}', 0),
     'list of 9 MB': head(b'{' + b' '*(9 << 20) + FOUR_TEXT + b'}'),
     'nul key': head(json.dumps({'\0': FOUR}).encode()),
@@ -1165,6 +1167,89 @@ def state_of_another(settings: str):
     raise AssertionError('it went on with the state of another run')
 
 
+def weights_without_state():
+    "A resumed run whose state is gone keeps the weights that it had."
+    shutil.copytree(FIX/'run', 'r')
+    Path('r/state.safetensors').unlink()
+    before = files('r')
+    try:
+        run_line('train roll --resume --steps 10 --out r')
+    finally:
+        assert files('r') == before, 'its weights were replaced'
+
+
+def spread_run(line: str):
+    "A command in a group of one process, whose model is spread over it."
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+    os.environ.update(RANK='0', WORLD_SIZE='1', LOCAL_RANK='0', MASTER_ADDR='127.0.0.1',
+                      MASTER_PORT=str(port))
+    return run_line(line)
+
+
+def cut_short(p):
+    p.write_bytes(p.read_bytes()[:999])
+
+
+def pickle_beside(p):
+    p.with_name('.metadata').write_bytes(PICKLES['runs a command'])
+
+
+def pickle_there(p):
+    p.write_bytes(PICKLES['runs a command'])
+
+
+def part_of_another(p):
+    spread_run(f'{SPREAD} --seed 1 --out other')
+    shutil.copy('other/state-2/0.safetensors', p)
+
+
+SPREAD = 'train roll --shard --steps 2 --batch 8'
+PARTS = dict(whole=lambda p: None, cut=cut_short, missing=Path.unlink, pickle=pickle_there,
+             beside=pickle_beside)
+
+
+def spread_state(change: Callable[[Path], Any]):
+    "A run spread over its processes goes on from its own state, or stays as it is."
+    spread_run(f'{SPREAD} --out r')
+    change(Path('r/state-2/0.safetensors'))
+    before = files('r')
+    try:
+        return unharmed(spread_run, 'train roll --resume --out r')
+    except Refused:
+        assert files('r') == before, 'it was changed by a command that refused it'
+        raise
+
+
+def spread_another():
+    "Its state is another's: refused."
+    spread_state(part_of_another)
+    raise AssertionError('it went on with the state of another run')
+
+
+def about_pictures(line: str):
+    own_pictures('d')
+    return run_line(line)
+
+
+def long_time():
+    "More seconds than there are steps."
+    own_pictures('d')
+    quietly('train --data d --seconds 1e308 --steps 1 --batch 2 --base 8 --no-augment --out r')
+
+
+def with_loop(line: str):
+    "A name that is a link to itself."
+    Path('loop').symlink_to('loop')
+    return run_line(line)
+
+
+def with_plugin(text: str):
+    put('a.py', text)
+    return run('--plugin', 'a.py', 'presets', 'ddpm-cifar10')
+
+
 def own_pictures(folder: str):
     "Four pictures in a folder."
     for k in range(4):
@@ -1248,7 +1333,7 @@ JSONS = DEEP | {
 
 
 def read_config(p):
-    return [*theirs.read_json(p)]
+    return [*theirs.read_configuration(p)]
 
 
 def log_of_a_run(p):
@@ -1337,6 +1422,19 @@ def hostile_cases(rng):
     yield case('a picture in 80 million pieces', in_bits)
     for how in ('--batch 16 --seed 1', '--batch 8', '--batch 16 --bf16'):
         yield case(f'the state of another run, {how}', state_of_another, how)
+    yield case('weights whose state is gone', weights_without_state)
+    for how, change in PARTS.items():
+        yield case(f'the state of a spread run, {how}', spread_state, change)
+    yield case('the state of a spread run, of another', spread_another)
+    for line in ('train --data loop --steps 1 --out r', 'sample loop', 'classify loop a b',
+                 'export loop --to ddpm_lit e', 'export {roll} --to safetensors loop'):
+        yield case(f'a link to itself: {line}', with_loop, line)
+    yield case('own pictures in a time without end', long_time)
+    for side in ('4096', '4x4096'):
+        yield case(f'own pictures --side {side}', about_pictures,
+                   f'train --data d --steps 1 --batch 2 --base 8 --out r --side {side}')
+    for text in ('raise SystemExit(3)', 'raise KeyboardInterrupt', 'x = "\0"', 'import nowhere_'):
+        yield case(f'plug-in: {text!r}', with_plugin, text)
     for name in ('state', 'run', 'log', 'State'):
         yield case(f'pictures in a folder called {name}', called_as_a_file, name)
     for line in ('sample runs/d --n 1 --steps 1 --out runs/d/x.png',
@@ -1440,7 +1538,9 @@ LINES = ['', 'nothing', '--nothing', 'train', 'sample', 'train roll roll',
          'paint a --system nobody', 'paint a --data shapes --style noto',
          'paint a --guidance clip --w 1', 'train roll --resume', 'train roll --resume --out x',
          'train roll --init', 'train nobody', 'train roll --ship --steps 1 --out r',
-         'compare --out nowhere', 'sample roll', '--version', '-h']
+         'compare --out nowhere', 'sample roll', '--version', '-h',
+         'sample mnist --n 1 --steps 1000000000', 'sample mnist --n 1000000000 --steps 1',
+         'paint heart --n 1 --steps 1000000000']
 SAYS = {'sample mnist --guidance cfg --out a.png': '--w',
         'sample mnist --guidance cfg --label 3 --out a.png': '--w',
         'sample mnist --w 1 --guidance-scale 2 --out a.png': '--guidance-scale',
@@ -2648,7 +2748,10 @@ SCRIPTS = [
     'python -O -m ddpm_lit presets ddpm-cifar10',
     f'mkdir gone; cd gone; rmdir ../gone; {ROLL}',
     f'ulimit -n 24; {ROLL}',
-    f'ulimit -v 3000000; {ROLL.replace("--n 4", "--n 999999999")}',
+    'ulimit -v 400000; $D sample mnist',
+    'mkdir PIL; echo "raise OSError(1)" >PIL/__init__.py; PYTHONPATH=.:$PYTHONPATH '
+    f'$D classify {CAT} heart sun',
+    'ulimit -v 3000000; $D eval $FIX/run/roll.safetensors --n 999999999',
     f'ulimit -f 1; {ROLL}',
     f'timeout -s INT 300 {ROLL}',
     f'unset HOME; {ROLL}',

@@ -1,7 +1,8 @@
 """Runs the checks of notebooks one by one, with only the cells that they build on.
 
     python tools/check.py 14.8 12       the checks of equation 14.8, and all of notebook 12
-    python tools/check.py 14 -k ddim    those of notebook 14 with "ddim" in their id or title
+    python tools/check.py -k 14.8       those with "14.8" in their id or title, in any notebook
+    python tools/check.py 14 -k ddim    those of notebook 14 with "ddim" there
     python tools/check.py 14 --whole    with every cell from the top: the same random numbers
 
 Each notebook runs in a fresh process with one torch thread. A check that fails is printed with
@@ -24,7 +25,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from book import is_check, named
-from nb import nbs, read, root, skipped, text
+from nb import nbs, read, root, silent, skipped, text
 
 
 def title(source):
@@ -57,6 +58,35 @@ def changed(tree):
             yield target.id
 
 
+def patched(tree):
+    "The names that a cell puts something else in the place of: patch(f'{__name__}.a')."
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            yield from re.findall(r'\{__name__\}\.(\w+)', ast.unparse(node))
+
+
+def registers(tree):
+    "Whether a cell makes something known by a name, `@KINDS.add('a')`: any other may need it."
+    calls = [node.value for node in tree.body if isinstance(node, ast.Expr)]
+    calls += [call for node in tree.body for call in getattr(node, 'decorator_list', ())]
+    return any(isinstance(call, ast.Call)
+               and ast.unparse(call.func).split('.')[-1] in ('add', 'register')
+               for call in calls)
+
+
+def effects(sources):
+    "The names whose values a call changes, by the name of the function."
+    found = {node.name: {*changed(node)} for source in sources for node in ast.parse(source).body
+             if isinstance(node, ast.FunctionDef)}
+    for _ in found:
+        further = {f: names.union(*(found.get(name, ()) for name in names))
+                   for f, names in found.items()}
+        if further == found:
+            break
+        found = further
+    return found
+
+
 def flow(source):
     "The names that a cell reads from others, those it binds, and those whose values it changes."
     tree = ast.parse(source)
@@ -69,15 +99,19 @@ def flow(source):
             read_first.add(name)
     inside = {name for part in code.co_consts if isinstance(part, types.CodeType)
               for _, name in names_in(part, {'LOAD_NAME', 'LOAD_GLOBAL'})}
-    return read_first | inside - bound, bound, {*changed(tree)}
+    return read_first | {*patched(tree)} | inside - bound, bound, {*changed(tree)}
 
 
 def needed(sources, wanted):
     "The places of the wanted cells and of all cells before them that they build on."
-    keep, names = set(), set()
+    keep = set()
+    names = set()
+    by_call = effects(sources)
     for i in reversed(range(len(sources))):
         used, bound, touched = flow(sources[i])
-        if i in wanted or keep and ((bound | touched) & names or 'exec' in used):
+        touched = touched.union(*(by_call.get(name, ()) for name in touched))
+        needs = (bound | touched) & names or 'exec' in used or registers(ast.parse(sources[i]))
+        if i in wanted or keep and needs:
             keep.add(i)
             names = names - bound | used
     return keep
@@ -93,38 +127,53 @@ def run_cell(id, source, space):
     return last and eval(compile(ast.Expression(last.value), name, 'eval'), space)
 
 
+def checks_of(path, words, k):
+    "The cells of a notebook that can run: ids, sources, and the places of the wanted checks."
+    cells = [c for c in read(path)['cells'] if not skipped(c, [])]
+    ids = [c['id'] for c in cells]
+    sources = [text(c['source']) for c in cells]
+    all_of_it = not words or path.stem[:2] in words or path.stem in words
+
+    # 14.8 is not 14.81
+    pattern = re.escape(k)
+    if re.fullmatch(r'\d+\.\d+', k):
+        pattern = rf'(?<!\d){pattern}(?!\d)'
+
+    def asked(id, source):
+        first = title(source)
+        return (is_check(source) and (all_of_it or named(first) & words)
+                and re.search(pattern, f'{id} {first}'))
+
+    return ids, sources, {i for i, pair in enumerate(zip(ids, sources)) if asked(*pair)}
+
+
 def run_notebook(path, words, k, whole):
     "The work of the fresh process: exit status 0 if every check passes."
     os.chdir(path.parent)
     sys.path.insert(0, str(path.parent))
-    cells = [c for c in read(path)['cells'] if not skipped(c, [])]
-    sources = [text(c['source']) for c in cells]
-
-    def asked(cell, source):
-        equations = named(title(source)) & words
-        all_of_it = path.stem[:2] in words or path.stem in words
-        return is_check(source) and (equations or all_of_it) and k in cell['id'] + title(source)
-
-    wanted = {i for i, pair in enumerate(zip(cells, sources)) if asked(*pair)}
+    ids, sources, wanted = checks_of(path, words, k)
     keep = set(range(max(wanted, default=-1) + 1)) if whole else needed(sources, wanted)
-    space = dict(__name__='__main__', display=lambda *a, **k: None)
+    # what a cell defines, tests and patches as `__main__`
+    sys.modules['__main__'] = types.ModuleType('__main__')
+    space = vars(sys.modules['__main__'])
+    space['display'] = silent
     failed = 0
     for i in sorted(keep):
         start = time.time()
         try:
             # only the checks that were asked for print
             with contextlib.redirect_stdout(sys.stdout if i in wanted else io.StringIO()):
-                value = run_cell(cells[i]['id'], sources[i], space)
+                value = run_cell(ids[i], sources[i], space)
         except Exception as e:
             trace = ''.join(traceback.format_exception(e.with_traceback(e.__traceback__.tb_next)))
-            report = f'FAILED {path.stem} {cells[i]["id"]}\n{sources[i]}\n\n{trace.rstrip()}'
+            report = f'FAILED {path.stem} {ids[i]}\n{sources[i]}\n\n{trace.rstrip()}'
             print(report.replace('\n', '\n    '), flush=True)
             failed = 1
             continue
         if i in wanted:
             shown = '' if value is None else f': {value}'
             took = time.time() - start
-            print(f'passed {path.stem} {cells[i]["id"]} ({took:.1f} s){shown}', flush=True)
+            print(f'passed {path.stem} {ids[i]} ({took:.1f} s){shown}', flush=True)
     return failed
 
 
@@ -138,18 +187,22 @@ def environment():
 def main():
     p = argparse.ArgumentParser(description=__doc__,
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('what', nargs='+', help='equations (14.8) and notebooks (12, 14_sample)')
+    p.add_argument('what', nargs='*', help='equations (14.8) and notebooks (12, 14_sample)')
     p.add_argument('-k', default='', metavar='TEXT', help='only checks with it in id or title')
     p.add_argument('--whole', action='store_true', help='run every cell up to the last check')
     p.add_argument('--child', help=argparse.SUPPRESS)
     a = p.parse_intermixed_args()
     words = {Path(w).stem if w.endswith('.ipynb') else w for w in a.what}
+    if not (words or a.k):
+        p.error('name equations or notebooks, or give -k')
     if a.child:
         return run_notebook(nbs/a.child, words, a.k, a.whole)
 
     passed = failed = 0
     for path in sorted(nbs.glob('*.ipynb')):
-        if not any(w[:2] == path.stem[:2] for w in words):
+        if words and not any(w[:2] == path.stem[:2] for w in words):
+            continue
+        if not checks_of(path, words, a.k)[2]:
             continue
         command = [sys.executable, __file__, *a.what, '-k', a.k, '--child', path.name]
         child = subprocess.Popen(command + ['--whole']*a.whole, env=environment(), text=True,

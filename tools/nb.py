@@ -61,7 +61,8 @@ def flags(cell):
     "nbdev's directives: the `#| name args` lines above a cell's code, as {name: args}."
     found = {}
     for line in text(cell['source']).splitlines():
-        if m := re.match(r'\s*#\s*\|\s*([^\s:]+):?\s*(.*)', line):
+        m = re.match(r'\s*#\s*\|\s*([^\s:]+):?\s*(.*)', line)
+        if m:
             found[m[1]] = m[2].strip()
         elif line.strip() and not line.startswith('%%'):
             break
@@ -122,12 +123,16 @@ def tidy(out):
     return dict(out, data=data, metadata={}, **count)
 
 
+def silent(*given, **named):
+    "What stands in for a function that prints."
+
+
 def execute(path, run_flags):
     "Run as nbdev_test does, in the notebook's folder: [(cell, outputs)] of what ran, and an error."
     from execnb.shell import CaptureShell, _out_nb, format_exc
     shell = CaptureShell(path, mpl_format='png')
     # the plain traceback is enough
-    shell.showtraceback = shell.showsyntaxerror = lambda *a, **k: None
+    shell.showtraceback = shell.showsyntaxerror = silent
     os.chdir(path.parent)
 
     done = []
@@ -290,7 +295,8 @@ def fresh_process(mode, path, run_flags, timeout):
 
 def find(names):
     "The notebooks of these names; all of them if none is named."
-    if missing := [n for n in names if not Path(n).is_file()]:
+    missing = [n for n in names if not Path(n).is_file()]
+    if missing:
         print(f'no such notebook: {", ".join(missing)}')
         sys.exit(2)
     if names:

@@ -63,14 +63,55 @@ def linked(words, need=False):
     return re.sub(rf'\({nn}(?:{run}{nn})*\)', each(nn, nb_link), words)
 
 
+group = r'(\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\})'  # braces, up to three deep
+no_sign = (r'\\(mathcal|mathrm|mathbb|text|operatorname|bar|hat|tilde|[bB]igg?|left|right)'
+           r'(?![a-zA-Z])')
+
+
+def signs(formula):
+    "About how many signs of a formula stand side by side; of a fraction, those of its longer part."
+    formula = re.sub(r'\\tag\{[^}]*\}', '', formula)
+    formula = re.sub(rf'\\[td]?frac\s*{group}\s*{group}', lambda m: max(m[1], m[2], key=len),
+                     formula)
+    formula = re.sub(r'\\[a-zA-Z]+|\\.', 'x', re.sub(no_sign, '', formula))
+    return len(re.sub(r'[{}^_&\s]', '', formula))
+
+
+def in_lines(formula, most=66):  # signs that fit beside the number
+    "A wide formula in lines, broken where \\qquad stands between its parts."
+    if '\\\\' in formula or signs(formula) <= most:
+        return formula
+    tag = re.search(r'\s*\\tag\{[^}]*\}', formula)
+    tag = tag[0] if tag else ''
+    bare = re.sub(r'\\qquad\s*(\\text\{[^}]*\})\s*\\qquad', r'\\qquad \1\\quad ',
+                  formula.replace(tag, ''))
+
+    # a \qquad within braces breaks nothing
+    lines = ['']
+    for part in bare.split('\\qquad'):
+        together = f'{lines[-1]}\\qquad{part}' if lines[-1] else part
+        open_ = lines[-1].count('{') != lines[-1].count('}')
+        if open_ or not lines[-1] or signs(together) <= most:
+            lines[-1] = together
+        else:
+            lines.append(part)
+    if len(lines) == 1:
+        return formula
+    below = r' \\[.3em] & '.join(lines)
+    return rf'\begin{{aligned}} & {below} \end{{aligned}}{tag}'
+
+
 def piece(s, need):
     "A formula with its target, a notebook's name as a link, or words with links."
-    if s.startswith('$$') and (tag := re.search(r'\\tag\{(\d\d)\.(\d+)\}', s)):
+    if s.startswith('$$'):
+        tag = re.search(r'\\tag\{(\d\d)\.(\d+)\}', s)
+        formula = in_lines(s.strip('$ '))
         # Sphinx wraps lines of $$ in a way that allows no tag
-        if '\\\\' in s:
-            s = f'\\begin{{equation*}}\n{s.strip("$ ")}\n\\end{{equation*}}'
-        return f'(eq-{tag[1]}-{tag[2]})=\n{s}'
-    if (m := re.fullmatch(r'`(\d\d_\w+)(?:\.ipynb)?`', s)) and m[1] in book:
+        if '\\\\' in formula and (tag or '\\\\' not in s):
+            s = f'\\begin{{equation*}}\n{formula}\n\\end{{equation*}}'
+        return f'(eq-{tag[1]}-{tag[2]})=\n{s}' if tag else s
+    m = re.fullmatch(r'`(\d\d_\w+)(?:\.ipynb)?`', s)
+    if m and m[1] in book:
         return f'[{s}](/{m[1]}.ipynb)'
     return s if untouched.fullmatch(s) else linked(s, need)
 
@@ -179,7 +220,8 @@ def title_of(cell, shown):
     if not said:
         if re.search(r'^setup\(', shown, re.M):
             return 'Set-up'
-        if named_in := re.search(r'^(?:def|class) (\w+)', shown, re.M):
+        named_in = re.search(r'^(?:def|class) (\w+)', shown, re.M)
+        if named_in:
             return f'Code of {named_in[1]}'
         return 'Imports' if shown.startswith(('import ', 'from ')) else 'Code'
     return said if len(said) <= 110 else said[:109].rsplit(' ', 1)[0] + ' ...'
@@ -248,7 +290,7 @@ def page(path, shown_pages):
             cells.append(markdown_cell(cell, source, stem, repo))
         elif 'default_exp' in f:
             name = module_of[stem]
-            note = ('Cells with a blue edge are the module '
+            note = ('Cells with a blue edge, marked *library*, are the module '
                     f'[`{lib}.{name}`](/api/{name}.md); the others check and draw.')
             cells.append(markdown(cell['id'], note))
         else:
@@ -338,7 +380,8 @@ class Module:
     def cell(self, node):
         "The target of the cell that a definition stands in."
         for line in self.lines[node.lineno - 1::-1]:
-            if m := re.match(r'# %% \S*?(\d\d)_\w+\.ipynb #(\S+)', line):
+            m = re.match(r'# %% \S*?(\d\d)_\w+\.ipynb #(\S+)', line)
+            if m:
                 return f'c{m[1]}-{m[2]}'
 
     def text(self, node):
@@ -386,15 +429,16 @@ class Module:
             out += [f'```{{py:{kind}}} {n}', f':module: {lib}.{self.name}', ':no-typesetting:',
                     '```', '']
         out += ['{.signature}', '```python', *(l[indent:] for l in code), '```', '']
-        if kind != 'data' and (doc := ast.get_docstring(node)):
+        doc = ast.get_docstring(node) if kind != 'data' else None
+        if doc:
             out += [plain(doc), '']
         if kind == 'class':
-            for n in node.body:
-                if isinstance(n, ast.FunctionDef) and not n.name.startswith('_'):
-                    if doc := ast.get_docstring(n):
-                        out.append(f'- `{n.name}`: {plain(doc)}')
+            methods = [n for n in node.body if isinstance(n, ast.FunctionDef)]
+            said = {n.name: ast.get_docstring(n) for n in methods if not n.name.startswith('_')}
+            out += [f'- `{name}`: {plain(doc)}' for name, doc in said.items() if doc]
             out.append('')
-        if at := self.cell(node):
+        at = self.cell(node)
+        if at:
             out += ['{.origin}', f'[notebook {at[1:3]}, cell {at[4:]}](#{at})', '']
         return out
 
@@ -423,8 +467,9 @@ def formulas(nb):
     "(number, formula) of each numbered equation of a notebook."
     prose = '\n\n'.join(source for kind, source in book[nb] if kind == 'markdown')
     for body in re.findall(r'\$\$(.*?)\$\$', prose, re.S):
-        if tag := re.search(r'\\tag\{(\d\d\.\d+)\}', body):
-            bare = body.replace(tag[0], '').strip()
+        tag = re.search(r'\\tag\{(\d\d\.\d+)\}', body)
+        if tag:
+            bare = in_lines(body.replace(tag[0], '').strip())
             begin, end = '$$', '$$'
             if '\\\\' in bare:  # Sphinx wraps lines of $$ in a way of its own
                 begin, end = '\\begin{equation*}', '\\end{equation*}'
@@ -458,7 +503,8 @@ def equations(modules):
 
 def repository():
     "Where this copy of the book lives, from a workflow's environment or the remote; '' if nowhere."
-    if name := os.environ.get('GITHUB_REPOSITORY'):
+    name = os.environ.get('GITHUB_REPOSITORY')
+    if name:
         return f'{os.environ.get("GITHUB_SERVER_URL", "https://github.com")}/{name}'
     asked = subprocess.run(['git', 'remote', 'get-url', 'origin'], cwd=root, capture_output=True,
                            text=True)
@@ -493,7 +539,8 @@ mark = ('<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32">'
         + dot(9, 16, 8, '#1f77b4') + ''.join(dot(x, y, 2, '#999') for x, y in specks) + '</svg>')
 
 
-MATH = dict(chtml=dict(displayAlign='left', displayIndent='1.5em', scale=.95),
+MATH = dict(chtml=dict(displayAlign='left', displayIndent='1.5em', matchFontHeight=False,
+                       scale=1.12),
             loader=dict(load=['ui/lazy']))
 COPIED = 'div.cell_input div.highlight pre, div.highlight-sh pre'  # no outputs
 
@@ -510,7 +557,7 @@ def settings(only):
     if 'github.com' in repo:
         theme['launch_buttons'] = dict(binderhub_url='https://mybinder.org',
                                        notebook_interface='jupyterlab')
-    # equations stand at the left, as large as the prose, and are set when they are seen
+    # equations stand at the left, of one size with any font, and are set when they are seen
     from sphinx import version_info
     math = {f'mathjax{3 if version_info < (9,) else 4}_config': MATH}
     warnings = ['myst.header']
@@ -577,7 +624,8 @@ def describe(app, page, template, context, doctree):
     tags = [f'<meta name="description" content="{said}">',
             f'<meta property="og:title" content="{title}">',
             f'<meta property="og:description" content="{said}">']
-    if m := re.fullmatch(r'https://github\.com/([^/]+)/(.+)', repository()):
+    m = re.fullmatch(r'https://github\.com/([^/]+)/(.+)', repository())
+    if m:
         image = f'https://{m[1].lower()}.github.io/{m[2]}/_static/hero.png'
         tags.append(f'<meta property="og:image" content="{image}">')
     context['metatags'] = context.get('metatags', '') + '\n'.join(tags)

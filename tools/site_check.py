@@ -1,9 +1,11 @@
 """Opens every page of the built site in a headless browser at a phone's width.
 
-    python tools/site_check.py [_site/html] [--pages index 12_posterior]
+    python tools/site_check.py [_site/html] [--pages index 12_posterior] [--wide]
 
 A fault is an error in the console, a request that fails or leaves the site, a formula that is not
 rendered, a picture that is not there, a link that leads nowhere, and a page wider than the screen.
+With --wide, each page is also laid out at 1400 pixels, and an equation wider than its column is a
+fault; that takes about as long again.
 Needs `pip install playwright` and an installed Chromium or Chrome.
 """
 import argparse
@@ -69,6 +71,16 @@ LOOK = r"""() => {
   return {faults, ids: all('[id]').map(e => e.id), links: [...new Set(inside)]};
 }"""
 
+# the equations that are wider than their column, all of them set
+WIDER = """async () => {
+  if (!window.MathJax) return [];
+  await MathJax.startup.document.lazyTypesetAll();
+  const wider = (e) => e.offsetParent && e.scrollWidth > e.clientWidth + 1;
+  const all = [...document.querySelectorAll('main div.math')];
+  return all.filter(e => wider(e) || [...e.querySelectorAll('mjx-container')].some(wider))
+    .map(e => e.id || e.previousElementSibling?.textContent.slice(-60) || '');
+}"""
+
 # the brightness of words and of paper
 INK = r"""() => ['color', 'backgroundColor'].map(k => {
   const v = getComputedStyle(document.body)[k].match(/[\d.]+/g).map(Number);
@@ -116,13 +128,17 @@ def listen(tab, page, site, fault):
     tab.on('response', response)
 
 
-def look_at(phone, page, site, fault):
-    "One page: its targets and its links."
+def look_at(phone, page, site, fault, wide=False):
+    "One page: its targets and its links; if `wide`, also its equations at 1400 pixels."
     tab = phone.new_page()
     listen(tab, page, site, fault)
     tab.goto(site + page, wait_until='load')
     tab.evaluate(FORMULAS_READY)
     seen = tab.evaluate(LOOK)
+    if wide:
+        tab.set_viewport_size(dict(width=1400, height=900))
+        for equation in tab.evaluate(WIDER):
+            fault(page, f'an equation wider than its column: {equation}')
     tab.close()
     for f in seen['faults']:
         fault(page, f)
@@ -161,7 +177,7 @@ def check_links(root, ids, links, fault):
                 fault(page, f'a link to a place that is not there: {path}#{anchor}')
 
 
-def check(root, only, browser, wait):
+def check(root, only, browser, wait, wide=False):
     "Check the site in this folder; True if something is wrong."
     from playwright.sync_api import sync_playwright
     handler = functools.partial(Quiet, directory=str(root))
@@ -186,7 +202,7 @@ def check(root, only, browser, wait):
 
         phone = context()
         for page in pages:
-            ids[page], links[page] = look_at(phone, page, site, fault)
+            ids[page], links[page] = look_at(phone, page, site, fault, wide)
         check_modes(context, site, fault)
         check_search(context(), site, fault)
         chromium.close()
@@ -204,8 +220,9 @@ def main():
     p.add_argument('--pages', nargs='*', default=[], help='only these, without .html')
     p.add_argument('--browser', default=next(browsers, None))
     p.add_argument('--wait', type=float, default=120, help='seconds that a page may take')
+    p.add_argument('--wide', action='store_true', help='equations at 1400 pixels, too')
     a = p.parse_args()
-    return check(a.site.resolve(), a.pages, a.browser, a.wait)
+    return check(a.site.resolve(), a.pages, a.browser, a.wait, a.wide)
 
 
 if __name__ == '__main__':

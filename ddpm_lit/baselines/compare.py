@@ -23,7 +23,7 @@ from typing import Callable, Iterator
 import torch
 from torch import Tensor, nn
 from ..core.problem import (
-    Problem, check_output, data_dir, end_with_parent, read_text, replacing)
+    Problem, check_output, data_dir, end_with_parent, read_json, replacing)
 from ..core.denoiser import Denoiser, Model, from_v
 from ..core.level import Level
 from ..data.images import Batches, load_images, to_unit
@@ -293,12 +293,7 @@ def read_cards(folder=None) -> dict[tuple[str, str], dict]:  # (family, data) ->
     if not path.is_file():
         raise Problem(f'There are no stored runs in {path.parent}: make them with '
                       '`train_all`.')
-    text = read_text(path)
-    try:
-        cards = json.loads(text)
-    except (ValueError, RecursionError) as e:
-        raise Problem(f'{path} is not whole ({e}): make the runs anew with '
-                      '`train_all`.') from e
+    cards = read_json(path, 'make the runs anew with `train_all`')
 
     def whole(card):
         return (isinstance(card, dict)

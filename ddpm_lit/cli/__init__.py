@@ -19,12 +19,14 @@ def main(args: list[str] | None = None):  # None: those of the terminal
     if args is not None:
         from .base import main as run
         return run(args)
+
     signals = []
     try:
         import signal
         signals = [signal.SIGINT, signal.SIGTERM]
         for number in signals:
             signal.signal(number, stop)
+
         from .base import main as run
         run()
     except KeyboardInterrupt:  # in the first of these lines

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'DOES', 'SHARED', 'LazyGroup', 'in_backquotes', 'spellings', 'is_same_file', 'Command', 'command', 'Stop',
-           'traceback_file', 'our_mistake', 'failure', 'importing', 'end_at_once', 'handle_signals', 'stoppable',
-           'nowhere', 'ignore_closed_stderr', 'say', 'import_matplotlib', 'undisturbed', 'run_command', 'main',
-           'Terminal', 'Finite', 'Count', 'Number', 'Range', 'options', 'start', 'finite', 'emit', 'note', 'Bar',
-           'Bars', 'find_system', 'single_spaced']
+           'traceback_file', 'our_mistake', 'broken_package', 'failure', 'importing', 'end_at_once', 'handle_signals',
+           'stoppable', 'nowhere', 'ignore_closed_stderr', 'say', 'import_matplotlib', 'undisturbed', 'run_command',
+           'main', 'Terminal', 'Finite', 'Count', 'Number', 'Range', 'options', 'start', 'finite', 'emit', 'note',
+           'Bar', 'Bars', 'find_system', 'single_spaced']
 
 # %% ../../nbs/80_command.ipynb #imports
 import contextlib
@@ -55,6 +55,7 @@ class LazyGroup(click.Group):
     def get_command(self, ctx, name):
         if name in self.commands or name not in COMMANDS:
             return super().get_command(ctx, name)
+
         module = importlib.import_module(f'ddpm_lit.cli.{COMMANDS[name][0]}')
         found = getattr(module, f'{name}_command')
         found.help = found.help or COMMANDS[name][1]  # python -OO has no docstrings
@@ -64,6 +65,8 @@ class LazyGroup(click.Group):
         left_to_click = ctx.resilient_parsing or args[0].startswith('-')
         if left_to_click or self.get_command(ctx, args[0]):
             return super().resolve_command(ctx, args)
+
+        # none of that name
         near = get_close_matches(args[0], COMMANDS, 1)
         hint = f" Did you mean '{near[0]}'?" if near else ''
         raise click.UsageError(f"No such command '{args[0]}'.{hint}", ctx)
@@ -76,7 +79,9 @@ class LazyGroup(click.Group):
 # what a function of the library is in a terminal
 DOES = dict(open_text_to_image='sample --caption', open_denoiser='sample --layout auto',
             clip_at='classify --weights', save_weights='ddpm_lit train',
-            train_all='ddpm_lit compare --train', load_plugin='ddpm_lit --plugin FILE')
+            train_all='ddpm_lit compare --train', load_plugin='ddpm_lit --plugin FILE',
+            trained_painter='ddpm_lit paint CAPTION --weights',
+            write_ours='ddpm_lit export --to ddpm_lit')
 
 # %% ../../nbs/80_command.ipynb #command-words
 def in_backquotes(name: str, sentence: str) -> str:
@@ -141,9 +146,13 @@ class Command(click.Command):
         out = given.get('out')
         if not out or not getattr(kinds['out'], 'file_okay', False):
             return
+
+        # can it be written, and was it typed or is it free?
         check_output(out, '.png')
         if not named:
             check_unnamed(out)
+
+        # no file that is read may be written over
         words = []
         for name, value in given.items():
             if name != 'out':
@@ -192,6 +201,7 @@ def command(ctx, plugins):
                 raise Problem(f'There is no plug-in {path}: give the path of a Python '
                               'file after --plugin.')
             load_plugin(path)
+
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
 
@@ -208,6 +218,7 @@ def traceback_file(e: BaseException) -> str:
     import platform
     import tempfile
     import traceback
+
     handle, path = tempfile.mkstemp('.txt', 'ddpm_lit-')
     with open(handle, 'w', encoding='utf-8', errors='backslashreplace') as f:
         f.write(f'ddpm_lit {ddpm_lit.__version__}, Python {sys.version}\n'
@@ -228,31 +239,54 @@ def our_mistake(e: BaseException) -> tuple[str, int]:
             f'{kept}.'), 70
 
 # %% ../../nbs/80_command.ipynb #failure
+def broken_package(e: BaseException) -> str | None:  # None: that is not the reason
+    "The package that is there and cannot be imported, where this error is due to one."
+    from traceback import walk_tb
+    names = [frame.f_globals.get('__name__', '') for frame, _ in walk_tb(e.__traceback__)
+             if frame.f_code.co_name == '<module>']
+    if isinstance(e, ImportError):
+        names.append(e.name or '')
+    foreign = [name.split('.')[0] for name in names
+               if name and not name.startswith(('ddpm_lit', '__main__'))]
+    return foreign[0] if foreign else None
+
+
 def failure(e: BaseException) -> tuple[str, int]:  # a sentence, an exit code
     "The sentence and the exit code for an error."
     if isinstance(e, click.ClickException):
         return e.format_message(), e.exit_code
+
+    # an end that was asked for; click takes any end of a file for one, too
     if isinstance(e, Stop):
         return 'stopped.', 128 + e.number
     if isinstance(e, click.Abort) and isinstance(e.__cause__, EOFError):
         return our_mistake(e.__cause__)
     if isinstance(e, (click.Abort, KeyboardInterrupt)):
         return 'stopped.', 130
+
+    # what the user can put right
     if isinstance(e, Problem):
         return str(e), 1
+
+    # what this machine lacks or does not allow
     whole_package = isinstance(e, ModuleNotFoundError) and e.name and '.' not in e.name
     if whole_package:
         return (f'this needs the package {e.name}, which is not installed: '
                 f'pip install {e.name}.'), 1
+    if no_memory(e):
+        return ('there is not enough memory: ask for a smaller --batch, --n or --side, '
+                'or free some.'), 1
+    broken = broken_package(e)
+    if broken:
+        return (f'the package {broken} is installed, but cannot be imported ({e}): '
+                f'install it anew, pip install --force-reinstall {broken}.'), 1
     if isinstance(e, ValueError) and 'null byte' in str(e):
         return ('a name holds a sign that no file can have in its name: '
                 'give another one.'), 1
     if isinstance(e, OSError):
         return (f'{e.filename or "the output"} could not be used ({e.strerror or e}): '
                 'check the name, the permissions and the free space.'), 1
-    if no_memory(e):
-        return ('there is not enough memory: ask for a smaller --batch, --n or --side, '
-                'or free some.'), 1
+
     return our_mistake(e)
 
 # %% ../../nbs/80_command.ipynb #importing
@@ -293,16 +327,21 @@ def stoppable(wait: float = 1., again: float = 2.):  # seconds
         if not asked:
             asked.extend((number, now))
         late = now - asked[1]
+
+        # an import is waited for, but not for long
         if importing(frame) and hasattr(signal, 'setitimer'):
             if late > wait:
                 end_at_once(asked[0])
             signal.setitimer(signal.ITIMER_REAL, .05)  # ask again
         elif len(asked) == 2:
+            # the first time
             asked.append('raised')
             raise Stop(asked[0])
         elif late > again and number in (signal.SIGINT, signal.SIGTERM):
+            # asked again long after that, as nothing has ended
             end_at_once(number)
 
+    # raised in the middle of anything; at the end all handlers are as before
     old = handle_signals(ask)
     try:
         yield
@@ -316,6 +355,7 @@ def stoppable(wait: float = 1., again: float = 2.):  # seconds
             signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in old.items():
             signal.signal(number, handler)
+
     if len(asked) == 2:  # all else ended before it was asked again
         raise Stop(asked[0])
 
@@ -356,9 +396,11 @@ def undisturbed():
     "No warning of a library reaches the user, and no settings reach matplotlib."
     import logging
     import warnings
+
     own = dict(MPLBACKEND='agg', MATPLOTLIBRC=os.devnull)
     before = {k: os.environ.get(k) for k in own}
     level = logging.root.manager.disable
+
     os.environ |= own
     logging.disable(logging.WARNING)
     try:
@@ -366,6 +408,7 @@ def undisturbed():
             warnings.simplefilter('ignore')
             yield
     finally:
+        # as it was
         logging.disable(level)
         for k, v in before.items():
             os.environ.pop(k)
@@ -380,10 +423,13 @@ def run_command(args: list[str] | None):
     except FileNotFoundError as e:
         raise click.ClickException(
             'the folder that this was started in is gone: go to another one.') from e
+
+    # a number, or one for each level of nesting
     threads = os.environ.get('OMP_NUM_THREADS') or '1'
     if not re.fullmatch(r'\s*[1-9]\d*\s*(,\s*[1-9]\d*\s*)*', threads):
         raise click.ClickException(f'OMP_NUM_THREADS is "{threads}": '
                                    'set it to a number, or leave it out.')
+
     if os.path.lexists('matplotlibrc'):
         import_matplotlib()
     return command.main(args, prog_name='ddpm_lit', standalone_mode=False)
@@ -394,6 +440,7 @@ def main(args: list[str] | None = None):  # None: those of the terminal
     # a terminal may lack a sign
     with contextlib.suppress(AttributeError):
         sys.stdout.reconfigure(errors='backslashreplace')  # type: ignore[union-attr]
+
     try:
         with stoppable(), undisturbed():
             code = run_command(args)
@@ -404,6 +451,7 @@ def main(args: list[str] | None = None):  # None: those of the terminal
         raise
     except BaseException as e:
         message, code = failure(e)
+        # what is printed already comes before the sentence
         try:
             sys.stdout.flush()
         except (OSError, AttributeError):
@@ -423,6 +471,7 @@ class Terminal:
         out, err = io.StringIO(), io.StringIO()
         code = None
         back = os.getcwd()
+
         try:
             os.chdir(self.folder)
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -530,6 +579,7 @@ def start(device: str, threads: int | None = None):
     "Set the number of threads and give the device."
     import torch
     from ddpm_lit.core.check import pick_device
+
     if threads:
         torch.set_num_threads(threads)
     return pick_device(device)
@@ -564,9 +614,12 @@ class Bar:
         self.every = every
         self.at = 0
         self.reported = time.monotonic()
+
+        # a bar where somebody looks, lines where a file or a program reads
         self.live = sys.stderr is not None and sys.stderr.isatty()
         if not self.live:
             return
+
         from fastprogress.fastprogress import ConsoleProgressBar
         with ignore_closed_stderr(), contextlib.redirect_stdout(sys.stderr):
             self.bar = ConsoleProgressBar(None, total)

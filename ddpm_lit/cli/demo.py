@@ -35,8 +35,10 @@ def show_forward(path, ask: Ask) -> str:
     from ddpm_lit.data.images import mnist, to_unit
     from ddpm_lit.diffusion.forward import q_sample
     from ddpm_lit.diffusion.schedule import Cosine
+
     levels = [Cosine()(time) for time in torch.linspace(0, 1, 8)]
     x0 = to_unit(mnist('test').pixels[:1])
+
     show.strip(torch.cat([q_sample(x0, t, torch.randn_like(x0)) for t in levels]),
                [f'{100*t.alpha_bar:.0f} %' for t in levels])
     show.save_figure(path)
@@ -52,8 +54,11 @@ def show_roll(path, ask: Ask) -> str:
     from ddpm_lit.diffusion.oracle import EmpiricalDenoiser
     from ddpm_lit.diffusion.sample import ddim
     from ddpm_lit.diffusion.schedule import Cosine, grid
+
+    # all states, the noise before them
     x = torch.randn(1000, 2)
     states = [x, *ddim(EmpiricalDenoiser(swiss_roll(2000)), grid(Cosine(), 40), x)]
+
     at = (0, 20, 30, 34, 37, 40)
     show.clouds([states[i] for i in at], [f'step {i}' for i in at],
                 ['noise'] + ['model']*5)
@@ -65,6 +70,7 @@ def show_roll(path, ask: Ask) -> str:
 def draw_digits(model, recipe, n: int, seed: int, **more):
     "Digits of all labels in turn, behind a bar."
     from ddpm_lit.systems.evaluate import labels, sample_recipe
+
     with Bars() as bars:
         progress = partial(bars, f'sample {recipe.name}')
         return sample_recipe(model, recipe, n, labels(recipe, n), seed,
@@ -76,12 +82,14 @@ def show_from_scratch(path, ask: Ask) -> str:
     from ddpm_lit.show import save_samples
     from ddpm_lit.train.fit import find_recipe
     from ddpm_lit.train.run import quick_fit
+
     recipe = find_recipe('mnist')
     seconds = math.inf if ask.steps else ask.seconds
     with Bars() as bars:
         model, steps, speed = quick_fit(recipe, seconds, ask.steps, ask.seed, ask.device,
                                         progress=partial(bars, 'train from scratch'))
     ask.details |= dict(steps=steps, images_per_second=round(speed, 1))
+
     save_samples(draw_digits(model, recipe, ask.n, ask.seed), path)
     return (f'Digits 0 to 9 from a DDPM trained just now: {steps} steps of 32 real '
             f'digits, {speed:.0f} a second.')
@@ -104,10 +112,14 @@ def lost_and_found(path, ask: Ask, model, recipe) -> str:
     from ddpm_lit.diffusion.schedule import grid
     from ddpm_lit.show import save_sheet
     from ddpm_lit.systems.sohl_dickstein2015 import denoise
+
     x0 = to_unit(mnist('test').pixels[:10])
     noisy = x0 + .62*torch.randn_like(x0)  # the standard deviation of the pixels of MNIST
+
+    # the chain begins at this level, not at pure noise
     found = last(denoise(clamp_x0(model, recipe.limit), noisy.to(ask.device),
                          from_edm_sigma(.62), grid(recipe.schedule, 60)))
+
     save_sheet(torch.cat([x0, noisy, found.cpu()]), path, 10)
     return ('Digits that no network has seen; the same in noise of their own strength '
             '(SNR 1); and what the model of 2015 finds in it.')
@@ -121,13 +133,16 @@ def half_given(path, ask: Ask, model, recipe) -> str:
     from ddpm_lit.diffusion.schedule import grid
     from ddpm_lit.show import save_sheet
     from ddpm_lit.systems.sohl_dickstein2015 import inpaint
+
     x0 = to_unit(mnist('test').pixels[:10])
     mask = (torch.arange(28) >= 14).expand(28, 28)
+
     draws = []
     for _ in range(2):
         run = inpaint(clamp_x0(model, recipe.limit), x0.to(ask.device),
                       mask.to(ask.device), grid(recipe.schedule, 60))
         draws.append(last(run).cpu())
+
     save_sheet(torch.cat([torch.where(mask, x0, -.5), *draws]), path, 10)
     return ('The right half of a digit is given; below, two left halves that the model '
             'of 2015 draws to it.')
@@ -139,8 +154,10 @@ def show_guided(path, ask: Ask, classifier, made_by) -> str:
     from ddpm_lit.show import save_sheet
     from ddpm_lit.systems.evaluate import steering
     from ddpm_lit.train.fit import load_weights
+
     model, recipe = load_weights('mnist')
     model = model.to(ask.device)
+
     ways = (None, steering(recipe, w=2.), steering(recipe, classifier_scale=4.))
     sheets = [draw_digits(model, recipe, 10, 0, steps=20, sampler='ddim', steer=way)
               for way in ways]
@@ -153,9 +170,11 @@ def show_guided(path, ask: Ask, classifier, made_by) -> str:
 def show_painted(path, ask: Ask, model, recipe) -> str:
     "Three captions, painted."
     from ddpm_lit.show import save_captioned
+
     painter = find_system('glide')
     captions = ['a noto emoji of red heart', 'a 3d fluent emoji of grinning face',
             'a twemoji emoji of green apple']
+
     request = painter.request(tuple(s for s in captions for _ in range(6)))
     save_captioned(painter.paint(request)[64].split(6), captions, path)
     return ('Three captions, each painted six times at 64 pixels by GLIDE, trained on '
@@ -169,10 +188,12 @@ def show_blended(path, ask: Ask, model, recipe) -> str:
     from ddpm_lit.data.captions import emoji
     from ddpm_lit.data.images import to_unit
     from ddpm_lit.systems.manipulate import blend
+
     data = emoji('train', 64)
     named = [(r.name, r.style) for r in data.rows]
     a, b = (to_unit(data.pixels[named.index((name, 'noto'))])
             for name in ('red apple', 'sun'))
+
     found = blend(a, b, 7)
     show.strip(torch.cat([a[None], found.pictures[64], b[None]]),
                ['an apple', *found.labels, 'a sun'])
@@ -180,7 +201,7 @@ def show_blended(path, ask: Ask, model, recipe) -> str:
     return ('From one drawing to another by DALL-E 2: the CLIP embeddings and the noises '
             'of both, interpolated step by step.')
 
-# %% ../../nbs/85_demo.ipynb #demo
+# %% ../../nbs/85_demo.ipynb #draw-pieces
 PIECES = {  # the picture: (the shipped weights that it needs, what draws it)
     '1_forward.png': (None, show_forward),
     '2_swiss_roll.png': (None, show_roll),
@@ -197,6 +218,8 @@ def draw_pieces(out: Path, ask: Ask) -> list[dict]:  # path, shows
     "All pictures whose weights are there, each from the same seed; of the others a note."
     import torch
     from ddpm_lit.train.fit import load_weights
+
+    # the shipped networks, each read once
     trained = {None: ()}
     for weights in [w for w, _ in PIECES.values() if w]:
         if weights not in trained:
@@ -206,6 +229,8 @@ def draw_pieces(out: Path, ask: Ask) -> list[dict]:  # path, shows
             except Problem as e:
                 trained[weights] = None
                 note(f'no picture of the shipped {weights}. {e}')
+
+    # the pictures, each the same whatever was drawn before it
     pictures = []
     for name, (weights, piece) in PIECES.items():
         if trained[weights] is None:
@@ -216,7 +241,7 @@ def draw_pieces(out: Path, ask: Ask) -> list[dict]:  # path, shows
                                  shows=piece(out/name, ask, *trained[weights])))
     return pictures
 
-
+# %% ../../nbs/85_demo.ipynb #demo
 @click.command('demo', cls=Command)
 @click.option('--out', type=click.Path(file_okay=False), default='demo',
               show_default=True, help='Folder for the pictures.')

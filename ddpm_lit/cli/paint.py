@@ -52,16 +52,21 @@ def classify_picture(image: str, captions: list[str], truth: str | None, templat
     "What `classify` finds, as JSON and in words."
     from ddpm_lit.clip.zero_shot import classify, fill, fitted, ranking, read_picture
     from ddpm_lit.interop.checkpoints import read_clip
+
     pixels = read_picture(image)
     if truth is not None and truth not in captions:
         raise Problem(f'The truth "{truth}" is not among the captions: write it as it '
                       'stands there.')
+
+    # p(caption | picture), and the captions to show
     reader = read_clip(weights)
     reader.clip.to(device)
     x = fitted(pixels, reader.side, reader.official)
     p = classify(reader, x, captions, templates)[0].tolist()
     filled = fill(templates[0], captions)
     order, marked, rank, title = ranking(p, captions, truth, top)
+
+    # the card
     if out:
         place = order.index(marked) if marked in order else None
         shown = [filled[i] for i in order]
@@ -72,6 +77,7 @@ def classify_picture(image: str, captions: list[str], truth: str | None, templat
     ranked = [dict(caption=filled[i], name=captions[i], probability=p[i]) for i in every]
     found = dict(image=image, weights=weights, templates=[*templates], truth=truth,
                  rank=rank, captions=ranked, out=out)
+
     lines = [title, *answer_rows(order, marked, filled, p)]
     if out:
         lines.append(out)
@@ -128,6 +134,7 @@ def choose_painter(system: str | None, weights: str | None,
     "A system of the book that paints, or one of yours and the words that it learned."
     if weights is None:
         return find_system(system or 'glide'), None
+
     from ddpm_lit.systems.captioned import open_painter
     painter, recipe = open_painter(weights, device)
     if system not in (None, painter.name):
@@ -137,6 +144,7 @@ def choose_painter(system: str | None, weights: str | None,
 # %% ../../nbs/84_paint.ipynb #check-paint
 def check_paint(options: dict):  # by name, None where not given
     "A `Problem` unless the options fit together."
+    # each guidance has a weight of its own
     weighted = options['w'] is not None or options['guidance_scale'] is not None
     if options['guidance'] == 'clip' and weighted:
         raise Problem("`w` and `guidance_scale` are for `guidance='cfg'`: "
@@ -144,6 +152,8 @@ def check_paint(options: dict):  # by name, None where not given
     if options['guidance'] == 'cfg' and options['clip_scale'] is not None:
         raise Problem("`clip_scale` is for `guidance='clip'`: give `w` or "
                       '`guidance_scale`, or choose that.')
+
+    # a mask and a strength need a picture
     if options['mask'] and not options['init']:
         raise Problem('`mask` says where to paint a picture anew: give the picture with '
                       '`init`.')
@@ -195,22 +205,29 @@ def paint_command(captions, system, weights, style, n, out, device, threads, as_
     device = start(device, threads)
     from ddpm_lit.show import save_captioned
     from ddpm_lit.systems.pipeline import request_for, styled_captions
+
+    # what to paint, and what a reader should know of its words
     check_paint(options)
     painter, learned = choose_painter(system, weights, device)
     captions = styled_captions(single_spaced(captions), style, options['data'])
     request = request_for(painter, captions, n, device=device,
                           **(options | asked_pictures(options)))
     notes = told_words(captions, options['data'], learned)
+
+    # a row of pictures for each caption
     began = time.perf_counter()
     with Bars() as bars:
         x = painter.paint(request, partial(bars, f'paint {n*len(captions)} pictures'))[64]
     seconds = time.perf_counter() - began
     save_captioned(x.split(n), captions, out)
+
+    # what is said of it
     w = request.w if options['guidance'] == 'cfg' else None
     found = dict(system=painter.name, weights=weights, data=options['data'],
                  captions=captions, n=n, seed=options['seed'], steps=[*request.steps],
                  guidance=options['guidance'], w=w, notes=notes, out=out,
                  seconds=round(seconds, 3))
+
     what = sentence(' | '.join(captions), 200)
     emit(as_json, found, f'{out}: {n} pictures of {what}, {seconds:.1f} s.')
 
@@ -223,6 +240,8 @@ def draw_strip(name: str, given: tuple[str, ...],
     from ddpm_lit import show
     from ddpm_lit.data.images import to_unit
     from ddpm_lit.systems.pipeline import canvas
+
+    # what is made of the pictures
     began = time.perf_counter()
     pictures = [to_unit(canvas(path, note=note)) for path in given]
     steps = options['steps']
@@ -232,10 +251,14 @@ def draw_strip(name: str, given: tuple[str, ...],
                      steps=(steps, steps // 2), device=str(device),
                      progress=partial(bars, name), **more)
     seconds = time.perf_counter() - began
+
+    # the strip, yours first
     out = options['out']
     show.strip(torch.cat([torch.stack(pictures), found.pictures[64]]),
                [*(Path(path).stem[:12] for path in given), *found.labels])
     show.save_figure(out)
+
+    # what is said of it
     count = len(found.labels)
     result = dict(pictures=[*given], data=options['data'], n=count, seed=options['seed'],
                 labels=[*found.labels], out=out, seconds=round(seconds, 3))
@@ -275,6 +298,7 @@ def vary_command(picture, n, eta, device, threads, as_json, **options):
     vary apple.png --n 8"""
     device = start(device, threads)
     from ddpm_lit.systems.manipulate import vary
+
     make = partial(vary, n=n, eta=eta)
     found, words = draw_strip('vary', (picture,), make, options, device)
     emit(as_json, found | dict(eta=eta), words)
@@ -292,6 +316,7 @@ def blend_command(first, second, n, fixed, device, threads, as_json, **options):
     blend sun.png moon.png"""
     device = start(device, threads)
     from ddpm_lit.systems.manipulate import blend
+
     make = partial(blend, n=n, fixed=fixed)
     found, words = draw_strip('blend', (first, second), make, options, device)
     emit(as_json, found | dict(fixed=fixed), words)
@@ -311,6 +336,7 @@ def edit_command(picture, before, after, theta, n, device, threads, as_json, **o
     edit heart.png --from 'a red heart' --to 'a blue heart'"""
     device = start(device, threads)
     from ddpm_lit.systems.manipulate import edit
+
     notes = told_words((before, after), options['data'])
     way = partial(edit, before=before, after=after, theta=theta, n=n)
     found, words = draw_strip('edit', (picture,), way, options, device)

@@ -8,6 +8,7 @@ __all__ = ['ABOUT', 'GUIDED', 'FOR_CAPTIONS', 'SAMPLED', 'sheet_of', 'check_shee
            'eval_weights', 'eval_command']
 
 # %% ../../nbs/83_sample.ipynb #imports
+import os
 import time
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from ..core.problem import Problem, check_output, check_unnamed, sentence
 # %% ../../nbs/83_sample.ipynb #labels
 def sheet_of(name: str, out: str | None) -> str:
     "The PNG to write."
-    return out or f'{Path(name).resolve().stem}.png'
+    return out or f'{Path(os.path.realpath(name)).stem}.png'
 
 # %% ../../nbs/83_sample.ipynb #find-model
 # what a file may not say
@@ -42,16 +43,21 @@ def sample_weights(name: str, out: str, n: int, device, label: str | None,
     "`sample` for our weights and others' denoisers: what is printed, as JSON and words."
     from ddpm_lit.interop.checkpoints import asks_unlabelled, draw_samples, open_model
     from ddpm_lit.show import save_samples
+
+    # the model, if its samples can be shown
     by_network = {k: v for k, v in guided.items() if k != 'classifier_scale'}
     model, recipe = open_model(name, layout, asks_unlabelled(label, **by_network),
                                **about)
     check_sheet(name, recipe)
+
+    # its samples
     began = time.perf_counter()
     with Bars() as bars:
         drawn, bf16 = draw_samples(model, recipe, n, label, device=device, **guided,
                                    **how, progress=partial(bars, f'sample {recipe.name}'))
     seconds = time.perf_counter() - began
 
+    # the sheet, and what is said of it
     save_samples(drawn.x, out)
     found = dict(name=name, recipe=recipe.name, out=out, n=n, label=label,
                  sampler=drawn.sampler, steps=drawn.steps, evaluations=drawn.evaluations,
@@ -68,12 +74,16 @@ def sample_captions(name: str, out: str, n: int, device, captions,
     from ddpm_lit.guide.cfg import as_w
     from ddpm_lit.interop.checkpoints import draw_captions, open_text_to_image
     from ddpm_lit.show import save_captioned
+
+    # what can be refused before anything is read
     if not Path(name).exists():
         raise Problem(f'There is no file or folder {name}: `caption` is for models that '
                       "others trained; those of the book are for paint.")
     if steps == 1:
         raise Problem('One step would start from noise at the clean end: ask for `steps` '
                       'of 2 or more.')
+
+    # the model, with the guidance and the steps of its authors unless asked
     began = time.perf_counter()
     captions = single_spaced(captions)
     model = open_text_to_image(name, upsampler, side, device)
@@ -81,6 +91,8 @@ def sample_captions(name: str, out: str, n: int, device, captions,
     scale = model.guidance_scale
     if w is not None or guidance_scale is not None:
         scale = 1 + as_w(w, guidance_scale)
+
+    # a row of pictures for each caption
     with Bars() as bars:
         x = draw_captions(model, captions, n, scale, steps, seed,
                           progress=partial(bars, f'draw {n*len(captions)} pictures'))
@@ -90,6 +102,7 @@ def sample_captions(name: str, out: str, n: int, device, captions,
     found = dict(name=name, captions=captions, out=out, n=n, guidance_scale=scale,
                  steps=steps, evaluations=model.evaluations(steps), seed=seed,
                  seconds=round(seconds, 3))
+
     what = sentence(' | '.join(captions), 200)
     return found, f'{out}: {n} pictures of {what}, {seconds:.1f} s.'
 
@@ -108,7 +121,8 @@ def check_for_captions(options: dict):
 @click.argument('name')
 @click.option('--out', type=click.Path(dir_okay=False),
               help='The PNG to write.  [default: NAME.png]')
-@click.option('--n', type=Count(1), help='How many.  [default: 64; of a caption 1]')
+@click.option('--n', type=Count(1, 100_000),
+              help='How many.  [default: 64; of a caption 1]')
 @click.option('--caption', 'captions', multiple=True, metavar='WORDS',
               help="What to draw, for somebody else's text-to-image model: GLIDE's "
                    "file or Karlo's folder. May be given more than once.")
@@ -130,7 +144,10 @@ def sample_command(name, out, n, captions, device, threads, as_json, **options):
     check_output(out, '.png')  # before the work
     if not named:
         check_unnamed(out)
+
     device = start(device, threads)
+
+    # a model of sentences
     if captions:
         check_for_captions({k: v for k, v in options.items() if k != 'layout'})
         given = {k: options[k] for k in FOR_CAPTIONS}
@@ -138,6 +155,8 @@ def sample_command(name, out, n, captions, device, threads, as_json, **options):
         return
     if options.pop('upsampler') is not None:
         raise Problem('`upsampler` is for a text-to-image model: give `caption`.')
+
+    # a model of labels or of none: what no file says, and guidance
     about = {k: options.pop(k) for k in ABOUT}
     guided = {k: options.pop(k) for k in GUIDED}
     emit(as_json, *sample_weights(name, out, n or 64, device, about=about, guided=guided,
@@ -155,6 +174,7 @@ def eval_judged(name: str, judge, n: int, seed: int, device, used: dict,
     with Bars() as bars:
         found = judged(name, judge, n, seed, device, used, notes,
                        partial(bars, f'eval {name}'))
+
     lines = [f'{name}: per cent, with standard errors', table(found['rows'])]
     return found, '\n'.join(lines + [f'Note: {note}' for note in notes])
 
@@ -166,6 +186,7 @@ def eval_system(system, n: int, seed: int, device, options: dict) -> tuple[dict,
     if any(options[k] for k in SAMPLED):
         raise click.UsageError(f'{system.name} is a whole system, evaluated as it '
                                'paints: leave out --label, --w, --sampler and --steps.')
+
     used, notes = fingerprints_of(system.weights)
     judge = JUDGES.find(system.name)
     return eval_judged(system.name, judge, n, seed, device, used, notes)
@@ -177,8 +198,11 @@ def eval_samples(name: str, found: str, model, recipe, n: int, seed: int,
     from ddpm_lit.systems.evaluate import choose_run, evaluate, fingerprints
     from ddpm_lit.systems.evaluate import steering, verdict
     from ddpm_lit.train.measure import machine
+
     choose_run(recipe)  # before the files are read: it may not draw
     used, notes = fingerprints(found, recipe)
+
+    # a row for each weight of guidance; bits do not depend on it
     rows = []
     for w in options['weights'] or (None,):
         clock = time.process_time()
@@ -187,6 +211,7 @@ def eval_samples(name: str, found: str, model, recipe, n: int, seed: int,
                            options['sampler'], options['steps'], seed, options['batch'],
                            0 if rows else options['bits_pictures'], options['bits_draws'],
                            steering(recipe, w), bars)
+
         got['warnings'] += notes
         cpu = round(time.process_time() - clock, 3)
         rows.append(dict(name=name, recipe=recipe.name, w=w, **got, cpu_seconds=cpu,
@@ -204,9 +229,13 @@ def eval_pictures(name: str, found: str, model, recipe, n: int, seed: int,
     from ddpm_lit.systems.evaluate import fingerprint, steering
     from ddpm_lit.systems.own import held_out, pictures_verdict, read_source
     from ddpm_lit.systems.own import source_beside, weigh_pictures
+
+    # one weight of guidance, or none
     if len(options['weights']) > 1:
         raise Problem('One weight of guidance at a time: give a single `w`.')
     w = options['weights'][0] if options['weights'] else None
+
+    # the pictures again, parted as the training did it
     source = source_beside(found)
     with Bars() as bars:
         pictures = read_source(source, partial(bars, 'read pictures')).images()
@@ -216,6 +245,7 @@ def eval_pictures(name: str, found: str, model, recipe, n: int, seed: int,
                              steps=options['steps'],
                              at_once=options['batch'], steer=steering(recipe, w),
                              progress=partial(bars, f'sample {recipe.name}'))
+
     got = dict(name=name, recipe=recipe.name, w=w,
                weights=fingerprint(Path(found)), **got)
     return got, pictures_verdict(got)
@@ -228,13 +258,19 @@ def eval_weights(name: str, n: int, seed: int, device,
     from ddpm_lit.systems.captioned import own_judge
     from ddpm_lit.train.fit import load_weights
     from ddpm_lit.train.run import find_weights
+
     found = find_weights(name)
     model, recipe = load_weights(found)
+
+    # own pictures have a measure of their own
     if recipe.spec.get('maker') == 'pictures':
         return eval_pictures(name, found, model.to(device), recipe, n, seed, options)
+
+    # a judge, where there is one, looks at more than samples
     judge = own_judge(model.to(device), recipe)
     if not judge:
         return eval_samples(name, found, model, recipe, n, seed, device, options)
+
     if any(options[k] for k in SAMPLED):
         raise click.UsageError(f'{recipe.name} draws nothing: leave out --label, --w, '
                                '--sampler and --steps.')

@@ -33,11 +33,13 @@ def compare_command(train, out, seconds, n, seed, as_json):
     of them for autoregressive pictures."""
     from ddpm_lit.baselines.compare import CONTENDERS, as_text, compare, read_cards
     from ddpm_lit.baselines.compare import train_all
+
     folder = Path(out or 'runs/compare') if out or train else None
     if train:
         with Bar(2*len(CONTENDERS), 'train') as bar:
             train_all(folder, dict(points=seconds, pictures=2*seconds), seed,
                       os.cpu_count() or 1, bar)
+
     with Bar(len(read_cards(folder)), 'judge') as bar:
         rows = compare(folder, n, n // 4, seed, bar)
     emit(as_json, rows, as_text(rows))
@@ -60,8 +62,10 @@ def parity_command(files, as_json):
     """Compare ours with outputs of the authors' code, kept in FILES. These hold small
     networks, inputs, and what the original authors' code made of them."""
     from ddpm_lit.interop.unet import parity
+
     rows = [row for file in files for row in parity(file)]
     emit(as_json, rows, '\n'.join(map(parity_row, rows)))
+
     if any(r['ok'] is False for r in rows):
         raise click.exceptions.Exit(1)
 
@@ -122,19 +126,25 @@ def bench_command(parts, peers, rounds, seconds, seeds, data, out, device, threa
     pictures are after equal seconds (hours)."""
     from ddpm_lit.interop.speed import PARTS, compare_arms, find_part
     from ddpm_lit.train.measure import machine
+
     device = start(device, threads or 1)
     found = dict(machine=machine(device))
+
+    # times; an unknown name is refused before any of them
     names = [p for p in parts or PARTS if p != 'quality']
     for p in names:
         find_part(p)
     if names:
         found['rows'] = timed(names, peers, rounds, device)
+
+    # quality
     if 'quality' in parts:
         from ddpm_lit.show import save_sheet
         with Bars() as bars:
             found['quality'], x = compare_arms(out, data, peers, seconds, seeds, device,
                                                bars)
         save_sheet(x.flatten(0, 1), Path(out)/'quality.png', x.shape[1], 1)
+
     arms = found.get('quality', dict(rows=[]))['rows']
     lines = [*map(time_row, found.get('rows', [])), *map(quality_row, arms)]
     emit(as_json, found, '\n'.join(lines))

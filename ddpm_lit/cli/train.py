@@ -14,10 +14,13 @@ from ..core.problem import Problem, identity, no_progress
 
 # %% ../../nbs/82_train.ipynb #own-pictures
 def plan_pictures(source: dict, own: dict, given: dict, resume: bool,
-                  init: bool | str, team, device):  # -> Recipe
+                  init: bool | str, team, device, tell):  # -> Recipe
     "A recipe for the pictures of a source; what was found and chosen is printed first."
-    from ddpm_lit.systems.own import plan_in_time, plan_source, read_source
+    from ddpm_lit.systems.own import (plan_in_time, plan_source, read_source,
+                                      remarks_on)
     from ddpm_lit.train.run import recipe_of
+
+    # the weights to start from, and the pictures
     if isinstance(init, str):
         recipe_of(init)  # before the pictures are read: are there such weights?
     with Bars() as bars:
@@ -28,10 +31,12 @@ def plan_pictures(source: dict, own: dict, given: dict, resume: bool,
     recipe = plan_source(found, source, init)
     if resume or not team.first:
         return recipe
-    for remark in found.remarks():
-        note(remark)
+
+    # what was found, and what fits into the time
+    for remark in remarks_on(found, source):
+        tell(remark)
     return plan_in_time(recipe, own['seconds'], given.get('steps'), given.get('batch'),
-                        device, note)
+                        device, tell)
 
 
 def save_sheet(x, path):  # [n c h w] or [n 2]
@@ -63,6 +68,7 @@ class Sides(click.ParamType):
         if len(parts) > 2 or not all(p.isdecimal() and 0 < int(p) <= 4096 for p in parts):
             self.fail(f'{value} is no size: give 32, or height x width, 48x64.',
                       param, ctx)
+
         return int(parts[0]) if len(parts) == 1 else [int(p) for p in parts]
 
 
@@ -190,6 +196,8 @@ def train_command(ctx, name, out, resume, init, ship, bits, channels_last, compi
     from ddpm_lit.systems.own import drawn_by, train_recipe, what_to_train, writer_for
     from ddpm_lit.train.fit import find_recipe
     from ddpm_lit.train.run import Stopped
+
+    # what was typed
     own = {k: options.pop(k) for k in OWN}
     check_own(own)
     init = True if init == 'shipped' else init or False
@@ -211,7 +219,8 @@ def train_command(ctx, name, out, resume, init, ship, bits, channels_last, compi
         if isinstance(what, str):
             recipe = find_recipe(what)
         else:
-            recipe = plan_pictures(what, own, options, resume, init, team, device)
+            recipe = plan_pictures(what, own, options, resume, init, team, device, tell)
+
         try:
             with Bars() as bars:
                 found = train_recipe(

@@ -7,8 +7,8 @@ __all__ = ['at_side', 'through', 'Residual', 'JudgeClassifier', 'judge_nats', 'k
            'drawings', 'small_judge', 'cached_emoji', 'all_drawings', 'question_groups', 'places', 'by_clip',
            'by_classifier', 'questions', 'panel', 'obeyed', 'together', 'closest', 'copy_line', 'with_nearest',
            'originality', 'expected_copies', 'features', 'drawings_of', 'shown_row', 'feature_rows', 'copy_row',
-           'weigh_emoji', 'emoji_report', 'filled', 'correct_attributes', 'of_others', 'attribute_rows', 'weigh_scenes',
-           'judge_classifier']
+           'weigh_emoji', 'emoji_report', 'quarter_features', 'held_drawings', 'quarter_distance', 'filled',
+           'correct_attributes', 'of_others', 'attribute_rows', 'weigh_scenes', 'judge_classifier']
 
 # %% ../../nbs/56_judges.ipynb #imports
 import copy
@@ -21,13 +21,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from .questions import STYLE_FORMS, some
 from .zero_shot import (
-    STYLE_FORMS, ZeroShotClassifier, class_vectors, ranks, row, share, some, table)
+    ZeroShotClassifier, class_vectors, ranks, row, share, table)
 from ..core.problem import Problem
 from ..core.level import Level
 from ..data.captions import (
     COLOURS, GROUNDS, PLACES, RELATIONS, SIZES, STYLES, Captioned, Emoji, Scene, Thing,
-    attributes, emoji, emoji_table, parse, poses, read, render, shifted)
+    all_but_held, attributes, emoji, emoji_table, parse, poses, read, render, shifted)
 from ..data.images import Batches, Images, square, to_bytes, to_unit
 from ..train.fit import JUDGES, Recipe, load_weights, register
 from ..train.measure import weigh
@@ -516,6 +517,36 @@ def emoji_report(found: dict) -> str:  # of weigh_emoji
     lines.append(f'closeness to the nearest training picture: median {painted:.2f}, of '
                  f'new drawings {new:.2f}; below {copies["line"]:.2f} is a near-copy')
     return '\n'.join(lines + [f'Note: {note}' for note in cloud['warnings']])
+
+# %% ../../nbs/56_judges.ipynb #quarters
+def quarter_features(x: Tensor, classifier: JudgeClassifier) -> Tensor:  # [n 3 64 64] -> [n d]
+    "Mean features of the four quarters of a picture, at full resolution. Eq. 56.12."
+    quarters = [q for half in x.chunk(2, 2) for q in half.chunk(2, 3)]
+    return torch.stack([classifier.features(q) for q in quarters]).mean(0)
+
+
+@functools.cache
+def held_drawings() -> Tensor:  # [n 3 64 64] uint8
+    "Drawings on which no generator was trained, at 64 pixels, in a random order."
+    every = emoji('all', 64)
+    trained = set(all_but_held(32).rows)
+    held = [i for i, r in enumerate(every.rows) if r not in trained]
+    return every.pixels[np.random.default_rng(0).permutation(held)]
+
+
+@torch.no_grad()
+def quarter_distance(
+    pictures: Tensor,  # [n 3 64 64] in [-1, 1], of emoji
+    classifier: JudgeClassifier | None = None,  # None: the one that ships with the book
+) -> dict:  # of `weigh`
+    "Pictures against half of the held drawings, and as `real` the other half. Eq. 56.12."
+    if pictures.shape[1:] != (3, 64, 64):
+        raise Problem(f'Quarters are compared at 64 pixels: give [n 3 64 64], not '
+                      f'{[*pictures.shape]}.')
+    net = classifier or load_weights('emoji-classifier')[0]
+    net = copy.deepcopy(net).cpu().eval()
+    return weigh(pictures.detach().float().cpu(), to_unit(held_drawings()),
+                 functools.partial(quarter_features, classifier=net))
 
 # %% ../../nbs/56_judges.ipynb #scenes
 def filled(scene: Scene, rng) -> Scene:

@@ -30,7 +30,7 @@ class Level:
     # a plain number will do
     log_snr: Tensor
 
-    def __post_init__(self):
+    def __post_init__(self):  # numbers become tensors; a frozen class is set so
         object.__setattr__(self, 'log_snr', _number(self.log_snr))
 
     @property

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['NO_MEMORY', 'HEAD_BYTES', 'SIGNATURE', 'printable', 'sentence', 'Problem', 'no_memory', 'needed', 'data_dir',
-           'open_input', 'read_text', 'check_tensors', 'place_of', 'unwritten', 'start_of', 'check_output',
+           'open_input', 'read_text', 'read_json', 'check_tensors', 'place_of', 'unwritten', 'start_of', 'check_output',
            'check_unnamed', 'replacing', 'half_written', 'end_with_parent', 'identity', 'no_progress']
 
 # %% ../../nbs/00_begin.ipynb #imports
 import contextlib
 import importlib
+import json
 import os
 import re
 import shutil
@@ -42,7 +43,8 @@ class Problem(ValueError):
 
 # %% ../../nbs/00_begin.ipynb #kinds
 NO_MEMORY = ('out of memory', "can't allocate memory",
-             'Storage size calculation overflowed')
+             'Storage size calculation overflowed',
+           'failed to map segment')  # of a library that is imported
 
 
 def no_memory(e: BaseException) -> bool:
@@ -119,6 +121,15 @@ def read_text(path, most: int = 16 << 20,  # bytes
         return raw.decode('utf-8', errors).replace('\r\n', '\n')
     except UnicodeDecodeError as e:
         raise Problem(f'{path} is no text in UTF-8 ({e}): give another file.') from e
+
+
+def read_json(path, cure: str):  # cure: what to do about a file that is not whole
+    "What a JSON file holds; all else is a `Problem`."
+    text = read_text(path)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as e:
+        raise Problem(f'{path} is not whole ({e}): {cure}.') from e
 
 
 # the longest list of tensors that is read; a published one is rarely 1 MB

@@ -133,7 +133,7 @@ def bits_per_dim(
         steps: int = 1000,  # T
         variance=fixed_small,  # of the steps
         draws: int | None = 16,  # n, network calls a picture; None: every step
-        last: LastStep = byte_nats,  # L_0
+        last_step: LastStep = byte_nats,  # L_0
         noise=torch.randn_like) -> Bits:
     "The variational bound of pictures, by n random steps each. Eq. 30.3 (DDPM eq. 5)."
     log_snr = chain_log_snr(levels, steps).to(x0.device)  # [T], the cleanest first
@@ -151,7 +151,7 @@ def bits_per_dim(
 
     # L_0 and L_T, exactly; L_0 comes first, since it refuses what is no picture
     x_1, p = noised_guess(denoiser, x0, at(0), noise)
-    decoder = to_bits(last(p, x, x_1, at(0), at(1))).flatten(1).mean(1)
+    decoder = to_bits(last_step(p, x, x_1, at(0), at(1))).flatten(1).mean(1)
     prior = to_bits(prior_nats(x, at(T - 1))).flatten(1).mean(1)
 
     # the steps between: in each run one step of each picture

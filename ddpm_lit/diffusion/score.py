@@ -94,7 +94,7 @@ SAMPLERS.add('langevin', langevin)
 
 # %% ../../nbs/31_score.ipynb #drift
 def drift(denoiser: Denoiser, x: Tensor, t: Level,
-          churn: float = 0.,  # c, 0: the probability flow, 1: the reverse equation
+          churn: float = 0.,  # chi, 0: the probability flow, 1: the reverse equation
           ) -> Tensor:  # [b ...]
     "The velocity per unit of log SNR, towards clean. Eq. 31.11 (Song 2021 eq. 6 and 13)."
     return .5*t.sigma**2*x - (1 + churn)/2*t.sigma*denoiser(x, t).eps

@@ -6,18 +6,17 @@
 __all__ = ['DTYPES', 'CALLS', 'PATTERNS', 'UNCLIP', 'WHOLE_UNCLIP', 'FILE_KINDS', 'DRAWS', 'NEW_ORDER', 'SCHEDULES', 'MISSING',
            'MEANS', 'HINTS', 'SCHEDULERS', 'KARLO_SCHEDULE', 'ACTS', 'Storage', 'Window', 'new_dict', 'new_window',
            'same_tensor', 'same_list', 'storage_of', 'weights_machine', 'cut', 'windows', 'model_part', 'numbers',
-           'cut_all', 'from_zip', 'from_stream', 'read_pickled', 'ArgumentProblem', 'is_unclip', 'file_in', 'read_json',
-           'from_shards', 'read_state', 'is_ours', 'FileKind', 'kind_of_file', 'other_kind', 'way_up_of',
-           'openai_sizes', 'check_side', 'denoiser_of', 'by_preset', 'of_this_size', 'from_openai', 'home_of',
-           'betas_in', 'schedule_of', 'diffusers_configs', 'check_diffusers', 'from_diffusers', 'open_denoiser',
-           'TextToImage', 'glide_sizes', 'glide_at', 'open_glide', 'unclip_config', 'check_block_counts', 'open_unclip',
-           'open_text_to_image', 'draw_captions', 'clip_options', 'clip_at', 'open_model', 'asks_unlabelled',
-           'draw_samples', 'is_folder_of_others', 'read_clip', 'save_official']
+           'cut_all', 'from_zip', 'from_stream', 'read_pickled', 'ArgumentProblem', 'is_unclip', 'file_in',
+           'read_configuration', 'from_shards', 'read_state', 'is_ours', 'FileKind', 'kind_of_file', 'other_kind',
+           'way_up_of', 'openai_sizes', 'check_side', 'denoiser_of', 'by_preset', 'of_this_size', 'from_openai',
+           'home_of', 'betas_in', 'schedule_of', 'diffusers_configs', 'check_diffusers', 'from_diffusers',
+           'open_denoiser', 'TextToImage', 'glide_sizes', 'glide_at', 'open_glide', 'unclip_config',
+           'check_block_counts', 'open_unclip', 'open_text_to_image', 'draw_captions', 'clip_options', 'clip_at',
+           'open_model', 'asks_unlabelled', 'draw_samples', 'is_folder_of_others', 'read_clip', 'save_official']
 
 # %% ../../nbs/79_checkpoints.ipynb #imports
 import contextlib
 import io
-import json
 import math
 import mmap
 import os
@@ -35,7 +34,7 @@ from ..clip.contrast import CLIP
 from ..clip.tokens import clip_tokenizer, glide_tokenizer
 from ..clip.zero_shot import ZeroShotClassifier
 from ..core.problem import (
-    Problem, check_tensors, data_dir, identity, no_progress, open_input, read_text)
+    Problem, check_tensors, data_dir, identity, no_progress, open_input, read_json)
 from ..core.denoiser import Model, Parameterization, from_eps, from_v, from_x0
 from ..core.unpickle import Named, SafeUnpickler
 from ..diffusion.schedule import DiscreteSchedule, cosine, linear
@@ -120,11 +119,15 @@ def storage_of(rows: dict[str, Storage],  # by key: all that have been mentioned
     "The row of numbers that a persistent id stands for."
     if type(about) is not tuple or not 5 <= len(about) <= 6:
         raise ValueError('it mentions numbers of an unknown kind')
+
+    # its parts are as PyTorch writes them
     kind, name, key, _, size = about[:5]
     known = isinstance(name, Named) and name.name in DTYPES
     plain = type(key) is str and type(size) is int
     if kind != 'storage' or not known or not plain or any(about[5:]):
         raise ValueError('it mentions numbers of an unknown kind')
+
+    # a row that is mentioned again is the same row
     return rows.setdefault(key, Storage(key, DTYPES[name.name], size))
 
 
@@ -137,6 +140,7 @@ def weights_machine(origin, rows: dict[str, Storage]) -> SafeUnpickler:
 # %% ../../nbs/79_checkpoints.ipynb #window
 def cut(w: Window, row: Tensor) -> Tensor:  # [size of the row] -> [shape of the window]
     "The tensor that a window shows. Eq. 79.1."
+    # o, m_k and s_k are natural numbers
     numbers = (w.offset, *w.shape, *w.stride)
     natural = all(type(n) is int and n >= 0 for n in numbers)
     if not natural or not len(w.shape) == len(w.stride) <= 64:
@@ -147,6 +151,7 @@ def cut(w: Window, row: Tensor) -> Tensor:  # [size of the row] -> [shape of the
     inside = 0 in w.shape or end < len(row)
     if math.prod(w.shape) > len(row) or not inside:
         raise ValueError('a tensor looks beyond its numbers')
+
     return row.as_strided(w.shape, w.stride, w.offset)
 
 # %% ../../nbs/79_checkpoints.ipynb #windows
@@ -155,19 +160,26 @@ def windows(value) -> dict[str, Window]:
     found = {}
     todo = [('', value)]
     seen = set()
+
     while todo:
         at, v = todo.pop()
         if len(at) > 500:
             raise ValueError('a name has no end')
+
+        # a tensor
         if isinstance(v, Window):
             if not isinstance(v.storage, Storage):
                 raise ValueError('a tensor looks at no row of numbers')
             found[at] = v
+
         if not isinstance(v, dict):
             continue
+
+        # a dictionary; one that contains itself would have no end
         if id(v) in seen:
             raise ValueError('a part of it occurs twice')
         seen.add(id(v))
+
         for k, inner in v.items():
             if isinstance(inner, (dict, Window)):
                 todo.append((f'{at}.{k}' if at else str(k), inner))
@@ -176,6 +188,7 @@ def windows(value) -> dict[str, Window]:
 
 def model_part(state: dict) -> dict:
     "The network's part of a checkpoint, its names without `state_dict.` and `module.`."
+    # a training keeps the network beside other things
     inner = {}
     for k, v in state.items():
         if k.startswith('state_dict.'):
@@ -187,7 +200,7 @@ def model_part(state: dict) -> dict:
         return {k.removeprefix('module.'): v for k, v in state.items()}
     return state
 
-
+# %% ../../nbs/79_checkpoints.ipynb #cut-all
 def numbers(raw: bytes, s: Storage) -> Tensor:  # [size]
     "A row from its bytes."
     if len(raw) != s.size*s.dtype.itemsize:
@@ -201,6 +214,7 @@ def cut_all(value,
             row: Callable[[Storage], Tensor]  # fetches the numbers
             ) -> dict[str, Tensor]:
     "The network's tensors; each row is fetched once."
+    # the tensors of the network, cut from their rows
     row = cache(row)
     seen = model_part(windows(value))
     found = {k: cut(w, row(w.storage)) for k, w in seen.items()}
@@ -215,10 +229,13 @@ def cut_all(value,
 def from_zip(path) -> dict[str, Tensor]:
     "The tensors of a zip archive: a state, or a network in TorchScript."
     with zipfile.ZipFile(path) as z:
+        # where the program and the rows are
         names = z.namelist()
         heads = [n.removesuffix('data.pkl') for n in names if n.endswith('/data.pkl')]
         (head,) = heads or ['']
-        program, order, data = f'{head}data.pkl', f'{head}byteorder', f'{head}data/'
+        program = f'{head}data.pkl'
+        order = f'{head}byteorder'
+        data = f'{head}data/'
 
         # no row is compressed, so no file unpacks to more than it holds
         needed = []
@@ -228,12 +245,15 @@ def from_zip(path) -> dict[str, Tensor]:
         if sum(i.file_size for i in needed) > Path(path).stat().st_size:
             raise Problem(f'{path} would unpack to more than it holds, as no file of '
                           'weights does: it was left packed, and is better deleted.')
+
+        # how they are packed, and the order of their bytes
         kinds = {i.compress_type for i in needed}
         if not kinds <= {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
             raise ValueError('it is packed in another way')
         if order in names and z.read(order) != b'little':
             raise ValueError('its bytes are in the other order')
 
+        # the program says which tensors there are, the rows hold their numbers
         value = weights_machine(path, {}).run(io.BytesIO(z.read(program)))
         return cut_all(value, lambda s: numbers(z.read(data + s.key), s))
 
@@ -243,9 +263,11 @@ def from_stream(path) -> dict[str, Tensor]:
     rows = {}  # that the programs mention
     where = {}  # each of them begins
     machine = weights_machine(path, rows)
+
     # mapped, no read goes further than the file, whatever length is forged
     with open_input(path) as file, mmap.mmap(file.fileno(), 0,
                                              access=mmap.ACCESS_READ) as f:
+        # a mark, a version, the writer's machine, the tensors, the keys of the rows
         magic, version, about, value, keys = (machine.run(f) for _ in range(5))
         if magic != 0x1950a86a20f9469cfc6c or not about['little_endian']:
             raise ValueError('its head is another')
@@ -260,6 +282,7 @@ def from_stream(path) -> dict[str, Tensor]:
                 raise ValueError('a row of numbers has another length than it says')
             f.seek(where[key] + n*rows[key].dtype.itemsize)
 
+        # their numbers, when a tensor asks for them
         def row(s):
             f.seek(where[s.key])
             return numbers(f.read(s.size*s.dtype.itemsize), s)
@@ -270,6 +293,7 @@ def from_stream(path) -> dict[str, Tensor]:
 def read_pickled(path) -> dict[str, Tensor]:
     "The tensors of a `.pt`, of any of three kinds. Nothing of it is run. Eq. 79.1."
     try:
+        # a zip archive begins with these two letters
         with open_input(path) as f:
             is_zip = f.read(2) == b'PK'
         return from_zip(path) if is_zip else from_stream(path)
@@ -278,6 +302,7 @@ def read_pickled(path) -> dict[str, Tensor]:
     except (ValueError, LookupError, TypeError, AttributeError, StopIteration,
             OverflowError, EOFError, OSError, RuntimeError, struct.error,
             zipfile.BadZipFile, zlib.error) as e:
+        # whatever a damaged file makes of its reader
         raise Problem(f'{path} is no whole file of weights '
                       f'({str(e) or type(e).__name__}): fetch it again, or get it as '
                       'safetensors.') from e
@@ -306,12 +331,15 @@ def file_in(path: Path) -> Path:
     "The one file of weights in a folder; of a pipeline, that of its U-Net."
     if (path/'unet').is_dir():
         path = path/'unet'
+
+    # the first pattern that matches counts, and it should match once
     for pattern in PATTERNS:
         found = []
         for p in sorted(path.glob(pattern)):
             other_version = re.search(r'\.(fp16|non_ema)\.', p.name)
             if not other_version:
                 found.append(p)
+
         if len(found) > 1:
             names = ', '.join(p.name for p in found)
             raise Problem(f'{path} holds {len(found)} files of weights, {names}: give '
@@ -319,24 +347,22 @@ def file_in(path: Path) -> Path:
         if found:
             return found[0]
 
+    # there are none: what is the folder instead?
     if is_unclip(path):
         raise ArgumentProblem(f'{path} holds a whole unCLIP, which draws from a '
                               'sentence: open it with open_text_to_image.',
                               'open_text_to_image')
+
     parts = sorted({p.parent.name for p in path.glob('*/config.json')})
     if parts:
         raise Problem(f'{path} holds no weights itself but several networks, '
                       f'{", ".join(parts)}: give the path of one of these folders.')
     raise Problem(f'{path} holds no weights: a .safetensors, .bin or .pt would be.')
 
-# %% ../../nbs/79_checkpoints.ipynb #read-state
-def read_json(path) -> dict:
-    "A configuration."
-    text = read_text(path)
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as e:
-        raise Problem(f'{path} is no whole configuration ({e}): fetch it again.') from e
+# %% ../../nbs/79_checkpoints.ipynb #shards
+def read_configuration(path) -> dict:
+    "Options by name, from a JSON file."
+    value = read_json(path, 'fetch it again')
     if not isinstance(value, dict):
         raise Problem(f'{path} is no configuration: it should be options by name.')
     return value
@@ -351,19 +377,23 @@ def from_shards(index: Path) -> dict[str, Tensor]:
             return False
         return not name.endswith('.index.json') and not (index.parent/name).is_dir()
 
-    names = read_json(index).get('weight_map', {})
+    # the index: the file that each tensor is in
+    names = read_configuration(index).get('weight_map', {})
     if not isinstance(names, dict) or not all(map(beside, names.values())):
         raise Problem(f'{index} is no index of files beside it: fetch it again.')
+
+    # the tensors of all files, which have to be those of the index
     state = {}
     for name in sorted({*names.values()}):
         state |= read_state(index.parent/name)
+
     for k in sorted(names.keys() ^ state.keys()):
         where = 'only in the index' if k in names else 'not in the index'
         raise Problem(f'{index} and the files beside it do not belong together: "{k}" is '
                       f'{where}.')
     return state
 
-
+# %% ../../nbs/79_checkpoints.ipynb #read-state
 def read_state(path) -> dict[str, Tensor]:  # a file, an index, or a folder with either
     "Published tensors by their official names. Nothing that a file holds is run."
     path = Path(path)
@@ -437,6 +467,7 @@ def kind_of_file(state, origin: str = 'This state') -> FileKind:  # a state, or 
     for sort in FILE_KINDS:
         if sort.mark in state:
             return sort
+
     raise Problem(f'{origin} is in no layout known here: it has none of '
                   f'{", ".join(s.mark for s in FILE_KINDS)}.')
 
@@ -446,7 +477,7 @@ def other_kind(origin: str, sort: FileKind, wanted: str) -> ArgumentProblem:
     how = sort.how.format(sort.opener)
     return ArgumentProblem(f'{origin} is {sort.what}, {wanted}: {how}.', sort.opener)
 
-# %% ../../nbs/79_checkpoints.ipynb #sizes
+# %% ../../nbs/79_checkpoints.ipynb #way-up
 def way_up_of(state: dict[str, Tensor]) -> tuple[int, bool, bool]:
     "How many levels; does a residual block double the picture? or a convolution?"
 
@@ -455,8 +486,11 @@ def way_up_of(state: dict[str, Tensor]) -> tuple[int, bool, bool]:
         name = re.compile(rf'output_blocks\.[0-9]+\.[12]\.{end}\.weight')
         return {k.split('.')[1] for k in state if name.fullmatch(k)}
 
+    # the blocks that double the picture with parameters of their own
     inside = blocks(r'in_layers\.0')
     conv = blocks('conv')
+
+    # there is one between any two levels
     if inside or conv:
         levels = len(inside or conv) + 1
     else:
@@ -465,7 +499,7 @@ def way_up_of(state: dict[str, Tensor]) -> tuple[int, bool, bool]:
         levels = max(down) + 2 - len(down)
     return levels, bool(inside), bool(conv)
 
-
+# %% ../../nbs/79_checkpoints.ipynb #sizes
 def openai_sizes(state: dict[str, Tensor], origin: str = 'This state') -> dict:
     "The official options that the shapes of OpenAI's networks determine. Eq. 79.2."
 
@@ -480,15 +514,21 @@ def openai_sizes(state: dict[str, Tensor], origin: str = 'This state') -> dict:
         if max(levels, n) > len(state):
             raise ValueError('the number of a block is too large')
 
+        # the channels of each level, from its first block
         base = state['time_embed.0.weight'].shape[1]
         first = [1 + level*n // levels for level in range(levels)]  # block of each level
         wide = [channels(i) for i in first]
+
+        # a level with attention has it in its first block too
         attention = []
         for level, i in enumerate(first):
             if f'input_blocks.{i}.1.qkv.weight' in state:
                 attention.append(2**level)
+
+        # sizes of single tensors
         labels = state.get('label_emb.weight')
         from_time = state['input_blocks.1.0.emb_layers.1.weight'].shape[0]
+
         return dict(
             in_channels=state['input_blocks.0.0.weight'].shape[1],
             out_channels=state['out.2.weight'].shape[0], model_channels=base,
@@ -522,6 +562,7 @@ def denoiser_of(net: UNet, side: int, S: DiscreteSchedule, name: str,
                 evaluations: int = 1000,
                 limit: float | None = 1.) -> tuple[Model, Recipe]:
     "A denoiser that is evaluated at its own timesteps, and a recipe to sample. Eq. 79.3."
+    # a denoiser predicts what it reads, and perhaps a variance
     c = net.channels_in
     out = net.last.out_channels
     if c == 6:
@@ -532,11 +573,16 @@ def denoiser_of(net: UNet, side: int, S: DiscreteSchedule, name: str,
         raise Problem(f'{name} reads {c} channels and predicts {out}: a denoiser '
                       f'predicts {c}, or {2*c} with a variance, so this is another '
                       'network.')
+
     check_side(name, side, net.factor)
+
+    # the network, evaluated at its own timesteps only (79.3)
     S = Stepped(S.betas)
     learned_variance = out == 2*c
     model = Model(net, means, timestep_input(S, stretch), learned_variance)
     model = model.eval().requires_grad_(False)
+
+    # and how to sample from it
     recipe = Recipe(name, lambda: model, None, (c, side, side), S, classes=net.classes,
                     limit=limit, sampler='ancestral', sample_steps=evaluations)
     return model, recipe
@@ -548,8 +594,12 @@ def by_preset(state: dict[str, Tensor], layout: str, p: Preset, name: str,
     if p.kind != 'denoiser' or not p.name.startswith(('ddpm', 'iddpm', 'adm')):
         raise ArgumentProblem(f'The preset {p.name} is no denoiser that draws by itself: '
                               'choose a ddpm, iddpm or adm.', 'preset')
+
+    # the order of its attention is known
     if not order:
         order = 'new' if p.name in NEW_ORDER else 'legacy'
+
+    # the network, and the schedule that it was trained with
     net = load_official(build_empty(p.build), state,
                         Layout(layout, legacy=order == 'legacy'), name)
     return denoiser_of(net, p.side, p.schedule, name, stretch=p.stretch,
@@ -588,10 +638,12 @@ def from_openai(state: dict[str, Tensor], name: str, order: str | None, heads: i
         raise ArgumentProblem(f'{name} does not say '
                               f'{", nor ".join(MISSING[k] for k in lacks)}: give what is '
                               f'in brackets{guess}.', *lacks, *['preset']*bool(near))
+
     if heads and head_width:
         raise ArgumentProblem('heads and head_width say the same: give one of them.',
                               'heads', 'head_width')
 
+    # the rest is in the shapes
     c = openai_sizes(state, name)
     c |= dict(num_heads=heads or 1, num_head_channels=head_width or -1,
               use_new_attention_order=order == 'new')
@@ -625,12 +677,17 @@ def schedule_of(config: dict, name: str) -> DiscreteSchedule:
     kind = config.get('beta_schedule', 'linear')
     T = config.get('num_train_timesteps', 1000)
     ends = config.get('beta_start', 1e-4), config.get('beta_end', .02)
+
     if config.get('rescale_betas_zero_snr'):
         raise Problem(f'{name} ends at a level without any signal '
                       '(rescale_betas_zero_snr), where no schedule of this book goes: '
                       'take weights that were trained without it.')
+
+    # each beta is listed
     if betas_in(config, T):
         return DiscreteSchedule(torch.tensor(betas_in(config, T), dtype=torch.float64))
+
+    # or a name says how they grow; of scaled_linear the roots grow evenly
     if config.get('trained_betas') is None and kind == 'linear':
         return linear(T, *ends)
     if config.get('trained_betas') is None and kind == 'scaled_linear':
@@ -638,11 +695,12 @@ def schedule_of(config: dict, name: str) -> DiscreteSchedule:
         return DiscreteSchedule(roots.square())
     if config.get('trained_betas') is None and kind == 'squaredcos_cap_v2':
         return cosine(T)
+
     found = 'trained betas' if config.get('trained_betas') else kind
     raise Problem(f'{name} has a schedule that is not built here, {found}: linear, '
                   'scaled_linear or squaredcos_cap_v2 would be.')
 
-# %% ../../nbs/79_checkpoints.ipynb #from-diffusers
+# %% ../../nbs/79_checkpoints.ipynb #diffusers-configs
 def diffusers_configs(path: Path, schedule: str | None) -> tuple[Path, Path | None]:
     "The configurations of a network and of its schedule, which lie beside it."
     home = home_of(path)
@@ -650,6 +708,8 @@ def diffusers_configs(path: Path, schedule: str | None) -> tuple[Path, Path | No
     places = [home/'scheduler_config.json',
               home.parent/'scheduler'/'scheduler_config.json']
     scheduler = next((p for p in places if p.is_file()), None)
+
+    # what is in neither has to be given
     if not about.is_file():
         raise ArgumentProblem(f'{path} says nothing of its heads and norms: give the '
                               'folder that holds its config.json, or preset if it is a '
@@ -666,21 +726,24 @@ def check_diffusers(path: Path, about: Path, c: dict, n: int, side):
     if c.get('_class_name', 'UNet2DModel') != 'UNet2DModel':
         raise Problem(f'{path} is a {c["_class_name"]}, and only UNet2DModel is opened '
                       'here: give the file of such a network.')
+
     if type(side) is not int or side < 1:
         raise ArgumentProblem(f'{path} does not say the side of its pictures: give side.',
                               'side')
+
+    # a depth beyond the number of tensors is not even begun
     depth = c.get('layers_per_block', 2)
     if not isinstance(depth, int) or depth > n:
         raise Problem(f'{about} has layers_per_block={depth!r}, and {path} holds {n} '
                       'tensors: they do not belong together.')
 
-
+# %% ../../nbs/79_checkpoints.ipynb #from-diffusers
 def from_diffusers(state: dict[str, Tensor], path: Path, schedule: str | None,
                    side: int | None) -> tuple[Model, Recipe]:
     "A denoiser in diffusers' layout, by the configurations beside it. Eq. 79.3."
     about, scheduler = diffusers_configs(path, schedule)
-    c = read_json(about)
-    s = read_json(scheduler) if scheduler else {}
+    c = read_configuration(about)
+    s = read_configuration(scheduler) if scheduler else {}
 
     # what they say, as far as it can be checked
     side = side or c.get('sample_size')
@@ -691,11 +754,13 @@ def from_diffusers(state: dict[str, Tensor], path: Path, schedule: str | None,
                       f'{" or ".join(MEANS)} is built here.')
     limit = s.get('clip_sample_range', 1.) if s.get('clip_sample', True) else None
 
+    # the network, its schedule, and the range of its predictions
     with described_by(about):
         net = build_empty(unet_diffusers, c)
     with described_by(scheduler):
         S = SCHEDULES[schedule]() if schedule else schedule_of(s, str(scheduler))
         limit = limit if limit is None else float(limit)
+
     net = load_official(net, state, net.layout, str(path))
     return denoiser_of(net, side, S, str(path), MEANS[kind], limit=limit)
 
@@ -712,17 +777,22 @@ def open_denoiser(path,  # a file, an index or a folder
     state = read_state(path)
     name = str(path)
     sort = kind_of_file(state, name)
+
+    # is it a denoiser, in the layout that was asked for?
     if sort.name not in DRAWS:
         raise other_kind(name, sort, 'which draws nothing by itself')
     if layout not in ('auto', sort.name):
         raise ArgumentProblem(f'{name} is {sort.what}, not in that of {layout}: leave '
                               'layout="auto".', 'layout')
 
+    # by the name of a published model, or
     if preset:
         if heads or head_width or schedule or side:
             raise ArgumentProblem('preset says heads, schedule and side: leave the other '
                                   'arguments out.', 'preset')
         return by_preset(state, sort.name, find_preset(preset), name, order)
+
+    # by shapes and arguments, or by the configuration beside it
     if sort.name == 'openai':
         return from_openai(state, name, order, heads, head_width, schedule, side)
     if order or heads or head_width:
@@ -746,6 +816,7 @@ def glide_sizes(state: dict[str, Tensor], origin: str = 'This state') -> dict:
     c = openai_sizes(state, origin)
     size, width = state['token_embedding.weight'].shape
     layers = {k.split('.')[2] for k in state if k.startswith('transformer.resblocks.')}
+
     return dict(
         model_channels=c['model_channels'], num_res_blocks=c['num_res_blocks'],
         channel_mult=tuple(c['channel_mult']),
@@ -772,6 +843,7 @@ def glide_at(path, kind: str, device=None) -> nn.Module:
     if sort.name != 'glide':
         raise ArgumentProblem(f'{name} is {sort.what}, and upsampler takes GLIDE\'s '
                               'model "upsample".', 'upsampler')
+
     with described_by(name):
         found = kind_of(state, name)
     if found != kind:
@@ -819,9 +891,13 @@ KARLO_SCHEDULE = dict(num_train_timesteps=1000, variance_type='fixed_small_log',
 
 def unclip_config(path: Path) -> dict:
     "The configurations in Karlo's folder, if its steps can be taken here."
-    config = {part: read_json(path/part/'config.json') for part in UNCLIP}
+    # what the files say of each part
+    config = {part: read_configuration(path/part/'config.json') for part in UNCLIP}
     for part in SCHEDULERS:
-        config[part] = KARLO_SCHEDULE | read_json(path/part/'scheduler_config.json')
+        own = read_configuration(path/part/'scheduler_config.json')
+        config[part] = KARLO_SCHEDULE | own
+
+    # what each part predicts and how it steps has to be as here
     for part, (means, variance) in SCHEDULERS.items():
         with described_by(path/part):
             only(config[part], prediction_type=[means], variance_type=[variance],
@@ -830,18 +906,21 @@ def unclip_config(path: Path) -> dict:
     for part in ('decoder_scheduler', 'super_res_scheduler'):
         only(config[part], clip_sample_range=[1.])
 
+    # each upsampler enlarges by a whole factor
     sides = [config[part].get('sample_size') for part in ('decoder', 'super_res_first')]
     whole = all(type(side) is int and 0 < side < 10_000 for side in sides)
     if not whole or sides[1] % sides[0]:
         raise Problem(f'{path} does not say the sides of its pictures: decoder and '
                       f'super_res_first have sample_size={sides}.')
+
+    # how far the prior's embedding may go
     limit = config['prior_scheduler']['clip_sample_range']
     if not (type(limit) in (int, float) and 0 < limit < 1e9):
         raise Problem(f'{path} does not say how far its prior may go: prior_scheduler '
                       f'has clip_sample_range={limit!r}.')
     return config
 
-# %% ../../nbs/79_checkpoints.ipynb #text-to-image-open
+# %% ../../nbs/79_checkpoints.ipynb #text-to-image-unclip
 def check_block_counts(path: Path, config: dict, n: int):
     "A network of more blocks than there are tensors, n, is not even begun."
     for part in UNCLIP:
@@ -858,10 +937,13 @@ def open_unclip(path, device=None) -> TextToImage:  # a folder
     "Karlo, from the folder of its parts. Eq. 77.7."
     path = Path(path)
     config = unclip_config(path)
+
+    # all tensors, each under the name of its part
     state = {}
     for part in UNCLIP:
         state |= {f'{part}.{k}': w for k, w in read_state(path/part).items()}
 
+    # the networks
     check_block_counts(path, config, len(state))
     try:
         with described_by(path):
@@ -869,9 +951,12 @@ def open_unclip(path, device=None) -> TextToImage:  # a folder
     except Problem as e:
         raise Problem(f'The parts in {path} and their configurations do not fit. '
                       f'{e}') from None
+
+    # on the device
     nets = {k: v for k, v in parts._asdict().items() if isinstance(v, nn.Module)}
     parts = parts._replace(**{k: net.to(device) for k, net in nets.items()})
 
+    # they read the vocabulary of CLIP
     words = clip_tokenizer()
     text = parts.text_encoder.text
     if (text.pieces.num_embeddings, len(text.places)) != (words.size, words.length):
@@ -888,7 +973,7 @@ def open_unclip(path, device=None) -> TextToImage:  # a folder
 
     return TextToImage(str(path), draw, 8., 25, lambda steps: 2*steps + 7)
 
-
+# %% ../../nbs/79_checkpoints.ipynb #text-to-image-open
 def open_text_to_image(path, upsampler=None,  # GLIDE's second file
                        side: int | None = None, device=None) -> TextToImage:
     "A published text-to-image model: GLIDE's files or Karlo's folder. Eq. 76.6, 77.7."
@@ -945,23 +1030,26 @@ def clip_options(path: Path) -> dict:  # of a file or a folder
     # open_clip's
     about = home/'open_clip_config.json'
     if about.is_file():
-        m = read_json(about).get('model_cfg', {})
+        m = read_configuration(about).get('model_cfg', {})
         image = m.get('vision_cfg', {})
         text = m.get('text_cfg', {})
+
         image_heads = None
         if isinstance(image.get('layers', 12), int):  # not a residual network
             image_heads = image.get('width', 768) // image.get('head_width', 64)
+
         act = 'quick_gelu' if m.get('quick_gelu') else 'gelu'
         return dict(text_heads=text.get('heads', 8), image_heads=image_heads,
                     act=ACTS[act])
 
     # transformers'
     about = home/'config.json'
-    c = read_json(about) if about.is_file() else {}
+    c = read_configuration(about) if about.is_file() else {}
     if 'vision_config' not in c:
         return {}
     image = c.get('vision_config') or {}
     text = c.get('text_config') or {}
+
     act = image.get('hidden_act', 'quick_gelu')
     if act not in ACTS:
         raise Problem(f'{about} has hidden_act={act!r}: {" or ".join(ACTS)} is built '
@@ -977,6 +1065,7 @@ def clip_at(path) -> CLIP:
     sort = kind_of_file(state, name)
     if sort.name != 'clip':
         raise other_kind(name, sort, 'and no CLIP')
+
     # a mask that some files carry along is the causal one
     state = {k: w for k, w in state.items() if not k.endswith('attn_mask')}
     with described_by(name):
@@ -997,12 +1086,14 @@ def open_model(
                           "`label='none'` and guidance by the network itself.")
         return model, recipe
 
+    # ours
     if is_foreign(name):
         raise Problem(f"{name} holds somebody else's weights: ask for `layout='auto'`.")
     model, recipe = load_weights(find_weights(name))
+
     if recipe.spec.get('system'):
-        raise Problem(f'{name} is conditioned on captions: ddpm_lit paint CAPTION '
-                      f'--weights {name}.')
+        raise Problem(f'{name} is conditioned on captions: draw from it by '
+                      '`trained_painter`.')
     return model, recipe
 
 # %% ../../nbs/79_checkpoints.ipynb #any-draw
@@ -1032,6 +1123,7 @@ def draw_samples(
     steer = steering(recipe, w, guidance_scale, guidance, classifier_scale)
     if bf16 is None:
         bf16 = wants_bf16(recipe, device, guidance, classifier_scale)
+
     drawn = sample_recipe(model.to(device), recipe, n, labels(recipe, n, label),
                           steer=steer, edit=in_bf16 if bf16 else identity, **how)
     return drawn, bf16
@@ -1049,10 +1141,13 @@ def is_folder_of_others(name: str) -> bool:
 
 def read_clip(weights: str) -> ZeroShotClassifier:  # as for `find_weights`, or a path
     "A CLIP ready for zero-shot classification: shipped, of a run, or somebody else's."
+    # somebody else's, by its path
     is_path = Path(weights).suffix or os.sep in weights or is_folder_of_others(weights)
     is_run = (Path(weights)/'run.json').exists()
     if is_path and Path(weights).exists() and not is_run and not is_ours(weights):
         return ZeroShotClassifier(clip_at(weights), official=True)
+
+    # ours, by a name or a path
     model, recipe = load_weights(find_weights(weights))
     if type(model) is not CLIP:
         raise Problem(f'{weights} is of the recipe {recipe.name}, which does not match '
@@ -1067,4 +1162,5 @@ def save_official(path, net: nn.Module,
     for k, w in to_official(net).items():
         own = dtype if dtype and w.is_floating_point() else w.dtype
         state[k] = w.to(own, copy=True)
+
     write_tensors(path, state)

@@ -330,7 +330,8 @@ def with_no_label(net: UNet) -> UNet:
 def as_unet2d(source: Source, label: str | int | None, fold: bool) -> tuple[UNet, int]:
     "A network that a UNet2DModel can be, and the side of its squares. Eq. 88.2, 88.3."
     model = check_denoiser(source, 'diffusers')
-    recipe, name = source.recipe, source.name
+    recipe = source.recipe
+    name = source.name
     net, factor = inner_net(copy.deepcopy(model.net))
     if not isinstance(net, UNet):
         raise Problem(f'{name} is of the class {type(net).__name__}, and a UNet2DModel '
@@ -850,7 +851,8 @@ def training_rows(source: Source) -> list[str]:
 
     machine = card.get('machine') or {}
     if machine.get('processor'):
-        device, version = machine.get('device', 'cpu'), machine.get('torch', 'unknown')
+        device = machine.get('device', 'cpu')
+        version = machine.get('torch', 'unknown')
         rows.append(f'- on: {device}, {machine["processor"]}, PyTorch {version}')
     for k, digest in (card.get('data') or {}).items():
         rows.append(f'- data: {k}, sha256 {digest}')
@@ -911,7 +913,7 @@ def published_spec(source: Source) -> dict:
     "How somebody else's denoiser is built, as a file of ours says it."
     model = check_denoiser(source, 'ddpm_lit')
     recipe = source.recipe
-    name = re.sub('[^A-Za-z0-9_-]+', '-', Path(source.name).resolve().stem)
+    name = re.sub('[^A-Za-z0-9_-]+', '-', Path(os.path.realpath(source.name)).stem)
     side = recipe.shape[1]
     return dict(maker='published', name=name, side=side,
                 unet=unet_config(model.net, side, source.name),
@@ -925,8 +927,7 @@ def open_published(path: str) -> tuple[nn.Module, Recipe]:
         model, recipe = open_denoiser(path)
     except ArgumentProblem as e:  # there are options for this where it is exported
         raise Problem(f'{path} does not say how it is built: write it as a file of ours '
-                      f'(ddpm_lit export {path} --to ddpm_lit says what it lacks), and '
-                      'begin with that.') from e
+                      '(`write_ours` says what it lacks), and begin with that.') from e
     return model, made(published_spec(Source(path, model, recipe, {}, True)))
 
 
@@ -935,7 +936,9 @@ def write_ours(source: Source, folder: Path) -> dict:
     if not source.theirs:
         raise Problem(f'{source.name} is a file of ours already: copy it.')
     spec = published_spec(source)
-    name, model, recipe = spec['name'], source.model, source.recipe
+    name = spec['name']
+    model = source.model
+    recipe = source.recipe
 
     path = folder/f'{name}.safetensors'
     command = f'ddpm_lit export {Path(source.name).name} --to ddpm_lit'

@@ -11,7 +11,6 @@ __all__ = ['DIFFUSERS_AUTOENCODER', 'DIALECTS', 'AUTOENCODER', 'STABLE_DIFFUSION
 
 # %% ../../nbs/78_latent_layouts.ipynb #imports
 import itertools
-import json
 import math
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 import torch
 from torch import Tensor, nn
-from ..core.problem import Problem, read_text
+from ..core.problem import Problem, read_json
 from .clip import NTH, NameTable, prefixed
 from .unclip import opened
 from .unet import (
@@ -133,10 +132,7 @@ def opened_with_config(source,  # a state, the path of a safetensors file, or a 
     folder = Path(source)
     beside = folder/'config.json'
     if config is None and beside.is_file():
-        try:
-            config = json.loads(read_text(beside))
-        except ValueError:
-            config = []
+        config = read_json(beside, 'fetch it again')
         if not isinstance(config, dict):
             raise Problem(f'{beside} is no configuration in JSON: fetch it again.')
     state, origin = opened(folder/'diffusion_pytorch_model.safetensors')
@@ -217,7 +213,8 @@ def build_autoencoder(c: dict) -> Autoencoder:
         if any(name != kind for name in c[k]):
             raise Problem(f'The option {k}={c[k]!r} is not built here: {kind!r} at every '
                           'level would be.')
-    widths, groups = c['block_out_channels'], c['norm_num_groups']
+    widths = c['block_out_channels']
+    groups = c['norm_num_groups']
     if type(groups) is not int or groups < 1 or any(width % groups for width in widths):
         raise Problem(f'{widths} channels do not split into {groups} groups: say how '
                       'many there are, as norm_num_groups.')

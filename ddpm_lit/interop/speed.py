@@ -73,6 +73,8 @@ def race(contenders: dict[str, Callable[[], object]], rounds: int = 7, warm: int
     "All take part in every round, in the opposite order in every other one. Eq. 73.1."
     if rounds < 1:
         raise Problem(f'A race of {rounds} rounds says nothing: ask for at least one.')
+
+    # an order that turns around favours nobody
     for i in range(-warm, rounds):
         order = 1 if i % 2 else -1
         for name in [*contenders][::order]:
@@ -95,6 +97,7 @@ def time_ratios(laps: list[tuple[int, str, Time]], first: str,
         ratio = []
         for lap, against in zip(own, took[first]):
             ratio.append(lap.counting(device)/against.counting(device))
+
         rows.append(dict(name=name,
                          cpu_seconds=statistics.median_low(lap.cpu for lap in own),
                          wall_seconds=statistics.median_low(lap.wall for lap in own),
@@ -102,7 +105,7 @@ def time_ratios(laps: list[tuple[int, str, Time]], first: str,
                          least=min(ratio), most=max(ratio)))
     return rows
 
-# %% ../../nbs/73_speed.ipynb #ledger
+# %% ../../nbs/73_speed.ipynb #bytes-moved
 class Entry(NamedTuple):
     "What one kind of operation has cost."
     calls: int = 0
@@ -131,7 +134,7 @@ def bytes_moved(func, given, made) -> int:  # bytes
         total += min(v.numel()*v.element_size(), v.untyped_storage().nbytes())
     return total
 
-
+# %% ../../nbs/73_speed.ipynb #ledger
 class Ledger(TorchDispatchMode):
     "`with Ledger() as ledger:` records every operation, backward pass too. Eq. 73.3."
 
@@ -316,6 +319,8 @@ def plain_worker(module: nn.Module, pictures: Pictures, loss: Callable[[Tensor],
         x = pictures(next(count)).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             value = loss(x)
+
+        # its gradient, of length 1 at most, and a step
         opt.zero_grad()
         value.backward()
         nn.utils.clip_grad_norm_(module.parameters(), 1.)
@@ -333,6 +338,7 @@ def diffusers_worker(config: dict, pictures: Pictures, bf16: bool = False,
     tools = peer('diffusers.training_utils')
     scheduling = peer('diffusers.optimization')
 
+    # the network, its levels, and how it learns, as the script of the guide sets them
     net = lib.UNet2DModel(**config).to(device)
     levels = lib.DDPMScheduler()
     opt = torch.optim.AdamW(net.parameters(), lr=1e-4)
@@ -340,6 +346,7 @@ def diffusers_worker(config: dict, pictures: Pictures, bf16: bool = False,
     warmup = min(500, steps // 10)
     rate = scheduling.get_cosine_schedule_with_warmup(opt, warmup, steps)
 
+    # the noise is predicted, at a timestep drawn for each picture
     def loss(x):
         eps = torch.randn_like(x)
         t = torch.randint(1000, (len(x),), device=device)
@@ -365,6 +372,7 @@ def ddpm_pytorch_worker(net: nn.Module, pictures: Pictures, bf16: bool = False,
     def loss(x):
         return whole((x + 1)/2)  # it takes images in [0, 1]
 
+    # the average draws; what it predicts is v
     levels = timestep_input(DiscreteSchedule(whole.betas.double().cpu()))
     model = Model(average.ema_model.model, from_v, levels)
     return plain_worker(whole, pictures, loss, opt, average.update, model, bf16)
@@ -393,19 +401,22 @@ def of_training(ours: Callable[[], nn.Module], config: dict,
     def ddpm_pytorch_step(bf16):
         return ddpm_pytorch_worker(rival(), pictures, bf16, side, device).once
 
+    # ours, in bfloat16 where the device has it, and in float32
     half = has_bf16(device)
     made: Makers = {'ours': our_step}
     if half:
         made['ours, float32'] = partial(our_step, False)
     if not peers:
         return made
+
+    # the others, in either
     for bf16 in (False, True) if half else (False,):
         word = ', bfloat16' if bf16 else ''
         made['diffusers' + word] = partial(diffusers_step, bf16)
         made['denoising-diffusion-pytorch' + word] = partial(ddpm_pytorch_step, bf16)
     return made
 
-# %% ../../nbs/73_speed.ipynb #of-drawing
+# %% ../../nbs/73_speed.ipynb #evaluations
 def our_evaluation(x: Tensor,  # [b 1 28 28]
                    t: Level, build: Callable[[], nn.Module],
                    half: bool) -> Callable[[], object]:
@@ -451,12 +462,14 @@ def ddpm_pytorch_evaluation(x: Tensor,  # [b 1 28 28]
 
     return once
 
-
+# %% ../../nbs/73_speed.ipynb #of-drawing
 def of_drawing(device: torch.device, peers: bool, batch: int = 64) -> Makers:
     "A network evaluation in sampling: the same small network, and those of the arms."
     x = torch.randn(batch, 1, 28, 28, device=device)
     t = Level(torch.tensor(0., dtype=torch.float64))
     half = has_bf16(device)
+
+    # ours: the same small network as theirs, and the one of the arms
     small = partial(our_evaluation, x, t, partial(unet_diffusers, SMALL))
     arm = partial(our_evaluation, x, t, partial(small_unet, 1, 0))
     made: Makers = {'ours': partial(small, half), 'ours, arm': partial(arm, half)}
@@ -477,10 +490,12 @@ def of_drawing(device: torch.device, peers: bool, batch: int = 64) -> Makers:
             made[name + ', bfloat16'] = partial(make, bf16=True)
     return made
 
-# %% ../../nbs/73_speed.ipynb #of-clip
+# %% ../../nbs/73_speed.ipynb #clip-step
 def clip_tokens(n: int, device: torch.device) -> Tensor:  # [n 32]
     "Texts of 9 to 16 tokens; the last one, 2047, marks the end."
     ends = 8 + torch.arange(n, device=device)[:, None] % 8
+
+    # counted from 1; behind the mark there are zeros
     place = torch.arange(32, device=device)
     tokens = torch.where(place < ends, 1 + (place*ends) % 2046, 0)
     return tokens.scatter(1, ends, 2047)
@@ -496,6 +511,7 @@ def clip_step(model: nn.Module,
     def once():
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
             found = pairs()
+
         value = loss(*(v.float() for v in found))
         opt.zero_grad()
         value.backward()
@@ -503,7 +519,7 @@ def clip_step(model: nn.Module,
 
     return once
 
-
+# %% ../../nbs/73_speed.ipynb #of-clip
 def of_clip(sizes: tuple,  # layers, width and patch of the image tower
             device: torch.device, peers: bool, n: int = 32) -> Makers:
     "A training step of CLIP: images of side 64, texts of 32 tokens, embeddings of 128."
@@ -530,6 +546,7 @@ def of_clip(sizes: tuple,  # layers, width and patch of the image tower
                                  image_size=64, **patches)
         text = m.CLIPTextCfg(context_length=32, vocab_size=2048, width=128, heads=2,
                              layers=3)
+
         loss = peer('open_clip.loss').ClipLoss()
         model = m.CLIP(128, vision, text, quick_gelu=True).to(device)
         return clip_step(model, partial(model, x, tokens), loss, half)
@@ -588,6 +605,8 @@ def held(part: str, name: str, peers: bool, device: str) -> float:  # MiB
     "What one run holds at its highest, beyond what was there before."
     d = torch.device(device)
     once = find_part(part)(d, peers)[name]()
+
+    # a GPU's memory is counted by PyTorch
     if d.type == 'cuda':
         torch.cuda.reset_peak_memory_stats(d)
         before = torch.cuda.memory_allocated(d)
@@ -600,6 +619,7 @@ def held(part: str, name: str, peers: bool, device: str) -> float:  # MiB
             line = next(line for line in status if line.startswith('VmHWM'))
         return int(line.split()[1])/2**10
 
+    # the processor's by the system
     before = most()
     once()
     return most() - before
@@ -624,9 +644,11 @@ def bench(parts: list[str], peers: bool = False, rounds: int = 7,
     "Time these parts, one after the other, each with all its contenders in turns."
     all_makers = {part: find_part(part)(device, peers) for part in parts}
     total = sum((rounds + 1)*len(makers) for makers in all_makers.values())
+
     done = 0
     rows = []
     for part, makers in all_makers.items():
+        # all that do this part, in turns
         torch.manual_seed(0)
         contenders = {name: make() for name, make in makers.items()}
         laps = []
@@ -634,6 +656,8 @@ def bench(parts: list[str], peers: bool = False, rounds: int = 7,
             laps.append(lap)
             done += 1
             yield done, total, rows
+
+        # their ratios, and the memory of each
         for row in time_ratios(laps, 'ours', device):
             mib = peak_memory(part, row['name'], peers, device)
             rows.append(dict(part=part, **row, mib=mib))
@@ -649,6 +673,7 @@ def rehearse(start: Callable[[int], Worker], device: torch.device,
         began = timers(device)
         worker.once()
         took.append(timers(device).since(began).counting(device))
+
     return statistics.median(took[3:])
 
 
@@ -658,6 +683,8 @@ def train_for(start: Callable[[int], Worker], seconds: float,
     "The number of steps that fits into so many seconds, fixed beforehand. Eq. 73.6."
     # a learning rate that falls to 0 at the last step has to know which step is the last
     steps = max(1, round(seconds/rehearse(start, device)))
+
+    # and begins anew
     worker = start(steps)
     began = timers(device)
     for i in range(steps):
@@ -673,6 +700,7 @@ def draw_pictures(model: Model, n: int, evaluations: int, shape: tuple[int, ...]
     noise = torch.randn(n, *shape, generator=torch.Generator().manual_seed(seed))
     device = next(model.parameters(), noise).device
 
+    # clipped to the range of pictures, a part of them at a time
     denoiser = in_bf16(clamp_x0(model.eval().given()))
     levels = karras(evaluations, .01)
     made = []
@@ -744,6 +772,7 @@ def quality(name: str, images: Images,
     run = train_for(lambda steps: ARMS[name](images, steps, seed), seconds, device)
     for i, steps, worker, spent in run:
         yield round(80*i/steps), 100, None
+
     parameters = sum(p.numel() for p in worker.model.parameters())
     row = dict(arm=name, seed=seed, parameters=parameters, steps=steps,
                seconds=round(spent, 1), n=n, frechet={})
@@ -757,12 +786,13 @@ def quality(name: str, images: Images,
     row['pictures'] = to_bytes(x[:keep]).flatten().tolist()
     yield 100, 100, row
 
-# %% ../../nbs/73_speed.ipynb #compare-arms
+# %% ../../nbs/73_speed.ipynb #train-arms
 def stored_arms(out: Path, about: dict) -> dict:  # (arm, seed) -> row
     "The arms that a folder holds already; a `Problem` if they are of other data."
     kept = out/'quality.json'
     if not kept.exists():
         return {}
+
     old = read_settings(kept, about=dict, rows=list)
     if old['about'] != about:
         raise Problem(f'{out} holds arms of {old["about"]}, not of {about}: give another '
@@ -777,17 +807,21 @@ def train_arms(out: Path, about: dict, arms: list[str], images: Images, real: Te
     rows = stored_arms(out, about)
     wanted = [(arm, seed) for seed in range(seeds) for arm in arms]
     todo = [k for k in wanted if k not in rows]
+
     for i, (arm, seed) in enumerate(todo):
+        # only the first seed draws with 5 evaluations too
         evaluations = (10, 20) if seed else (5, 10, 20)
         for done, of, row in quality(arm, images, real, features, about['seconds'], seed,
                                      evaluations=evaluations):
             progress(f'{arm}, seed {seed}, {i + 1} of {len(todo)}', done, of)
+
+        # written at once, so that an end loses one arm at most
         rows[arm, seed] = row
         with replacing(out/'quality.json') as p:
             p.write_text(json.dumps(dict(about=about, rows=[*rows.values()])))
     return [rows[k] for k in wanted]
 
-
+# %% ../../nbs/73_speed.ipynb #compare-arms
 def compare_arms(
     out,                          # the folder of quality.json
     data: str = 'fashion-mnist',  # or 'mnist'
@@ -801,6 +835,7 @@ def compare_arms(
     out = Path(out)
     images, test = load_images(data), load_images(data, 'test')
     about = dict(data=data, seconds=seconds)
+
     if images.pixels.shape[1:] != (1, 28, 28):
         raise Problem(f'The arms are built for grey pictures of 28 x 28, not for {data}: '
                       'choose fashion-mnist or mnist.')
@@ -817,6 +852,7 @@ def compare_arms(
     # their pictures, and how far real ones are from real ones
     first = [torch.tensor(r['pictures']).reshape(-1, 1, 28, 28)/127.5 - 1
              for r in rows if r['seed'] == 0]
+
     n = rows[0]['n']
     found = dict(**about, reader=accuracy(reader, test),
                  real=frechet_distance(real[:n], real[n:]),

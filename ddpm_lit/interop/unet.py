@@ -57,6 +57,8 @@ def read_fixture(path) -> Fixture:
     tensors = read_tensors(path)
     with safe_open(path, 'pt') as f:
         meta = f.metadata() or {}
+
+    # its metadata: whose outputs, and of which network
     try:
         origin = meta['origin']
         texts = {'texts': json.loads(meta['texts'])} if 'texts' in meta else {}
@@ -117,7 +119,8 @@ def place_diffusers(net: UNet, side: str, n: int, part: str) -> str:
     level, i = divmod(n, net.depth + 1)
     room = f'{side}_blocks.{level}'
     if side == 'middle':
-        room, i = 'mid_block', n
+        room = 'mid_block'
+        i = n
     if part == 'resample':
         return f'{room}.{side}samplers.0'
     return f'{room}.{dict(res="resnets", attn="attentions")[part]}.{i}'
@@ -128,8 +131,12 @@ def official_keys(net: UNet, key: str, layout: str) -> list[str]:
     side, n, part, leaf, end = OURS.fullmatch(key).groups()
     if side is None:
         return [f'{NAMES[layout][leaf]}.{end}']
+
+    # the block that it belongs to
     find = dict(openai=place_openai, diffusers=place_diffusers)[layout]
     place = find(net, side, int(n), part)
+
+    # the layer in it
     if part == 'attn':
         leaf = f'attn.{leaf}'
     elif leaf == 'conv':
@@ -197,9 +204,12 @@ def load_official(net: UNet, state: dict[str, Tensor], layout: Layout,
                   origin: str = 'This state') -> UNet:
     "Fill a network from an official state; a `Problem` names a key that does not fit."
     theirs = to_official(net, layout)
+
+    # the same keys, the same shapes, numbers that are finite
     for k in sorted(theirs.keys() ^ state.keys()):
         verb = 'lacks' if k in theirs else 'should not have'
         raise Problem(f'{origin} belongs to another network: it {verb} "{k}".')
+
     for k, v in theirs.items():
         if v.shape != state[k].shape:
             raise Problem(f'{origin} belongs to another network: "{k}" is '
@@ -207,6 +217,7 @@ def load_official(net: UNet, state: dict[str, Tensor], layout: Layout,
         if not state[k].is_meta and not state[k].double().isfinite().all():
             raise Problem(f'{origin} is damaged: "{k}" holds numbers that are not '
                           'finite; fetch it again.')
+
     net.load_state_dict({key: layout.read(net, key, state) for key in net.state_dict()})
     net.layout = layout
     return net
@@ -261,6 +272,8 @@ def unet_openai(
     "The `UNet` of a configuration of improved-diffusion or guided-diffusion."
     c = options(config, OPENAI, 'image_size small_size use_checkpoint use_fp16')
     only(c, dims=[2])
+
+    # attention and residual blocks as the options say
     levels = [i for i in range(len(c['channel_mult']))
               if 2**i in c['attention_resolutions']]
     block = partial(ResBlock, scale_shift=c['use_scale_shift_norm'], dropout=c['dropout'])
@@ -274,13 +287,18 @@ def unet_openai(
         size = dict(down=Downsample, up=Upsample)
     else:
         size = dict(down=lambda *_: Resample(halve), up=lambda *_: Resample(double))
+
+    # the network
     net = UNet(pictures*c['in_channels'], c['out_channels'], c['model_channels'],
                c['channel_mult'], c['num_res_blocks'], levels,
                classes=c['num_classes'] or 0, block=block, attn=attn, **size)
+
+    # on the way up the heads may be others
     if wide is None and c['num_heads_upsample'] != -1:
         for step in net.up:
             if step.attn is not None:
                 step.attn.heads = c['num_heads_upsample']
+
     net.layout = Layout('openai', legacy=not c['use_new_attention_order'])
     return net
 
@@ -341,9 +359,11 @@ def resizers(c: dict, block) -> tuple:  # block: a factory of residual blocks; -
         for k in kinds[:-1]:
             by_type = k.startswith('Attn') and attention_type == 'resnet'
             ways.add(k.startswith('Resnet') or by_type)
+
         if len(ways) > 1:
             raise Problem('Levels that change the size in different ways are not built '
                           'here: choose one way for all.')
+
         if ways == {True}:
             return inside(block)
         return dict(down=partial(Downsample, corner=c['downsample_padding'] == 0),
@@ -369,17 +389,22 @@ def unet_diffusers(config: dict) -> UNet:
     "The `UNet` that a configuration of diffusers' UNet2DModel describes."
     c = options_diffusers(config)
     wide = c['block_out_channels']
+
+    # residual blocks and attention
     levels = [i for i, k in enumerate(c['down_block_types']) if k.startswith('Attn')]
     default = c['resnet_time_scale_shift'] == 'default'
     norm = partial(nn.GroupNorm, c['norm_num_groups'], eps=c['norm_eps'])
     block = partial(ResBlock, norm=norm, dropout=c['dropout'],
                     scale_shift=c['resnet_time_scale_shift'] == 'scale_shift')
     attn = partial(Attention, head_width=c['attention_head_dim'], norm=norm)
+
+    # the embedding of the time
     time = partial(TimeEmbedding, sin_first=not c['flip_sin_to_cos'],
                    slowest=c['freq_shift'] == 1)
     if c['time_embedding_type'] == 'learned':
         time = partial(TimeRows, steps=c['num_train_timesteps'])
 
+    # the network
     down, up = resizers(c, block)
     net = UNet(c['in_channels'], c['out_channels'], wide[0],
                [Fraction(w, wide[0]) for w in wide], c['layers_per_block'], levels,
@@ -392,6 +417,7 @@ def unet_diffusers(config: dict) -> UNet:
         net.middle[0].attn.norm = nn.Identity()
         if groups:
             net.middle[0].attn.norm = nn.GroupNorm(groups, wide[-1], c['norm_eps'])
+
     net.layout = Layout('diffusers')
     return net
 
@@ -452,7 +478,7 @@ KINDS.add('openai', Kind(r'(guided|improved)-diffusion (UNet|SuperRes)Model\b',
                          run_openai))
 KINDS.add('diffusers', Kind(r'diffusers UNet2DModel\b', run_diffusers))
 
-# %% ../../nbs/71_unet_layouts.ipynb #parity
+# %% ../../nbs/71_unet_layouts.ipynb #relative-error
 def relative_error(a: Tensor, b: Tensor) -> float:
     "The largest difference, against the largest of b. Eq. 71.2."
     if a.shape != b.shape:
@@ -476,7 +502,7 @@ def described_by(about, verdict: str = 'describes nothing that can be built'):
         raise Problem(f'{about} {verdict} ({str(e) or type(e).__name__}): fetch it '
                       'again.') from e
 
-
+# %% ../../nbs/71_unet_layouts.ipynb #parity
 def nothing_computed(f: Fixture, dtype: torch.dtype) -> dict[str, Tensor]:
     "What is known of fixtures of an unknown kind."
     return {}
@@ -500,20 +526,25 @@ def parity(
     if not f.outputs:
         raise Problem(f'{f.name} holds no output to compare with, a tensor out.NAME: '
                       'give a file that does.')
+
     kind = kind_of_fixture(f.origin)
     error = kind.error or relative_error
 
     # in float64 and in float32
     with described_by(f.name, 'does not fit together'):
         ours = [kind.run(f, dtype) for dtype in (torch.float64, torch.float32)]
+
+    # the errors of each output against the kind's tolerances
     rows = []
     for name, theirs in f.outputs.items():
         if name.endswith('_f32') and name.removesuffix('_f32') in f.outputs:
             continue
+
         try:
             errors = [error(o[name], theirs) if name in o else None for o in ours]
         except Problem as e:
             raise Problem(f'Output "{name}" of {f.name} does not compare. {e}') from e
+
         ok = None
         if None not in errors:
             ok = all(e <= most for e, most in zip(errors, kind.tolerance))
@@ -562,11 +593,14 @@ def classifier_openai(config: dict) -> Encoder:
     if c['num_res_blocks'] not in range(1, 100):
         raise Problem('A classifier with num_res_blocks='
                       f'{c["num_res_blocks"]!r:.20} is not built here: choose 1 to 99.')
+
+    # attention, residual blocks, and the heads of its end
     levels = [i for i in range(len(c['channel_mult']))
               if 2**i in c['attention_resolutions']]
     wide = c['num_head_channels']
     heads = int(c['channel_mult'][-1]*c['model_channels']) // wide
     block = partial(ResBlock, scale_shift=c['use_scale_shift_norm'], dropout=c['dropout'])
+
     net = Encoder(c['in_channels'], c['out_channels'], c['image_size'],
                   c['model_channels'], c['channel_mult'], c['num_res_blocks'], levels,
                   heads, block=block, attn=partial(Attention, head_width=wide))
@@ -585,7 +619,8 @@ def run_classifier(f: Fixture, dtype: torch.dtype) -> dict[str, Tensor]:
     log_match = NoisyClassifier(net, level_input=lambda t: t.log_snr).given(y)
     level = Level(t.double())
     with torch.no_grad():
-        logits, log_prob = net(x, t), log_match(x, level)
+        logits = net(x, t)
+        log_prob = log_match(x, level)
     return dict(logits=logits, log_prob=log_prob, grad=gradient(log_match, x, level))
 
 

@@ -6,12 +6,14 @@
 __all__ = ['PATIENCE', 'RUNS', 'GATHERED_LOSSES', 'BLOCKS', 'STATE', 'H100', 'ENGINES', 'Team', 'total', 'lost_peer',
            'reports_first', 'release_group', 'join_group', 'SumOverProcesses', 'SharedNorm', 'share_norms',
            'GatheredContrastive', 'gathered', 'contrastive_gathered', 'LossModule', 'DataParallelRun', 'WholeState',
-           'replicate_scalars', 'ShardedRun', 'checkpoint_activations', 'ring_volume', 'ring_seconds', 'sharded_volume',
-           'ActivationMemory', 'memory', 'Device', 'step_seconds', 'plan']
+           'replicate_scalars', 'Rows', 'rows_here', 'wanted_rows', 'read_rows', 'ShardedRun', 'checkpoint_activations',
+           'ring_volume', 'ring_seconds', 'sharded_volume', 'ActivationMemory', 'memory', 'Device', 'step_seconds',
+           'plan']
 
 # %% ../../nbs/72_distributed.ipynb #imports
 import contextlib
 import gc
+import math
 import os
 import shutil
 import signal
@@ -21,13 +23,14 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Callable, Iterator
+from typing import Callable, Iterator, NamedTuple
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from ..clip.contrast import clip_loss, slopes_in_chunks, sums_in_chunks
-from ..core.problem import Problem
+from ..core.problem import Problem, check_tensors
 from ..core.level import Level
 from ..diffusion.forward import q_sample
 from ..diffusion.loss import Loss
@@ -35,7 +38,7 @@ from ..clip.guidance import noised_clip_loss
 from ..nets.transformer import Block
 from ..nets.unet import Attention, ResBlock
 from .presets import Preset
-from ..train.fit import Training
+from ..train.fit import Training, write_tensors
 from ..train import run as single
 
 # %% ../../nbs/72_distributed.ipynb #team
@@ -148,6 +151,7 @@ def join_group(device: torch.device) -> Iterator[tuple[Team, torch.device]]:
         if device.index is None:
             device = torch.device('cuda', local)
         torch.cuda.set_device(device)
+
     backend = 'cpu:gloo,cuda:nccl' if device.type == 'cuda' else 'gloo'
     try:
         dist.init_process_group(backend, timeout=PATIENCE)
@@ -239,7 +243,8 @@ class GatheredContrastive(torch.autograd.Function):
         column = highest + total(part*(most - highest).exp(), team).log()
 
         ctx.save_for_backward(z_image, z_text, every, scale, row, column)
-        ctx.rows, ctx.team = rows, team
+        ctx.rows = rows
+        ctx.team = team
         return (row + team.shard(column))/2 - scale*torch.linalg.vecdot(z_image, z_text)
 
     @staticmethod
@@ -361,13 +366,84 @@ def replicate_scalars(model: nn.Module, team: Team) -> set[nn.Parameter]:
     for m in model.modules():
         single = {k: p for k, p in m.named_parameters(recurse=False) if p.ndim == 0}
         for k, p in single.items():
+            # a copy on each device
             mesh = init_device_mesh(p.device.type, (team.size,))
             number = distribute_tensor(p.data, mesh, [Replicate()])
             m._parameters[k] = nn.Parameter(number, p.requires_grad)
             held.add(m._parameters[k])
+
+            # a class of its own, where the name gives the number as seen
             names = {k: property(partial(seen, k=k))}
             m.__class__ = type(type(m).__name__, (type(m),), names)
     return held
+
+# %% ../../nbs/72_distributed.ipynb #rows
+class Rows(NamedTuple):
+    "What of a tensor lies in this process."
+    tensor: Tensor
+    first: int = 0  # its first row
+    of: int | None = None  # so many there are in all; None: all processes hold the whole
+
+
+def rows_here(v: Tensor, team: Team) -> Rows:
+    "This process's rows of a tensor, as `chunk` cuts it; the whole, where it is not cut."
+    v = v.detach()
+    if not hasattr(v, 'to_local'):
+        return Rows(v)
+    local = v.to_local()
+    if not v.placements[0].is_shard():
+        return Rows(local)
+    each = math.ceil(len(v)/team.size)
+    return Rows(local, min(len(v), team.rank*each), len(v))
+
+
+def wanted_rows(files: list, key: str, own: Rows) -> Tensor:  # files: open, in order
+    "What this process needs of a tensor whose rows lie in several files."
+    slices = [f.get_slice(key) for f in files]
+    if own.of is None:
+        part, = slices
+        return part[...]
+
+    # each file that holds some of them gives these
+    last = own.first + len(own.tensor)
+    found, start = [], 0
+    for part in slices:
+        n = part.get_shape()[0]
+        a, b = max(own.first, start) - start, min(last, start + n) - start
+        if a < b:
+            found.append(part[a:b])
+        start += n
+    if start != own.of:
+        raise ValueError(f'"{key}" has {start} rows, not {own.of}')
+    return torch.cat(found) if found else slices[0][:0]
+
+
+def read_rows(folder: Path, own: dict[str, Rows]) -> tuple[dict[str, Tensor], str]:
+    "This process's part of a state that several wrote, and the run that it is of."
+    paths = sorted(folder.glob('*.safetensors'), key=lambda p: (len(p.name), p.name))
+    for path in paths:
+        check_tensors(path)
+    try:
+        with contextlib.ExitStack() as stack:
+            files = [stack.enter_context(safe_open(p, 'pt')) for p in paths]
+            said = [f.metadata() or {} for f in files]
+            about = [dict(run=said[0].get('run', ''), part=f'{i} of {len(files)}')
+                     for i in range(len(files))]
+            if not files or about != said:
+                raise ValueError('a part is missing or of another run')
+
+            keys = [{*f.keys()} for f in files]
+            names = set().union(*keys)
+            state = {k: wanted_rows([f for f, has in zip(files, keys) if k in has], k,
+                                    own[k])
+                     for k in own.keys() & names}
+    except (SafetensorError, ValueError, OSError, LookupError, RuntimeError,
+            TypeError) as e:
+        raise Problem(f'{folder} belongs to another model or is not whole ({e}): start '
+                      'another run with another `out`.') from e
+    # what it should not have is named by `check_same`
+    extra = {k: torch.empty(0) for k in names - own.keys()}
+    return state | extra, said[0]['run']
 
 # %% ../../nbs/72_distributed.ipynb #sharded
 class ShardedRun(DataParallelRun):
@@ -378,6 +454,7 @@ class ShardedRun(DataParallelRun):
         except ImportError as e:
             raise Problem(f'This PyTorch ({torch.__version__}) cannot spread a model: '
                           'get 2.7 or newer, or leave `shard` out.') from e
+
         # rows are cut, so they must lie in order
         for p in model.parameters():
             p.data = p.data.contiguous()
@@ -391,6 +468,7 @@ class ShardedRun(DataParallelRun):
                         fully_shard(part)
             elif isinstance(m, BLOCKS):
                 fully_shard(m)
+
         # the model is placed after its average, so this is the model's step
         self.whole = fully_shard(LossModule(model), ignored_params=single)
         return model
@@ -405,9 +483,9 @@ class ShardedRun(DataParallelRun):
             whole[k] = v.full_tensor() if hasattr(v, 'full_tensor') else v
         return WholeState({k: v.cpu() for k, v in whole.items()})
 
-    def states(self, path):
+    def states(self, path, before=''):
         "The folders state-STEP, and no others whose names begin alike."
-        start = f'{Path(path).stem}-'
+        start = f'{before}{Path(path).stem}-'
         found = Path(path).parent.glob(f'{start}*')
         return [p for p in found if p.name.removeprefix(start).isdecimal() and p.is_dir()]
 
@@ -416,17 +494,30 @@ class ShardedRun(DataParallelRun):
                    default=None)
 
     def save(self, path):
-        from torch.distributed import checkpoint as dcp
         path = Path(path)
         done = path.with_name(f'{path.stem}-{self.step}')
         beside = path.with_name(f'.{path.stem}-{self.step}')
         if done.exists():
             return
 
-        # all write into a hidden folder, which then gets its name in one move
+        # what was killed while it wrote has left a hidden folder
         if self.team.first:
+            for p in self.states(path, '.'):
+                shutil.rmtree(p)
+        self.team.maximum(0)
+
+        # all write into such a folder, which then gets its name in one move
+        held = {k: rows_here(v, self.team) for k, v in self.state().items()}
+        own = {k: rows.tensor for k, rows in held.items()
+               if self.team.first or rows.of is not None}
+        part = f'{self.team.rank} of {self.team.size}'
+        try:
+            write_tensors(beside/f'{self.team.rank}.safetensors', own, run=self.run,
+                          part=part)
+            self.team.maximum(0)
+        except BaseException:
             shutil.rmtree(beside, ignore_errors=True)
-        dcp.save(self.state(), checkpoint_id=beside)
+            raise
         if self.team.first:
             old = self.states(path)
             beside.rename(done)
@@ -435,15 +526,9 @@ class ShardedRun(DataParallelRun):
         self.team.maximum(0)  # nobody goes on before that
 
     def load(self, path):
-        from torch.distributed import checkpoint as dcp
-        state = self.state()
-        try:
-            dcp.load(state, checkpoint_id=path)
-        except dcp.api.CheckpointException as e:
-            raise Problem(f'{path} belongs to another model or is not whole: start '
-                          'another run with another `out`.') from e
-        self.step = int(state['step'])
-        return self
+        held = {k: rows_here(v, self.team) for k, v in self.state().items()}
+        state, run = read_rows(Path(path), held)
+        return self.take({k: rows.tensor for k, rows in held.items()}, state, run, path)
 
 # %% ../../nbs/72_distributed.ipynb #recompute
 def checkpoint_activations(model: nn.Module) -> nn.Module:

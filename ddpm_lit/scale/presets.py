@@ -14,7 +14,6 @@ __all__ = ['PRESETS', 'DDPM_PAPER', 'DDPM_CODE', 'IDDPM_PAPER', 'IDDPM_CODE', 'A
            'as_text', 'Stepped', 'half_life', 'pictures_for', 'paper_recipe']
 
 # %% ../../nbs/70_presets.ipynb #imports
-import difflib
 import math
 import re
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from typing import Callable, Sequence
 import torch
 from torch import Tensor, nn
 from ..clip.contrast import OFFICIAL, TextTower, VisionTower, official_clip
-from ..core.problem import Problem, identity
+from ..core.problem import identity
 from ..core.registry import Registry
 from ..core.denoiser import Model, from_eps
 from ..core.level import Level
@@ -173,7 +172,8 @@ def count_unet(
 
     total, trail, side = count_down(side, base, mults, depth, at, two, inside,
                                     channels_in)
-    e, c = 4*base, trail[-1]
+    e = 4*base
+    c = trail[-1]
     total += count_table(classes, e)
 
     # the middle
@@ -338,13 +338,7 @@ def add(preset: Preset):
 
 def find_preset(name: str) -> Preset:
     "The preset of that name."
-    if name in PRESETS:
-        return PRESETS[name]
-    near = difflib.get_close_matches(name.lower(), PRESETS, 3, .5)
-    hint = f'there are {", ".join(PRESETS)}.'
-    if near:
-        hint = f'did you mean {" or ".join(near)}?'
-    raise Problem(f'There is no preset "{name}": {hint}')
+    return PRESETS.find(name)
 
 # %% ../../nbs/70_presets.ipynb #ddpm
 DDPM_PAPER = 'Ho, Jain & Abbeel 2020, Denoising diffusion probabilistic models'

@@ -228,6 +228,8 @@ def check_tuning(name: str, kind: Tunable, pictures: Captioned, rank: int | None
                       f'{side} x {side}, so read them with `side={side}`.')
     if len(pictures) < 2:
         raise Problem('One picture is no set of pictures: give two or more.')
+
+    # and what is trained
     if whole and rank is not None:
         raise Problem('An adapter has a rank, and a whole model has none: give `rank` or '
                       '`whole`, not both.')
@@ -306,7 +308,7 @@ def about_tuning(recipe: Recipe, seconds: float) -> str:  # seconds of a step
     more = f' and {len(words) - 6} more' if len(words) > 6 else ''
     return f'{said}\nWords that it has never seen: {", ".join(words[:6])}{more}.'
 
-# %% ../../nbs/69_captioned.ipynb #open
+# %% ../../nbs/69_captioned.ipynb #own-painter
 def trained_painter(model: nn.Module, recipe: Recipe) -> System:
     "The system that paints all captions with this model in the place of its own weights."
     name = recipe.spec['system']
@@ -331,6 +333,8 @@ def paint_by_words(paint: Callable, model: nn.Module, words: set[str], request: 
             found[share] = paint(request, part, **how)
         finally:
             scale_adapter(model, 1.)
+
+    # of each picture the one that its caption asks for
     if len(shares) == 1:
         return found[shares[0]]
     rows = {size: [found[float(share)][size][i] for i, share in enumerate(new)]
@@ -346,7 +350,7 @@ def own_painter(model: nn.Module, recipe: Recipe) -> System:
         return system
     return replace(system, paint=partial(paint_by_words, system.paint, model, words))
 
-
+# %% ../../nbs/69_captioned.ipynb #open
 def open_painter(weights: str,
                  device: str | torch.device = 'cpu') -> tuple[System, Recipe]:
     "The system that paints with weights of yours, by their path, their run or its name."
@@ -385,6 +389,7 @@ def tuning_found(system: str, found: Folder, source: dict, **options) -> Recipe:
             cure = 'put them into folders that say what they show'
         raise Problem(f'None of the {len(found)} pictures in {source["folder"]} '
                       f'has a caption: write NAME.txt beside NAME.png, or {cure}.')
+
     kept = {k: v for k, v in options.items() if v is not None}
     pictures = found.captioned(source.get('bad') or 'skip')
     kept = source | kept | dict(pictures=len(pictures)) | remembered(found)

@@ -15,8 +15,9 @@ from typing import Callable, Sequence
 import torch
 from torch import Tensor, nn
 from ..clip.guidance import noised_clip_loss, small_noised_clip
+from ..clip.questions import caption_of
 from ..clip.tokens import caption_tokenizer
-from ..clip.zero_shot import caption_of, words as split_words
+from ..clip.zero_shot import words as split_words
 from ..core.denoiser import Model, Parameterization, from_eps, from_v, level_time
 from ..core.level import Level
 from ..core.problem import Problem, identity

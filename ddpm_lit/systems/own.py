@@ -6,14 +6,16 @@
 __all__ = ['NETWORKS', 'READING', 'SAME', 'OWN', 'LEARNING', 'KEPT', 'network_for', 'is_whole', 'check_shape', 'check_options',
            'unet', 'check_network', 'try_network', 'AugmentedUNet', 'PictureModel', 'pictures', 'MovedBatches', 'plan',
            'batch_at', 'looks_for', 'rehearse', 'recipe_for_time', 'memory_taken', 'duration_text', 'expectation',
-           'about', 'continued', 'is_other_network', 'small', 'nearness', 'copy_meter', 'held_out', 'remembered',
-           'differences', 'read_source', 'source_beside', 'picture_features', 'weigh_pictures', 'pictures_verdict',
-           'few_samples', 'previews', 'logged', 'OfflineWandb', 'writer_for', 'OwnSystem', 'plan_found', 'about_found',
-           'spelled', 'check_learned', 'source_of', 'what_to_train', 'system_of', 'drawn_by', 'plan_source',
-           'plan_in_time', 'watched', 'take_steps', 'used_by', 'train_recipe']
+           'about', 'check_made', 'check_begins', 'continued', 'is_other_network', 'planned_as', 'small', 'nearness',
+           'copy_meter', 'held_out', 'remembered', 'differences', 'read_source', 'source_beside', 'picture_features',
+           'weigh_pictures', 'pictures_verdict', 'few_samples', 'previews', 'logged', 'OfflineWandb', 'writer_for',
+           'OwnSystem', 'plan_found', 'about_found', 'spelled', 'check_learned', 'source_of', 'what_to_train',
+           'system_of', 'drawn_by', 'plan_source', 'remarks_on', 'plan_in_time', 'watched', 'take_steps', 'used_by',
+           'train_recipe']
 
 # %% ../../nbs/58_own.ipynb #imports
 import contextlib
+import os
 import shlex
 import sys
 from dataclasses import dataclass, replace
@@ -32,7 +34,7 @@ from ..data.images import Batches, Images, to_bytes, to_unit
 from ..nets.unet import small_unet
 from .evaluate import in_columns, labels, measured, sample_recipe
 from ..train.fit import (
-    MAKERS, Recipe, Training, fit, load_weights, made)
+    MAKERS, RECIPES, Recipe, Training, fit, load_weights, made)
 from ..train.measure import weigh
 from ..train.run import (
     RESERVED, Run, Team, alone, folder_of_weights, found_start, go, open_run,
@@ -313,6 +315,7 @@ def expectation(
 def about(recipe: Recipe, n: int, seconds: float) -> str:  # n pictures, seconds of a step
     "What will be trained and how long it takes, for the terminal."
     parameters = sum(p.numel() for p in recipe.build().parameters())
+    size = f'{parameters/1e6:.1f} million' if parameters >= 1e5 else f'{parameters:,}'
     c, h, w = recipe.shape
     colour = 'in colour' if c == 3 else 'grey'
     moved = ', mirrored and shifted by chance' if recipe.spec.get('augment') else ''
@@ -321,31 +324,48 @@ def about(recipe: Recipe, n: int, seconds: float) -> str:  # n pictures, seconds
     kind = 'A U-Net' if net == 'unet' else f'The network "{net}"'
     result = expectation(n, recipe.steps*recipe.batch, seconds/recipe.batch)
     return (f'{n} pictures of {h} x {w}, {colour}{moved}{classes}. '
-            f'{kind} with {parameters/1e6:.1f} million parameters, '
+            f'{kind} with {size} parameters, '
             f'{recipe.steps} steps of {recipe.batch} pictures: '
             f'about {duration_text(recipe.steps*seconds)} here. {result}')
 
 # %% ../../nbs/58_own.ipynb #continued
-def continued(recipe: Recipe, path) -> Recipe:  # recipe: a plan without `augment`
-    "The plan for one's own pictures, with the network and the schedule of a file."
-    theirs = recipe_of(str(path))
+def check_made(theirs: Recipe, path):
+    "A `Problem` unless a file of weights says how their network is made."
     if not theirs.spec:
         raise Problem(f'{path} is of the recipe {theirs.name}, which has pictures of its '
                       'own: train it by its name.')
+
+
+def check_begins(recipe: Recipe, theirs: Recipe, path):
+    "A `Problem` unless weights of one recipe can begin a training by another."
+    check_made(theirs, path)
     if theirs.shape != recipe.shape:
         raise Problem(f'{path} draws {[*theirs.shape]} and the pictures are '
                       f'{[*recipe.shape]}: read them at that size, with `side`.')
     if theirs.classes != recipe.classes:
         raise Problem(f'{path} knows {theirs.classes} classes and the pictures have '
                       f'{recipe.classes}: give as many with `labels`, or leave it out.')
+
+
+def continued(recipe: Recipe, path) -> Recipe:  # recipe: a plan without `augment`
+    "The plan for one's own pictures, with the network and the schedule of a file."
+    theirs = recipe_of(str(path))
+    check_begins(recipe, theirs, path)
     spec = theirs.spec | dict(name=recipe.name)
     return replace(made(spec), batches=recipe.batches, batch=recipe.batch,
                    steps=recipe.steps, source=recipe.source)
 
 
-def is_other_network(path) -> bool:
-    "Does a file hold a network of another kind than those planned here?"
-    return recipe_of(str(path)).spec.get('maker', 'pictures') != 'pictures'
+def is_other_network(theirs: Recipe) -> bool:
+    "Is it a network of another kind than those planned here?"
+    return theirs.spec.get('maker') != 'pictures'
+
+
+def planned_as(theirs: Recipe, source: dict) -> dict:
+    "A source, with what it leaves open of the network as in another plan."
+    planned = ('augment', 'base', 'net')
+    chosen = {k: theirs.spec[k] for k in planned if k in theirs.spec}
+    return source | {k: v for k, v in chosen.items() if source.get(k) is None}
 
 # %% ../../nbs/58_own.ipynb #copies
 def small(
@@ -433,6 +453,11 @@ def read_source(
     given.setdefault('side', given.pop('frame', None))
     if isinstance(given['side'], list):  # as JSON keeps a pair
         given['side'] = tuple(given['side'])
+
+    # before large pictures are made of small ones: is there a network for these?
+    if given['side'] is not None:
+        side = given['side']
+        check_shape(1, [*side] if isinstance(side, tuple) else [side, side])
     found = read_folder(source['folder'], progress=progress, **given)
     if source.get('digest') not in (None, found.digest):
         names = [row.name for row in found.rows]
@@ -656,7 +681,8 @@ def source_of(data: str,                # a folder, a .tar or a .parquet
               resume: bool = False,     # does a run go on there?
               **options) -> dict:       # `system`, READING, LEARNING; None: not given
     "Where own pictures are, and how they are to be read and learned."
-    stem = Path(data).resolve().stem
+    whole = os.path.realpath(data)
+    stem = Path(whole).stem
     typed = ''.join(c if c.isalnum() or c in '-_' else '-' for c in stem)
     # weights are not called as the other files of a run are (29)
     name = f'{typed}-pictures' if typed.lower() in RESERVED else typed or 'pictures'
@@ -674,7 +700,7 @@ def source_of(data: str,                # a folder, a .tar or a .parquet
     side = OWN.find(system).side
     read = {k: v for k, v in given.items() if k in KEPT}
     chosen = {k: v for k, v in given.items() if k in ('system', *READING, *LEARNING)}
-    return dict(folder=str(Path(data).resolve()), name=name, system=system,
+    return dict(folder=whole, name=name, system=system,
                 **(dict(side=side) if side else {}) | read,
                 options=f'--data {typed} {spelled(chosen)}'.strip())
 
@@ -689,6 +715,9 @@ def what_to_train(
     "The name of a recipe or a source of pictures: as given, or of a run that goes on."
     if name and data:
         raise Problem('A recipe has its own data: give either a NAME or `data`.')
+    if name and os.path.exists(name) and RECIPES.look(name) is None:
+        raise Problem(f'{name} is a path and no recipe: name pictures of yours with '
+                      '`data`.')
     if name:
         return name
     if data:
@@ -724,10 +753,40 @@ def plan_source(found: Folder, source: dict,  # of `read_source`, of `what_to_tr
                 init: bool | str = False) -> Recipe:  # as for `open_run`
     "A recipe by the system of a source, for the pictures that were found there."
     system = system_of(source)
+
+    # weights that it begins with bring their network
     from_file = system.reads == 'labels' and isinstance(init, str)
-    if from_file and is_other_network(init):
-        source = source | dict(network=str(Path(found_start(init)).resolve()))
-    return system.plan(found, source, **{k: source.get(k) for k in system.options})
+    theirs = recipe_of(init) if from_file else None
+    if theirs:
+        check_made(theirs, init)
+    if theirs and is_other_network(theirs):
+        source = source | dict(network=os.path.realpath(found_start(init)))
+    elif theirs:
+        source = planned_as(theirs, source)
+
+    recipe = system.plan(found, source, **{k: source.get(k) for k in system.options})
+    if theirs:
+        check_begins(recipe, theirs, init)
+    return recipe
+
+
+def remarks_on(found: Folder, source: dict) -> list[str]:
+    "What was found, and which of it the system of a source will not learn."
+    said = found.remarks()
+    reads = system_of(source).reads
+    if reads == 'labels' and any(found.captions):
+        said.append("Captions are not learned here: `system='latent'` learns them, and "
+                    'so do glide and clip.')
+
+    # folders that nobody has called classes
+    names = [row.name for row in found.rows]
+    folders = {name.split('/')[0] for name in names if '/' in name}
+    below = all('/' in name for name in names) and os.path.isfile(
+        os.path.join(source['folder'], names[0]))
+    if reads == 'labels' and found.label is None and below and len(folders) > 1:
+        said.append(f"They lie in {len(folders):,} folders: `labels='folders'` makes "
+                    'these classes.')
+    return said
 
 
 def plan_in_time(

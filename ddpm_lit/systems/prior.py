@@ -392,8 +392,11 @@ class PriorAR(nn.Module):
         "The cost of each number of the code, given those before it. Eq. 62.11."
         code = self.code(z_image)
         mask, past = self.read(z_text, words, mask)
+
+        # each number after the fit and the numbers before it
         row = self.row(self.code.dot(z_image, z_text), code[:, :-1])
         mask = F.pad(mask, (0, self.code.k), value=True)
+
         h, _ = extend_row(self.transformer, row, mask, past)
         return F.cross_entropy(self.logits(h, z_text).mT, code, reduction='none')
 
@@ -414,6 +417,7 @@ class PriorAR(nn.Module):
             half = self.code.buckets // 2
             dot = half + ((self.code.buckets - half)*chance(z_text[:, 0])).long()
 
+        # p(next number | caption, fit, numbers so far), a number at a time
         mask, past = self.read(z_text, words, mask)
         code = dot[:, None][:, :0]
         for j in range(self.code.k):

@@ -126,7 +126,8 @@ def small_upsampler(detail: float,
                     wrap: Callable[[nn.Module], nn.Module] = identity,
                     more: int = 0) -> Upsampler:  # channels to read beyond x and low
     "An upsampler for our pictures and captions. Eq. 61.6."
-    base, width = 32, 64
+    base = 32
+    width = 64
     net = small_unet(6 + more, 0, base, (1, 2), unshuffle=2, learn_variance=True,
                      channels_out=3, tokens=width)
     words = caption_tokenizer()

@@ -130,15 +130,18 @@ class Training:
         "Write the whole state."
         write_tensors(path, self.state(), **(dict(run=self.run) if self.run else {}))
 
-    @torch.no_grad()
     def load(self, path) -> 'Training':
         "Go on where `save` was called; a file that does not fit changes nothing."
-        own = self.state()
         state = read_tensors(path)
-
-        # it has to be of this run
         with safe_open(path, 'pt') as f:
             run = (f.metadata() or {}).get('run', '')
+        return self.take(self.state(), state, run, path)
+
+    @torch.no_grad()
+    def take(self, own: dict[str, Tensor],  # the live tensors
+             state: dict[str, Tensor], run: str, path) -> 'Training':
+        "Copy a saved state into the live tensors, if it is of this run and whole."
+        # it has to be of this run
         if self.run and run not in (self.run, *self.earlier):
             raise Problem(f'{path} is the state of another run, with other settings or '
                           'other data: bring back its own, or start anew.')

@@ -29,8 +29,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 import ddpm_lit
 from ddpm_lit.core.problem import (
-    Problem, check_tensors, data_dir, half_written, identity, no_progress, read_text,
-    replacing)
+    Problem, check_tensors, data_dir, half_written, identity, no_progress, read_json,
+    read_text, replacing)
 from ..core.registry import Registry
 from .fit import (
     RECIPES, Progress, Recipe, Training, card_in, find_recipe, fit, has_bf16,
@@ -114,12 +114,7 @@ def thin(lines: list, n: int = 50) -> list:
 # %% ../../nbs/29_run.ipynb #settings
 def read_settings(path, **kinds) -> dict:  # kinds: of what must be there
     "What a JSON file says, by name: the settings that a run began with, or a card."
-    text = read_text(path)
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as e:
-        raise Problem(f'{path} is not whole ({e}): start another run with another '
-                      '`out`.') from e
+    found = read_json(path, 'start another run with another `out`')
     named = isinstance(found, dict)
     if not named or not all(isinstance(found.get(k), kind) for k, kind in kinds.items()):
         raise Problem(f'{path} does not say what it should ({", ".join(kinds)}): start '
@@ -413,12 +408,22 @@ def no_weights(name: str) -> Problem:
                        'them, or, if the repository has them, clone it and set '
                        'DDPM_LIT_DATA to its folder data.')
 
-    # a name that is spelled alike, or all there are
+    # a path
+    if os.path.exists(name):
+        folder = os.path.isdir(name)
+        what = 'is a folder without run.json' if folder else 'holds no weights'
+        return Problem(f'{name} {what}: give the folder of a run, or a .safetensors '
+                       'file.')
+    if len(Path(name).parts) > 1:
+        return Problem(f'There is no {name}: check the path, or train it.')
+
+    # a name that is spelled alike, or all but the parts of systems: those have a hyphen
     stems = [p.stem for p in sorted(weights.glob('*.safetensors'))]
     near = get_close_matches(name, stems, 1)
     if near:
         return Problem(f'There are no weights "{name}": did you mean {near[0]}?')
-    shipped = ', '.join(stem for stem in stems if stem in RECIPES.names())
+    shipped = ', '.join(stem for stem in stems
+                        if stem in RECIPES.names() and '-' not in stem)
     choose = f'choose {shipped}, or ' if shipped else ''
     return Problem(f'There are no weights "{name}", neither shipped nor in runs/{name}: '
                    f'{choose}train them first, or give the path of a .safetensors '
@@ -434,7 +439,11 @@ def find_weights(name: str) -> str:
     note = os.path.join(name, 'run.json')
     if os.path.isfile(note):
         made_by = read_settings(note, recipe=str)['recipe']
-        return str(Path(name)/f'{made_by}.safetensors')
+        weights = Path(name)/f'{made_by}.safetensors'
+        if not weights.exists():
+            raise Problem(f'The run in {name} has no weights yet: go on with '
+                          f'ddpm_lit train --resume --out {name}.')
+        return str(weights)
 
     # a shipped name; the module that is imported may bring a shorter one
     RECIPES.look(name)
@@ -543,10 +552,20 @@ def restore(run: Run):
     kept = run.training.kept(run.out/'state.safetensors')
     if kept:
         run.training.load(kept)
+    elif run.weights.exists():
+        raise Problem(f'{run.weights} would be replaced by weights of no training, since '
+                      'the state of this run is gone: bring that back, or start another '
+                      'run with another `out`.')
     taken = run.training.step
     if taken > run.settings['steps']:
         raise Problem(f'The run in {run.out} has taken {taken} steps already: ask for '
                       'more.')
+
+    # of a run that has ended a new rate would change the card alone
+    before = read_settings(run.out/'run.json')['lr']
+    if taken == run.settings['steps'] and run.settings['lr'] != before:
+        raise Problem(f'The run in {run.out} has taken all its {taken} steps: a new `lr` '
+                      'needs more `steps`.')
 
 # %% ../../nbs/29_run.ipynb #open-run-whole
 def open_run(
@@ -677,7 +696,7 @@ def seconds_a_step(
 
 def steps_that_fit(seconds: float, each: float, least: int = 10) -> int:
     "How many steps of `each` seconds fit into a time; `least` where that is too short."
-    return max(least, int(seconds/each))
+    return max(least, int(min(seconds/each, 1e9)))
 
 
 def a_fast_one(times: list[float]) -> float:
