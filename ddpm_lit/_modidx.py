@@ -539,6 +539,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                        'ddpm_lit.core.problem.no_memory': ('begin.html#no_memory', 'ddpm_lit/core/problem.py'),
                                        'ddpm_lit.core.problem.no_progress': ('begin.html#no_progress', 'ddpm_lit/core/problem.py'),
                                        'ddpm_lit.core.problem.open_input': ('begin.html#open_input', 'ddpm_lit/core/problem.py'),
+                                       'ddpm_lit.core.problem.package_of': ('begin.html#package_of', 'ddpm_lit/core/problem.py'),
                                        'ddpm_lit.core.problem.place_of': ('begin.html#place_of', 'ddpm_lit/core/problem.py'),
                                        'ddpm_lit.core.problem.printable': ('begin.html#printable', 'ddpm_lit/core/problem.py'),
                                        'ddpm_lit.core.problem.read_json': ('begin.html#read_json', 'ddpm_lit/core/problem.py'),
@@ -2692,5 +2693,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                     'ddpm_lit.train.run.seconds_a_step': ('run.html#seconds_a_step', 'ddpm_lit/train/run.py'),
                                     'ddpm_lit.train.run.starting_model': ('run.html#starting_model', 'ddpm_lit/train/run.py'),
                                     'ddpm_lit.train.run.steps_that_fit': ('run.html#steps_that_fit', 'ddpm_lit/train/run.py'),
+                                    'ddpm_lit.train.run.stopping_signals': ('run.html#stopping_signals', 'ddpm_lit/train/run.py'),
                                     'ddpm_lit.train.run.thin': ('run.html#thin', 'ddpm_lit/train/run.py'),
                                     'ddpm_lit.train.run.write_weights': ('run.html#write_weights', 'ddpm_lit/train/run.py')}}}

@@ -2525,7 +2525,7 @@ CHANGED = dict(complex=methodcaller('to', torch.complex64), bytes=methodcaller('
                float8=methodcaller('to', torch.float8_e4m3fn), huge=lambda w: w.float()*1e37,
                zero=methodcaller('mul', 0), flat=methodcaller('reshape', -1),
                single=lambda w: w.reshape(-1)[0], none=lambda w: w.reshape(-1)[:0],
-               axis=lambda w: w[None], longer=lambda w: torch.cat([w, w]),
+               axis=lambda w: w[None], longer=lambda w: torch.atleast_1d(w).repeat_interleave(2, 0),
                nan=methodcaller('mul', math.nan), infinite=methodcaller('div', 0))
 
 

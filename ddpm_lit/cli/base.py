@@ -26,7 +26,7 @@ from typing import Callable
 import click
 import ddpm_lit
 from ..core.problem import (
-    Problem, check_output, check_unnamed, no_memory, printable, sentence)
+    Problem, check_output, check_unnamed, no_memory, package_of, printable, sentence)
 
 # %% ../../nbs/80_command.ipynb #lazy
 COMMANDS = dict(  # name -> (module, what it does), in the order of the help
@@ -242,13 +242,12 @@ def our_mistake(e: BaseException) -> tuple[str, int]:
 def broken_package(e: BaseException) -> str | None:  # None: that is not the reason
     "The package that is there and cannot be imported, where this error is due to one."
     from traceback import walk_tb
-    names = [frame.f_globals.get('__name__', '') for frame, _ in walk_tb(e.__traceback__)
-             if frame.f_code.co_name == '<module>']
-    if isinstance(e, ImportError):
-        names.append(e.name or '')
-    foreign = [name.split('.')[0] for name in names
+    names = [e.name or ''] if isinstance(e, ImportError) else []
+    names += [frame.f_globals.get('__name__', '') for frame, _ in walk_tb(e.__traceback__)
+              if frame.f_code.co_name == '<module>']
+    foreign = [name for name in names
                if name and not name.startswith(('ddpm_lit', '__main__'))]
-    return foreign[0] if foreign else None
+    return package_of(foreign[-1]) if foreign else None  # the innermost
 
 
 def failure(e: BaseException) -> tuple[str, int]:  # a sentence, an exit code
@@ -271,8 +270,9 @@ def failure(e: BaseException) -> tuple[str, int]:  # a sentence, an exit code
     # what this machine lacks or does not allow
     whole_package = isinstance(e, ModuleNotFoundError) and e.name and '.' not in e.name
     if whole_package:
-        return (f'this needs the package {e.name}, which is not installed: '
-                f'pip install {e.name}.'), 1
+        package = package_of(e.name)
+        return (f'this needs the package {package}, which is not installed: '
+                f'pip install {package}.'), 1
     if no_memory(e):
         return ('there is not enough memory: ask for a smaller --batch, --n or --side, '
                 'or free some.'), 1

@@ -519,7 +519,8 @@ def emoji_report(found: dict) -> str:  # of weigh_emoji
     return '\n'.join(lines + [f'Note: {note}' for note in cloud['warnings']])
 
 # %% ../../nbs/56_judges.ipynb #quarters
-def quarter_features(x: Tensor, classifier: JudgeClassifier) -> Tensor:  # [n 3 64 64] -> [n d]
+def quarter_features(x: Tensor,  # [n 3 64 64]
+                     classifier: JudgeClassifier) -> Tensor:  # [n d]
     "Mean features of the four quarters of a picture, at full resolution. Eq. 56.12."
     quarters = [q for half in x.chunk(2, 2) for q in half.chunk(2, 3)]
     return torch.stack([classifier.features(q) for q in quarters]).mean(0)

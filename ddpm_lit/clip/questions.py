@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from .contrast import CLIP, unit
-from ddpm_lit.clip.zero_shot import (
-    TEMPLATES, LinearCLIP, ZeroShotClassifier, class_vectors, colours, fit_probe, ranks,
-    retrieval, row, words)
+from .zero_shot import (
+    TEMPLATES, LinearCLIP, ZeroShotClassifier, class_vectors, colours,
+    fit_probe, ranks, retrieval, row, words)
 from ..data.captions import (
     COLOURS, GROUNDS, PLACES, SHAPES, SIZES, STYLES, Captioned, Scene, all_but_held,
     emoji, fraction, poses, render, scenes, sentence)

@@ -410,7 +410,7 @@ def first_of(
     own: Tensor,  # [n], the place of the right one
     k: int = 100,
 ) -> Tensor:  # [n]
-    "The probability that the right answer is first among k - 1 drawn wrong ones. Eq. 55.10."
+    "How likely the right answer is first among k - 1 drawn wrong ones. Eq. 55.10."
     at = torch.arange(len(own))
     best = scores[at, own][:, None]
     wrong = (scores >= best).sum(1).double() - 1
