@@ -48,7 +48,7 @@ class Stopped(Exception):
 
 
 def stopping_signals() -> list[int]:
-    "Ctrl-C, `kill`, and the end of the terminal, if that is not ignored as under `nohup`."
+    "Ctrl-C, `kill`, and the end of the terminal, unless it is ignored (`nohup`)."
     numbers = [signal.SIGINT, signal.SIGTERM]
     hangup = getattr(signal, 'SIGHUP', None)  # Windows has none
     if hangup and signal.getsignal(hangup) != signal.SIG_IGN:
