@@ -533,6 +533,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                        'ddpm_lit.core.problem.check_unnamed': ('begin.html#check_unnamed', 'ddpm_lit/core/problem.py'),
                                        'ddpm_lit.core.problem.data_dir': ('begin.html#data_dir', 'ddpm_lit/core/problem.py'),
                                        'ddpm_lit.core.problem.end_with_parent': ('begin.html#end_with_parent', 'ddpm_lit/core/problem.py'),
+                                       'ddpm_lit.core.problem.folder_beside': ('begin.html#folder_beside', 'ddpm_lit/core/problem.py'),
                                        'ddpm_lit.core.problem.half_written': ('begin.html#half_written', 'ddpm_lit/core/problem.py'),
                                        'ddpm_lit.core.problem.identity': ('begin.html#identity', 'ddpm_lit/core/problem.py'),
                                        'ddpm_lit.core.problem.needed': ('begin.html#needed', 'ddpm_lit/core/problem.py'),

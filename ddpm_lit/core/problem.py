@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['NO_MEMORY', 'CALLED', 'HEAD_BYTES', 'SIGNATURE', 'printable', 'sentence', 'Problem', 'no_memory', 'package_of',
            'needed', 'data_dir', 'open_input', 'read_text', 'read_json', 'check_tensors', 'place_of', 'unwritten',
-           'start_of', 'check_output', 'check_unnamed', 'replacing', 'half_written', 'end_with_parent', 'identity',
-           'no_progress']
+           'start_of', 'folder_beside', 'check_output', 'check_unnamed', 'replacing', 'half_written', 'end_with_parent',
+           'identity', 'no_progress']
 
 # %% ../../nbs/00_begin.ipynb #imports
 import contextlib
@@ -16,7 +16,6 @@ import os
 import re
 import shutil
 import stat
-import tempfile
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -196,12 +195,31 @@ def start_of(path: Path) -> str:
     return f'.{os.fsencode(path.name)[:200].decode(errors="ignore")}.'
 
 # %% ../../nbs/00_begin.ipynb #check-output
+@contextlib.contextmanager
+def folder_beside(path: Path, parent: Path):
+    "A hidden folder that nobody else has, until the end of the block, however it comes."
+    # the name is known before the folder is there: a signal at any moment leaves none
+    own = parent/f'{start_of(path)}{os.urandom(4).hex()}.tmp'
+    made = True
+    try:
+        try:
+            own.mkdir(0o700)
+        except FileExistsError:
+            made = False
+            raise
+        yield own
+    finally:
+        if made:
+            shutil.rmtree(own, ignore_errors=True)
+
+
 def check_output(path, ending: str = ''):
     "Before any work: a `Problem` unless `replacing(path, ending)` can write there."
     with unwritten(path):
         place = place_of(path, ending)
-        folder = next(p for p in place.absolute().parents if p.exists())
-        os.rmdir(tempfile.mkdtemp('.tmp', start_of(place), folder))
+        parent = next(p for p in place.absolute().parents if p.exists())
+        with folder_beside(place, parent):
+            pass
 
 
 SIGNATURE = 'ddpm_lit'  # in PNG files, as the program that wrote them
@@ -221,14 +239,12 @@ def check_unnamed(path):
 @contextlib.contextmanager
 def replacing(path, ending: str = ''):  # the file to make or replace, and how it must end
     "Give a path to write to beside `path`, and put it in its place when all went well."
-    own = None
-    try:
-        with unwritten(path):
-            path = place_of(path, ending)
+    with unwritten(path):
+        path = place_of(path, ending)
+        path.parent.mkdir(parents=True, exist_ok=True)
 
-            # a folder that nobody else has: whatever is put there was put there by us
-            path.parent.mkdir(parents=True, exist_ok=True)
-            own = Path(tempfile.mkdtemp('.tmp', start_of(path), path.parent))
+        # whatever is put into such a folder was put there by us
+        with folder_beside(path, path.parent) as own:
             beside = own/path.name
 
             # it will be as the old file is, or as every new file
@@ -244,9 +260,6 @@ def replacing(path, ending: str = ''):  # the file to make or replace, and how i
                 os.chown(beside, like.st_uid, like.st_gid)
             os.chmod(beside, like.st_mode & 0o777)
             os.replace(beside, path)
-    finally:
-        if own:
-            shutil.rmtree(own, ignore_errors=True)
 
 # %% ../../nbs/00_begin.ipynb #half-written
 def half_written(path) -> list[Path]:  # folders

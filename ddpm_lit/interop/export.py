@@ -21,8 +21,6 @@ import json
 import math
 import os
 import re
-import shutil
-import tempfile
 import warnings
 from functools import partial
 from importlib.util import find_spec
@@ -35,7 +33,7 @@ import ddpm_lit
 from ..clip.contrast import CLIP, MEAN, STD, ResNetTower, TextTower, VisionTower
 from ..core.denoiser import Model, Prediction
 from ..core.level import Level, append_dims
-from ..core.problem import Problem, start_of, unwritten
+from ..core.problem import Problem, folder_beside, unwritten
 from ..diffusion.loss import hybrid, l_simple
 from ..diffusion.schedule import DiscreteSchedule, Schedule, cosine, linear
 from ..front import card_of
@@ -250,22 +248,19 @@ def new_folder(path):
         with unwritten(path):
             path = check_new(path)
             path.parent.mkdir(parents=True, exist_ok=True)
-            own = Path(tempfile.mkdtemp('.tmp', start_of(path), path.parent))
-            inside = own/path.name
-            inside.mkdir()
-            yield inside
+            with folder_beside(path, path.parent) as own:
+                inside = own/path.name
+                inside.mkdir()
+                yield inside
 
-            # an empty folder is replaced, one that was filled meanwhile is not
-            if path.exists():
-                path.rmdir()
-            os.replace(inside, path)
+                # an empty folder is replaced, one that was filled meanwhile is not
+                if path.exists():
+                    path.rmdir()
+                os.replace(inside, path)
     except Problem as e:
         # a file that could not be written is named as it would have been called
         raise Problem(str(e).replace(str(own/path.name), str(path))
                       if own else str(e)) from e
-    finally:
-        if own:
-            shutil.rmtree(own, ignore_errors=True)
 
 
 def write_json(path: Path, value: dict):
