@@ -450,8 +450,8 @@ def find_weights(name: str) -> str:
         made_by = read_settings(note, recipe=str)['recipe']
         weights = Path(name)/f'{made_by}.safetensors'
         if not weights.exists():
-            raise Problem(f'The run in {name} has no weights yet: go on with it by '
-                          '`resume=True`.')
+            raise Problem(f'The run in {name} has no weights yet: resume its training '
+                          'first.')
         return str(weights)
 
     # a shipped name; the module that is imported may bring a shorter one
