@@ -5,18 +5,19 @@
 # %% auto #0
 __all__ = ['INK', 'style', 'panels', 'plane', 'cloud', 'clouds', 'lattice', 'field', 'heat', 'curves', 'tile', 'sheet', 'strip',
            'Slider', 'png', 'figure_png', 'card', 'ladder', 'chain', 'screen', 'diagram', 'signed', 'save_sheet',
-           'save_samples', 'captioned', 'save_captioned', 'save_figure']
+           'save_samples', 'save_each', 'captioned', 'save_captioned', 'save_figure']
 
 # %% ../nbs/04_show.ipynb #imports
 import base64
 import io
+import json
 import math
 from html import escape
 from typing import Callable, Sequence
 import matplotlib.pyplot as plt
 import torch
 from torch import Tensor
-from .core.problem import SIGNATURE, Problem, printable, replacing
+from .core.problem import SIGNATURE, Problem, new_folder, printable, replacing
 
 # %% ../nbs/04_show.ipynb #inks
 INK = dict(data='black', noise='0.65', model='tab:blue', oracle='black',
@@ -391,6 +392,28 @@ def save_samples(x: Tensor, path):  # [n c h w] in [-1, 1], or points [n 2]
     else:
         cloud(x, ink='model')
         save_figure(path)
+
+
+def save_each(x: Tensor,  # [n c h w] in [-1, 1]
+              folder, captions: Sequence[str] = ()):
+    "Write each picture as a PNG of its own into a new folder, with captions if given."
+    from PIL import Image
+    if captions and len(captions) != len(x):
+        raise Problem(f'There are {len(x)} pictures and {len(captions)} captions: '
+                      'give each picture one.')
+    names = [f'{i:06}.png' for i in range(len(x))]
+    with new_folder(folder) as inside:
+        for name, picture in zip(names, x):
+            values = ((picture + 1)*127.5).round().clamp(0, 255).byte()
+            pixels = values.permute(1, 2, 0).squeeze(-1)  # grey ones stay grey
+            Image.fromarray(pixels.cpu().numpy()).save(inside/name, pnginfo=signed())
+
+        # the captions, as a folder of pictures to train on has them
+        lines = [json.dumps(dict(file_name=name, text=words), ensure_ascii=False)
+                 for name, words in zip(names, captions)]
+        if lines:
+            text = '\n'.join(lines) + '\n'
+            (inside/'metadata.jsonl').write_text(text, encoding='utf-8')
 
 
 def captioned(rows: Sequence[Tensor],  # [n c h w] for each caption

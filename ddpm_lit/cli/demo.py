@@ -114,18 +114,19 @@ def lost_and_found(path, ask: Ask, model, recipe) -> str:
     from ddpm_lit.systems.sohl_dickstein2015 import denoise
 
     x0 = to_unit(mnist('test').pixels[:10])
-    noisy = x0 + .62*torch.randn_like(x0)  # the standard deviation of the pixels of MNIST
+    sigma = x0.std()
+    noisy = x0 + sigma*torch.randn_like(x0)
 
     # the chain begins at this level, not at pure noise
     found = last(denoise(clamp_x0(model, recipe.limit), noisy.to(ask.device),
-                         from_edm_sigma(.62), grid(recipe.schedule, 60)))
+                         from_edm_sigma(sigma), grid(recipe.schedule, 60)))
 
     save_sheet(torch.cat([x0, noisy, found.cpu()]), path, 10)
     return ('Digits that no network has seen; the same in noise of their own strength '
             '(SNR 1); and what the model of 2015 finds in it.')
 
 
-def half_given(path, ask: Ask, model, recipe) -> str:
+def half_given(path, ask: Ask, model, recipe, blank: float = -.5) -> str:
     "Right halves of unseen digits, and two draws of the left ones. Eq. 26.10."
     import torch
     from ddpm_lit.data.images import mnist, to_unit
@@ -143,7 +144,7 @@ def half_given(path, ask: Ask, model, recipe) -> str:
                       mask.to(ask.device), grid(recipe.schedule, 60))
         draws.append(last(run).cpu())
 
-    save_sheet(torch.cat([torch.where(mask, x0, -.5), *draws]), path, 10)
+    save_sheet(torch.cat([torch.where(mask, x0, blank), *draws]), path, 10)
     return ('The right half of a digit is given; below, two left halves that the model '
             'of 2015 draws to it.')
 

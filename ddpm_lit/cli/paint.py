@@ -198,12 +198,12 @@ def asked_pictures(options: dict) -> dict:  # `init` and `mask`: paths, or None
               help='Paint only where this one is white; needs --init.')
 @click.option('--out', type=click.Path(dir_okay=False), default='paint.png',
               show_default=True, help='The PNG to write.')
-@options('w', 'guidance_scale', 'seed', 'device', 'threads', 'json')
-def paint_command(captions, system, weights, style, n, out, device, threads, as_json,
-                  **options):
+@options('each', 'w', 'guidance_scale', 'seed', 'device', 'threads', 'json')
+def paint_command(captions, system, weights, style, n, out, each, device, threads,
+                  as_json, **options):
     "Paint what each CAPTION says. For example: paint 'a red heart' --n 8 --out heart.png"
     device = start(device, threads)
-    from ddpm_lit.show import save_captioned
+    from ddpm_lit.show import save_captioned, save_each
     from ddpm_lit.systems.pipeline import request_for, styled_captions
 
     # what to paint, and what a reader should know of its words
@@ -220,12 +220,14 @@ def paint_command(captions, system, weights, style, n, out, device, threads, as_
         x = painter.paint(request, partial(bars, f'paint {n*len(captions)} pictures'))[64]
     seconds = time.perf_counter() - began
     save_captioned(x.split(n), captions, out)
+    if each:
+        save_each(x, each, [words for words in captions for _ in range(n)])
 
     # what is said of it
     w = request.w if options['guidance'] == 'cfg' else None
     found = dict(system=painter.name, weights=weights, data=options['data'],
                  captions=captions, n=n, seed=options['seed'], steps=[*request.steps],
-                 guidance=options['guidance'], w=w, notes=notes, out=out,
+                 guidance=options['guidance'], w=w, notes=notes, out=out, each=each,
                  seconds=round(seconds, 3))
 
     what = sentence(' | '.join(captions), 200)

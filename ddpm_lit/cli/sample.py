@@ -29,8 +29,10 @@ ABOUT = 'preset', 'order', 'heads', 'head_width', 'schedule', 'side'
 GUIDED = 'w', 'guidance_scale', 'guidance', 'classifier_scale'
 
 
-def check_sheet(name: str, recipe):
+def check_sheet(name: str, recipe, each: str | None = None):
     "A `Problem` unless what a recipe draws can be written as a picture or as points."
+    if each and len(recipe.shape) != 3:
+        raise Problem(f'{name} draws points, which are no pictures: leave `each` out.')
     if len(recipe.shape) == 3 and recipe.shape[0] not in (1, 3):
         raise Problem(f'{name} draws {[*recipe.shape]}, which is no picture: if it was '
                       'exported folded, unfold what its pipeline draws, as its README '
@@ -38,17 +40,18 @@ def check_sheet(name: str, recipe):
 
 
 def sample_weights(name: str, out: str, n: int, device, label: str | None,
-                   layout: str | None, about: dict, guided: dict,  # ABOUT, GUIDED
+                   layout: str | None, each: str | None,
+                   about: dict, guided: dict,  # ABOUT, GUIDED
                    **how) -> tuple[dict, str]:  # bf16, seed, steps, sampler
     "`sample` for our weights and others' denoisers: what is printed, as JSON and words."
     from ddpm_lit.interop.checkpoints import asks_unlabelled, draw_samples, open_model
-    from ddpm_lit.show import save_samples
+    from ddpm_lit.show import save_each, save_samples
 
     # the model, if its samples can be shown
     by_network = {k: v for k, v in guided.items() if k != 'classifier_scale'}
     model, recipe = open_model(name, layout, asks_unlabelled(label, **by_network),
                                **about)
-    check_sheet(name, recipe)
+    check_sheet(name, recipe, each)
 
     # its samples
     began = time.perf_counter()
@@ -57,9 +60,11 @@ def sample_weights(name: str, out: str, n: int, device, label: str | None,
                                    **how, progress=partial(bars, f'sample {recipe.name}'))
     seconds = time.perf_counter() - began
 
-    # the sheet, and what is said of it
+    # the sheet, single pictures if asked for, and what is said of it
     save_samples(drawn.x, out)
-    found = dict(name=name, recipe=recipe.name, out=out, n=n, label=label,
+    if each:
+        save_each(drawn.x, each)
+    found = dict(name=name, recipe=recipe.name, out=out, each=each, n=n, label=label,
                  sampler=drawn.sampler, steps=drawn.steps, evaluations=drawn.evaluations,
                  bf16=bf16, seed=how['seed'], seconds=round(seconds, 3))
     return found, (f'{out}: {n} samples of {recipe.name}, {drawn.sampler} in '
@@ -69,11 +74,11 @@ def sample_weights(name: str, out: str, n: int, device, label: str | None,
 def sample_captions(name: str, out: str, n: int, device, captions,
                     upsampler: str | None, side: int | None, w: float | None,
                     guidance_scale: float | None, steps: int | None,
-                    seed: int) -> tuple[dict, str]:
+                    seed: int, each: str | None) -> tuple[dict, str]:
     "`sample` for GLIDE's files and for Karlo's folder: what is printed."
     from ddpm_lit.guide.cfg import as_w
     from ddpm_lit.interop.checkpoints import draw_captions, open_text_to_image
-    from ddpm_lit.show import save_captioned
+    from ddpm_lit.show import save_captioned, save_each
 
     # what can be refused before anything is read
     if not Path(name).exists():
@@ -98,16 +103,18 @@ def sample_captions(name: str, out: str, n: int, device, captions,
                           progress=partial(bars, f'draw {n*len(captions)} pictures'))
 
     save_captioned(x.split(n), captions, out, zoom=1)
+    if each:
+        save_each(x, each, [words for words in captions for _ in range(n)])
     seconds = time.perf_counter() - began
-    found = dict(name=name, captions=captions, out=out, n=n, guidance_scale=scale,
-                 steps=steps, evaluations=model.evaluations(steps), seed=seed,
-                 seconds=round(seconds, 3))
+    found = dict(name=name, captions=captions, out=out, each=each, n=n,
+                 guidance_scale=scale, steps=steps, evaluations=model.evaluations(steps),
+                 seed=seed, seconds=round(seconds, 3))
 
     what = sentence(' | '.join(captions), 200)
     return found, f'{out}: {n} pictures of {what}, {seconds:.1f} s.'
 
 # %% ../../nbs/83_sample.ipynb #sample
-FOR_CAPTIONS = 'upsampler', 'w', 'guidance_scale', 'steps', 'side', 'seed'
+FOR_CAPTIONS = 'upsampler', 'w', 'guidance_scale', 'steps', 'side', 'seed', 'each'
 
 
 def check_for_captions(options: dict):
@@ -133,8 +140,8 @@ def check_for_captions(options: dict):
               help='Multiply in bfloat16.  [default: pictures, where the processor has '
                    'it, unless guided by a classifier]')
 @options('w', 'guidance_scale', 'guidance', 'classifier_scale', 'sampler', 'steps',
-         'layout', 'preset', 'order', 'heads', 'head_width', 'schedule', 'side', 'seed',
-         'device', 'threads', 'json')
+         'layout', 'preset', 'order', 'heads', 'head_width', 'schedule', 'side', 'each',
+         'seed', 'device', 'threads', 'json')
 def sample_command(name, out, n, captions, device, threads, as_json, **options):
     """Draw samples from weights NAME. These are shipped, or else those in runs/NAME, or
     a .safetensors file that train wrote, or with --layout auto somebody else's file or
@@ -239,7 +246,8 @@ def eval_pictures(name: str, found: str, model, recipe, n: int, seed: int,
     source = source_beside(found)
     with Bars() as bars:
         pictures = read_source(source, partial(bars, 'read pictures')).images()
-        train, held = held_out(pictures, source.get('hold', .1))
+        hold = source.get('hold')
+        train, held = held_out(pictures) if hold is None else held_out(pictures, hold)
         got = weigh_pictures(model, recipe, train, held, min(n, 2000), seed,
                              options['label'], sampler=options['sampler'],
                              steps=options['steps'],

@@ -9,7 +9,8 @@ __all__ = ['OWN', 'picture_options', 'step_options', 'plan_pictures', 'save_shee
 # %% ../../nbs/82_train.ipynb #imports
 from functools import partial
 import click
-from .base import Bars, Command, Count, Range, emit, note, options, start
+from .base import (
+    SEED, Bars, Command, Count, Range, emit, note, options, start)
 from ..core.problem import Problem, identity, no_progress
 
 # %% ../../nbs/82_train.ipynb #own-pictures
@@ -141,7 +142,7 @@ step_options = together(  # of `open_run`
                  help='Samples a step.  [default: as the recipe says]'),
     click.option('--lr', type=Range(0, min_open=True),
                  help='Highest learning rate.  [default: as the recipe says]'),
-    click.option('--seed', type=Count(0, 2**40 - 1),
+    click.option('--seed', type=SEED,
                  help='The seed of all random numbers.  [default: 0]'),
     click.option('--bf16/--no-bf16', default=None,
                  help='Multiply in bfloat16.  [default: where the processor has it]'),

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['NO_MEMORY', 'CALLED', 'HEAD_BYTES', 'SIGNATURE', 'printable', 'sentence', 'Problem', 'no_memory', 'package_of',
            'needed', 'data_dir', 'open_input', 'read_text', 'read_json', 'check_tensors', 'place_of', 'unwritten',
-           'start_of', 'folder_beside', 'check_output', 'check_unnamed', 'replacing', 'half_written', 'end_with_parent',
-           'identity', 'no_progress']
+           'start_of', 'folder_beside', 'check_output', 'check_unnamed', 'replacing', 'half_written', 'check_new',
+           'new_folder', 'end_with_parent', 'identity', 'no_progress']
 
 # %% ../../nbs/00_begin.ipynb #imports
 import contextlib
@@ -276,6 +276,45 @@ def half_written(path) -> list[Path]:  # folders
             if all(inside.fullmatch(q.name) and q.is_file() for q in p.iterdir()):
                 found.append(p)
     return found
+
+# %% ../../nbs/00_begin.ipynb #new-folder
+def check_new(path) -> Path:
+    "The folder to make; a `Problem` if there is anything in it."
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as e:
+        raise Problem(f'{str(path)!r} is no name that every program can read: choose '
+                      'another place.') from e
+    path = Path(os.path.realpath(path))
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise Problem(f'{path} is there already, and nothing is ever overwritten: name a '
+                      'new folder, or empty it.')
+    if path == Path.cwd():
+        raise Problem('This is the folder that you are in: name a new one.')
+    return path
+
+
+@contextlib.contextmanager
+def new_folder(path):
+    "Give a folder to fill beside `path`, and put it in its place when all went well."
+    own = None
+    try:
+        with unwritten(path):
+            path = check_new(path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with folder_beside(path, path.parent) as own:
+                inside = own/path.name
+                inside.mkdir()
+                yield inside
+
+                # an empty folder is replaced, one that was filled meanwhile is not
+                if path.exists():
+                    path.rmdir()
+                os.replace(inside, path)
+    except Problem as e:
+        # a file that could not be written is named as it would have been called
+        raise Problem(str(e).replace(str(own/path.name), str(path))
+                      if own else str(e)) from e
 
 # %% ../../nbs/00_begin.ipynb #process
 def end_with_parent():

@@ -6,13 +6,13 @@
 __all__ = ['STEPS', 'VERSION', 'PREDICTS', 'ACTIVATIONS', 'USE_DIFFUSERS', 'USE_LABELS', 'USE', 'LIBRARY', 'ON_HUBS', 'TARGETS',
            'step_levels', 'step_betas', 'Source', 'check_denoiser', 'inner_net', 'fold_pixels', 'with_label',
            'with_rows', 'the_one', 'resizing', 'resize_options', 'time_options', 'norm_options', 'unet_config',
-           'check_new', 'new_folder', 'write_json', 'betas_config', 'scheduler_config', 'without_variance',
-           'with_no_label', 'as_unet2d', 'bounded', 'wrong', 'check_agreement', 'check_diffusers', 'write_diffusers',
-           'At', 'Portable', 'portable', 'check_function', 'write_torchscript', 'check_installed', 'write_onnx',
-           'run_onnx', 'is_published', 'check_towers', 'the_activation', 'image_sizes', 'clip_sizes', 'pixel_units',
-           'open_clip_config', 'transformers_config', 'check_clip', 'write_clip', 'write_safetensors', 'usage',
-           'card_head', 'training_rows', 'model_card', 'published_batches', 'published', 'published_spec',
-           'open_published', 'write_ours', 'open_source', 'export']
+           'write_json', 'betas_config', 'scheduler_config', 'without_variance', 'with_no_label', 'as_unet2d',
+           'bounded', 'wrong', 'check_agreement', 'check_diffusers', 'write_diffusers', 'At', 'Portable', 'portable',
+           'check_function', 'write_torchscript', 'check_installed', 'write_onnx', 'run_onnx', 'is_published',
+           'check_towers', 'the_activation', 'image_sizes', 'clip_sizes', 'pixel_units', 'open_clip_config',
+           'transformers_config', 'check_clip', 'write_clip', 'write_safetensors', 'usage', 'card_head',
+           'training_rows', 'model_card', 'published_batches', 'published', 'published_spec', 'open_published',
+           'write_ours', 'open_source', 'export']
 
 # %% ../../nbs/88_export.ipynb #imports
 import contextlib
@@ -33,7 +33,7 @@ import ddpm_lit
 from ..clip.contrast import CLIP, MEAN, STD, ResNetTower, TextTower, VisionTower
 from ..core.denoiser import Model, Prediction
 from ..core.level import Level, append_dims
-from ..core.problem import Problem, folder_beside, unwritten
+from ..core.problem import Problem, check_new, new_folder
 from ..diffusion.loss import hybrid, l_simple
 from ..diffusion.schedule import DiscreteSchedule, Schedule, cosine, linear
 from ..front import card_of
@@ -224,45 +224,6 @@ def unet_config(net: UNet, sample_size: int | list[int], name: str) -> dict:
         **norm_options(net, name))
 
 # %% ../../nbs/88_export.ipynb #folder
-def check_new(path) -> Path:
-    "The folder to make; a `Problem` if there is anything in it."
-    try:
-        str(path).encode()
-    except UnicodeEncodeError as e:
-        raise Problem(f'{str(path)!r} is no name that every program can read: choose '
-                      'another place.') from e
-    path = Path(os.path.realpath(path))
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise Problem(f'{path} is there already, and nothing is ever overwritten: name a '
-                      'new folder, or empty it.')
-    if path == Path.cwd():
-        raise Problem('This is the folder that you are in: name a new one.')
-    return path
-
-
-@contextlib.contextmanager
-def new_folder(path):
-    "Give a folder to fill beside `path`, and put it in its place when all went well."
-    own = None
-    try:
-        with unwritten(path):
-            path = check_new(path)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with folder_beside(path, path.parent) as own:
-                inside = own/path.name
-                inside.mkdir()
-                yield inside
-
-                # an empty folder is replaced, one that was filled meanwhile is not
-                if path.exists():
-                    path.rmdir()
-                os.replace(inside, path)
-    except Problem as e:
-        # a file that could not be written is named as it would have been called
-        raise Problem(str(e).replace(str(own/path.name), str(path))
-                      if own else str(e)) from e
-
-
 def write_json(path: Path, value: dict):
     "A configuration."
     path.parent.mkdir(exist_ok=True)

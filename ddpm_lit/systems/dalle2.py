@@ -396,7 +396,7 @@ def without_prior(
     seed: int,
 ) -> dict[str, Tensor]:  # [n d]
     "Estimates of the pictures' embeddings that need no prior."
-    known, z_known = embedded()
+    known, z_known = embedded(0)
     emoji_rows = torch.tensor([hasattr(row, 'style') for row in known.rows])
     own_world = emoji_rows if world == 'emoji' else ~emoji_rows
     z_captions = reader.texts([known.caption(i) for i in range(len(known))])

@@ -413,7 +413,7 @@ def held_out(
 ) -> tuple[Images, Images]:  # to train on, held out
     "Divide pictures into those to train on and those to weigh with."
     n = len(images)
-    if not 0 <= share < 1:
+    if not isinstance(share, (int, float)) or not 0 <= share < 1:
         raise Problem(f'The share held out is {share}: choose it from 0 up to below 1.')
     k = 0 if n < 100 or share == 0 else min(max(20, round(share*n)), 1000, n // 2)
     order = torch.randperm(n, generator=torch.Generator().manual_seed(n))

@@ -165,7 +165,7 @@ class Prior(Model):
 # %% ../../nbs/62_prior.ipynb #data
 @cache
 def embedded(
-    seed: int = 0, split: str = 'train', n: int = 2000
+    seed: int, split: str = 'train', n: int = 2000
 ) -> tuple[Captioned, Tensor]:  # n scenes of one thing, and of two -> pictures, z_i [n d]
     "Images of both worlds, and the shipped CLIP's embeddings of them."
     drawings = all_but_held(32) if split == 'train' else emoji(split)
@@ -198,7 +198,7 @@ def embedding_batches(seen: Callable[[Tensor], Tensor],
 # %% ../../nbs/62_prior.ipynb #units
 def embedding_units() -> tuple[Tensor, Tensor]:  # [d] both
     "Mean and standard deviation of our embeddings, for every seed of training. Eq. 62.2."
-    z = embedded()[1]
+    z = embedded(0)[1]
     return z.mean(0), z.std(0, correction=0)
 
 
@@ -438,7 +438,7 @@ def code_loss(read: Callable[[Tensor], Tensor], z_image: Tensor, t: Level,
 @torch.no_grad()
 def with_quantizer(model: PriorAR) -> PriorAR:
     "The same, with the quantiser fitted to our embeddings. Eq. 62.9, 62.10."
-    data, z = embedded()
+    data, z = embedded(0)
     clip = load_weights('clip')[0]
     captions = [data.caption(i) for i in range(len(data))]
     model.code.fit(z, ZeroShotClassifier(clip).texts(captions))

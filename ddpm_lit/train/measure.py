@@ -326,6 +326,7 @@ def measure(samples: Tensor,    # [n ...]
                 expected_coverage=expected_coverage(len(b), len(a), k))
 
 # %% ../../nbs/27_measure.ipynb #weigh
+@torch.no_grad()
 def weigh(samples: Tensor,  # [n ...]
           # [m ...] real data not used for training: twice as many, if there are
           real: Tensor,
@@ -335,12 +336,15 @@ def weigh(samples: Tensor,  # [n ...]
     "Samples, and as `real` half of the real data, against the other half. Eq. 27.2-27.9."
     n = len(samples)
     m = min(n, len(real) // 2)
-    reference = real[:2*m:2]
-    held_out = real[1:2*m:2]
+
+    # the features of the reference are computed once for both
+    drawn = in_parts(features, samples)
+    reference = in_parts(features, real[:2*m:2])
+    held_out = in_parts(features, real[1:2*m:2])
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # told below
-        found = measure(samples, reference, features, k, pairs)
-        perfect = measure(held_out, reference, features, k, pairs)
+        found = measure(drawn, reference, flattened, k, pairs)
+        perfect = measure(held_out, reference, flattened, k, pairs)
 
     notes = []
     note = too_few(m, found['features'])
