@@ -279,19 +279,23 @@ def half_written(path) -> list[Path]:  # folders
 
 # %% ../../nbs/00_begin.ipynb #new-folder
 def check_new(path) -> Path:
-    "The folder to make; a `Problem` if there is anything in it."
+    "Before any work: the folder to make; a `Problem` if it cannot be, or holds anything."
     try:
         str(path).encode()
-    except UnicodeEncodeError as e:
+        place = Path(os.path.realpath(path))
+    except ValueError as e:  # half characters, and the one that ends names
         raise Problem(f'{str(path)!r} is no name that every program can read: choose '
                       'another place.') from e
-    path = Path(os.path.realpath(path))
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise Problem(f'{path} is there already, and nothing is ever overwritten: name a '
-                      'new folder, or empty it.')
-    if path == Path.cwd():
-        raise Problem('This is the folder that you are in: name a new one.')
-    return path
+    with unwritten(path):
+        if place.exists() and (not place.is_dir() or any(place.iterdir())):
+            raise Problem(f'{place} is there already, and nothing is ever overwritten: '
+                          'name a new folder, or empty it.')
+        if place == Path.cwd():
+            raise Problem('This is the folder that you are in: name a new one.')
+        parent = next(p for p in place.parents if p.exists())
+        with folder_beside(place, parent):
+            pass
+    return place
 
 
 @contextlib.contextmanager

@@ -364,8 +364,8 @@ def sentence(scene: Scene, rng=None) -> str:
     said = [noun(thing) for thing in scene.things]
     where = scene.where
     if len(said) == 2:
-        # in either order: "a left of b" or "b right of a"
-        if chosen((False, True), rng):
+        # in either order, seven times in eight "a left of b", else "b right of a"
+        if chosen((False,)*7 + (True,), rng):
             said = said[::-1]
             where = OPPOSITE.get(where)
         said.insert(1, word(where or 'and'))
