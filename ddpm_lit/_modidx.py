@@ -2188,6 +2188,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                                 'ddpm_lit/systems/latent.py'),
                                          'ddpm_lit.systems.latent.LogitNormal.time': ( 'latent.html#logitnormal.time',
                                                                                        'ddpm_lit/systems/latent.py'),
+                                         'ddpm_lit.systems.latent.Ordered': ('latent.html#ordered', 'ddpm_lit/systems/latent.py'),
+                                         'ddpm_lit.systems.latent.Ordered.say': ('latent.html#ordered.say', 'ddpm_lit/systems/latent.py'),
                                          'ddpm_lit.systems.latent.check_pair': ('latent.html#check_pair', 'ddpm_lit/systems/latent.py'),
                                          'ddpm_lit.systems.latent.decoded_latents': ( 'latent.html#decoded_latents',
                                                                                       'ddpm_lit/systems/latent.py'),

@@ -340,9 +340,9 @@ class Scene:
     where: str | None = None  # of one thing its place, of two 'left of' or 'above'
     ground: str | None = None
 
-    def say(self, rng=None) -> str:
+    def say(self, rng=None, turned: float = .5) -> str:  # turned: share of "b right of a"
         "All that is known in plain words; with a generator some of it, in varied words."
-        return sentence(self) if rng is None else sentence(forget(self, rng), rng)
+        return sentence(self) if rng is None else sentence(forget(self, rng), rng, turned)
 
 # %% ../../nbs/50_captions.ipynb #say
 WORDINGS = {'small': ('small', 'little'), 'large': ('large', 'big'),
@@ -352,8 +352,8 @@ WORDINGS = {'small': ('small', 'little'), 'large': ('large', 'big'),
             **{f'on {g}': (f'on {g}', f'on a {g} background') for g in GROUNDS}}
 
 
-def sentence(scene: Scene, rng=None) -> str:
-    "A scene in words; a generator chooses among equal wordings."
+def sentence(scene: Scene, rng=None, turned: float = .5) -> str:
+    "A scene in words; a generator chooses a wording, and turns a share around."
     def word(w):
         return chosen(WORDINGS.get(w, (w,)), rng)
 
@@ -364,8 +364,8 @@ def sentence(scene: Scene, rng=None) -> str:
     said = [noun(thing) for thing in scene.things]
     where = scene.where
     if len(said) == 2:
-        # in either order, seven times in eight "a left of b", else "b right of a"
-        if chosen((False,)*7 + (True,), rng):
+        # in either order: "a left of b" or, turned around, "b right of a"
+        if rng is not None and rng.random() >= 1 - turned:
             said = said[::-1]
             where = OPPOSITE.get(where)
         said.insert(1, word(where or 'and'))
