@@ -209,8 +209,13 @@ def folder_beside(path: Path, parent: Path):
             raise
         yield own
     finally:
-        if made:
-            shutil.rmtree(own, ignore_errors=True)
+        # twice, since a signal may come in the middle of the first time
+        try:
+            if made:
+                shutil.rmtree(own, ignore_errors=True)
+        finally:
+            if made:
+                shutil.rmtree(own, ignore_errors=True)
 
 
 def check_output(path, ending: str = ''):

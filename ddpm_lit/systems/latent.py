@@ -124,7 +124,7 @@ def latents_of() -> tuple[Captioned, Kernel]:
 
 @dataclass(frozen=True)
 class Ordered:
-    "A scene of which a share of the captions is turned around. Eq. 50.8."
+    "A scene of which a share of the captions is turned around: 'b below a'."
     scene: Scene
     turned: float
 
