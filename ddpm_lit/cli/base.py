@@ -343,7 +343,16 @@ def stoppable(wait: float = 1., again: float = 2., tick: float = .05):  # second
             # asked again long after that, as nothing has ended
             end_at_once(number)
 
+    def ignored(unraisable):
+        # Python ignores what is raised in some callbacks: a stop is asked for again
+        if not isinstance(unraisable.exc_value, Stop):
+            return hook(unraisable)
+        del asked[2:]
+        if hasattr(signal, 'setitimer'):
+            signal.setitimer(signal.ITIMER_REAL, tick)
+
     # raised in the middle of anything; at the end all handlers are as before
+    hook, sys.unraisablehook = sys.unraisablehook, ignored
     old = handle_signals(ask)
     try:
         yield
@@ -357,6 +366,7 @@ def stoppable(wait: float = 1., again: float = 2., tick: float = .05):  # second
             signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in old.items():
             signal.signal(number, handler)
+        sys.unraisablehook = hook
 
     if len(asked) == 2:  # all else ended before it was asked again
         raise Stop(asked[0])
