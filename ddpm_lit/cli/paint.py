@@ -219,9 +219,9 @@ def paint_command(captions, system, weights, style, n, out, each, device, thread
     with Bars() as bars:
         x = painter.paint(request, partial(bars, f'paint {n*len(captions)} pictures'))[64]
     seconds = time.perf_counter() - began
-    save_captioned(x.split(n), captions, out)
     if each:
         save_each(x, each, [words for words in captions for _ in range(n)])
+    save_captioned(x.split(n), captions, out)
 
     # what is said of it
     w = request.w if options['guidance'] == 'cfg' else None

@@ -60,10 +60,10 @@ def sample_weights(name: str, out: str, n: int, device, label: str | None,
                                    **how, progress=partial(bars, f'sample {recipe.name}'))
     seconds = time.perf_counter() - began
 
-    # the sheet, single pictures if asked for, and what is said of it
-    save_samples(drawn.x, out)
+    # single pictures if asked for, the sheet, which may lie beside them, and what is said
     if each:
         save_each(drawn.x, each)
+    save_samples(drawn.x, out)
     found = dict(name=name, recipe=recipe.name, out=out, each=each, n=n, label=label,
                  sampler=drawn.sampler, steps=drawn.steps, evaluations=drawn.evaluations,
                  bf16=bf16, seed=how['seed'], seconds=round(seconds, 3))
@@ -102,9 +102,9 @@ def sample_captions(name: str, out: str, n: int, device, captions,
         x = draw_captions(model, captions, n, scale, steps, seed,
                           progress=partial(bars, f'draw {n*len(captions)} pictures'))
 
-    save_captioned(x.split(n), captions, out, zoom=1)
     if each:
         save_each(x, each, [words for words in captions for _ in range(n)])
+    save_captioned(x.split(n), captions, out, zoom=1)
     seconds = time.perf_counter() - began
     found = dict(name=name, captions=captions, out=out, each=each, n=n,
                  guidance_scale=scale, steps=steps, evaluations=model.evaluations(steps),
