@@ -127,7 +127,7 @@ CONTENDERS: dict[str, Contender] = {
         both(dict(batch=256, lr=6e-3, warmup=40, bf16=False),
              dict(batch=64, lr=2e-3, warmup=50)),
         diffusion_loss)}
-DATA = {'points': 60., 'pictures': 120.}  # CPU-seconds for each family
+DATA = dict(points=60., pictures=120.)  # CPU-seconds for each family
 
 # %% ../../nbs/37_compare.ipynb #train-contender
 def draw_batches(data: str, size: int,

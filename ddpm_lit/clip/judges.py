@@ -138,7 +138,8 @@ def roughened(x: Tensor, shift: int = 2, noise: float = .1) -> Tensor:  # [b 3 3
         return torch.rand(b, 1, 1, 1, device=x.device)
 
     x = shifted(x, torch.randint(-shift, shift + 1, (b, 2), device=x.device))
-    x = torch.where(by_chance() < .5, through(x, 16), x)
+    coarse = torch.randint(2, (b, 1, 1, 1), device=x.device).bool()
+    x = torch.where(coarse, through(x, 16), x)
     return torch.normal(x, (noise*by_chance()).expand_as(x))
 
 

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['STYLES', 'SHAPES', 'COLOURS', 'SIZES', 'GROUNDS', 'PLACES', 'RELATIONS', 'OPPOSITE', 'WORDINGS', 'PLAIN', 'LEXICON',
            'THING', 'GRAMMAR', 'HELD', 'DISTANCE', 'AREA', 'Captioned', 'join', 'chosen', 'Emoji', 'tiles', 'smaller',
-           'emoji_table', 'emoji', 'all_but_held', 'shifted', 'CaptionBatches', 'Thing', 'Scene', 'sentence', 'forget',
-           'every_scene', 'either', 'read', 'attributes', 'agrees', 'fraction', 'scenes', 'coverage', 'poses', 'rgb',
-           'render', 'shapes', 'Fits', 'ink_of', 'moments', 'around', 'fit', 'check_readable', 'arrangements',
-           'best_arrangement', 'parse', 'scene_of']
+           'small_tiles', 'emoji_table', 'emoji', 'all_but_held', 'shifted', 'CaptionBatches', 'Thing', 'Scene',
+           'Ordered', 'sentence', 'forget', 'in_order', 'every_scene', 'either', 'read', 'attributes', 'agrees',
+           'fraction', 'scenes', 'middles', 'coverage', 'poses', 'rgb', 'render', 'shapes', 'Fits', 'ink_of', 'moments',
+           'around', 'fit', 'check_readable', 'arrangements', 'best_arrangement', 'parse', 'scene_of']
 
 # %% ../../nbs/50_captions.ipynb #imports
 import functools
@@ -157,6 +157,13 @@ def smaller(pixels: Tensor,
     means = [avg_pool2d(x.float(), k).round() for x in pixels.split(1000)]
     return torch.cat([x.to(torch.uint8) for x in means])
 
+
+@functools.lru_cache(maxsize=16)
+def small_tiles(path: Path, n: int, size: int,
+                written: int) -> Tensor:  # [n 3 size size] uint8
+    "The tiles of a sheet, smaller; read once, and again when the file was written anew."
+    return smaller(tiles(path, n), size)
+
 # %% ../../nbs/50_captions.ipynb #emoji-table
 def emoji_table() -> list[dict]:
     "What is known of each emoji."
@@ -213,9 +220,13 @@ def emoji(split: str = 'train',  # or 'test', 'all'; a family is on one side onl
 
         # the images, in the order of their tiles
         mine.sort(key=lambda r: r['tiles'][style])
-        sheet = tiles(data_dir('emoji', f'base-{style}-64.webp'),
-                      1 + max(r['tiles'][style] for r in drawn))
-        pixels.append(smaller(sheet[[r['tiles'][style] for r in mine]], size))
+        places = [r['tiles'][style] for r in mine]
+        path = data_dir('emoji', f'base-{style}-64.webp')
+        n = 1 + max(r['tiles'][style] for r in drawn)
+        if size > 32:
+            pixels.append(smaller(tiles(path, n)[places], size))
+        else:
+            pixels.append(small_tiles(path, n, size, path.stat().st_mtime_ns)[places])
         for r in mine:
             rows.append(Emoji(r['name'], tuple(r['keywords']), r['group'], r['subgroup'],
                               style, r['family'], r['char'], r['held_style'] == style))
@@ -344,6 +355,16 @@ class Scene:
         "All that is known in plain words; with a generator some of it, in varied words."
         return sentence(self) if rng is None else sentence(forget(self, rng), rng, turned)
 
+
+@dataclass(frozen=True)
+class Ordered:
+    "A scene of which a share of the captions is turned around: 'b below a'."
+    scene: Scene
+    turned: float
+
+    def say(self, rng=None) -> str:
+        return self.scene.say(rng, self.turned)
+
 # %% ../../nbs/50_captions.ipynb #say
 WORDINGS = {'small': ('small', 'little'), 'large': ('large', 'big'),
             'left of': ('left of', 'to the left of'),
@@ -385,6 +406,12 @@ def forget(scene: Scene, rng) -> Scene:
     return Scene(things, scene.where if where else None, scene.ground if ground else None)
 
 # %% ../../nbs/50_captions.ipynb #every
+def in_order(data: Captioned, turned: float) -> Captioned:
+    "The same pictures; of the captions of scenes, only a share is turned around."
+    rows = (row if hasattr(row, 'style') else Ordered(row, turned) for row in data.rows)
+    return Captioned(data.pixels, tuple(rows))
+
+
 @functools.cache
 def every_scene(objects: int) -> tuple[Scene, ...]:  # 1,620 of one thing, 21,600 of two
     "Every scene with one thing or with two."
@@ -522,6 +549,11 @@ AREA = {'circle': math.pi, 'square': 4*.85**2, 'triangle': 3*3**.5*.55**2,
         'diamond': 2., 'cross': 4*(.7 - .35**2)}
 
 
+def middles(n: int, like: Tensor) -> Tensor:  # [n]
+    "Where the middles of n pixels in a row are, in sides of the image."
+    return (torch.arange(n, device=like.device, dtype=like.dtype) + .5)/n
+
+
 def coverage(shape: str,
              pose: Tensor,  # [n 3]: across, down, radius, in sides of the image
              size: int,
@@ -529,7 +561,7 @@ def coverage(shape: str,
     "The share of each pixel that a shape covers, by a ramp at `fine` pixels. Eq. 50.4."
     if size < 1 or fine % size:
         raise Problem(f'Scenes are drawn at 16, 32 or 64 pixels, not at {size}.')
-    at = (torch.arange(fine, device=pose.device, dtype=pose.dtype) + .5)/fine
+    at = middles(fine, pose)
     x, y, r = pose.T[..., None, None]
 
     # a = 1/2 - d/h between 0 and 1, with the pixel's side h = 1/fine; then means
@@ -543,9 +575,9 @@ def poses(scenes: Sequence[Scene], rng=None) -> Tensor:  # [n 2 3] across, down,
     spots = []
     sizes = []
     for s in scenes:
-        # a scene of one thing gets a second pose, which is not used
+        # a scene of one thing gets its pose twice, and the second is not used
         one = len(s.things) == 1
-        spots.append((PLACES[s.where], (.5, .5)) if one else RELATIONS[s.where])
+        spots.append((PLACES[s.where],)*2 if one else RELATIONS[s.where])
         sizes.append([SIZES[s.things[0].size], SIZES[s.things[-1].size]])
     at = torch.tensor(spots).reshape(-1, 2, 2)
     radius = torch.tensor(sizes).reshape(-1, 2, 1)
@@ -643,7 +675,7 @@ def ink_of(d: Tensor, ground: Tensor):  # [n 3 h w], the image minus its ground 
 def moments(b: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # [n h h] -> [n] each
     "The area that shares of pixels cover, and its middle across and down. Eq. 50.9."
     h = b.shape[-1]
-    g = (torch.arange(h, device=b.device) + .5)/h
+    g = middles(h, b)
     area = b.mean((1, 2)).clamp(min=1e-4)
     x = (b.mean(1)*g).mean(1)/area
     y = (b.mean(2)*g).mean(1)/area
@@ -652,7 +684,7 @@ def moments(b: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # [n h h] -> [n] each
 
 def around(area: Tensor, x: Tensor, y: Tensor, h: int, wide: float) -> Tensor:  # [n h h]
     "Whether a pixel is near enough to belong to a thing of this area and middle."
-    g = (torch.arange(h, device=area.device) + .5)/h
+    g = middles(h, area)
     reach = wide*area.sqrt()[:, None] + 1/h
     near_x = (g - x[:, None]).abs() < reach
     near_y = (g - y[:, None]).abs() < reach

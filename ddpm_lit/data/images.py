@@ -163,7 +163,7 @@ class Batches:
         label = self.images.label
 
         if self.flip:
-            as_is = torch.rand(len(rows), device=rows.device).round().bool()
+            as_is = torch.randint(2, (len(rows),), device=rows.device).bool()
             x0 = torch.where(append_dims(as_is, x0), x0, x0.flip(-1))
         if label is None:
             return x0,

@@ -17,7 +17,7 @@ def _check(n: int, noise: float):
     if not isinstance(n, int) or n < 1:
         raise Problem('A world is drawn as a whole number of points, at least one, '
                       f'not {n!r}.')
-    if not 0 <= noise < 1e30:
+    if not 0 <= noise < 2**100:
         raise Problem(f'The noise is {noise}: choose a standard deviation from 0 up.')
 
 # %% ../../nbs/03_toy.ipynb #roll

@@ -200,17 +200,18 @@ def peaks(dtype: torch.dtype, device: torch.device = torch.device('cpu')
     rate = []
 
     # products
-    n = 2048
+    n = 1024 if device.type == 'cpu' else 2048
     a, b = make(n, n), make(n, n)
     rate.append(2*n**3/best(lambda: a @ b, device))
 
     # convolutions of several sizes, with either order of the axes in memory
+    batch = 8 if device.type == 'cpu' else 16
     for layout in (torch.contiguous_format, torch.channels_last):
         for c, side in ((128, 32), (256, 16), (256, 32), (512, 16)):
-            x = make(16, c, side, side).to(memory_format=layout)
+            x = make(batch, c, side, side).to(memory_format=layout)
             w = make(c, c, 3, 3).to(memory_format=layout)
             seconds = best(lambda: F.conv2d(x, w, padding=1), device)
-            rate.append(2*16*side**2*9*c**2/seconds)
+            rate.append(2*batch*side**2*9*c**2/seconds)
 
     # a copy too large for the caches: each byte is read and written
     much = make(2**26 if device.type == 'cpu' else 2**28)

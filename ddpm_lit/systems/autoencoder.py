@@ -181,7 +181,7 @@ def autoencoder_loss(beta: float) -> Callable:
 # %% ../../nbs/65_autoencoder.ipynb #recipe
 def flipped(x: Tensor) -> Tensor:  # [b c h w]
     "Each picture mirrored or not, at random."
-    mirror = torch.rand(len(x), 1, 1, 1).to(x.device) < .5
+    mirror = torch.randint(2, (len(x), 1, 1, 1)).bool().to(x.device)
     return torch.where(mirror, x.flip(3), x)
 
 
@@ -204,7 +204,7 @@ def pictures_alone(batch: int, seed: int, device) -> Callable[[int], tuple]:
 
 
 register(Recipe('autoencoder', small_autoencoder, pictures_alone, shape=(3, 64, 64),
-                loss=autoencoder_loss(.002), steps=4800, batch=32,
+                loss=autoencoder_loss(beta=.002), steps=4800, batch=32,
                 settings=dict(lr=2e-3, halflife=200.), sampler='',
                 data=('emoji', 'vocab')))
 

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['GLIDE', 'TextEncoder', 'TextUNet', 'Glide', 'official_glide', 'small_text', 'small_glide', 'from_clip',
-           'sqrt_min_snr', 'captioned_worlds', 'caption_batches', 'of_half', 'asked_scenes', 'asked_emoji', 'Inpaint',
-           'holes', 'widened', 'inpainting_batches', 'from_narrow', 'ladder', 'training_vocabulary',
-           'out_of_vocabulary']
+           'sqrt_min_snr', 'captioned_worlds', 'two_in_order', 'mostly_in_order', 'caption_batches', 'of_half',
+           'asked_scenes', 'asked_emoji', 'Inpaint', 'holes', 'widened', 'inpainting_batches', 'from_narrow', 'ladder',
+           'training_vocabulary', 'out_of_vocabulary']
 
 # %% ../../nbs/60_glide.ipynb #imports
 import math
@@ -22,8 +22,8 @@ from ..core.denoiser import Model, Parameterization, from_eps, from_v, level_tim
 from ..core.level import Level
 from ..core.problem import Problem, identity
 from ddpm_lit.data.captions import (
-    LEXICON, Captioned, CaptionBatches, Emoji, all_but_held, emoji, join, scenes,
-    shapes)
+    LEXICON, Captioned, CaptionBatches, Emoji, all_but_held, emoji, in_order, join,
+    scenes, shapes)
 from ..diffusion.loss import hybrid, min_snr
 from ..diffusion.schedule import Cosine
 from ..guide.classifier import LogLikelihood
@@ -168,6 +168,16 @@ def captioned_worlds(seed: int = 0, size: int = 32, one: int = 4000, two: int = 
                 shapes('train', two, size, seed + 1, objects=2))
 
 
+def two_in_order(seed: int = 0, size: int = 32, n: int = 12_000) -> Captioned:
+    "Scenes of two things; each caption names the left or the upper one first."
+    return in_order(shapes('train', n, size, seed, objects=2), turned=0.)
+
+
+def mostly_in_order(seed: int = 0) -> Captioned:
+    "Both worlds, each drawing once; a quarter of the captions is turned around."
+    return in_order(captioned_worlds(seed, times=1), turned=1/4)
+
+
 def caption_batches(pictures: Callable[[int], Captioned],  # seed -> pictures
                     drop: float = .15) -> Callable:
     "The `batches` of a recipe: pictures and captions, a share of them empty. Eq. 60.5."
@@ -184,9 +194,12 @@ GLIDE = dict(shape=(3, 32, 32), loss=hybrid(Cosine(), 1000, weight=sqrt_min_snr)
              batch=64, limit=1., sampler='dpmpp_2m', sample_steps=20,
              data=('emoji', 'vocab'))
 
-register(Recipe('glide', small_glide, caption_batches(captioned_worlds), steps=12_000,
-                start=partial(from_clip, 'clip-vit-transformer'),
-                settings=dict(lr=7e-4, warmup=300), **GLIDE))
+for name, pictures, steps in (('glide', captioned_worlds, 12_000),
+                              ('glide-in-order', two_in_order, 900),
+                              ('glide-mostly-in-order', mostly_in_order, 1500)):
+    register(Recipe(name, small_glide, caption_batches(pictures), steps=steps,
+                    start=partial(from_clip, 'clip-vit-transformer'),
+                    settings=dict(lr=7e-4, warmup=300), **GLIDE))
 register(Recipe('noised-clip-emoji', small_noised_clip,
                 caption_batches(lambda seed: all_but_held(16), 0.), shape=(3, 16, 16),
                 loss=noised_clip_loss, steps=5000, batch=256, settings=dict(lr=1e-3),

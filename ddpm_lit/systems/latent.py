@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['LATENT', 'LogitNormal', 'flow_loss', 'flow_time', 'LatentDiffusion', 'small_latent', 'test_picture', 'probe_of',
-           'check_pair', 'latents_of', 'Ordered', 'LatentBatches', 'in_latents', 'LatentRequest', 'latent_levels',
-           'latent_init', 'sampled_latents', 'decoded_latents', 'paint_latent']
+           'check_pair', 'latents_of', 'LatentBatches', 'in_latents', 'LatentRequest', 'latent_levels', 'latent_init',
+           'sampled_latents', 'decoded_latents', 'paint_latent']
 
 # %% ../../nbs/67_latent.ipynb #imports
+import math
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Callable, ClassVar
@@ -18,7 +19,7 @@ from ..clip.tokens import caption_tokenizer
 from ..core.problem import Problem, no_progress
 from ..core.denoiser import Denoiser, Model
 from ..core.level import Level
-from ..data.captions import Captioned, CaptionBatches, Scene, join, shapes
+from ..data.captions import Captioned, CaptionBatches, in_order, join, shapes
 from ..diffusion.forward import q_sample
 from ..diffusion.sample import Kernel, last
 from ..diffusion.schedule import Grid, as_times, grid
@@ -104,11 +105,13 @@ def probe_of(model: LatentDiffusion, auto: Autoencoder) -> Tensor:  # [c h w]
     return (z - model.mean)/model.std
 
 
-def check_pair(model: LatentDiffusion, auto: Autoencoder):
+def check_pair(model: LatentDiffusion, auto: Autoencoder,
+               tolerance: float = .2):  # of the mark, in standard deviations
     "A `Problem` unless the model was trained in the latents of this autoencoder."
-    fits = auto.latent == len(model.mean)
-    off = (probe_of(model, auto) - model.probe).square().mean().sqrt() if fits else 1.
-    if not off <= .2:
+    off = math.inf
+    if auto.latent == len(model.mean):
+        off = (probe_of(model, auto) - model.probe).square().mean().sqrt()
+    if not off <= tolerance:
         raise Problem('This transformer was trained in the latents of another '
                       'autoencoder: use the two that were trained together.')
 
@@ -120,16 +123,6 @@ def latents_of() -> tuple[Captioned, Kernel]:
     two = shapes('train', 12_000, 64, 1, objects=2)
     data = join(all_but_held(64), one, two)
     return data, encoded(load_weights('autoencoder')[0], data.pixels)
-
-
-@dataclass(frozen=True)
-class Ordered:
-    "A scene of which a share of the captions is turned around: 'b below a'."
-    scene: Scene
-    turned: float
-
-    def say(self, rng=None) -> str:
-        return self.scene.say(rng, self.turned)
 
 
 class LatentBatches(CaptionBatches):
@@ -144,13 +137,10 @@ class LatentBatches(CaptionBatches):
         self.at = torch.arange(len(data)).repeat_interleave(torch.tensor(times))
 
         # the batches need rows to speak of, no pictures
-        def spoken(row):
-            return row if hasattr(row, 'style') else Ordered(row, turned)
-
-        rows = tuple(spoken(data.rows[i]) for i in self.at.tolist())
+        rows = tuple(data.rows[i] for i in self.at.tolist())
         captions = Captioned(data.pixels[self.at, :, :1, :1], rows)
         tokenize = partial(caption_tokenizer(), too_long='truncate')
-        super().__init__(captions, tokenize, size, seed, drop)
+        super().__init__(in_order(captions, turned), tokenize, size, seed, drop)
         self.q = Kernel((q.mean - mean)/std, q.std/std)
         self.device = device
 

@@ -185,8 +185,8 @@ class MovedBatches:
 
         # a: mirrored or not, and the shift as a share of the largest;
         # half stay as they are
-        moves = (torch.rand(b) < .5).to(x0.device)
-        mirrored = moves & (torch.rand(b) < .5).to(x0.device)
+        moves = torch.randint(2, (b,)).bool().to(x0.device)
+        mirrored = moves & torch.randint(2, (b,)).bool().to(x0.device)
         by = moves[:, None]*torch.randint(-self.most, self.most + 1, (b, 2)).to(x0.device)
         x0 = torch.where(mirrored.reshape(b, 1, 1, 1), x0.flip(-1), x0)
         a = torch.cat([mirrored[:, None].float(), by/max(self.most, 1)], 1)
@@ -315,7 +315,9 @@ def expectation(
 def about(recipe: Recipe, n: int, seconds: float) -> str:  # n pictures, seconds of a step
     "What will be trained and how long it takes, for the terminal."
     parameters = sum(p.numel() for p in recipe.build().parameters())
-    size = f'{parameters/1e6:.1f} million' if parameters >= 1e5 else f'{parameters:,}'
+    size = f'{parameters:,}'
+    if parameters >= 100_000:
+        size = f'{parameters/1_000_000:.1f} million'
     c, h, w = recipe.shape
     colour = 'in colour' if c == 3 else 'grey'
     moved = ', mirrored and shifted by chance' if recipe.spec.get('augment') else ''
