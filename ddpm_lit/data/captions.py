@@ -223,6 +223,7 @@ def emoji(split: str = 'train',  # or 'test', 'all'; a family is on one side onl
         places = [r['tiles'][style] for r in mine]
         path = data_dir('emoji', f'base-{style}-64.webp')
         n = 1 + max(r['tiles'][style] for r in drawn)
+        # small sheets are kept in memory, since many chapters ask for them again
         if size > 32:
             pixels.append(smaller(tiles(path, n)[places], size))
         else:
