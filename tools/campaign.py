@@ -3011,8 +3011,8 @@ GRIDS: dict[str, Callable] = dict(
     linear=lambda _, n: schedule.grid(schedule.linear(), n),
     karras=lambda _, n: schedule.karras(n, .02),
     flow=lambda _, n: flow_grid(n))
-# systems with captions: one sampler shows that their denoisers are right
-CAPTIONED = 'glide', 'dalle2'
+# systems with captions: two samplers show that their denoisers are right
+CAPTIONED = 'glide', 'dalle2', 'latent'
 # of its 100 evaluations at each level only ten, and on the ladder of a system that walks down one
 FEW_STEPS = 'langevin-10'
 DRAWN, STEPS = 100, 6  # pictures, and steps of each run
@@ -3023,6 +3023,8 @@ EXPLAINED = (
      'the grid opens with a leap from log SNR -20, where a prediction is worth nothing (32)'),
     (('ancestral', 'ancestral-large'), tuple(GRIDS),
      'a random step is a Gaussian only if it is short, and six are long (14)'),
+    (('ddim', 'heun', 'dpmpp_2m'), ('flow',),
+     'the first leap, from log SNR -9 to -3, decides a coloured background; two levels mend it (32)'),
     (('pc', FEW_STEPS), tuple(GRIDS),
      'Langevin steps leave a variance of their own at each level (31, 32)'))
 
@@ -3035,7 +3037,8 @@ def picture_systems() -> list[str]:
             recipe = fit.find_recipe(fit.card_in(path)['recipe'])
         except Problem:  # a network beside, such as a classifier that measures
             continue
-        if recipe.sampler and len(recipe.shape) == 3:
+        # the latents of latent diffusion are its pictures here
+        if (recipe.sampler or path.stem == 'latent') and len(recipe.shape) == 3:
             found.append(path.stem)
     return found
 
@@ -3091,7 +3094,7 @@ def sampler_on(name: str, which: str, sampler: str, bf16: bool):
     measured = dict(system=name, grid=which, sampler=sampler, bf16=bf16, steps=STEPS, n=DRAWN,
                     data=round(frechet_distance(seen_from_afar(data), real), 4))
     try:
-        on_grid = replace(recipe, schedule=Levels(levels), classes=0)
+        on_grid = replace(recipe, schedule=Levels(levels), classes=0, sampler=sampler)
         drawn = sample_recipe(model, on_grid, DRAWN, None, 0, STEPS, sampler, edit=given)
     except Problem as e:
         sentence(str(e))
@@ -3128,7 +3131,7 @@ def sampler_cases():
         if captioned:
             learned_from(name)  # a minute of CLIP for all drawings, before a case's clock starts
         grids = ['cosine', 'karras'] if captioned else grids_of(name)
-        names = ['dpmpp_2m'] if captioned else samplers()
+        names = ['dpmpp_2m', 'heun'] if captioned else samplers()
         walks = recipe_of(name).sampler == 'langevin'
         for which, sampler in itertools.product(grids, names):
             # ten steps of a walk forget where it began only if levels are near each other
