@@ -20,6 +20,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                             'ddpm_lit.baselines.compare.both': ('compare.html#both', 'ddpm_lit/baselines/compare.py'),
                                             'ddpm_lit.baselines.compare.compare': ('compare.html#compare', 'ddpm_lit/baselines/compare.py'),
                                             'ddpm_lit.baselines.compare.cost': ('compare.html#cost', 'ddpm_lit/baselines/compare.py'),
+                                            'ddpm_lit.baselines.compare.cost_in_bits': ( 'compare.html#cost_in_bits',
+                                                                                         'ddpm_lit/baselines/compare.py'),
                                             'ddpm_lit.baselines.compare.count_evaluations': ( 'compare.html#count_evaluations',
                                                                                               'ddpm_lit/baselines/compare.py'),
                                             'ddpm_lit.baselines.compare.diffusion_loss': ( 'compare.html#diffusion_loss',

@@ -3024,7 +3024,7 @@ EXPLAINED = (
     (('ancestral', 'ancestral-large'), tuple(GRIDS),
      'a random step is a Gaussian only if it is short, and six are long (14)'),
     (('ddim', 'heun', 'dpmpp_2m'), ('flow',),
-     'the first leap, from log SNR -9 to -3, decides a coloured background; two levels mend it (32)'),
+     'the first leap, from log SNR -9 to -3, decides a coloured background (32)'),
     (('pc', FEW_STEPS), tuple(GRIDS),
      'Langevin steps leave a variance of their own at each level (31, 32)'))
 

@@ -6,7 +6,7 @@
 __all__ = ['CONTENDERS', 'DATA', 'Diffusion', 'diffusion_loss', 'diffusion_points', 'diffusion_pictures', 'Contender', 'both',
            'draw_batches', 'train_contender', 'store', 'finish', 'interrupts_held', 'workers_of', 'train_all',
            'load_contender', 'read_cards', 'jacobian', 'rank', 'count_evaluations', 'timed_samples', 'cost',
-           'judge_points', 'judge_pictures', 'compare', 'as_text']
+           'judge_points', 'cost_in_bits', 'judge_pictures', 'compare', 'as_text']
 
 # %% ../../nbs/37_compare.ipynb #imports
 import contextlib
@@ -380,6 +380,11 @@ def judge_points(model: nn.Module, n: int = 4000) -> dict:
                 evaluations=count_evaluations(model), seconds=seconds)
 
 
+def cost_in_bits(model: nn.Module, x: Tensor) -> float:  # [b c h w]
+    "The mean cost of pictures in bits per dimension. Eq. 30.3."
+    return cost(model, x, 250).mean().item()/x[0].numel()/math.log(2)
+
+
 def judge_pictures(model: nn.Module, n: int = 1000) -> dict:
     "The row of a family on 14 x 14 digits. Eq. 27.2-27.8, 30.3."
     net = load_classifier()
@@ -387,7 +392,7 @@ def judge_pictures(model: nn.Module, n: int = 1000) -> dict:
     x, seconds = timed_samples(model, n)
     bits = None
     if model.likelihood != 'none':
-        bits = cost(model, real[:n], 250).mean().item()/196/math.log(2)
+        bits = cost_in_bits(model, real[:n])
 
     def features(x):  # the classifier's pictures are twice as large
         return net.features(nn.functional.interpolate(x, scale_factor=2, mode='bilinear'))
