@@ -350,12 +350,16 @@ def diagram(boxes: dict[str, tuple[float, float]],  # words -> where, in inches
     if unknown:
         raise Problem(f'There is no box "{min(unknown)}": give each arrow two boxes.')
     ax = ax or panels(1, height=height)[0]
+
+    # a box about its words, in the colour of its kind
     drawn = {}
     for name, at in boxes.items():
         color = INK[inks.get(name, 'data')]
         look = dict(boxstyle='round,pad=.5', facecolor='white', edgecolor=color)
         drawn[name] = ax.text(*at, name, ha='center', va='center', fontsize=8.5,
                               color=color, bbox=look)
+
+    # an arrow from edge to edge, and its words half way
     for a, b, words in arrows:
         ends = [drawn[name].get_bbox_patch() for name in (a, b)]
         look = dict(arrowstyle='->', color='.4', patchA=ends[0], patchB=ends[1],
@@ -365,6 +369,7 @@ def diagram(boxes: dict[str, tuple[float, float]],  # words -> where, in inches
         if words:
             ax.text(*middle, words, ha='center', va='center', fontsize=8, color='.3',
                     bbox=dict(boxstyle='square,pad=.15', color='white'))
+
     ax.set(xlim=(0, 7), ylim=(0, height))
     ax.axis('off')
     return ax

@@ -346,16 +346,23 @@ def outcome(case: Case) -> Tally:
 
 def attempt(case: Case, box: Path) -> Tally:
     "A case in an empty folder, with limits; whatever else it raises is a failure."
-    here, env = box/'here', dict(os.environ)
+    here = box/'here'
+    env = dict(os.environ)
+
+    # an empty folder, and the same random numbers whichever case came before
     shutil.rmtree(here, ignore_errors=True)
     here.mkdir()
     os.chdir(here)
     random.seed(case.name)
     torch.manual_seed(0)
     torch.set_num_threads(1)
+
+    # limits of memory and time
     Path('/proc/self/clear_refs').write_text('5')  # the high-water mark begins anew
     start = memory('VmRSS')
     signal.setitimer(signal.ITIMER_PROF, SECONDS)
+
+    # a case that ends well may still have taken too much, or left something behind
     try:
         tally = outcome(case)
         signal.setitimer(signal.ITIMER_PROF, 0)
@@ -368,6 +375,8 @@ def attempt(case: Case, box: Path) -> Tally:
     except BaseException as e:
         signal.setitimer(signal.ITIMER_PROF, 0)
         tally = Tally(failures=(f'{type(e).__name__}: {str(e)[:400]}{where_in_library(e)}',))
+
+    # what a case may have changed
     os.environ.clear()
     os.environ.update(env)
     os.chdir(box)
@@ -609,7 +618,7 @@ def make_networks():
 
 def about_of(part: str) -> str:
     "The file that configures a part of Karlo's folder."
-    return 'config.json' if part in theirs.UNCLIP else 'scheduler_config.json'
+    return 'config.json' if part in theirs.UNCLIP_FOLDERS else 'scheduler_config.json'
 
 
 def make_karlo():
@@ -623,9 +632,9 @@ def make_karlo():
         w[key] = torch.randn(n, 16).half()
     f.config['text_encoder'] |= dict(vocab_size=49_408, max_position_embeddings=77)
     f.config['prior'] |= dict(num_embeddings=77)
-    for part in (*theirs.UNCLIP, *theirs.SCHEDULERS):
+    for part in (*theirs.UNCLIP_FOLDERS, *theirs.SCHEDULERS):
         put(f'karlo/{part}/{about_of(part)}', json.dumps(f.config[part]))
-    for part in theirs.UNCLIP:
+    for part in theirs.UNCLIP_FOLDERS:
         state = {k.removeprefix(f'{part}.'): v for k, v in w.items() if k.startswith(f'{part}.')}
         save_file(state, f'karlo/{part}/m.safetensors')
 
@@ -2395,7 +2404,7 @@ def kill_cases(rng, moments: int = 14):
 
 CAPTION = "sample {file} --caption 'a dog' --steps 2 --out a.png --json"
 CAPTION_GLIDE = f'{CAPTION} --side 8'.replace('{file}', '{glide}')
-KARLO = (*theirs.UNCLIP, *theirs.SCHEDULERS)
+KARLO = (*theirs.UNCLIP_FOLDERS, *theirs.SCHEDULERS)
 
 
 def captioned(p, *more: str):
@@ -2554,7 +2563,7 @@ def karlo_cases(rng, k: int):
         for how, change in FOLDERS.items():
             yield case(f'{part} {how}', change_part, part, change)
 
-    for a, b in itertools.combinations(theirs.UNCLIP, 2):
+    for a, b in itertools.combinations(theirs.UNCLIP_FOLDERS, 2):
         yield case(f'{a} and {b} exchanged', exchange, a, b)
         for what, file in (('weights', 'm.safetensors'), ('configurations', 'config.json')):
             yield case(f'{a} and {b}: {what} exchanged', exchange, f'{a}/{file}', f'{b}/{file}')
@@ -2563,7 +2572,7 @@ def karlo_cases(rng, k: int):
     for a, b in itertools.combinations(theirs.SCHEDULERS, 2):
         yield case(f'{a} and {b} exchanged', exchange, a, b)
 
-    for (how, f), part in itertools.product(CHANGED.items(), theirs.UNCLIP):
+    for (how, f), part in itertools.product(CHANGED.items(), theirs.UNCLIP_FOLDERS):
         keys = sorted(load_file(FIX/'karlo'/part/'m.safetensors'))
         for key in rng.sample(keys, 2):
             yield case(f'{part} {key} {how}', change_weight, part, key, f)
@@ -2831,16 +2840,23 @@ main()
                          stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
                          start_new_session=True,
                          env=os.environ | dict(PYTHONPATH=str(root)))
+
+    # the signal, to the whole group, so long after the beginning
     while not Path('began').exists() and p.poll() is None:
         time.sleep(.002)
     time.sleep(when)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(p.pid, number)
+
+    # how it ended, and how soon
     asked = time.monotonic()
     err = p.stderr.read()  # until the last of them has ended
-    seconds, code = time.monotonic() - asked, p.wait()
+    seconds = time.monotonic() - asked
+    code = p.wait()
     assert code in (0, 128 + number), f'exit code {code}: {err[-300:]!r}'
     assert seconds < 2*patience(), f'it lived on for {seconds:.1f} s'
+
+    # nothing half written, and one sentence
     left = [*Path('.').rglob('.*')]
     assert not left, f'left behind: {left[0]}'
     with contextlib.suppress(Refused):
@@ -2900,13 +2916,21 @@ def with_sums(raw: bytes) -> bytes:
 def fuzzed_picture(kind: str, seed: str, n: int = 400) -> Tally:
     "Many pictures that were damaged; one that fails is named by its number."
     rng = random.Random(f'{kind} {seed}')
-    file = io.BytesIO()
-    how = PICTURE_KINDS[kind]
-    mode = rng.choice(('RGB', 'L') if how.get('format', kind) in ('JPEG', 'PPM', 'BMP')
-                      else ('RGB', 'L', 'RGBA') if kind != 'lossless' else ('RGB', 'RGBA'))
+
+    # a whole picture of noise, in a mode that the format has
+    how = dict(format=kind) | PICTURE_KINDS[kind]
+    modes = ('RGB', 'L', 'RGBA')
+    if how['format'] in ('JPEG', 'PPM', 'BMP'):
+        modes = ('RGB', 'L')
+    elif kind == 'lossless':
+        modes = ('RGB', 'RGBA')
+    mode = rng.choice(modes)
     pixels = np.frombuffer(rng.randbytes(24*20*4), np.uint8).reshape(24, 20, 4)
     image = Image.fromarray(pixels.copy(), 'RGBA').convert(mode)
-    image.save(file, **(how if 'format' in how else dict(format=kind) | how))
+    file = io.BytesIO()
+    image.save(file, **how)
+
+    # each damaged copy is refused or read; of a PNG three in four have sums that fit
     counts = Counter(refused=0, worked=0)
     for i in range(n):
         raw = mutant(file.getvalue(), rng)
@@ -2927,15 +2951,22 @@ def fuzzed_picture(kind: str, seed: str, n: int = 400) -> Tally:
 def changed_fixture(name: str, seed: str, n: int = 3) -> Tally:
     "A fixture that is whole as a file, with an input, a weight or a setting that does not fit."
     rng = random.Random(f'{name} {seed}')
+
+    # the fixture as it is
     path = data_dir('parity', name)
     with safe_open(path, 'pt') as f:
         meta = f.metadata()
     state = load_file(path)
     config = json.loads(meta.get('config', '{}'))
+    inputs = [k for k in state if k.startswith('in.')]
+
     counts = Counter(refused=0, worked=0)
     for i in range(n):
-        tensors, said_, options = dict(state), dict(meta), dict(config)
-        inputs = [k for k in state if k.startswith('in.')]
+        tensors = dict(state)
+        words = dict(meta)
+        options = dict(config)
+
+        # one change: a tensor that is missing, another or renamed, a setting, or all of them
         key = rng.choice(inputs if inputs and rng.random() < .5 else [*state])
         how = rng.randrange(5)
         if how == 0:
@@ -2947,10 +2978,12 @@ def changed_fixture(name: str, seed: str, n: int = 3) -> Tally:
         elif how == 3:
             tensors['out.\x1b]0;x\x07\u202e'] = tensors.pop(key)
         else:
-            said_['config'] = rng.choice(('[1]', '7', '{', 'null', '{"a": NaN}'))
+            words['config'] = rng.choice(('[1]', '7', '{', 'null', '{"a": NaN}'))
         if how == 2:
-            said_['config'] = json.dumps(options)
-        save_file(tensors, 'f.safetensors', said_)
+            words['config'] = json.dumps(options)
+        save_file(tensors, 'f.safetensors', words)
+
+        # it is refused in a sentence, or read
         try:
             parity('f.safetensors')
             counts['worked'] += 1
@@ -3418,7 +3451,9 @@ class Progress:
 def try_wanted(a, box: Path, results: Results) -> int:
     "Tries what was asked for; how many cases were not begun."
     until = time.monotonic() + 60*a.minutes
-    progress, left, failed = Progress(), 0, 0
+    progress = Progress()
+    left = 0
+    failed = 0
     for wanted in wanted_cases(a):
         cases = results.missing(wanted, not a.case and not a.quick and a.share == 1)
         if not cases:

@@ -24,6 +24,15 @@ def prepared(path):
     return nb
 
 
+def caption(cells, index):
+    "The first sentence of the caption under a figure, without marks, or the figure's name."
+    below = cells[index + 1].source if index + 1 < len(cells) else ''
+    if not re.match(r'\*\w', below):
+        return cells[index].id.replace('-', ' ')
+    plain = re.sub(r'\[([^\]]*)\]\([^)]*\)', r'\1', below).replace('*', '').replace('`', '')
+    return re.match(r'.+?(?=\.\s|\.?$)', plain, re.M)[0].replace('[', '(').replace(']', ')')
+
+
 def rendered(nb):
     "{path: bytes} of README.md and its pictures."
     from nbconvert import MarkdownExporter
@@ -38,7 +47,8 @@ def rendered(nb):
         index, n = re.search(r'cell_(\d+)_(\d+)\.', name).groups()
         id = nb.cells[int(index)].id
         new = f'{nbs.name}/readme/{id}' + (f'-{n}' if n != '0' else '') + Path(name).suffix
-        body = re.sub(rf'!\[\w+\]\({re.escape(name)}\)', f'![{id.replace("-", " ")}]({new})', body)
+        alt = caption(nb.cells, int(index))
+        body = re.sub(rf'!\[\w+\]\({re.escape(name)}\)', f'![{alt}]({new})', body)
         files[root/new] = data
     files[root/'README.md'] = (re.sub(r'\n{3,}', '\n\n', body).strip() + '\n').encode()
     return files

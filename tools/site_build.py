@@ -278,7 +278,9 @@ def code_cell(cell, source, export, fold_all=False, caption=''):
 
 def page(path, shown_pages):
     "A notebook as the site shows it: set-up folded, targets before equations and exported cells."
-    nb, stem, repo = read(path), path.stem, repository()
+    nb = read(path)
+    stem = path.stem
+    repo = repository()
     cells = []
     for i, cell in enumerate(nb['cells']):
         source = text(cell['source'])

@@ -170,8 +170,8 @@ class Command(click.Command):
             self.check_out(ctx.params, source != click.core.ParameterSource.DEFAULT)
             return super().invoke(ctx)
         except Problem as e:
-            told = self.with_plugin(e, ctx.params)
-            words = self.in_options(str(told), getattr(told, 'names', ()))
+            problem = self.with_plugin(e, ctx.params)
+            words = self.in_options(str(problem), getattr(problem, 'names', ()))
             raise Problem(words) from e
 
 # %% ../../nbs/80_command.ipynb #main
@@ -692,7 +692,7 @@ def find_system(name: str,
 
 
 def single_spaced(captions) -> list[str]:
-    "The captions as they are."
+    "The captions with single spaces between words; an empty one is a `Problem`."
     clean = [' '.join(c.split()) for c in captions]
     if not all(clean):
         raise Problem('A caption is empty: say in words what to paint.')

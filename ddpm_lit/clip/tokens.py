@@ -127,13 +127,13 @@ QUIRKS = {0x17f: 's', 0x345: ' '}
 
 
 def split_gpt2(text: str) -> list[str]:
-    "Words with the space before them, numbers, signs; joined, the text. Eq. 51.3."
+    "Words with the space before them, numbers, punctuation; joined, the text. Eq. 51.3."
     found = GPT2.finditer(text.translate(STAND_IN))
     return [text[slice(*m.span())] for m in found]
 
 
 def split_clip(text: str) -> list[str]:
-    "Words, single digits, signs; white space is dropped."
+    "Words, single digits, punctuation; white space is dropped."
     found = CLIP.finditer(text.translate(QUIRKS).translate(STAND_IN))
     return [text[slice(*m.span())] for m in found]
 

@@ -285,18 +285,23 @@ def half_written(path) -> list[Path]:  # folders
 # %% ../../nbs/00_begin.ipynb #new-folder
 def check_new(path) -> Path:
     "Before any work: the folder to make; a `Problem` if it cannot be, or holds anything."
+    # a name that can be written, and what it stands for
     try:
         str(path).encode()
         place = Path(os.path.realpath(path))
     except ValueError as e:  # half characters, and the one that ends names
         raise Problem(f'{str(path)!r} is no name that every program can read: choose '
                       'another place.') from e
+
+    # nothing is there yet
     with unwritten(path):
         if place.exists() and (not place.is_dir() or any(place.iterdir())):
             raise Problem(f'{place} is there already, and nothing is ever overwritten: '
                           'name a new folder, or empty it.')
         if place == Path.cwd():
             raise Problem('This is the folder that you are in: name a new one.')
+
+        # a folder can be made where it will be: one is, and is taken away again
         parent = next(p for p in place.parents if p.exists())
         with folder_beside(place, parent):
             pass

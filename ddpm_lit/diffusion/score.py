@@ -114,6 +114,7 @@ def divergence(
         raise Problem(f'{probes} probes see nothing: take one or more, or None for the '
                       'exact trace.')
 
+    # f at x, as a function that can be differentiated
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         y = f(x)
@@ -124,10 +125,12 @@ def divergence(
             raise Problem('This denoiser cannot be differentiated: take no_grad, detach '
                           'or rounding out of it.')
 
-        def quadratic(z):  # z J z [b]
+        # one pass backwards gives z J, and so the quadratic form z J z
+        def quadratic(z):  # [b ...] -> [b]
             back = torch.autograd.grad(y, x, z, retain_graph=True)[0]
             return (back*z).flatten(1).sum(1)
 
+        # with the axes as z: the trace; with random z: its mean (31.14)
         if probes is None:
             axes = torch.eye(x[0].numel()).to(x)
             total = sum(quadratic(e.reshape(1, *x.shape[1:]).expand_as(x)) for e in axes)

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['NTH', 'BLOCK', 'TEXT', 'VISION', 'RESNET', 'OPENAI', 'TRANSFORMERS_BLOCK', 'TRANSFORMERS_TEXT', 'TRANSFORMERS_VISION',
-           'TRANSFORMERS', 'CARRIED', 'GLIDE_MEAN', 'GLIDE_STD', 'GLIDE_BLOCK', 'NOISED_VISION', 'NOISED_TEXT', 'GLIDE',
-           'GLIDE_CLIP', 'NameTable', 'prefixed', 'sizes', 'clip_layout', 'clip_of_sizes', 'clip_from_official',
-           'load_clip', 'run_clip', 'run_tokens', 'as_glide', 'TimedCLIP', 'nearest_step', 'glide_clip',
-           'run_glide_clip']
+           'TRANSFORMERS', 'CARRIED', 'GLIDE_MEAN', 'GLIDE_STD', 'GLIDE_BLOCK', 'NOISED_VISION', 'NOISED_TEXT',
+           'GLIDE_NAMES', 'GLIDE_CLIP', 'NameTable', 'prefixed', 'sizes', 'clip_layout', 'clip_of_sizes',
+           'clip_from_official', 'load_clip', 'run_clip', 'run_tokens', 'as_glide', 'TimedCLIP', 'nearest_step',
+           'glide_clip', 'run_glide_clip']
 
 # %% ../../nbs/75_clip_layouts.ipynb #imports
 import itertools
@@ -22,6 +22,7 @@ from ..clip.contrast import CLIP, ResNetTower, TextTower, VisionTower
 from ..clip.contrast import contrastive, unit
 from ..clip.tokens import clip_tokenizer, glide_tokenizer
 from ..core.problem import Problem
+from ..core.denoiser import time_of_each
 from ..core.level import Level
 from ..diffusion.schedule import DiscreteSchedule, cosine
 from ..guide.classifier import LogLikelihood, gradient
@@ -328,7 +329,7 @@ class TimedCLIP(nn.Module):
         self.level_input = level_input
 
     def embed_image(self, x: Tensor, t: Level) -> Tensor:  # [b 3 h w] -> [b d]
-        step = self.level_input(t).to(x.device).long().reshape(-1).expand(len(x))
+        step = time_of_each(self.level_input(t), x).long()
         return self.image(as_glide(x), self.at(step))  # f_k with e = w_k
 
     def embed_text(self, tokens: Tensor,  # [b l]
@@ -391,7 +392,7 @@ NOISED_TEXT = {
     'norm.bias': 'output.ln.b',
     'out': 'output.f.w.T',
 }
-GLIDE = NameTable('glide', rules={
+GLIDE_NAMES = NameTable('glide', rules={
     'at.weight': 'image_encoder.blocks.input.w_t',
     **prefixed('image', 'image_encoder.blocks', NOISED_VISION),
     **prefixed('text', 'text_encoder.blocks', NOISED_TEXT),
@@ -426,7 +427,7 @@ def glide_clip(
     clip = TimedCLIP(tower, words, c['n_timesteps'], c['logit_scale'], level_input).eval()
     state = ({f'image_encoder.{k}': v for k, v in image.items()}
              | {f'text_encoder.{k}': v for k, v in text.items()})
-    return load_official(clip, state, GLIDE)
+    return load_official(clip, state, GLIDE_NAMES)
 
 
 def run_glide_clip(f: Fixture, dtype: torch.dtype) -> dict[str, Tensor]:

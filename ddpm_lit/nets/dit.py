@@ -149,6 +149,8 @@ def start_dit(net: DiT):
             nn.init.zeros_(m.bias)
     nn.init.xavier_uniform_(net.first.weight.flatten(1))
     nn.init.zeros_(net.first.bias)
-    layers = [net.time.inner, net.time.outer] + ([net.label] if net.classes else [])
+    layers = [net.time.inner, net.time.outer]
+    if net.label is not None:
+        layers.append(net.label)
     for layer in layers:
         nn.init.normal_(layer.weight, std=.02)

@@ -715,6 +715,7 @@ def what_to_train(
     **options,                # as for `source_of`
 ) -> str | dict:
     "The name of a recipe or a source of pictures: as given, or of a run that goes on."
+    # a recipe by its name, and not by the path of a folder
     if name and data:
         raise Problem('A recipe has its own data: give either a NAME or `data`.')
     if name and os.path.exists(name) and RECIPES.look(name) is None:
@@ -722,6 +723,8 @@ def what_to_train(
                       '`data`.')
     if name:
         return name
+
+    # own pictures
     if data:
         return source_of(data, out, resume, **options)
     if not resume or not out:

@@ -108,7 +108,7 @@ NUMBER_RULES = (
     Rule(lambda r: r.clip_scale is None or is_finite(r.clip_scale),
          'The clip_scale is {r.clip_scale}: choose a number, 3 if in doubt.'),
     Rule(lambda r: r.clip_scale is None or r.guidance == 'clip',
-         'clip_scale steers by CLIP: set guidance to clip, or leave it out.'),
+         "`clip_scale` is for `guidance='clip'`: give `w`, or choose that."),
     Rule(lambda r: isinstance(r.strength, (int, float)) and 0 < r.strength <= 1,
          'The strength is {r.strength}: choose it above 0 (keep all) up to 1 '
          '(paint all anew).'),
@@ -120,15 +120,14 @@ PICTURE_RULES = (
          'The picture to begin with is {shown}: make it [3 64 64].',
          lambda r: [*r.init.shape]),
     Rule(lambda r: r.mask is None or r.init is not None,
-         'A mask says what to keep of `init`: give both.'),
+         '`mask` says where to paint a picture anew: give the picture with `init`.'),
     Rule(lambda r: r.mask is None or r.mask.shape == (64, 64),
          'The mask is {shown}: make it [64 64].', lambda r: [*r.mask.shape]),
     Rule(lambda r: r.init is None or r.mask is not None or r.strength < 1,
          'At strength 1 nothing is left of the picture to begin with: give a lower '
          'strength, or a mask.'),
     Rule(lambda r: r.init is not None or r.strength == 1,
-         'The strength says how much of a picture is painted anew: give the picture as '
-         'init, or leave the strength out.'),
+         '`strength` is for a picture to begin with: give it with `init`.'),
     Rule(lambda r: r.init is None or r.init.is_floating_point(),
          'The picture to begin with holds bytes: turn it into numbers with to_unit.'),
     Rule(lambda r: r.init is None or not r.init.isnan().any(),
@@ -345,13 +344,20 @@ def request_for(
             raise Problem(f"{system.name} has no prior: leave `prior` out, or choose "
                           "`system='dalle2'`.")
         more['prior'] = prior
+
+    # each guidance has a weight of its own
     if w is not None or guidance_scale is not None:
+        if guidance == 'clip':
+            raise Problem("`w` and `guidance_scale` are for `guidance='cfg'`: "
+                          'give `clip_scale`.')
         more['w'] = as_w(w, guidance_scale)
 
     # a picture to begin with, and what of it is painted over
     if init is not None:
         more['init'] = to_unit(init)
-        more['strength'] = strength or (.7 if mask is None else 1.)
+        more['strength'] = .7 if mask is None else 1.
+    if strength is not None:
+        more['strength'] = strength
     if mask is not None:
         more['mask'] = mask.float().mean(0) < 128
 

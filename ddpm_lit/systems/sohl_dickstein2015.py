@@ -217,8 +217,8 @@ def near(y: Tensor,            # [b ...]
 
     def product(k, s):
         d2 = std.to(k.mean)**2
-        w = torch.where(d2 > 0, k.std**2/(k.std**2 + d2), 1.).to(d2)
-        return Kernel(torch.lerp(k.mean, y.to(d2), w), k.std*(1 - w).sqrt())
+        a = torch.where(d2 > 0, k.std**2/(k.std**2 + d2), 1.).to(d2)
+        return Kernel(torch.lerp(k.mean, y.to(d2), a), k.std*(1 - a).sqrt())
 
     return product
 

@@ -16,6 +16,7 @@ import hashlib
 import json
 import math
 import os
+import sys
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -417,8 +418,8 @@ JUDGES = Registry('judge', mark='JUDGES.add(')
 
 
 def register(recipe: Recipe):
-    "Make a recipe known by its name."
-    RECIPES.add(recipe.name, recipe)
+    "Make a recipe known by its name; it belongs to the module that calls this."
+    RECIPES.add(recipe.name, recipe, owner=sys._getframe(1).f_globals['__name__'])
 
 # %% ../../nbs/22_fit.ipynb #find-recipe
 def find_recipe(name: str) -> Recipe:
