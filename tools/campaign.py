@@ -1140,6 +1140,71 @@ def without_setting(name: str, at: Path):
     put(at, json.dumps(kept))
 
 
+def with_setting(name: str, value: Any, at: Path):
+    put(at, json.dumps(json.loads(at.read_text()) | {name: value}))
+
+
+def with_type(start: str, kind: torch.dtype, at: Path):
+    "A state in which the first tensor whose name begins so is of another type."
+    state = load_file(at)
+    name = min(k for k in state if k.startswith(start))
+    save_file(state | {name: state[name].to(kind)}, at, head_of(at))
+
+
+# settings of types or sizes that no run has, and numbers of types that no state has
+ODD_SETTINGS = dict(init=(7, {}, [[]]), changed=(None, 7), source=(None, [], 7, 'x'),
+                    steps=(10**400,), lr=(10**400,))
+ODD_TYPES = (torch.uint16, torch.uint32, torch.uint64, torch.complex64, torch.float8_e4m3fn)
+
+# what somebody else has put into a run's folder
+INTRUDERS = {
+    'weights': lambda: put('r/roll.safetensors', b'mine'),
+    'a card': lambda: put('r/roll.json', b'mine'),
+    'a sheet': lambda: put('r/previews/0000010.png', b'mine'),
+    'a link to weights': lambda: led_to_mine('r/roll.safetensors'),
+    'a link to notes': lambda: led_to_mine('r/log.jsonl'),
+    'a link to a state': lambda: led_to_mine('r/state.safetensors')}
+
+
+def led_to_mine(path: str):
+    "A file of a run becomes a link to one that lies elsewhere."
+    Path(path).rename('mine')
+    Path(path).symlink_to('../mine')
+
+
+def by_others(change: Callable):
+    "What somebody else has put into the folder of a run is not replaced."
+    shutil.copytree(FIX/'run', 'r')
+    change()
+    before = files()
+    try:
+        run_line('train roll --resume --steps 10 --out r')
+    except Refused:
+        assert files() == before, 'it was changed by a command that refused it'
+        raise
+    raise AssertionError('it went on, though it would replace what others wrote')
+
+
+def led_outside():
+    "A run whose recipe is called as weights outside its folder are: those stay."
+    own_pictures('d')
+    quietly('train --data d --steps 2 --batch 2 --base 8 --no-augment --out r')
+    put('victim.safetensors', b'mine')
+    kept = json.loads(Path('r/run.json').read_text())
+    for named, key in ((kept, 'recipe'), (kept['spec'], 'name'), (kept['source'], 'name')):
+        named[key] = '../victim'
+    put('r/run.json', json.dumps(kept))
+
+    # its state says that it is of this run
+    own = json.dumps({k: kept.get(k) for k in runs.ALWAYS}, sort_keys=True)
+    mark = dict(run=hashlib.sha256(own.encode()).hexdigest())
+    save_file(load_file('r/state.safetensors'), 'r/state.safetensors', mark)
+    try:
+        return run_line('train --resume --out r --steps 5')
+    finally:
+        assert Path('victim.safetensors').read_bytes() == b'mine', 'a file outside was replaced'
+
+
 OLDER = {  # what another version may have left in a run's folder
     'a state without the mark of its run': ('state.safetensors',
                                             lambda at: save_file(load_file(at), at)),
@@ -1280,6 +1345,39 @@ def among_pictures(line: str):
     quietly('train --data . --batch 2 --base 8 --no-augment --steps 2 --preview 1')
     quietly(line)
     return run_line('train --resume --out runs/d --steps 3')
+
+
+def with_source(line: str, changes: dict):
+    "A run of own pictures whose run.json says something else of them."
+    own_pictures('d')
+    quietly('train --data d --steps 2 --batch 2 --base 8 --no-augment --out r')
+    settings = json.loads(Path('r/run.json').read_text())
+    put('r/run.json', json.dumps(settings | dict(source=settings['source'] | changes)))
+    return run_line(line)
+
+
+SOURCES = (dict(labels=7), dict(labels=[]), dict(captions=7), dict(captions=[]),
+           dict(system=None), dict(files=7, digest='x'), dict(files=[[]], digest='x'),
+           dict(files=[1, 'a'], digest='x'))
+
+
+def in_table(paths: list, rows: int, more: int):
+    "A parquet table whose rows share one picture of so many bytes more, and their paths."
+    pa, pq = folders.needed('pyarrow'), folders.needed('pyarrow.parquet')
+    raw = show.png(torch.zeros(1, 3, 8, 8), zoom=1) + bytes(more)
+    shared = pa.DictionaryArray.from_arrays(pa.array([0]*rows), pa.array([raw]))
+    image = pa.StructArray.from_arrays([shared.cast('binary'), pa.array(paths*rows)],
+                                       ['bytes', 'path']) if paths else shared
+    pq.write_table(pa.table(dict(image=image)), 't.parquet', compression='zstd')
+    return small_set(Path('t.parquet'))
+
+
+def saved_set(name: str, make: Callable = nothing):
+    "A saved data set that names such a file as its own."
+    put('d/state.json', json.dumps(dict(_data_files=[dict(filename=name)])))
+    put('d/dataset_info.json', '{}')
+    make(Path('d', 'a.arrow'))
+    return small_set(Path('d'))
 
 
 def packed_tar(kind: bytes):
@@ -1432,6 +1530,18 @@ def hostile_cases(rng):
     for how in ('--batch 16 --seed 1', '--batch 8', '--batch 16 --bf16'):
         yield case(f'the state of another run, {how}', state_of_another, how)
     yield case('weights whose state is gone', weights_without_state)
+    for name, change in INTRUDERS.items():
+        yield case(f'in the folder of a run lies {name} of others', by_others, change)
+    yield case('a run called as a file outside', led_outside)
+    resume = 'train roll --resume --steps 10 --out r'
+    for name, values in ODD_SETTINGS.items():
+        for value in values:
+            yield case(f'settings with {name} = {str(value)[:9]}', older, 'run.json',
+                       partial(with_setting, name, value), resume)
+    for start, kind in itertools.product(('step', 'opt.step.', 'opt.exp_avg_sq.', 'model.'),
+                                         ODD_TYPES):
+        yield case(f'a state with {start} of {kind}', older, 'state.safetensors',
+                   partial(with_type, start, kind), resume)
     for how, change in PARTS.items():
         yield case(f'the state of a spread run, {how}', spread_state, change)
     yield case('the state of a spread run, of another', spread_another)
@@ -1451,6 +1561,16 @@ def hostile_cases(rng):
         yield case(f'a run among its pictures: {line}', among_pictures, line)
     for name in ('REGTYPE', 'XHDTYPE', 'GNUTYPE_LONGNAME', 'GNUTYPE_SPARSE', 'DIRTYPE'):
         yield case(f'a tar of 4 GB: {name}', packed_tar, getattr(tarfile, name))
+    for changes, line in itertools.product(SOURCES, (
+            'train --resume --steps 4 --out r', 'eval r --n 12 --steps 2')):
+        yield case(f'run.json of {changes}: {line}', with_source, line, changes)
+    yield case('a parquet file of 2 KB whose rows share 1.3 GB', in_table, [], 64, 20_000_000)
+    for path in (7, .5, b'x', True):
+        yield case(f'a parquet file with the path {path}', in_table, [path], 4, 0)
+    for name in FILE_NAMES:
+        yield case(f'a saved data set names {name[:20]!r}', saved_set, name)
+    for how, make in PLACES.items():
+        yield case(f'a saved data set, its file {how}', saved_set, 'a.arrow', make)
     for (name, (file, change)), line in itertools.product(OLDER.items(), (
             'train roll --resume --steps 10 --out r', 'sample r --n 4 --steps 1 --out a.png',
             'eval r/roll.safetensors --n 12 --steps 2', 'export r --to safetensors e')):
@@ -2777,6 +2897,22 @@ SCRIPTS = [
     f"echo 'backend: module://evil' >matplotlibrc; {EVIL} evil.py >/dev/null; "
     f"{then(ROLL, 'test ! -e HARM')}",
     f"{EVIL} click.py numpy.py torch.py >/dev/null; {then(ROLL, 'test ! -e HARM')}",
+    f"{EVIL} struct.py pickle.py torch.py multiprocessing.py >/dev/null; "
+    + then('timeout -s INT 40 $D compare --train --seconds .5 --out c', 'test ! -e HARM'),
+    f"{EVIL} struct.py pickle.py torch.py >/dev/null; "
+    + then('$D bench small --rounds 1', 'test ! -e HARM'),
+    f"{EVIL} struct.py pickle.py torch.py >/dev/null; "
+    + then('$D train roll --compile --steps 2 --out r', 'test ! -e HARM'),
+    f'{ROLL[:-5]} $(printf a/%.0s $(seq 1000))a.png',
+    f'{ROLL} --each a.png',
+    'PYTORCH_JIT=0 $D export $FIX/run/roll.safetensors e --to torchscript',
+    then('mkdir -m 700 e; $D export $FIX/run/roll.safetensors e --to safetensors',
+         'test "$(stat -c %a e)" = 700'),
+    # what was there stays
+    'mkdir c; echo mine >c/gan-points.safetensors; '
+    + then('$D compare --train --seconds .5 --n 100 --out c', 'grep -q mine c/gan-points*'),
+    'mkdir c; echo mine >c/quality.png; '
+    + then('$D bench quality --data mnist --seconds 1 --seeds 1 --out c', 'grep -q mine c/q*'),
     f"printf 'text.usetex: True\\n# \\xff' >matplotlibrc; {ROLL}",
     f'OMP_NUM_THREADS=x {ROLL}',
     # names of files

@@ -4,26 +4,28 @@
 
 # %% auto #0
 __all__ = ['CONTENDERS', 'DATA', 'Diffusion', 'diffusion_loss', 'diffusion_points', 'diffusion_pictures', 'Contender', 'both',
-           'draw_batches', 'train_contender', 'store', 'finish', 'interrupts_held', 'workers_of', 'train_all',
-           'load_contender', 'read_cards', 'jacobian', 'rank', 'count_evaluations', 'timed_samples', 'cost',
-           'judge_points', 'cost_in_bits', 'judge_pictures', 'compare', 'as_text']
+           'draw_batches', 'train_contender', 'store', 'finish', 'interrupts_held', 'workers_of', 'begin', 'check_free',
+           'train_all', 'load_contender', 'read_cards', 'jacobian', 'rank', 'count_evaluations', 'timed_samples',
+           'cost', 'judge_points', 'cost_in_bits', 'judge_pictures', 'compare', 'as_text']
 
 # %% ../../nbs/37_compare.ipynb #imports
 import contextlib
 import json
 import math
 import multiprocessing
+import os
 import signal
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Callable, Iterator
 import torch
 from torch import Tensor, nn
-from ..core.problem import (
-    Problem, check_output, data_dir, end_with_parent, read_json, replacing)
+from ddpm_lit.core.problem import (
+    Problem, check_output, data_dir, end_with_parent, in_package_folder, read_json,
+    replacing)
 from ..core.denoiser import Denoiser, Model, from_v
 from ..core.level import Level
 from ..data.images import Batches, load_images, to_unit
@@ -238,7 +240,9 @@ def interrupts_held():
 def workers_of(n: int) -> Iterator[ProcessPoolExecutor]:
     "n processes; after an error or Ctrl-C nobody waits for what they are doing."
     others = {*multiprocessing.active_children()}
-    pool = ProcessPoolExecutor(n, multiprocessing.get_context('spawn'), end_with_parent)
+    with in_package_folder():  # it may start a process that cleans up
+        spawn = multiprocessing.get_context('spawn')
+        pool = ProcessPoolExecutor(n, spawn, end_with_parent)
     try:
         yield pool
     except BaseException:
@@ -249,20 +253,47 @@ def workers_of(n: int) -> Iterator[ProcessPoolExecutor]:
         pool.shutdown(cancel_futures=True)
 
 
+def begin(pool: ProcessPoolExecutor, f: Callable, jobs: list[tuple]) -> list[Future]:
+    "Submit jobs; processes that start for them take no module from the current folder."
+    with interrupts_held(), in_package_folder():
+        return [pool.submit(f, *job) for job in jobs]
+
+
+def check_free(folder: Path, models: list[tuple[str, str]]):  # (family, data)
+    "A `Problem` if the weights or cards would replace what `train_all` did not write."
+    cards = folder/'cards.json'
+    known = {}
+    foreign = [cards]
+    if not os.path.lexists(cards):
+        foreign = []
+    elif not cards.is_symlink():
+        with contextlib.suppress(Problem):
+            known = read_cards(folder)
+            foreign = []
+
+    # weights belong to a card
+    for family, data in models:
+        path = folder/f'{family}-{data}.safetensors'
+        if path.is_symlink() or path.exists() and (family, data) not in known:
+            foreign.append(path)
+    if foreign:
+        raise Problem(f'{foreign[0]} is not of an earlier comparison, and would be '
+                      'replaced: move it away, or give another folder with `out`.')
+
+
 def train_all(folder, seconds: dict[str, float] = DATA, seed: int = 0, workers: int = 2,
               done: Callable[[int, str], None] = lambda n, name: None,
               ) -> list[dict]:  # the cards
     "Train all families on both data sets: weights in half precision, and one file of cards."
     folder = Path(folder)
     check_output(folder/'cards.json')
-    jobs = [(family, data, seconds[data], seed)
-            for data in seconds for family in CONTENDERS]
+    models = [(family, data) for data in seconds for family in CONTENDERS]
+    check_free(folder, models)
+    jobs = [(family, data, seconds[data], seed) for family, data in models]
     cards = {}
     weights_of = {}
     with workers_of(workers) as pool:
-        with interrupts_held():
-            running = [pool.submit(finish, *job) for job in jobs]
-        for n, job in enumerate(as_completed(running), 1):
+        for n, job in enumerate(as_completed(begin(pool, finish, jobs)), 1):
             family, data, weights, card = job.result()
             weights_of[family, data] = weights
             cards[family, data] = card
@@ -271,7 +302,7 @@ def train_all(folder, seconds: dict[str, float] = DATA, seed: int = 0, workers: 
     # all of them or none: cards belong to the weights that lie beside them
     for (family, data), weights in weights_of.items():
         write_tensors(folder/f'{family}-{data}.safetensors', weights)
-    in_order = [cards[family, data] for family, data, *_ in jobs]
+    in_order = [cards[model] for model in models]
     with replacing(folder/'cards.json') as p:
         p.write_text(json.dumps(in_order, indent=1) + '\n')
     return in_order

@@ -23,9 +23,13 @@ def main(args: list[str] | None = None):  # None: those of the terminal
     signals = []
     try:
         import signal
-        signals = [signal.SIGINT, signal.SIGTERM]
-        for number in signals:
-            signal.signal(number, stop)
+        for name in ('SIGINT', 'SIGTERM', 'SIGHUP', 'SIGQUIT'):  # Windows has two of them
+            number = getattr(signal, name, None)
+            # nohup lets the end of a terminal be ignored
+            kept = name == 'SIGHUP' and number and signal.getsignal(number) == signal.SIG_IGN
+            if number and not kept:
+                signals.append(number)
+                signal.signal(number, stop)
 
         from .base import main as run
         run()

@@ -14,8 +14,8 @@ from functools import partial
 from pathlib import Path
 
 import click
-from .base import (Bars, Command, Count, Number, emit, find_system, options,
-                               single_spaced, start)
+from .base import (Bars, Command, Count, Number, check_apart, emit, find_system,
+                               options, single_spaced, start)
 from ..core.problem import Problem, check_output, check_unnamed, sentence
 
 # %% ../../nbs/83_sample.ipynb #labels
@@ -149,6 +149,7 @@ def sample_command(name, out, n, captions, device, threads, as_json, **options):
     named = out
     out = sheet_of(name, out)
     check_output(out, '.png')  # before the work
+    check_apart(out, options['each'])
     if not named:
         check_unnamed(out)
 

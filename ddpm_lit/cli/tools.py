@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 import click
 from .base import Bar, Bars, Command, Count, Range, options, start, emit
-from ..core.problem import printable
+from ..core.problem import check_unnamed, printable
 
 # %% ../../nbs/86_tools.ipynb #compare
 @click.command('compare', cls=Command)
@@ -140,10 +140,12 @@ def bench_command(parts, peers, rounds, seconds, seeds, data, out, device, threa
     # quality
     if 'quality' in parts:
         from ddpm_lit.show import save_sheet
+        sheet = Path(out)/'quality.png'
+        check_unnamed(sheet)
         with Bars() as bars:
             found['quality'], x = compare_arms(out, data, peers, seconds, seeds, device,
                                                bars)
-        save_sheet(x.flatten(0, 1), Path(out)/'quality.png', x.shape[1], 1)
+        save_sheet(x.flatten(0, 1), sheet, x.shape[1], 1)
 
     arms = found.get('quality', dict(rows=[]))['rows']
     lines = [*map(time_row, found.get('rows', [])), *map(quality_row, arms)]

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['NO_MEMORY', 'CALLED', 'HEAD_BYTES', 'SIGNATURE', 'printable', 'sentence', 'Problem', 'no_memory', 'package_of',
-           'needed', 'data_dir', 'open_input', 'read_text', 'read_json', 'check_tensors', 'place_of', 'unwritten',
-           'start_of', 'folder_beside', 'check_output', 'check_unnamed', 'replacing', 'half_written', 'check_new',
-           'new_folder', 'end_with_parent', 'identity', 'no_progress']
+           'needed', 'data_dir', 'open_input', 'read_text', 'read_json', 'check_tensors', 'not_too_deep', 'place_of',
+           'unwritten', 'start_of', 'folder_beside', 'check_output', 'check_unnamed', 'replacing', 'half_written',
+           'check_new', 'new_folder', 'in_package_folder', 'end_with_parent', 'identity', 'no_progress']
 
 # %% ../../nbs/00_begin.ipynb #imports
 import contextlib
@@ -155,9 +155,16 @@ def check_tensors(path):
                       f'{HEAD_BYTES:,} are read: give another file.')
 
 # %% ../../nbs/00_begin.ipynb #write
+def not_too_deep(path: Path) -> Path:
+    "The path; a `Problem` if it has more folders than a program can work through."
+    if len(path.parts) > 200:
+        raise Problem(f'{path} has more than 200 folders: choose another place.')
+    return path
+
+
 def place_of(path, ending: str = '') -> Path:  # where a link leads to
     "The file written for `path`; a `Problem` where none can be, or by another ending."
-    path = Path(path)
+    path = not_too_deep(Path(path))
     if ending and path.name and path.suffix.lower() != ending:
         raise Problem(f'{path} would not be what its name says: give a name that ends in '
                       f'{ending}.')
@@ -293,6 +300,8 @@ def check_new(path) -> Path:
         raise Problem(f'{str(path)!r} is no name that every program can read: choose '
                       'another place.') from e
 
+    not_too_deep(place)
+
     # nothing is there yet
     with unwritten(path):
         if place.exists() and (not place.is_dir() or any(place.iterdir())):
@@ -323,6 +332,7 @@ def new_folder(path):
 
                 # an empty folder is replaced, one that was filled meanwhile is not
                 if path.exists():
+                    os.chmod(inside, path.stat().st_mode & 0o777 | 0o700)
                     path.rmdir()
                 os.replace(inside, path)
     except Problem as e:
@@ -331,6 +341,15 @@ def new_folder(path):
                       if own else str(e)) from e
 
 # %% ../../nbs/00_begin.ipynb #process
+@contextlib.contextmanager
+def in_package_folder():
+    "Be where no file is named like a module, for Python and libraries look there first."
+    back = os.getcwd()
+    os.chdir(str(files('ddpm_lit')))
+    try:
+        yield
+    finally:
+        os.chdir(back)
 def end_with_parent():
     "Called first in a process, which then ends with its parent, however that ended."
     import multiprocessing

@@ -141,6 +141,10 @@ class Registry(dict):
 
     def look(self, name: str):
         "The thing of that name if a module names it, else None: `find` looks further."
+        # in a file anything may stand in the place of a name
+        if not isinstance(name, str):
+            raise Problem(f'The name of a {self.kind} is text, and none is of the type '
+                          f'{type(name).__name__}: give it in quotes.')
         name = self.aliases.get(name, name)
         if name not in self and len(name) <= LONGEST_NAME:
             self.load(name)
@@ -199,14 +203,19 @@ def load_plugin(path) -> str:  # the name of its module
     # it runs here; one that fails is forgotten, so that it can be loaded when mended
     try:
         spec.loader.exec_module(module)
-    except Problem:
+    except BaseException as e:
         del sys.modules[name]
-        raise
-    except (Exception, SystemExit) as e:
-        del sys.modules[name]
+        # Ctrl-C is no failure of its own, an error that it defines is, whatever its kind
+        own = isinstance(e, (Exception, SystemExit)) or type(e).__module__ == name
+        if isinstance(e, Problem) or not own:
+            raise
+        try:
+            words = str(e)
+        except Exception:
+            words = 'without words'
         line = failing_line(e, whole)
         where = f' in line {line}' if line else ''
-        raise Problem(f'The plug-in {path} fails{where} ({type(e).__name__}: {e}): '
+        raise Problem(f'The plug-in {path} fails{where} ({type(e).__name__}: {words}): '
                       'mend it first.') from e
 
     return name

@@ -10,9 +10,10 @@ __all__ = ['FITS', 'NAME_HEADS', 'LABEL_HEADS', 'TEXT_HEADS', 'OTHER_ENDINGS', '
            'PictureSource', 'wrong_with', 'table_at', 'known_captions', 'known_labels', 'tables_below', 'words_beside',
            'is_picture', 'unlabelled', 'all_captions', 'folder_labels', 'folder_shelf', 'label_and_captions', 'most_of',
            'sample_of', 'WholeTar', 'Unpacked', 'samples', 'tar_shelf', 'columns_of', 'row_entry', 'class_names',
-           'parquet_entries', 'parquet_shelf', 'saved_shelf', 'one_part', 'shelf_of', 'free_memory', 'check_memory',
-           'counted', 'listed', 'Folder', 'HeaderInfo', 'look', 'decode', 'bunches', 'check_rows', 'check_choices',
-           'side_of', 'read_headers', 'read_pixels', 'numbered', 'read_folder', 'pictures_with_captions']
+           'parquet_entries', 'parquet_shelf', 'check_saved', 'saved_shelf', 'one_part', 'shelf_of', 'free_memory',
+           'check_memory', 'counted', 'listed', 'Folder', 'HeaderInfo', 'look', 'decode', 'bunches', 'check_rows',
+           'check_choices', 'side_of', 'read_headers', 'read_pixels', 'numbered', 'read_folder',
+           'pictures_with_captions']
 
 # %% ../../nbs/57_folder.ipynb #imports
 import bz2
@@ -660,13 +661,20 @@ def columns_of(path: Path, columns: Sequence[str]) -> list[str | None]:
     return found
 
 
-def row_entry(row: dict, columns, at: str, names: Sequence[str]) -> Entry:
-    "A row of a table as an entry."
+def row_entry(
+    table,  # of one row, as pyarrow has it
+    columns: Sequence[str | None],
+    at: str,  # where it stands
+    names: Sequence[str],
+) -> Entry:
+    "A row of a table as an entry; one that is too large is not unpacked."
+    row = table.to_pylist()[0] if table.nbytes <= PICTURE_BYTES else {}
     image, text, label = (row.get(column) for column in columns)
     if isinstance(image, dict):
-        at = image.get('path') or at
+        path = image.get('path')
+        at = path if path and isinstance(path, str) else at
         image = image.get('bytes')
-    if not isinstance(image, bytes) or len(image) > PICTURE_BYTES:
+    if not isinstance(image, bytes):
         return Entry(at, wrong=f'The bytes of {plain(at)} are not in the table, or more '
                      f'than {PICTURE_BYTES >> 20} MiB: store a smaller picture there.')
     return Entry(at, image, **label_and_captions(text, label, names))
@@ -682,23 +690,22 @@ def class_names(schema, label: str | None) -> tuple[str, ...]:
         return ()
 
 # %% ../../nbs/57_folder.ipynb #parquet-entries
-# A parquet file, read in batches of rows
+# A parquet file, one row at a time: in a small file thousands may share one large picture
 def parquet_entries(path: Path) -> Iterator[Entry]:
     "The rows of a parquet file."
-    pq = needed('pyarrow.parquet')
+    pa, pq = needed('pyarrow'), needed('pyarrow.parquet')
     check_file(path, most=None)
 
+    # the allocator of some versions keeps what was freed, row after row
+    pa.set_memory_pool(pa.system_memory_pool())
     try:
         with pq.ParquetFile(path) as file:
             columns = columns_of(path, file.schema_arrow.names)
             names = class_names(file.schema_arrow, columns[2])
             used = [column for column in columns if column]
 
-            k = 0
-            for batch in file.iter_batches(batch_size=64, columns=used):
-                for row in batch.to_pylist():
-                    yield row_entry(row, columns, f'{path.name}, row {k}', names)
-                    k += 1
+            for k, row in enumerate(file.iter_batches(batch_size=1, columns=used)):
+                yield row_entry(row, columns, f'{path.name}, row {k}', names)
     except Problem:
         raise
     except Exception as e:  # whatever a damaged table makes of its reader
@@ -723,15 +730,51 @@ def parquet_shelf(paths: list[Path]) -> PictureSource:
     return PictureSource(entries, names)
 
 # %% ../../nbs/57_folder.ipynb #saved-shelf
-# A data set saved by Hugging Face's library
+# A saved data set of Hugging Face: its files are checked before the library opens them
+def check_saved(path: Path):
+    "An error unless a saved data set has only files of its own, and these are whole."
+    pa = needed('pyarrow')
+
+    def inside(folder, name):
+        if not below(name) or Path(name).name != name:
+            raise ValueError(f'it names {name}')
+        return folder/name
+
+    folders = [path]
+    if not (path/'state.json').exists():  # one for each part, such as train and test
+        parts = json.loads(text_of(path/'dataset_dict.json'))['splits']
+        folders = [inside(path, part) for part in parts]
+    if not folders:
+        raise ValueError('it has no parts')
+
+    for folder in folders:
+        text_of(folder/'dataset_info.json')
+        state = json.loads(text_of(folder/'state.json'))
+        for said in state['_data_files'] + (state.get('_indices_data_files') or []):
+            file = inside(folder, said['filename'])
+            check_file(file, most=None)
+
+            # where values begin and end: places outside the file would be read as well
+            with pa.memory_map(str(file)) as mapped, pa.ipc.open_stream(mapped) as stream:
+                for batch in stream:
+                    batch.validate(full=True)
+
+
 def saved_shelf(path: Path) -> PictureSource:
     "A data set that Hugging Face's `datasets` has saved to the disk."
     datasets = needed('datasets')
+
+    def not_whole(e):
+        return Problem(f'{plain(path)} is not a whole data set of Hugging Face '
+                       f'({plain(e, 60)}): save it anew.')
+
     try:
+        check_saved(path)
         data = datasets.load_from_disk(str(path))
+    except Problem:
+        raise
     except Exception as e:
-        raise Problem(f'{plain(path)} is not a whole data set of Hugging Face '
-                      f'({plain(e, 60)}): save it anew.') from e
+        raise not_whole(e) from e
 
     note = ''
     if isinstance(data, datasets.DatasetDict):
@@ -741,17 +784,18 @@ def saved_shelf(path: Path) -> PictureSource:
             note = f'Only its part {plain(part, 40)} is read, not {plain(others)}.'
         data = data[part]
 
-    # its columns; a picture stays the bytes of its file
+    # its columns, as they are stored: nothing is decoded, and no file opened for a row
     columns = columns_of(path, data.column_names)
-    image, _, label = columns
-    names = tuple(getattr(data.features.get(label), 'names', None) or ())
-    if isinstance(data.features[image], datasets.Image):
-        data = data.cast_column(image, datasets.Image(decode=False))
-    data = data.select_columns([column for column in columns if column])
+    names = tuple(getattr(data.features.get(columns[2]), 'names', None) or ())
+    used = [column for column in columns if column]
+    data = data.select_columns(used).with_format('arrow')
 
     def entries():
-        for k, row in enumerate(data):
-            yield row_entry(row, columns, f'row {k}', names)
+        try:
+            for k, row in enumerate(data):
+                yield row_entry(row, columns, f'row {k}', names)
+        except Exception as e:
+            raise not_whole(e) from e
 
     return PictureSource(entries, names, note)
 
@@ -1005,7 +1049,7 @@ def bunches(entries: Iterable[Entry], most: int = 64) -> Iterator[list[Entry]]:
     for entry in entries:
         some.append(entry)
         held += len(entry.source) if isinstance(entry.source, bytes) else 0
-        if len(some) == most or held > PICTURE_BYTES:
+        if len(some) == most or held > PICTURE_BYTES // 4:
             yield some
             some = []
             held = 0

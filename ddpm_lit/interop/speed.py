@@ -631,11 +631,14 @@ def peak_memory(part: str, name: str, peers: bool = True,
                 ) -> float | None:  # MiB; None: not known on this system
     "The same in a process of its own, since a process forgets nothing."
     arguments = f'{part!r}, {name!r}, {peers}, {str(device)!r}'
-    code = ('import torch\n'
+    # it looks for modules where this process does, not in the current folder first
+    code = (f'import sys; sys.path[:] = {sys.path!r}\n'
+            'import torch\n'
             'torch.set_num_threads(1)\n'
             'from ddpm_lit.interop.speed import held\n'
             f'print(held({arguments}))')
-    run = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    run = subprocess.run([sys.executable, '-I', '-c', code], capture_output=True,
+                         text=True)
     return None if run.returncode else float(run.stdout.split()[-1])
 
 # %% ../../nbs/73_speed.ipynb #bench

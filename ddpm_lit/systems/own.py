@@ -479,6 +479,16 @@ def source_beside(path) -> dict:  # path: of weights, or the folder of a run
     source = read_settings(note).get('source')
     if not isinstance(source, dict) or not isinstance(source.get('folder'), str):
         raise Problem(f'{note} names no folder of pictures.')
+
+    # what else of it is in words, and which files there were
+    files = source.get('files') or []
+    words = [source[k] for k in ('name', 'system') if k in source]
+    words += [source[k] for k in ('labels', 'captions', 'digest')
+              if source.get(k) is not None]
+    words += files if isinstance(files, list) else [files]
+    if not all(isinstance(word, str) for word in words):
+        raise Problem(f'{note} does not say which pictures its own are: name their '
+                      'folder.')
     return source
 
 # %% ../../nbs/58_own.ipynb #weigh
@@ -738,7 +748,9 @@ def what_to_train(
         raise Problem(f'There is no run in {out}: name the folder of one as `out`, '
                       'or leave `resume` out and give a NAME.')
     begun = read_settings(settings, recipe=str)
-    return source_beside(out) if begun.get('source') else begun['recipe']
+    if not begun.get('source'):
+        return begun['recipe']
+    return dict(name=begun['recipe']) | source_beside(out)
 
 
 def system_of(source: dict) -> OwnSystem:  # source: {} of other recipes
