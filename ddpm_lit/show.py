@@ -180,8 +180,11 @@ class Slider:
         if len(frames) != len(labels) or not len(frames):
             raise Problem(f'There are {len(frames)} frames and {len(labels)} labels: '
                           'give each frame one.')
+
         self.labels = [*map(str, labels)]
         self.ask = ask
+
+        # each is drawn here, once: the lever only chooses what is visible
         self.frames = []
         for x in frames:
             picture = png(x, columns, zoom) if isinstance(x, Tensor) else figure_png(x)

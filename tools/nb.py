@@ -3,6 +3,7 @@
     python tools/nb.py test  [NB ...]    execute
     python tools/nb.py run   [NB ...]    execute and save the outputs in the notebook
     python tools/nb.py fresh [NB ...]    execute and compare with the saved outputs
+    python tools/nb.py types [NB ...]    types of whole notebooks by mypy; without names the heart's
     python tools/nb.py readme            write README.md from nbs/index.ipynb
     python tools/nb.py readme --check    say whether it is in step
 
@@ -330,11 +331,20 @@ def run_all(mode, paths, run_flags, workers, timeout):
     return not all(good)
 
 
+heart = re.compile(r'^#\| *default_exp (core|diffusion|guide|nets)\.', re.M)
+
+
+def check_types(paths):
+    "mypy on the notebooks' cells, the checks too; it names the notebook, the cell and the line."
+    command = 'mypy --config-file .mypy_notebooks.ini'
+    return subprocess.run(['nbqa', command, *map(str, paths)], cwd=root).returncode
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__,
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
-    modes = ['test', 'run', 'fresh', 'readme', 'child-test', 'child-run', 'child-fresh']
-    p.add_argument('mode', choices=modes, metavar='test|run|fresh|readme')
+    modes = ['test', 'run', 'fresh', 'types', 'readme', 'child-test', 'child-run', 'child-fresh']
+    p.add_argument('mode', choices=modes, metavar='test|run|fresh|types|readme')
     p.add_argument('notebooks', nargs='*', metavar='NB', help='paths; all of nbs/ if none is given')
     p.add_argument('--workers', type=int, default=2)
     p.add_argument('--timeout', type=float, default=600, help='seconds for one notebook')
@@ -351,6 +361,11 @@ def main():
     if not paths:
         print(f'no notebook found in {nbs}')
         return 2
+    if a.mode == 'types':
+        given = a.notebooks
+        return check_types([path for path in paths
+                            if given or any(heart.search(text(cell['source']))
+                                            for cell in read(path)['cells'])])
     return run_all(a.mode, paths, a.flags.split(), a.workers, a.timeout)
 
 

@@ -240,9 +240,11 @@ def interrupts_held():
 def workers_of(n: int) -> Iterator[ProcessPoolExecutor]:
     "n processes; after an error or Ctrl-C nobody waits for what they are doing."
     others = {*multiprocessing.active_children()}
+
     with in_package_folder():  # it may start a process that cleans up
         spawn = multiprocessing.get_context('spawn')
         pool = ProcessPoolExecutor(n, spawn, end_with_parent)
+
     try:
         yield pool
     except BaseException:
@@ -443,13 +445,17 @@ def compare(
 ) -> list[dict]:  # one row a family and data set
     "The table: each stored run judged, beside its card."
     rows = []
+
     for n, ((family, data), card) in enumerate(read_cards(folder).items(), 1):
         model = load_contender(family, data, folder)
+
+        # judged by the same random numbers, whatever the family
         torch.manual_seed(seed)
         if data == 'points':
             row = judge_points(model, n_points)
         else:
             row = judge_pictures(model, n_pictures)
+
         rows.append(card | row)
         done(n, f'{family} on {data}')
     return rows

@@ -29,6 +29,8 @@ class Flow(Baseline):
         if x.shape[1:] != self.shape:
             raise Problem(f'This flow is for examples of {[*self.shape]}, not '
                           f'{[*x.shape[1:]]}: build it for their shape.')
+
+        # z = f(x); the log determinants of the layers add up (35.2)
         z = x.flatten(1)
         total = x.new_zeros(len(x))
         for layer in self.layers:

@@ -49,19 +49,19 @@ class GAN(Baseline):
         self.noise = noise
         self.gamma = gamma
 
-    def draw(self, n: int) -> Tensor:  # [n ...], with its gradient
+    def generate(self, n: int) -> Tensor:  # [n ...], with its gradient
         like = next(self.parameters())
         z = torch.randn(n, self.noise, device=like.device, dtype=like.dtype)
         return self.generator(z)
 
     @torch.no_grad()
     def sample(self, n: int) -> Tensor:  # [n ...]
-        return self.draw(n)
+        return self.generate(n)
 
     def loss(self, x0: Tensor) -> Tensor:  # [b]
         "Both losses as one number, whose gradient by a player is its own. Eq. 36.6."
         # as a number the sum does not fall during training, and means nothing
-        fake = self.draw(len(x0))
+        fake = self.generate(len(x0))
 
         # the critic: samples are detached, and its slope at data has a price (36.7)
         price = self.gamma/2*slope_price(self.critic, x0) if self.gamma else 0.

@@ -121,7 +121,7 @@ class Command(click.Command):
 
         # what an error names beside its sentence: arguments, and functions with a command
         for name in names:
-            if name in spelled:
+            if name in spelled and f'`{name}' not in sentence:
                 sentence = in_backquotes(name, sentence)
             sentence = sentence.replace(name, DOES.get(name, name))
 
@@ -131,7 +131,7 @@ class Command(click.Command):
                 return spelled[m[1]] + value
             return DOES.get(m[1], m[0])
 
-        return re.sub(r"`(\w+)(?:=('?)([\w.]+)\2)?`", option_of, sentence)
+        return re.sub(r"`(\w+)(?:=('?)([\w.-]+)\2)?`", option_of, sentence)
 
     def with_plugin(self, e: Problem, given: dict) -> Problem:
         "How to load a plug-in, where a run names what nobody has typed or knows."

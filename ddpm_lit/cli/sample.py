@@ -16,7 +16,7 @@ from pathlib import Path
 import click
 from .base import (Bars, Command, Count, Number, check_apart, emit, find_system,
                                options, single_spaced, start)
-from ..core.problem import Problem, check_output, check_unnamed, sentence
+from ..core.problem import Problem, check_output, check_unnamed, data_dir, sentence
 
 # %% ../../nbs/83_sample.ipynb #labels
 def sheet_of(name: str, out: str | None) -> str:
@@ -44,7 +44,7 @@ def sample_weights(name: str, out: str, n: int, device, label: str | None,
                    about: dict, guided: dict,  # ABOUT, GUIDED
                    **how) -> tuple[dict, str]:  # bf16, seed, steps, sampler
     "`sample` for our weights and others' denoisers: what is printed, as JSON and words."
-    from ddpm_lit.interop.checkpoints import asks_unlabelled, draw_samples, open_model
+    from ddpm_lit.interop.checkpoints import asks_unlabelled, sample_model, open_model
     from ddpm_lit.show import save_each, save_samples
 
     # the model, if its samples can be shown
@@ -56,7 +56,7 @@ def sample_weights(name: str, out: str, n: int, device, label: str | None,
     # its samples
     began = time.perf_counter()
     with Bars() as bars:
-        drawn, bf16 = draw_samples(model, recipe, n, label, device=device, **guided,
+        drawn, bf16 = sample_model(model, recipe, n, label, device=device, **guided,
                                    **how, progress=partial(bars, f'sample {recipe.name}'))
     seconds = time.perf_counter() - began
 
@@ -77,7 +77,7 @@ def sample_captions(name: str, out: str, n: int, device, captions,
                     seed: int, each: str | None) -> tuple[dict, str]:
     "`sample` for GLIDE's files and for Karlo's folder: what is printed."
     from ddpm_lit.guide.cfg import as_w
-    from ddpm_lit.interop.checkpoints import draw_captions, open_text_to_image
+    from ddpm_lit.interop.checkpoints import paint_captions, open_text_to_image
     from ddpm_lit.show import save_captioned, save_each
 
     # what can be refused before anything is read
@@ -99,7 +99,7 @@ def sample_captions(name: str, out: str, n: int, device, captions,
 
     # a row of pictures for each caption
     with Bars() as bars:
-        x = draw_captions(model, captions, n, scale, steps, seed,
+        x = paint_captions(model, captions, n, scale, steps, seed,
                           progress=partial(bars, f'draw {n*len(captions)} pictures'))
 
     if each:
@@ -171,7 +171,7 @@ def sample_command(name, out, n, captions, device, threads, as_json, **options):
                                   **options))
 
 # %% ../../nbs/83_sample.ipynb #eval
-SAMPLED = 'label', 'weights', 'sampler', 'steps'  # options of what draws
+SAMPLED = 'data', 'label', 'weights', 'sampler', 'steps'  # options of what draws
 
 
 def eval_judged(name: str, judge, n: int, seed: int, device, used: dict,
@@ -193,7 +193,8 @@ def eval_system(system, n: int, seed: int, device, options: dict) -> tuple[dict,
     from ddpm_lit.train.fit import JUDGES
     if any(options[k] for k in SAMPLED):
         raise click.UsageError(f'{system.name} is a whole system, evaluated as it '
-                               'paints: leave out --label, --w, --sampler and --steps.')
+                               'paints: leave out --data, --label, --w, --sampler and '
+                               '--steps.')
 
     used, notes = fingerprints_of(system.weights)
     judge = JUDGES.find(system.name)
@@ -205,10 +206,17 @@ def eval_samples(name: str, found: str, model, recipe, n: int, seed: int,
     "`eval` for what draws: a row for each weight of guidance, bits being counted once."
     from ddpm_lit.systems.evaluate import choose_run, evaluate, fingerprints
     from ddpm_lit.systems.evaluate import steering, verdict
+    from ddpm_lit.systems.own import picture_features
+    from ddpm_lit.train.fit import load_weights
     from ddpm_lit.train.measure import machine
 
     choose_run(recipe)  # before the files are read: it may not draw
-    used, notes = fingerprints(found, recipe)
+
+    # pictures other than digits are looked at by the judge of drawings (56)
+    drawings = len(recipe.shape) == 3 and 'mnist' not in recipe.data
+    read_by = 'emoji-classifier' if drawings else None
+    features = picture_features(load_weights(read_by)[0]) if read_by else None
+    used, notes = fingerprints(found, recipe, read_by)
 
     # a row for each weight of guidance; bits do not depend on it
     rows = []
@@ -218,7 +226,7 @@ def eval_samples(name: str, found: str, model, recipe, n: int, seed: int,
             got = evaluate(model.to(device), recipe, n, options['label'],
                            options['sampler'], options['steps'], seed, options['batch'],
                            0 if rows else options['bits_pictures'], options['bits_draws'],
-                           steering(recipe, w), bars)
+                           steering(recipe, w), features, bars)
 
         got['warnings'] += notes
         cpu = round(time.process_time() - clock, 3)
@@ -234,9 +242,9 @@ def eval_samples(name: str, found: str, model, recipe, n: int, seed: int,
 def eval_pictures(name: str, found: str, model, recipe, n: int, seed: int,
                   options: dict) -> tuple[dict, str]:
     "`eval` for a model of own pictures: against those that were held out of training."
+    from ddpm_lit.interop.checkpoints import file_in
     from ddpm_lit.systems.evaluate import fingerprint, steering
-    from ddpm_lit.systems.own import held_out, pictures_verdict, read_source
-    from ddpm_lit.systems.own import source_beside, weigh_pictures
+    from ddpm_lit.systems.own import pictures_of, pictures_verdict, weigh_pictures
 
     # one weight of guidance, or none
     if len(options['weights']) > 1:
@@ -244,45 +252,49 @@ def eval_pictures(name: str, found: str, model, recipe, n: int, seed: int,
     w = options['weights'][0] if options['weights'] else None
 
     # the pictures again, parted as the training did it
-    source = source_beside(found)
     with Bars() as bars:
-        pictures = read_source(source, partial(bars, 'read pictures')).images()
-        hold = source.get('hold')
-        train, held = held_out(pictures) if hold is None else held_out(pictures, hold)
+        train, held = pictures_of(found, recipe, options['data'],
+                                  partial(bars, 'read pictures'))
         got = weigh_pictures(model, recipe, train, held, min(n, 2000), seed,
                              options['label'], sampler=options['sampler'],
                              steps=options['steps'],
                              at_once=options['batch'], steer=steering(recipe, w),
                              progress=partial(bars, f'sample {recipe.name}'))
 
-    got = dict(name=name, recipe=recipe.name, w=w,
-               weights=fingerprint(Path(found)), **got)
+    # the file that was read
+    path = Path(found)
+    if path.is_dir():
+        path = file_in(path)
+    elif not path.suffix:
+        path = data_dir('weights', f'{found}.safetensors')
+    got = dict(name=name, recipe=recipe.name, w=w, weights=fingerprint(path), **got)
     return got, pictures_verdict(got)
 
 
 def eval_weights(name: str, n: int, seed: int, device,
                  options: dict) -> tuple[object, str]:
-    "`eval` for weights of ours: by their judge, or by their samples."
+    "`eval` for weights, ours or another's denoiser: by a judge, or by their samples."
     from ddpm_lit.systems.evaluate import fingerprints
     from ddpm_lit.systems.captioned import own_judge
-    from ddpm_lit.train.fit import load_weights
-    from ddpm_lit.train.run import find_weights
+    from ddpm_lit.systems.own import has_own_pictures
+    from ddpm_lit.train.run import found_start, open_weights
 
-    found = find_weights(name)
-    model, recipe = load_weights(found)
+    found = found_start(name)
+    model, recipe = open_weights(name)
 
     # own pictures have a measure of their own
-    if recipe.spec.get('maker') == 'pictures':
+    own = has_own_pictures(found, recipe)
+    judge = None if own else own_judge(model.to(device), recipe)
+    if own or options['data'] and not judge:
         return eval_pictures(name, found, model.to(device), recipe, n, seed, options)
 
     # a judge, where there is one, looks at more than samples
-    judge = own_judge(model.to(device), recipe)
     if not judge:
         return eval_samples(name, found, model, recipe, n, seed, device, options)
 
     if any(options[k] for k in SAMPLED):
-        raise click.UsageError(f'{recipe.name} draws nothing: leave out --label, --w, '
-                               '--sampler and --steps.')
+        raise click.UsageError(f'{recipe.name} draws nothing: leave out --data, --label, '
+                               '--w, --sampler and --steps.')
     used, notes = fingerprints(found, recipe)
     return eval_judged(name, judge, n, seed, device,
                        dict(recipe=recipe.name, **used), notes)
@@ -293,6 +305,9 @@ def eval_weights(name: str, n: int, seed: int, device,
 @click.option('--n', type=Count(1), default=2000, show_default=True,
               help='How many samples, and as many real ones; of a CLIP, how many '
                    'pictures of each part.')
+@click.option('--data', metavar='FOLDER',
+              help='Own pictures, if they are no longer where its training found them; or '
+                   'any to compare with.  [default: those of its training]')
 @click.option('--label', help='Evaluate this class only; none: unconditional samples.  '
                               '[default: all in turn]')
 @click.option('--batch', type=Count(1), default=256, show_default=True,
@@ -307,8 +322,9 @@ def eval_weights(name: str, n: int, seed: int, device,
 @options('sampler', 'steps', 'seed', 'device', 'threads', 'json')
 def eval_command(name, n, seed, device, threads, as_json, **options):
     """Evaluate weights NAME: samples beside real data, and bits. It takes three minutes
-    of one core for mnist. A CLIP is evaluated by what it recognizes (a minute and a
-    half), glide by what its pictures show."""
+    of one core for mnist. A model of your own pictures is compared with those that were
+    held out, another's model with those in --data. A CLIP is evaluated by what it
+    recognizes (a minute and a half), glide by what its pictures show."""
     device = start(device, threads)
     system = find_system(name, needed=False)
     if system:

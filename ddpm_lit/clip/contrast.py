@@ -207,11 +207,16 @@ class VisionTower(nn.Module):
         if side % patch:
             raise Problem(f'Patches of {patch} pixels do not fill a picture of {side}: '
                           'choose a divisor.')
+
         self.shape = (channels, side, side)
+
+        # the row of (53.15): [e; patches A] + P
         std = width**-.5
         self.patches = nn.Conv2d(channels, width, patch, patch, bias=False)
         self.first = nn.Parameter(std*torch.randn(width))
         self.places = nn.Parameter(std*torch.randn((side // patch)**2 + 1, width))
+
+        # norm, transformer, norm and W
         self.before = nn.LayerNorm(width)
         self.after = nn.LayerNorm(width)
         self.transformer = Transformer(width, layers, heads, act=act)
@@ -249,10 +254,13 @@ class Bottleneck(nn.Module):
         self.conv3 = nn.Conv2d(c, 4*c, 1, bias=False)
         self.norm3 = nn.BatchNorm2d(4*c)
         self.shrink = nn.AvgPool2d(shrink) if shrink > 1 else nn.Identity()
+
+        # where the shape changes, h is made to fit
         self.skip = None
         if shrink > 1 or c_in != 4*c:
             self.skip = nn.Sequential(nn.Conv2d(c_in, 4*c, 1, bias=False),
                                       nn.BatchNorm2d(4*c))
+
         nn.init.zeros_(self.norm3.weight)  # at first the block adds nothing
 
     def forward(self, h: Tensor) -> Tensor:  # [b c_in h w] -> [b 4c h w]
@@ -271,9 +279,11 @@ def groups_of_blocks(
     c_in = width
     c = width
     groups = nn.ModuleList()
+
     for k, n in enumerate(layers):
         blocks = []
         for j in range(n):
+            # the first block of every later group halves the side
             blocks.append(Bottleneck(c_in, c, 2 if k and j == 0 else 1))
             c_in = 4*c
         groups.append(nn.Sequential(*blocks))

@@ -48,6 +48,8 @@ def caption_log_prob(
             raise Problem('This CLIP has seen clean pictures only: ask it about '
                           'the clean guess, with clean_guess_log_prob, or train a '
                           'NoisedCLIP.')
+
+        # kappa f . g (54.4): a log likelihood up to a constant (54.1)
         f = clip.embed_image(x) if clean_only else clip.embed_image(x, t)
         return s*torch.linalg.vecdot(f, z.to(f))
 

@@ -45,6 +45,8 @@ def at_side(x: Tensor, side: int = 32) -> Tensor:  # [b 3 h h] -> [b 3 side side
     if not x.isfinite().all():
         raise Problem(
             'These pictures hold NaN or infinity: look for where they were made.')
+
+    # means of squares, or interpolation: (56.1) for twice the side
     if h > side:
         x = F.avg_pool2d(x, h // side)
     else:
@@ -531,6 +533,7 @@ def emoji_report(found: dict) -> str:  # of weigh_emoji
     cloud = found['features']
     copies = found['copies']
     painted, new = (torch.tensor(copies[k]).median() for k in ('painted', 'new'))
+
     lines = [table(found['rows'])]
     lines.append(f"Frechet distance in the judge classifier's features "
                  f"{cloud['frechet']:.2f}, of real drawings "
@@ -619,6 +622,8 @@ def attribute_rows(
         if at:
             hits = dict(painted=torch.tensor([own[i][what] for i in at]),
                         real=torch.tensor([real[i][what] for i in at]))
+
+            # chance: the pictures under the captions of others (56.10)
             by_chance = [v[what] for v in other if what in v]
             rows.append(row(what, 'share', hits, sum(by_chance)/len(by_chance),
                             [asked[i] for i in at]))
@@ -666,11 +671,13 @@ def judge_classifier(
     x = to_unit(data.pixels)
     classifier = copy.deepcopy(classifier).cpu()
     judge = dict(classifier=functools.partial(by_classifier, classifier))
+
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         looks = {'known drawings': x,
                  'through 16 pixels': through(x, 16),
                  'roughened': roughened(x)}
+
         for done, (title, look) in enumerate(looks.items(), 1):
             rows, _ = questions(title, look, data.rows, judge, seed=seed)
             yield done*100 // 3, rows

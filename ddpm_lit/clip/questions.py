@@ -288,6 +288,7 @@ def exchange_rows(
     for what in ('things', 'colours'):
         right = [sentence(s) for s in asked]
         wrong = [sentence(exchanged(s, what)) for s in asked]
+
         hits = {}
         for m, r in readers.items():
             a, b = ((r.pictures(pixels)*r.texts(t)).sum(1) for t in (right, wrong))

@@ -112,6 +112,8 @@ class _StandIn(dict):
         else:
             kind = unicodedata.category(c)[0]
             sign = {'L': 'a', 'N': '0'}.get(kind, '!')
+
+        # kept: each character is looked up once
         self[code] = sign
         return sign
 

@@ -161,6 +161,8 @@ def classify(
                       'its share; give it once.')
     if any(not n.strip() for n in names):
         raise Problem('A caption is empty: say in words what the picture may show.')
+
+    # one vector for each name (55.1), and the softmax of zeta f . g (55.2)
     g = class_vectors(reader.texts, names, templates)
     return zero_shot(reader.pictures(pixels), g, reader.clip.scale.detach().cpu())
 
@@ -237,10 +239,13 @@ def retrieval(
     "R@k and the median rank of each method. Eq. 55.5-55.7."
     place = {name: ranks(s, fits) for name, s in scores.items()}
     rows = []
+
     for k in ks:
+        # among no more than k candidates every rank is a hit
         if k < fits.shape[1]:
             hits = {name: r <= k for name, r in place.items()}
             rows.append(row(task, f'R@{k}', hits, chance(fits, k), groups))
+
     medians = {name: r.median().item() for name, r in place.items()}
     last = dict(task=task, measure='median rank', n=len(fits), chance=middle(fits))
     return rows + [last | medians]

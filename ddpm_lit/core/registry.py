@@ -38,9 +38,13 @@ def described(thing):
     if isinstance(thing, partial):
         named = [(k, described(v)) for k, v in sorted(thing.keywords.items())]
         return 'partial', described(thing.func), [*map(described, thing.args)], named
+
+    # an object by its values: two that were built alike mean the same
     if is_dataclass(thing) and not isinstance(thing, type):
         parts = [described(getattr(thing, f.name)) for f in fields(thing)]
         return type(thing).__qualname__, parts
+
+    # constants as they are, all else by its name
     if isinstance(thing, (str, int, float, bool, tuple, type(None))):
         return thing
     return getattr(thing, '__qualname__', type(thing).__qualname__)

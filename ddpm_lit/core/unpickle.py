@@ -80,6 +80,8 @@ class SafeUnpickler:
         "What the next program in a stream builds. Eq. 06.1."
         self.stack = []
         self.memo = {}
+
+        # an instruction after the other; STOP leaves the result on the stack
         try:
             for op, arg, _ in pickletools.genops(stream):
                 if op.name == 'STOP':
@@ -114,8 +116,11 @@ class SafeUnpickler:
         else:
             start = len(self.stack) - n
             taken = self.stack[start:]
+
+        # too few values, or a mark among them: the program is damaged
         if start < 0 or any(v is MARK for v in taken):
             raise ValueError('its program takes what is not there')
+
         del self.stack[start:]
         return taken
 
@@ -304,6 +309,8 @@ def array_parts(note) -> tuple:  # shape, type, bytes: as they stand in the file
     "What NumPy notes of an array, in either of its two ways."
     if not isinstance(note, Note):
         raise ValueError('no array where one is expected')
+
+    # the older way, then that of pickle's protocol 5
     if note.name == '_reconstruct' and type(note.state) is tuple and len(note.state) == 5:
         version, shape, kind, turned, raw = note.state
     elif note.name == '_frombuffer' and note.state is None and len(note.args) == 4:
@@ -312,6 +319,8 @@ def array_parts(note) -> tuple:  # shape, type, bytes: as they stand in the file
         turned = order != 'C'
     else:
         raise ValueError('no array where one is expected')
+
+    # turned: the values stand column by column
     if version != 1 or turned:
         raise ValueError('an array in an unknown order')
     return shape, kind, raw

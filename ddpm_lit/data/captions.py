@@ -181,10 +181,12 @@ def emoji_table() -> list[dict]:
         for k in ('name', 'group', 'subgroup', 'family', 'char', 'split'):
             if not isinstance(r.get(k), str):
                 return False
+
         words = r.get('keywords')
         tiles = r.get('tiles')
         if not isinstance(words, list) or not isinstance(tiles, dict):
             return False
+
         return (all(isinstance(word, str) for word in words)
                 and all(type(i) is int and i >= 0 for i in tiles.values()))
 
@@ -486,11 +488,14 @@ def attributes(scene: Scene | None, caption: Scene | str) -> dict[str, bool]:
     def verdict(things, where):
         same = len(things) == len(asked.things)
         said = {'things': same}
+
+        # asked is what the caption says of any thing; None: of this one it says nothing
         for k in ('shape', 'colour', 'size'):
             wanted = [getattr(thing, k) for thing in asked.things]
             if any(wanted):
                 said[k] = same and all(want in (None, getattr(thing, k))
                                        for thing, want in zip(things, wanted))
+
         if asked.where:
             said['where'] = where == asked.where
         if asked.ground:
@@ -628,8 +633,11 @@ def shapes(split: str = 'train', n: int = 10_000, size: int = 32, seed: int = 0,
     rng = np.random.default_rng(seed)
     if n < 1:
         raise Problem(f'There are no {n} pictures of shapes: ask for 1 or more.')
+
     rows = tuple(every[i] for i in rng.integers(len(every), size=n))
     pose = poses(rows, rng)
+
+    # a thousand scenes at a time: less memory
     pixels = []
     for i in range(0, n, 1000):
         pixels.append(to_bytes(render(rows[i:i + 1000], size, pose[i:i + 1000])))
@@ -795,10 +803,12 @@ def scene_of(found, i: int, ground: str) -> Scene:
     where, fits = found
     colours = [*COLOURS]
     middle = sum(SIZES.values())/2
+
     things = []
     for f in fits:
         size = 'large' if f.radius[i] > middle else 'small'
         things.append(Thing(SHAPES[f.shape[i]], colours[f.colour[i]], size))
+
     if not where:  # of one thing, the nearest place
         at = fits[0].at[i].tolist()
         where = min(PLACES, key=lambda p: math.dist(PLACES[p], at))

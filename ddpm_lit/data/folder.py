@@ -5,18 +5,19 @@
 # %% auto #0
 __all__ = ['FITS', 'NAME_HEADS', 'LABEL_HEADS', 'TEXT_HEADS', 'OTHER_ENDINGS', 'SPLITS', 'CAPTION_TABLES', 'LONG_HEADERS',
            'PACKERS', 'IMAGE_COLUMNS', 'TEXT_COLUMNS', 'LABEL_COLUMNS', 'TAR_ENDINGS', 'PACKED_ENDINGS', 'scale_of',
-           'resized', 'fitted', 'PictureText', 'sentences', 'text_of', 'has_ending', 'Names', 'below', 'json_row',
-           'separator', 'columns_in', 'has_captions', 'text_row', 'captions_in', 'labels_in', 'classes_of', 'Entry',
-           'PictureSource', 'wrong_with', 'table_at', 'known_captions', 'known_labels', 'tables_below', 'words_beside',
-           'is_picture', 'unlabelled', 'all_captions', 'folder_labels', 'folder_shelf', 'label_and_captions', 'most_of',
-           'sample_of', 'WholeTar', 'Unpacked', 'samples', 'tar_shelf', 'columns_of', 'row_entry', 'class_names',
-           'parquet_entries', 'parquet_shelf', 'check_saved', 'saved_shelf', 'one_part', 'shelf_of', 'free_memory',
-           'check_memory', 'counted', 'listed', 'Folder', 'HeaderInfo', 'look', 'decode', 'bunches', 'check_rows',
-           'check_choices', 'side_of', 'read_headers', 'read_pixels', 'numbered', 'read_folder',
-           'pictures_with_captions']
+           'resized', 'fitted', 'PictureText', 'sentences', 'text_of', 'has_ending', 'Names', 'below', 'said_in',
+           'json_row', 'separator', 'file_and_caption', 'columns_in', 'opened_parquet', 'has_captions', 'text_row',
+           'parquet_captions', 'captions_in', 'labels_in', 'classes_of', 'Entry', 'PictureSource', 'wrong_with',
+           'table_at', 'known_captions', 'known_labels', 'tables_below', 'words_beside', 'is_picture', 'unlabelled',
+           'all_captions', 'folder_labels', 'folder_shelf', 'label_and_captions', 'most_of', 'sample_of', 'WholeTar',
+           'Unpacked', 'samples', 'tar_shelf', 'columns_of', 'row_entry', 'class_names', 'parquet_entries',
+           'parquet_shelf', 'check_saved', 'saved_shelf', 'one_part', 'shelf_of', 'free_memory', 'check_memory',
+           'counted', 'listed', 'Folder', 'HeaderInfo', 'look', 'decode', 'bunches', 'check_rows', 'check_choices',
+           'side_of', 'read_headers', 'read_pixels', 'numbered', 'read_folder', 'pictures_with_captions']
 
 # %% ../../nbs/57_folder.ipynb #imports
 import bz2
+import contextlib
 import csv
 import gzip
 import hashlib
@@ -171,13 +172,22 @@ LABEL_HEADS = ('label', 'labels', 'class', 'category', 'target')
 TEXT_HEADS = ('text', 'caption', 'captions')
 
 
+def said_in(name, text) -> tuple[str, str]:  # file name, caption
+    "What a row says of which file, if both are texts."
+    for what, value in (('file_name', name), ('text', text)):
+        if not isinstance(value, str):
+            kind = 'null or missing' if value is None else 'no text'
+            raise ValueError(f'its {what} is {kind}')
+        value.encode()  # no half characters
+    return name, text
+
+
 def json_row(line: str) -> tuple[str, str]:  # file name, caption
     "A line of metadata.jsonl."
     row = json.loads(line)
-    name = row['file_name']
-    text = row['text' if 'text' in row else 'caption']
-    name.encode(), text.encode()  # no half characters
-    return name, text
+    if not isinstance(row, dict):
+        raise ValueError('it has no { } around it')
+    return said_in(row.get('file_name'), row.get('text', row.get('caption')))
 
 
 def separator(line: str) -> str:
@@ -190,20 +200,45 @@ def separator(line: str) -> str:
     return signs[0] if signs else '\t'
 
 
-def columns_in(heading: str, sign: str) -> tuple[int, int] | None:  # of file, caption
-    "Which cells of a line hold file and caption, if a heading says so."
-    try:
-        heads = [cell.strip().lower()
-                 for cell in next(csv.reader([heading], delimiter=sign))]
-    except (csv.Error, StopIteration):
-        return None
+def file_and_caption(heads: Iterable[str]) -> tuple[int, int] | None:
+    "Which of these columns hold file and caption, by their names."
+    heads = [head.strip().lower() for head in heads]
     found = [next((heads.index(head) for head in kind if head in heads), None)
              for kind in (NAME_HEADS, TEXT_HEADS)]
     return None if None in found else (found[0], found[1])
 
 
+def columns_in(heading: str, sign: str) -> tuple[int, int] | None:  # of file, caption
+    "Which cells of a line hold file and caption, if a heading says so."
+    try:
+        return file_and_caption(next(csv.reader([heading], delimiter=sign)))
+    except (csv.Error, StopIteration):
+        return None
+
+
+@contextlib.contextmanager
+def opened_parquet(path: Path):  # gives a ParquetFile of pyarrow
+    "An open parquet file; a `Problem` if it is not whole."
+    pa, pq = needed('pyarrow'), needed('pyarrow.parquet')
+    check_file(path, most=None)
+
+    # the allocator of some versions keeps what was freed, row after row
+    pa.set_memory_pool(pa.system_memory_pool())
+    try:
+        with pq.ParquetFile(path) as file:
+            yield file
+    except Problem:
+        raise
+    except Exception as e:  # whatever a damaged table makes of its reader
+        raise Problem(f'{plain(path)} is not a whole parquet file ({plain(e, 60)}): '
+                      'make or fetch it again.') from e
+
+
 def has_captions(table: Path) -> bool:
-    "Whether the heading of a CSV file names a column of captions; others are of labels."
+    "Whether a CSV or parquet file names a column of captions; others are of labels."
+    if has_ending(table.name, ('.parquet',)):
+        with opened_parquet(table) as file:
+            return file_and_caption(file.schema_arrow.names) is not None
     heading = text_of(table).split('\n')[0]
     return columns_in(heading, separator(heading)) is not None
 
@@ -223,8 +258,44 @@ def text_row(line: str, sign: str,
 
 # %% ../../nbs/57_folder.ipynb #captions-in-more
 # A table of captions is read line by line, and a bad line is named
+def parquet_captions(table: Path) -> dict[str, tuple[str, ...]]:  # as `captions_in`
+    "Captions of a parquet file with columns such as file_name and text."
+    found: dict[str, list[str]] = {}
+    taken = 0
+    with opened_parquet(table) as file:
+        heads = file.schema_arrow.names
+        columns = file_and_caption(heads)
+        if columns is None:
+            raise Problem(f'{plain(table)} has no columns file_name and text, but '
+                          f'{plain(", ".join(heads), 60)}: rename those of the files and '
+                          'their captions.')
+
+        # one row at a time, as below: in a small file thousands may share a long text
+        used = [heads[k] for k in columns]
+        for k, row in enumerate(file.iter_batches(batch_size=1, columns=used)):
+            taken += row.nbytes
+            if taken > PICTURE_BYTES:
+                raise Problem(f'{plain(table)} unpacks to more than '
+                              f'{PICTURE_BYTES >> 20} MiB: make it smaller.')
+            name, texts = (row.to_pylist()[0][column] for column in used)
+            texts = texts if isinstance(texts, list) else [texts]
+            try:
+                said = [said_in(name, text)[1] for text in texts]
+            except ValueError as e:
+                raise Problem(f'Row {k} of {plain(table)} is not a file_name and a text '
+                              f'({plain(e, 60)}): mend it, or take it out.') from e
+            if said and not below(name):
+                raise Problem(f'Row {k} of {plain(table)} names "{plain(name, 60)}", '
+                              'which is no file in this folder: mend it.')
+            if said:
+                found.setdefault(name, []).extend(said)
+    return {name: sentences(texts) for name, texts in found.items()}
+
+
 def captions_in(table: Path) -> dict[str, tuple[str, ...]]:  # file name -> its captions
-    "Captions of a table, one a line: .jsonl, or name and caption with a tab, | or comma between."
+    "Captions of a table: parquet, .jsonl, or lines with a tab, | or comma after the name."
+    if has_ending(table.name, ('.parquet',)):
+        return parquet_captions(table)
     as_json = table.suffix.lower() == '.jsonl'
     lines = [(k, line) for k, line in enumerate(text_of(table).split('\n'), 1)
              if line.strip()]
@@ -244,7 +315,7 @@ def captions_in(table: Path) -> dict[str, tuple[str, ...]]:  # file name -> its 
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError,
                 csv.Error) as e:
             raise Problem(f'Line {k} of {plain(table)} is not {shape} '
-                          f'({plain(e, 60)}): mend it.') from e
+                          f'({plain(e, 60)}): mend it, or take it out.') from e
 
         # a heading, and lines that cannot be used
         if not as_json and k == lines[0][0] and name.lower() in NAME_HEADS:
@@ -347,14 +418,17 @@ def known_captions(
     "The captions that stand in tables."
     written: dict[str, list[str]] = {}
     gone = []
+
     for table in tables:
         for name, texts in captions_in(table).items():
+            # tables may number the captions of a picture: 7.jpg#0, 7.jpg#1
             file = names.find(name) or names.find(re.sub(r'#\d+$', '', name))
             if file:
                 written.setdefault(file, []).extend(texts)
             else:
                 gone.append(Entry(name, wrong=f'{plain(name)} is not there, though '
                                   f'{plain(table.name, 40)} names it: mend that line.'))
+
     return {file: sentences(texts) for file, texts in written.items()}, gone
 
 # %% ../../nbs/57_folder.ipynb #known-labels
@@ -367,6 +441,7 @@ def known_labels(
     written: dict[str, str] = {}
     gone = {}
     called = plain(table.name, 40)
+
     for k, name, label in labels_in(table, names):
         file = names.find(name)
         if not file:
@@ -375,12 +450,13 @@ def known_labels(
         elif written.setdefault(file, label) != label:
             raise Problem(f'Line {k} of {plain(table)} gives {plain(file, 60)} another '
                           'label than a line before: take out one of them.')
+
     return written, [*gone.values()]
 
 
 # folders that are no classes, and tables that may hold captions, or labels
 SPLITS = {'train', 'test', 'val', 'valid', 'validation', 'dev'}
-CAPTION_TABLES = ('metadata.csv', 'captions.csv')
+CAPTION_TABLES = ('metadata.csv', 'captions.csv', 'metadata.parquet', 'captions.parquet')
 
 
 def tables_below(root: Path, files: dict[str, Path], captions) -> list[Path]:
@@ -507,11 +583,14 @@ def label_and_captions(
     "Label and captions of an entry, from what a table or a JSON file holds."
     texts = [text] if isinstance(text, str) else text
     texts = texts if isinstance(texts, list) else []
+
+    # a number names a class where names are known; below 0 it means none
     number = type(label) is int
     if label is None or number and label < 0:
         label = None
     elif number and label < len(names):
         label = names[label]
+
     return dict(label=None if label is None else str(label).strip(),
                 captions=sentences(t for t in texts if isinstance(t, str)))
 
@@ -670,13 +749,17 @@ def row_entry(
     "A row of a table as an entry; one that is too large is not unpacked."
     row = table.to_pylist()[0] if table.nbytes <= PICTURE_BYTES else {}
     image, text, label = (row.get(column) for column in columns)
+
+    # the bytes, or a record of the bytes and the path that they had
     if isinstance(image, dict):
         path = image.get('path')
         at = path if path and isinstance(path, str) else at
         image = image.get('bytes')
+
     if not isinstance(image, bytes):
         return Entry(at, wrong=f'The bytes of {plain(at)} are not in the table, or more '
                      f'than {PICTURE_BYTES >> 20} MiB: store a smaller picture there.')
+
     return Entry(at, image, **label_and_captions(text, label, names))
 
 
@@ -693,24 +776,13 @@ def class_names(schema, label: str | None) -> tuple[str, ...]:
 # A parquet file, one row at a time: in a small file thousands may share one large picture
 def parquet_entries(path: Path) -> Iterator[Entry]:
     "The rows of a parquet file."
-    pa, pq = needed('pyarrow'), needed('pyarrow.parquet')
-    check_file(path, most=None)
+    with opened_parquet(path) as file:
+        columns = columns_of(path, file.schema_arrow.names)
+        names = class_names(file.schema_arrow, columns[2])
+        used = [column for column in columns if column]
 
-    # the allocator of some versions keeps what was freed, row after row
-    pa.set_memory_pool(pa.system_memory_pool())
-    try:
-        with pq.ParquetFile(path) as file:
-            columns = columns_of(path, file.schema_arrow.names)
-            names = class_names(file.schema_arrow, columns[2])
-            used = [column for column in columns if column]
-
-            for k, row in enumerate(file.iter_batches(batch_size=1, columns=used)):
-                yield row_entry(row, columns, f'{path.name}, row {k}', names)
-    except Problem:
-        raise
-    except Exception as e:  # whatever a damaged table makes of its reader
-        raise Problem(f'{plain(path)} is not a whole parquet file ({plain(e, 60)}): '
-                      'make or fetch it again.') from e
+        for k, row in enumerate(file.iter_batches(batch_size=1, columns=used)):
+            yield row_entry(row, columns, f'{path.name}, row {k}', names)
 
 
 def parquet_shelf(paths: list[Path]) -> PictureSource:
@@ -812,8 +884,10 @@ def one_part(paths: list[Path]) -> tuple[list[Path], str]:
         parents = [part for part in path.parts[-2:] if part]
         found = [re.match('train|test|val', part) for part in parents[::-1]]
         parts.setdefault(next((m[0] for m in found if m), ''), []).append(path)
+
     if 'train' not in parts or len(parts) == 1:
         return paths, ''
+
     left = len(paths) - len(parts['train'])
     return parts['train'], f'Only the files called train are read, and not {left} others.'
 
@@ -1046,6 +1120,7 @@ def bunches(entries: Iterable[Entry], most: int = 64) -> Iterator[list[Entry]]:
     "Some entries at a time, so that few files are held in memory at once."
     some: list[Entry] = []
     held = 0
+
     for entry in entries:
         some.append(entry)
         held += len(entry.source) if isinstance(entry.source, bytes) else 0
@@ -1053,6 +1128,7 @@ def bunches(entries: Iterable[Entry], most: int = 64) -> Iterator[list[Entry]]:
             yield some
             some = []
             held = 0
+
     if some:
         yield some
 

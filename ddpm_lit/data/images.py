@@ -143,6 +143,7 @@ class Batches:
         if not 1 <= size <= len(images):
             raise Problem(f'A batch of {size} does not fit {len(images)} pictures: '
                           f'choose 1 to {len(images)}.')
+
         self.images = images
         self.size = size
         self.seed = seed
@@ -242,11 +243,14 @@ def quiet_pillow() -> bool:  # whether libtiff can be made quiet as well
     "Ask Pillow, and libtiff below it, not to write to standard error of their own accord."
     from PIL import Image
     logging.getLogger('PIL').addHandler(logging.NullHandler())
+
+    # libtiff prints warnings itself, as long as it has a handler for them
     try:
         linked = ctypes.CDLL(Image.core.__file__)  # and all that this library needs
         handlers = linked.TIFFSetErrorHandler, linked.TIFFSetWarningHandler
     except (AttributeError, OSError):
         return False
+
     for set_handler in handlers:
         set_handler.argtypes = [ctypes.c_void_p]
         set_handler.restype = ctypes.c_void_p
@@ -642,10 +646,13 @@ def celeba(split: str, size: int | None, n: int | None) -> Images:
     part_of(split, 'CelebA', train='', valid='', test='')
     for path in (cache_dir()/'celeba').glob('*.txt'):  # torchvision would wait for a pipe
         check_file(path)
+
     data = fetched('CelebA',
                    'the folder celeba with the folder img_align_celeba and the five '
                    'files such as list_attr_celeba.txt',
                    split=split)
+
+    # pictures that are not asked for are not opened
     files = [cache_dir()/'celeba'/'img_align_celeba'/f for f in data.filename[:n]]
     names = tuple(k for k in data.attr_names if k)
     return Images(read_pictures(files, size or 64), data.attr[:n], names)

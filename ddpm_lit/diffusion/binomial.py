@@ -75,10 +75,14 @@ def sequence_bits(denoiser: BitDenoiser,
     if not ((x0 == 0) | (x0 == 1)).all():
         raise Problem('Binomial diffusion is for zeros and ones: give data of 0. and 1. '
                       'only.')
+
+    # each sequence at its own step (28.1)
     kept = share_kept(T).to(x0)
     before = kept[t - 1, None]
     now = kept[t, None]
     x_t = torch.bernoulli(chance_one(x0, now))
+
+    # T times one term of (28.4): its mean over t is the sum
     q = bit_posterior(x0, x_t, before, now)
     p = bit_step(denoiser(x_t, now), x_t, before, now)
     return T*bit_kl(q, p).sum(1)/math.log(2)
@@ -123,6 +127,8 @@ def bit_chain(denoiser: BitDenoiser, x: Tensor, T: int,
     if kept[-1] != 1:
         raise Problem(f'A stride of {every} does not end at the data: choose a '
                       f'divisor of {T}.')
+
+    # x_s is tossed with the chance p(x_s = 1 | x_t) (28.3)
     with torch.no_grad():
         for t, s in zip(kept, kept[1:]):
             x0_hat = denoiser(x, t.expand(len(x), 1))

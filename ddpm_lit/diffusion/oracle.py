@@ -27,6 +27,7 @@ class Gaussians:
         mean = self.mean
         std = self.std
         k = (len(w),)
+
         if mean.shape[:1] != k or mean.ndim != 2 or std.shape != k:
             raise Problem(f'Give weight [k], mean [k d] and std [k], not {[*w.shape]}, '
                           f'{[*mean.shape]} and {[*std.shape]}.')

@@ -129,12 +129,17 @@ def ddim(denoiser: Denoiser, levels: Grid, x: Tensor, eta: float = 0.,
     if not 0 <= eta <= 1:
         raise Problem(f'eta is {eta}: '
                       'choose it from 0 (nothing random) to 1 (as ancestral).')
+
     for t, s in steps(levels, up=eta == 0):
         p = denoiser(x, t)
+
+        # of the noise's variance the share eta^2 c is drawn anew (14.9)
         eps = p.eps
-        if eta:  # renew a share of the noise
+        if eta:
             new = eta**2*new_noise(s, t)
             eps = (1 - new).sqrt()*eps + new.sqrt()*noise(x)
+
+        # to level s: the same guess under less noise
         x = s.signal*p.x0 + s.sigma*eps
         yield x
 

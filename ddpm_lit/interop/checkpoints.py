@@ -11,8 +11,8 @@ __all__ = ['DTYPES', 'CALLS', 'PATTERNS', 'UNCLIP_FOLDERS', 'WHOLE_UNCLIP', 'FIL
            'way_up_of', 'openai_sizes', 'check_side', 'denoiser_of', 'by_preset', 'of_this_size', 'from_openai',
            'home_of', 'betas_in', 'schedule_of', 'diffusers_configs', 'check_diffusers', 'from_diffusers',
            'open_denoiser', 'TextToImage', 'glide_sizes', 'glide_at', 'open_glide', 'unclip_config',
-           'check_block_counts', 'open_unclip', 'open_text_to_image', 'draw_captions', 'clip_options', 'clip_at',
-           'open_model', 'asks_unlabelled', 'draw_samples', 'is_folder_of_others', 'read_clip', 'save_official']
+           'check_block_counts', 'open_unclip', 'open_text_to_image', 'paint_captions', 'clip_options', 'clip_at',
+           'open_model', 'asks_unlabelled', 'sample_model', 'is_folder_of_others', 'read_clip', 'save_official']
 
 # %% ../../nbs/79_checkpoints.ipynb #imports
 import contextlib
@@ -608,10 +608,10 @@ def by_preset(state: dict[str, Tensor], layout: str, p: Preset, name: str,
 # %% ../../nbs/79_checkpoints.ipynb #openai
 # what no shape says, and the arguments that say it
 MISSING = dict(
-    order='how the rows of its attention are ordered (order="legacy" or "new")',
-    heads='how many heads it has (heads or head_width)',
-    schedule='its schedule (schedule="linear" or "cosine")',
-    side='the side of its pictures (side)')
+    order=('the order of its attention', "`order='legacy'` or `order='new'`"),
+    heads=('its heads', '`heads` or `head_width`'),
+    schedule=('its schedule', "`schedule='linear'` or `schedule='cosine'`"),
+    side=('the side of its pictures', '`side`'))
 
 
 def of_this_size(state: dict[str, Tensor]) -> list[str]:
@@ -634,10 +634,11 @@ def from_openai(state: dict[str, Tensor], name: str, order: str | None, heads: i
         guess = ''
         if near:
             guess = (f'; or, as it is as large as {" and ".join(near)}, '
-                     f'preset="{near[0]}" if it is that')
-        raise ArgumentProblem(f'{name} does not say '
-                              f'{", nor ".join(MISSING[k] for k in lacks)}: give what is '
-                              f'in brackets{guess}.', *lacks, *['preset']*bool(near))
+                     f"`preset='{near[0]}'` if it is that")
+        what, given_by = zip(*(MISSING[k] for k in lacks))
+        raise ArgumentProblem(f'{name} does not say {", ".join(what)}: give '
+                              f'{", and ".join(given_by)}{guess}.',
+                              *lacks, *['preset']*bool(near))
 
     if heads and head_width:
         raise ArgumentProblem('heads and head_width say the same: give one of them.',
@@ -805,7 +806,7 @@ def open_denoiser(path,  # a file, an index or a folder
 class TextToImage(NamedTuple):
     "Somebody else's text-to-image model, with its authors' guidance and steps."
     name: str
-    draw: Callable  # (captions, guidance_scale, steps, noise, watch) -> [b 3 h w]
+    paint: Callable  # (captions, guidance_scale, steps, noise, watch) -> [b 3 h w]
     guidance_scale: float
     steps: int
     evaluations: Callable[[int], int]  # of a number of steps
@@ -871,11 +872,11 @@ def open_glide(path, upsampler=None,  # the paths of its files
     factor = base.net.net.factor
     check_side(str(path), side, factor)
 
-    def draw(captions, guidance_scale, steps, noise, watch):
+    def paint(captions, guidance_scale, steps, noise, watch):
         tokens = words(captions).to(device)
         return sample_glide(base, tokens, up, side, guidance_scale, steps, noise, watch)
 
-    return TextToImage(str(path), draw, 3., 100, lambda steps: steps + 27*bool(up))
+    return TextToImage(str(path), paint, 3., 100, lambda steps: steps + 27*bool(up))
 
 # %% ../../nbs/79_checkpoints.ipynb #text-to-image-karlo
 # what each part of Karlo predicts, and how wide its steps are
@@ -965,14 +966,14 @@ def open_unclip(path, device=None) -> TextToImage:  # a folder
                       'Python, unclip_parts (77) and a tokenizer of your own draw from '
                       'it.')
 
-    def draw(captions, guidance_scale, steps, noise, watch):
+    def paint(captions, guidance_scale, steps, noise, watch):
         tokens = words(captions).to(device)
         empty = words('').to(device)
         _, _, large = sample_unclip(parts, tokens, empty, 4., guidance_scale,
                                     (steps, steps, 7), noise, watch)
         return large
 
-    return TextToImage(str(path), draw, 8., 25, lambda steps: 2*steps + 7)
+    return TextToImage(str(path), paint, 8., 25, lambda steps: 2*steps + 7)
 
 # %% ../../nbs/79_checkpoints.ipynb #text-to-image-open
 def open_text_to_image(path, upsampler=None,  # GLIDE's second file
@@ -987,7 +988,7 @@ def open_text_to_image(path, upsampler=None,  # GLIDE's second file
     return open_unclip(path, device)
 
 # %% ../../nbs/79_checkpoints.ipynb #draw-captions
-def draw_captions(
+def paint_captions(
     model: TextToImage,
     captions: list[str],
     n: int = 1,                           # pictures of each caption
@@ -1007,7 +1008,7 @@ def draw_captions(
     for i in range(0, many, at_once):
         # each with noise of its own
         places = range(i, min(i + at_once, many))
-        x = model.draw([captions[k // n] for k in places], scale, steps,
+        x = model.paint([captions[k // n] for k in places], scale, steps,
                        own_noise(seed, places), counted).cpu()
 
         # where there is no room for all, the error comes after the first
@@ -1107,7 +1108,7 @@ def asks_unlabelled(label: str | int | None, w: float | None = None,
             or guidance_scale is not None)
 
 
-def draw_samples(
+def sample_model(
     model: Model, recipe: Recipe,           # as `open_model` gives them
     n: int = 16,
     label: str | int | None = None,         # as for `labels` (44)

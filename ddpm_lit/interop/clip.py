@@ -53,6 +53,7 @@ class NameTable(Layout):
         "Our tensor as the official file holds it, by official name."
         names = self.names(key)
         parts = [w] if len(names) == 1 else w.chunk(len(names))
+
         state = {}
         for name, part in zip(names, parts):
             if name.endswith('.T'):
@@ -65,6 +66,8 @@ class NameTable(Layout):
         "The way back."
         names = self.names(key)
         first = state[names[0].removesuffix('.T')]
+
+        # what is left out changes nothing where it is zero (75.1)
         parts = []
         for name in names:
             if name.endswith('-'):
@@ -222,6 +225,7 @@ def clip_of_sizes(found: dict, heads: dict, act: Callable[[Tensor], Tensor]) -> 
         tower = partial(ResNetTower, found['side'])
     else:
         tower = partial(VisionTower, found['side'], found['patch'], act=act)
+
     image = tower(width=found['width'], layers=found['layers'], heads=heads['image'],
                   out=found['out'])
     text = TextTower(found['size'], found['length'], found['text_width'],
@@ -423,8 +427,12 @@ def glide_clip(
     words = TextTower(c['n_vocab'], c['max_text_len'],
                       c['n_head_state_text']*c['n_head_text'], c['n_xf_blocks_text'],
                       c['n_head_text'], c['n_embd'], act=gelu)
+
+    # the level is read as the nearest of the steps of its training
     level_input = level_input or nearest_step(cosine(c['n_timesteps']))
     clip = TimedCLIP(tower, words, c['n_timesteps'], c['logit_scale'], level_input).eval()
+
+    # two files, one model
     state = ({f'image_encoder.{k}': v for k, v in image.items()}
              | {f'text_encoder.{k}': v for k, v in text.items()})
     return load_official(clip, state, GLIDE_NAMES)

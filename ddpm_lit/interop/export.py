@@ -37,7 +37,8 @@ from ..core.problem import Problem, check_new, new_folder, printable
 from ..diffusion.loss import hybrid, l_simple
 from ..diffusion.schedule import DiscreteSchedule, Schedule, cosine, linear
 from ..front import card_of
-from .checkpoints import MEANS, ArgumentProblem, clip_at, is_ours
+from .checkpoints import (
+    MEANS, MISSING, ArgumentProblem, clip_at, is_ours)
 from .checkpoints import kind_of_file, open_denoiser, read_state
 from .checkpoints import schedule_of
 from .clip import OPENAI, TRANSFORMERS
@@ -68,9 +69,12 @@ def step_betas(schedule: Schedule, name: str = 'This schedule') -> Tensor:  # [T
     "The share of the variance that each timestep replaces. Eq. 88.1."
     if isinstance(schedule, DiscreteSchedule):
         return schedule.betas.double()
+
+    # beta_k = 1 - alpha-bar_k/alpha-bar_{k-1}, by differences of logarithms (88.1)
     t = step_levels(schedule)
     log_ab = -F.softplus(-t.log_snr)  # of alpha-bar, exact near 1
     betas = -torch.expm1(log_ab.diff(prepend=torch.zeros(1, dtype=torch.float64)))
+
     if not ((betas > 0) & (betas < 1)).all():
         raise Problem(f'{name} has levels that no betas describe, as some do not get '
                       'noisier: export it as safetensors.')
@@ -92,6 +96,8 @@ def check_denoiser(source: Source, to: str) -> Model:
     if recipe is None or not recipe.sampler or not isinstance(model, Model):
         raise Problem(f'{source.name} draws nothing by itself, and {to} is for '
                       'denoisers: export it as safetensors.')
+
+    # attention to tokens means captions
     wide = [m for m in model.modules() if getattr(m, 'tokens', 0)]
     if type(model) not in (Model, PictureModel) or wide:
         raise Problem(f'{source.name} is conditioned on more than a label, for which '
@@ -162,9 +168,11 @@ def resize_options(net: UNet, name: str) -> dict:
     for side, steps in (('down', net.down), ('up', net.up)):
         found = [resizing(step.resample) for step in steps if step.resample is not None]
         ways[side] = the_one(found or ['conv'], 'resizing', name)
+
     if 'unlearned' in ways.values():
         raise Problem(f'{name} changes sizes without learning anything, as no '
                       'UNet2DModel does: export it as onnx or torchscript.')
+
     inside = {side: 'resnet' if way == 'resnet' else 'conv' for side, way in ways.items()}
     return dict(downsample_type=inside['down'], upsample_type=inside['up'],
                 downsample_padding=0 if ways['down'] == 'corner' else 1)
@@ -252,11 +260,14 @@ def scheduler_config(model: Model, recipe: Recipe, name: str) -> dict:
     if t.alpha_bar[-1] > .01:
         raise Problem(f'{name} begins at a level that is not yet noise, and diffusers\' '
                       'schedulers begin with noise: export it as onnx or torchscript.')
+
     config = dict(
         _class_name='DDIMScheduler', _diffusers_version=VERSION,
         num_train_timesteps=len(betas), prediction_type=PREDICTS[model.parameterization],
         clip_sample=recipe.limit is not None, clip_sample_range=recipe.limit or 1.,
         timestep_spacing='trailing', **betas_config(betas))
+
+    # `ancestral` is DDPM's own sampler, with its variance (14.5, 14.7)
     if recipe.sampler != 'ancestral':
         return config | dict(set_alpha_to_one=True, steps_offset=0)
     variance = 'learned_range' if model.learned_variance else 'fixed_small'
@@ -496,6 +507,8 @@ def write_onnx(source: Source, folder: Path) -> dict:
     "The function as ONNX: it runs in ONNX Runtime, in a browser, on a telephone."
     function, config, example = portable(source, 'onnx')
     check_installed('onnx', 'onnxscript')
+
+    # the number of pictures stays free
     batch = torch.export.Dim('batch', min=1)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
@@ -503,7 +516,10 @@ def write_onnx(source: Source, folder: Path) -> dict:
             function, example, str(folder/'model.onnx'), input_names=config['takes'],
             output_names=config['gives'], dynamic_shapes=[{0: batch} for _ in example],
             dynamo=True, external_data=False, verbose=False)
+
     write_json(folder/'config.json', config)
+
+    # what was written computes the same
     if find_spec('onnxruntime') is not None:
         check_function(run_onnx(folder/'model.onnx'), source, config)
     return config
@@ -539,6 +555,8 @@ def check_towers(source: Source, to: str):
     if not isinstance(clip, CLIP):
         raise Problem(f'{source.name} is no CLIP, and {to} is a layout of CLIPs: export '
                       'it as diffusers, onnx, torchscript or safetensors.')
+
+    # open_clip has the published residual towers too
     residual = to == 'open_clip' and is_published(clip.image)
     fits = dict(image=residual or isinstance(clip.image, VisionTower),
                 text=isinstance(clip.text, TextTower))
@@ -555,6 +573,7 @@ def the_activation(source: Source, to: str) -> str:
     blocks = [*clip.text.transformer.blocks]
     if not isinstance(clip.image, ResNetTower):
         blocks += clip.image.transformer.blocks
+
     acts = {block.act for block in blocks}
     if len(acts) > 1 or not acts <= ACTIVATIONS.keys():
         raise Problem(f'{source.name} has activations that {to} has no name for: export '
@@ -569,6 +588,7 @@ def image_sizes(image: nn.Module) -> dict:
         return dict(patch=None, width=width,
                     layers=[len(group) for group in image.groups],
                     head_width=32*width // image.pool.heads)
+
     width = image.patches.out_channels
     heads = image.transformer.blocks[0].attn.heads
     return dict(patch=image.patches.kernel_size[0], width=width,
@@ -615,11 +635,13 @@ def transformers_config(c: dict, log_scale: float) -> dict:
         num_attention_heads=c['text_heads'], max_position_embeddings=c['length'],
         projection_dim=c['out'], hidden_act=c['act'], eos_token_id=c['size'] - 1,
         bos_token_id=c['size'] - 2, pad_token_id=0)
+
     image = dict(
         hidden_size=c['width'], intermediate_size=4*c['width'],
         num_hidden_layers=c['layers'], num_attention_heads=c['heads'],
         image_size=c['side'], patch_size=c['patch'], projection_dim=c['out'],
         hidden_act=c['act'])
+
     return dict(architectures=['CLIPModel'], model_type='clip', projection_dim=c['out'],
                 logit_scale_init_value=log_scale, text_config=text, vision_config=image)
 
@@ -633,6 +655,7 @@ def check_clip(source: Source, folder: Path):
         x = torch.randn(2, *ours.image.shape)
         tokens = torch.randint(0, ours.text.pieces.num_embeddings - 1, (2, 6))
     tokens[:, -1] = ours.text.pieces.num_embeddings - 1  # the end of a text
+
     for tower, given in (('image', x), ('text', tokens)):
         a, b = (getattr(clip, tower)(given) for clip in (ours, theirs))
         if not (a - b).abs().max() <= 1e-4*b.abs().max().clamp(min=1):
@@ -782,11 +805,13 @@ def card_head(source: Source, to: str, license: str) -> str:
     recipe = source.recipe
     clip = isinstance(source.model, CLIP)
     pictures = recipe is not None and len(recipe.shape) == 3 and recipe.sampler
+
     head = dict(license=license, library_name=LIBRARY[to])
     if clip:
         head['pipeline_tag'] = 'zero-shot-image-classification'
     elif pictures:
         head['pipeline_tag'] = 'unconditional-image-generation'
+
     head['tags'] = ['ddpm_lit', 'clip'] if clip else ['ddpm_lit', 'diffusion']
     known = [ON_HUBS[k] for k in sound_card(source.card).get('data', {}) if k in ON_HUBS]
     if known:
@@ -910,7 +935,10 @@ def open_published(path: str) -> tuple[nn.Module, Recipe]:
     "Somebody else's denoiser, and a recipe that says how it is built: to train it on."
     try:
         model, recipe = open_denoiser(path)
-    except ArgumentProblem as e:  # there are options for this where it is exported
+    except ArgumentProblem as e:
+        if not {*MISSING, 'preset'} & {*e.names}:  # it is something else
+            raise
+        # there are options for this where it is exported
         raise Problem(f'{path} does not say how it is built: write it as a file of ours '
                       '(`write_ours` says what it lacks), and begin with that.') from e
     return model, made(published_spec(Source(path, model, recipe, {}, True)))

@@ -149,9 +149,12 @@ def agreed(config: dict,    # official options
     if named not in kinds:
         raise Problem(f'{origin} is a {named} by its configuration, and {kinds[0]} is '
                       'read here.')
+
     given = {k: list(v) if isinstance(v, tuple) else v for k, v in config.items()
              if v is not None}
     c = options(given, defaults | found, ignored)
+
+    # the tensors are right; a configuration may only add
     for k, v in found.items():
         if c[k] != v:
             raise Problem(f'{origin} and its configuration disagree: {k} is {v!r} by the '
@@ -198,8 +201,11 @@ def autoencoder_sizes(state: dict[str, Tensor], d: Dialect) -> dict:
     widths = [shape_of(state, d.down.format(n, 0) + '.conv1.weight', 4, what)[0]
               for n in range(levels)]
     depth = how_many(state, d.down.format(0, '{}') + '.conv1.weight')
+
     _, channels, *_ = shape_of(state, 'encoder.conv_in.weight', 4, what)
     _, latent, *_ = shape_of(state, 'decoder.conv_in.weight', 4, what)
+
+    # a 1 x 1 convolution on each side of the latent
     quant = any(k.startswith(('quant_conv.', 'post_quant_conv.')) for k in state)
     return dict(in_channels=channels, latent_channels=latent, block_out_channels=widths,
                 layers_per_block=depth, use_quant_conv=quant)
@@ -324,6 +330,7 @@ class DiTNames(NameTable):
             if self.name == 'authors':
                 return state['pos_embed'][0]
             return sin_cos(net.emb, net.side//net.factor)
+
         if key.startswith(('time.', 'label.')):
             first, *others = self.names(key)
             for name in others:
@@ -331,6 +338,7 @@ class DiTNames(NameTable):
                     raise Problem(f'"{name}" differs from "{first}": this is no DiT, '
                                   'whose blocks share one embedding of time and label.')
             return state[first]
+
         return super().read(net, key, state)
 
 
@@ -395,6 +403,7 @@ def dit_heads(width: int, config: dict) -> int:
     wide = config.get('attention_head_dim')
     if heads is None:
         heads = width//wide if wide else OTHER_HEADS.get(width, width//64)
+
     fits = type(heads) is int and heads > 0 and width % heads == 0
     if not fits or wide not in (None, width//heads):
         raise Problem(f'A width of {width} does not split into {heads} heads'

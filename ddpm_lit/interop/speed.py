@@ -9,7 +9,7 @@ __all__ = ['CIFAR', 'SMALL', 'LIGHT', 'Pictures', 'Makers', 'PARTS', 'Start', 'A
            'plain_worker', 'diffusers_worker', 'ddpm_pytorch_worker', 'of_training', 'our_evaluation',
            'diffusers_evaluation', 'ddpm_pytorch_evaluation', 'of_drawing', 'clip_tokens', 'clip_step', 'of_clip',
            'of_loss', 'ddpm_pytorch_cifar', 'find_part', 'held', 'peak_memory', 'bench', 'rehearse', 'train_for',
-           'draw_pictures', 'by_fit', 'diffusers_guide', 'ddpm_pytorch_readme', 'rows', 'quality', 'stored_arms',
+           'sample_pictures', 'by_fit', 'diffusers_guide', 'ddpm_pytorch_readme', 'rows', 'quality', 'stored_arms',
            'train_arms', 'compare_arms', 'equal_quality']
 
 # %% ../../nbs/73_speed.ipynb #imports
@@ -697,7 +697,7 @@ def train_for(start: Callable[[int], Worker], seconds: float,
 
 # %% ../../nbs/73_speed.ipynb #draw
 @torch.no_grad()
-def draw_pictures(model: Model, n: int, evaluations: int, shape: tuple[int, ...],
+def sample_pictures(model: Model, n: int, evaluations: int, shape: tuple[int, ...],
                   seed: int = 0, at_once: int = 250) -> Tensor:  # [n c h w]
     "The same noise and the same sampler for every arm."
     # the same noise on every device
@@ -783,7 +783,7 @@ def quality(name: str, images: Images,
 
     # draw with each number of evaluations: the rest
     for i, k in enumerate(evaluations):
-        x = draw_pictures(worker.model, n, k, images.pixels.shape[1:], seed)
+        x = sample_pictures(worker.model, n, k, images.pixels.shape[1:], seed)
         distance = frechet_distance(in_parts(features, x), real)
         row['frechet'][str(k)] = round(distance, 3)
         yield 80 + 20*(i + 1) // len(evaluations), 100, None

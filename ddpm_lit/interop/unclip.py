@@ -248,6 +248,7 @@ class KarloLayout(Layout):
         if isinstance(module, UNet):
             unet = {k.removeprefix('decoder.'): v for k, v in state.items()}
             return super().read(module, rest, unet)
+
         text = {k.removeprefix('text_proj.'): v for k, v in state.items()}
         w = UNCLIP_TEXT.read(net, key, text)
         if key.startswith('seen.words.'):  # row j K + k -> row k m + j
@@ -314,9 +315,13 @@ def decoder_diffusers(
     if len(c) > 2:
         raise Problem('A decoder has two configurations: give them as {"decoder": ..., '
                       '"text_proj": ...}.')
+
     net = karlo_unet(c['decoder'])
+
+    # the projection of the text has to fit the U-Net
     text = options(c['text_proj'], KARLO_TEXT, '')
     only(text, time_embed_dim=[net.emb], cross_attention_dim=[net.tokens])
+
     sizes = text['clip_embeddings_dim'], net.emb, net.tokens
     glide = Glide(MaskedTextUNet(net), TextProjection(*sizes), from_eps, STEPS)
     return Karlo(glide, RawImageProjection(*sizes, text['clip_extra_context_tokens']))

@@ -167,11 +167,13 @@ class Layout:
         "The way back."
         w = torch.cat([state[k] for k in official_keys(net, key, self.name)])
         attn = projection(net, key) if self.name == 'openai' else None
+
         if attn is not None:
             if w.ndim == 3:
                 w = w[..., 0]
             p = parts(key)
             if self.legacy and p:
+                # rows (head, part, channel) -> (part, head, channel)
                 w = w.unflatten(0, (attn.heads, p, -1)).transpose(0, 1).flatten(0, 2)
         return w
 

@@ -147,8 +147,12 @@ def start_dit(net: DiT):
         if isinstance(m, nn.Linear) and not hasattr(m, 'starts_at_zero'):
             nn.init.xavier_uniform_(m.weight)
             nn.init.zeros_(m.bias)
+
+    # the patches, as the linear layer that they are
     nn.init.xavier_uniform_(net.first.weight.flatten(1))
     nn.init.zeros_(net.first.bias)
+
+    # the condition: time and label
     layers = [net.time.inner, net.time.outer]
     if net.label is not None:
         layers.append(net.label)

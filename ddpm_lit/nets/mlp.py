@@ -47,8 +47,12 @@ class MLP(nn.Module):
         self.inp = nn.Linear(dim, width)
         self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU())
         self.label = nn.Embedding(classes, width) if classes else None
+
+        # W, b of each layer, and what turns e into its scale and shift (21.4)
         self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
         self.shifts = nn.ModuleList(nn.Linear(width, 2*width) for _ in range(depth))
+
+        # the result is zero at first
         self.out = nn.Linear(width, dim_out or dim)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)

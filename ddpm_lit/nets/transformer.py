@@ -171,7 +171,10 @@ def check_input(net: Transformer, x: Tensor, mask, extra, extra_mask):
 def start(net: Transformer) -> Transformer:
     "CLIP's first weights: the stream stays bounded at any depth; biases 0. Eq. 52.9."
     width = net.width
+
+    # 2 L layers write to the stream, each a 2 L-th of the variance (52.9)
     deep = (2*max(len(net.blocks), 1))**-.5
+
     for b in net.blocks:
         stds = [(b.attn.qkv, width**-.5), (b.attn.out, width**-.5*deep),
                 (b.inner, (2*width)**-.5), (b.outer, width**-.5*deep)]

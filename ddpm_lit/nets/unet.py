@@ -108,9 +108,13 @@ class ResBlock(nn.Module):
         super().__init__()
         self.scale_shift = scale_shift
         self.resample = resample
+
+        # r = conv1(silu(GN1(h))), and (s, m) = W e + b (24.5)
         self.norm1 = norm(c_in)
         self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
         self.emb = nn.Linear(emb, 2*c_out if scale_shift else c_out)
+
+        # conv2 is zero at first: nothing is added to the skip
         self.norm2 = norm(c_out)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = zero(nn.Conv2d(c_out, c_out, 3, padding=1))
@@ -158,9 +162,12 @@ class Attention(nn.Module):
         if not isinstance(n, int) or n <= 0 or c % n:
             raise Problem(f'{c} channels do not split into heads: choose a divisor of '
                           f'{c} in place of {n}.')
+
         self.heads = c // head_width if head_width else heads
         self.norm = norm(c)
         self.qkv = nn.Linear(c, 3*c)
+
+        # tokens bring keys and values of their own (24.7)
         self.kv = nn.Linear(tokens, 2*c) if tokens else None
         self.out = zero(nn.Linear(c, c))
 
@@ -206,10 +213,13 @@ def way_down(widths, depth, emb, block, attn_at, down) -> tuple[nn.ModuleList, l
     "The steps down, and the channels of every copy on the trail. Eq. 24.8."
     steps = nn.ModuleList()
     trail = [widths[0]]
+
     for level, c in enumerate(widths):
         for _ in range(depth):
             steps.append(Step(block(trail[-1], c, emb), attn_at(level, c)))
             trail.append(c)
+
+        # the sides are halved after each level but the last
         if level + 1 < len(widths):
             steps.append(Step(resample=down(c, emb)))
             trail.append(c)
@@ -220,10 +230,14 @@ def way_up(widths, depth, emb, block, attn_at, up, trail) -> nn.ModuleList:
     "The steps up; each takes a copy off the trail. Eq. 24.8."
     steps = nn.ModuleList()
     c = widths[-1]
+
     for level, c_out in reversed([*enumerate(widths)]):
+        # one block more than on the way down: a level's first state was copied too
         for i in range(depth + 1):
             res = block(c + trail.pop(), c_out, emb)
             attn = attn_at(level, c_out)
+
+            # the sides are doubled after each level but the full size
             resample = up(c_out, emb) if level and i == depth else None
             steps.append(Step(res, attn, resample))
             c = c_out
@@ -321,6 +335,7 @@ def check_given(net, x: Tensor, t: Tensor, label, emb,  # net: a UNet or a DiT
     "One time and one label a picture, or a `Problem` that says what does not fit."
     check_picture(x, net.channels_in, net.factor)
     n = x.shape[0]  # a number, or a name for it in a graph: len(x) would fix it
+
     if t.numel() not in (1, n):
         raise Problem(f'{t.numel()} times do not fit {n} pictures: give one for '
                       'each, or one for all.')
@@ -329,6 +344,7 @@ def check_given(net, x: Tensor, t: Tensor, label, emb,  # net: a UNet or a DiT
     if tokens is not None and tokens.shape[2:] != (net.tokens,):
         raise Problem(f'The tokens are {[*tokens.shape]}, and the attention was built '
                       f'for [b l {net.tokens}].')
+
     if label is not None:
         label = check_label(net, label, n)
     return t.reshape(-1).expand(n), label
@@ -342,6 +358,8 @@ def check_label(net, label: Tensor, n: int) -> Tensor:  # net: a UNet or a DiT
     if label.numel() not in (1, n):
         raise Problem(f'{label.numel()} labels do not fit {n} pictures: give '
                       'one for each, or one for all.')
+
+    # to read a label makes a GPU wait, and cannot stand in a compiled graph
     readable = label.device.type == 'cpu' and not torch.compiler.is_compiling()
     if readable and (label >= net.classes).any():
         raise Problem(f'There is no label {int(label.max())}: labels are 0 to '

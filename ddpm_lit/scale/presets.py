@@ -260,12 +260,15 @@ def count_resnet(side: int, width: int, layers: Sequence[int], out: int) -> Cost
     total = count_conv(3, half, 3, side // 2, False)
     total += count_conv(half, half, 3, side // 2, False)
     total += count_conv(half, width, 3, side // 2, False) + count_table(2, 2*width)
+
+    # the groups: the first block of every later one halves the side
     c = width
     for k, n in enumerate(layers):
         for j in range(n):
             shrink = 2 if k and not j else 1
             total += count_bottleneck(c, width*2**k, side // 2**(k + 2), shrink)
             c = 4*width*2**k
+
     return total + count_pool(c, (side // 2**(len(layers) + 1))**2, out)
 
 
@@ -536,8 +539,10 @@ def glide_preset(name: str, side: int, stated: str,
                  attention=levels(side, 32, 16, 8), channels_in=channels_in)
     build = partial(official_glide, **sizes, width=width, layers=layers, text_heads=heads,
                     wrap=wrap)
+
     cost = count_unet(side, **sizes, channels_out=6, m=128, d=width)
     cost += count_text_encoder(128, width, layers, 4*base)
+
     add(Preset(name, 'denoiser' if small else 'upsampler', side, build, cost,
                stated, GLIDE_PAPER, where, cosine() if small else linear(),
                200 if small else 27, regime))

@@ -57,7 +57,10 @@ class Encoder(nn.Module):
         super().__init__()
         widths = [base*m for m in mults]
         c = widths[0]
+
         self.first = nn.Conv2d(channels, c, 3, padding=1)
+
+        # blocks, and half the side after each level but the last
         self.steps = nn.ModuleList()
         for level, width in enumerate(widths):
             for _ in range(depth):
@@ -65,8 +68,11 @@ class Encoder(nn.Module):
                 c = width
             if level + 1 < len(widths):
                 self.steps.append(down(c))
+
         self.middle = middle_blocks(c, norm, middle)
         self.norm = norm(c)
+
+        # mu and log s^2 of each value (65.1)
         self.last = nn.Conv2d(c, 2*latent, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:  # [b c h w] -> [b 2*latent h' w']
@@ -87,8 +93,11 @@ class Decoder(nn.Module):
         super().__init__()
         widths = [base*m for m in reversed(mults)]
         c = widths[0]
+
         self.first = nn.Conv2d(latent, c, 3, padding=1)
         self.middle = middle_blocks(c, norm, middle)
+
+        # blocks, and twice the side after each level but the last
         self.steps = nn.ModuleList()
         for level, width in enumerate(widths):
             for _ in range(depth + 1):
@@ -96,6 +105,7 @@ class Decoder(nn.Module):
                 c = width
             if level + 1 < len(widths):
                 self.steps.append(up(c))
+
         self.norm = norm(c)
         self.last = nn.Conv2d(c, channels, 3, padding=1)
 
@@ -121,6 +131,7 @@ class Autoencoder(nn.Module):
         self.latent = latent
         self.factor = factor
         self.unshuffle = unshuffle
+
         self.quant = nn.Conv2d(2*latent, 2*latent, 1) if quant else nn.Identity()
         self.post_quant = nn.Conv2d(latent, latent, 1) if quant else nn.Identity()
 

@@ -10,6 +10,7 @@ __all__ = ['old_pictures', 'TUNABLE', 'FEW', 'PAINTED', 'READ', 'AdapterOnly', '
 
 # %% ../../nbs/69_captioned.ipynb #imports
 import math
+import os
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Callable, Iterable, Sequence
@@ -386,11 +387,14 @@ def own_judge(model: nn.Module, recipe: Recipe) -> Callable | None:  # None: the
 def tuning_found(system: str, found: Folder, source: dict, **options) -> Recipe:
     "`plan_tuning` for what was read of a folder; options: rank, whole, share_old."
     if not any(found.captions):
-        cure = "take the names of their folders by `captions='folders'`"
+        cure = ('write NAME.txt beside NAME.png, name a table of them by `captions`, or '
+                "take the names of their folders by `captions='folders'`")
         if source.get('captions') == 'folders':
             cure = 'put them into folders that say what they show'
+        elif not os.path.isfile(os.path.join(found.origin, found.rows[0].name)):
+            cure = 'a tar takes NAME.txt beside NAME.png, a table a column text'
         raise Problem(f'None of the {len(found)} pictures in {source["folder"]} '
-                      f'has a caption: write NAME.txt beside NAME.png, or {cure}.')
+                      f'has a caption: {cure}.')
 
     kept = {k: v for k, v in options.items() if v is not None}
     pictures = found.captioned(source.get('bad') or 'skip')

@@ -246,10 +246,13 @@ def decoded(request: Request,
     if z_image is not None and len(z_image) != len(request.captions):
         raise Problem(f'{len(z_image)} embeddings and {len(request.captions)} captions: '
                       'give one for each picture.')
+
     if z_image is None:
         z = sampled_embeddings(request, tokens, at)
     else:
         z = z_image[list(at)].to(request.device)
+
+    # D + w (D - D_o), and o is without embedding and caption (63.4)
     decoder = weights_on('dalle2', request.device)
     return cfg_batched(decoder, (z, tokens if with_caption else None), w=request.w,
                        instead_of=(None, None))

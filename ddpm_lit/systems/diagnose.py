@@ -147,10 +147,14 @@ def sample_rows(denoiser: Denoiser, x0: Tensor, schedule: Schedule,
     levels = grid(schedule, steps)
     start = torch.randn_like(x0)
     run = [start, *ddim(denoiser, levels, start)]
+
+    # every state beside x_t of the forward process at its level (91.3)
     brightness, power = drift(run, levels, x0).T
     rows = [BoundedValue('least power of a run', power.min(), least=.8, most=1.25),
             BoundedValue('most power of a run', power.max(), least=.8, most=1.25),
             BoundedValue('brightness of the samples', brightness[-1], least=-.2, most=.2)]
+
+    # grain is of pictures (91.4), spread of more than a few numbers (91.5)
     if x0.ndim == 4:
         more = grain(run[-1]) - grain(x0)
         rows.append(BoundedValue('grain of the samples', more, least=-.05, most=.05))

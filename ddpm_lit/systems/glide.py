@@ -45,14 +45,21 @@ class TextEncoder(nn.Module):
                  empty: Tensor | None = None):  # [l] the empty caption; None: padding
         super().__init__()
         self.pad = pad
+
+        # P and U of each position, E of each token (60.1)
         self.places = nn.Parameter(.01*torch.randn(length, width))
         self.padding = nn.Parameter(.01*torch.randn(length, width))
         self.pieces = nn.Embedding(size, width)
+
+        # H = norm(Transformer(h)), and whole = W H_l + b (60.2)
         self.transformer = Transformer(width, layers, heads, act=gelu)
         self.norm = nn.LayerNorm(width)
         self.whole = nn.Linear(width, out)
+
+        # the empty caption moves with the module, and is no weight
         nothing = torch.full((length,), pad) if empty is None else empty[:length].clone()
         self.register_buffer('empty', nothing[None], persistent=False)
+
         nn.init.normal_(self.pieces.weight, std=.02)
 
     def forward(self,

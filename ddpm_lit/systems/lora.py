@@ -237,9 +237,13 @@ class TuningBatches(CaptionBatches):
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:  # [b c h w], [b l]
         rows, texts, _ = self.words(step)
         at = torch.from_numpy(rows) % self.n
+
+        # a latent is drawn anew each time (65.1)
         z0 = Kernel(self.q.mean[at], self.q.std[at]).sample(
             torch.randn_like(self.q.mean[at]))
         tokens = self.tokens(texts)
+
+        # old data fill the share s of the batch (68.7)
         if self.old is None:
             return z0, tokens
         z0_old, tokens_old = self.old(step)
@@ -297,6 +301,8 @@ def scale_adapter(model: nn.Module, share: float) -> nn.Module:
     if type(share) not in (int, float) or not 0 <= share <= 1:
         raise Problem(f'A share of {share} of an adapter cannot count: choose one from '
                       '0, the base, to 1.')
+
+    # W + s alpha/r B A (68.9)
     for layer in layers:
         layer.share = share
     return model

@@ -107,12 +107,16 @@ class PriorNet(nn.Module):
             layers: int,
             heads: int):
         super().__init__()
+
+        # the row of (62.3): words, z_t, e(t), x_t and q, plus places P
         self.words = nn.Linear(words, width)
         self.text = nn.Linear(dim, width)
         self.image = nn.Linear(dim, width)
         self.time = TimeEmbedding(width, width)
         self.query = nn.Parameter(.02*torch.randn(width))
         self.places = nn.Parameter(.01*torch.randn(length + 4, width))
+
+        # z_i is predicted at the last place
         self.transformer = Transformer(width, layers, heads, causal=True, act=gelu)
         self.norm = nn.LayerNorm(width)
         self.out = nn.Linear(width, dim)

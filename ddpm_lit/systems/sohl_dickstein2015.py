@@ -255,11 +255,14 @@ def inpaint(denoiser: Denoiser,
     if mask.dtype != torch.bool:
         raise Problem(f'A mask says yes or no, not {mask.dtype}: give True where the '
                       'picture is known.')
+
     try:
         mask = mask.expand_as(known)
     except RuntimeError as e:
         raise Problem(f'A mask of {[*mask.shape]} does not fit {[*known.shape]}: give it '
                       'the last sides of the pictures.') from e
+
+    # the factor of (26.10): sigma_d is 0 where known, infinite elsewhere
     hold = near(known, torch.where(mask, 0., math.inf))
     return multiplied(denoiser, levels, noise(known), hold, variance, noise)
 
@@ -272,11 +275,15 @@ def learn_schedule(denoiser: Denoiser,
                    lr: float = .1,
                    variance=learned_range) -> Iterator[tuple[DiscreteSchedule, Tensor]]:
     "Descend the bound in all betas but the first; yields chains and bits. Eq. 26.14."
+    # beta = sigmoid(free) stays between 0 and 1
     free = chain.betas[1:].logit().requires_grad_()
     opt = torch.optim.Adam([free], lr)
+
     for _ in range(n):
         now = DiscreteSchedule(torch.cat([chain.betas[:1], free.sigmoid()]))
         cost = whole_bits(denoiser, x0, now, noise, variance).mean()
+
+        # dK/dbeta by autograd, the noise held (26.14)
         opt.zero_grad()
         cost.backward()
         yield DiscreteSchedule(now.betas.detach()), cost.detach()

@@ -7,7 +7,8 @@ __all__ = ['JOINT_LOSSES', 'NUMBERS', 'RECIPES', 'JUDGES', 'MAKERS', 'ROW_SCALE'
            'ema_update', 'learning_rate', 'has_bf16', 'Training', 'Progress', 'check_run', 'check_parts', 'step_seeds',
            'levels_and_noise', 'loss_parts', 'FiniteCheck', 'fit', 'read_tensors', 'tensors_digest', 'write_tensors',
            'check_same', 'load_strictly', 'Recipe', 'check_name', 'register', 'find_recipe', 'made', 'roll_batches',
-           'in_rows', 'out_of_rows', 'save_weights', 'card_in', 'load_weights']
+           'in_rows', 'out_of_rows', 'save_weights', 'is_newer', 'newer', 'read_by_card', 'card_in', 'recipe_on',
+           'load_weights']
 
 # %% ../../nbs/22_fit.ipynb #imports
 import contextlib
@@ -16,16 +17,19 @@ import hashlib
 import json
 import math
 import os
+import re
 import sys
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Callable, Iterable, Iterator, Sequence
+from typing import Callable, ContextManager, Iterable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from ..core.problem import Problem, check_tensors, data_dir, identity, replacing
+from .. import __version__
+from ..core.problem import (
+    Problem, check_tensors, data_dir, identity, printable, replacing)
 from ..core.registry import Registry
 from ..core.denoiser import Model
 from ..core.level import Level, append_dims
@@ -274,6 +278,8 @@ def fit(
     bf16: bool | None = None,  # None: if the processor has it
     look: int | None = None,   # steps between looks for NaN; None: 20 on a GPU, else 1
     micro: int | None = None,  # samples in memory at a time; None: the whole batch
+    # is entered around each gradient; what it raises there changes nothing
+    around: Callable[[], ContextManager] = contextlib.nullcontext,
 ) -> Iterator[Progress]:
     "Train, step by step; step i draws from (seed, i). Eq. 22.5-22.6 (DDPM Algorithm 1)."
     check_run(training, steps)
@@ -290,7 +296,7 @@ def fit(
     seen = 0
     while training.step < steps:
         step = training.step
-        with step_seeds(seed, step, device):
+        with around(), step_seeds(seed, step, device):
 
             # data; a level for each sample (22.1), and noise
             x0, *condition = (v.to(device, non_blocking=True) for v in batches(step))
@@ -449,8 +455,11 @@ def made(spec: dict) -> Recipe:
     "The recipe that a spec describes: a maker's name and its arguments."
     if not isinstance(spec, dict) or not isinstance(spec.get('maker'), str):
         raise Problem('A spec names its maker: {"maker": ..., ...}.')
+
     arguments = {k: v for k, v in spec.items() if k != 'maker'}
     make = MAKERS.find(spec['maker'])
+
+    # a spec may come out of a file: whatever its arguments break becomes a Problem
     try:
         recipe = replace(make(**arguments), spec=spec)
         check_name(recipe.name)
@@ -489,6 +498,7 @@ def in_rows(w: Tensor,  # [r ...]
 def out_of_rows(tensors: dict[str, Tensor], origin) -> dict[str, Tensor]:
     "All tensors of a file, those in whole numbers as they were. Eq. 22.8."
     found = {k: v for k, v in tensors.items() if not k.endswith(ROW_SCALE)}
+
     for k in tensors.keys() - found.keys():
         name = k.removesuffix(ROW_SCALE)
         scale = tensors[k]
@@ -496,6 +506,8 @@ def out_of_rows(tensors: dict[str, Tensor], origin) -> dict[str, Tensor]:
         if whole is None or whole.dtype != torch.int8 or scale.shape != whole.shape[:1]:
             raise Problem(f'{origin} is damaged: "{k}" fits no tensor of whole '
                           'numbers; fetch it again.')
+
+        # w_ij = s_i q_ij: each row has its own scale (22.8)
         found[name] = whole.float()*append_dims(scale.float(), whole)
     return found
 
@@ -535,6 +547,32 @@ def save_weights(
     with replacing(Path(path).with_suffix('.json')) as p:
         p.write_text(json.dumps(card, indent=1) + '\n')
 
+# %% ../../nbs/22_fit.ipynb #newer
+def is_newer(version) -> bool:  # as a card says it: anything
+    "Whether this is the version of a later ddpm_lit than the one that runs here."
+    def numbers(v):
+        return [int(k) for k in re.findall(r'\d{1,6}', v)[:3]]
+
+    return isinstance(version, str) and numbers(version) > numbers(__version__)
+
+
+def newer(path, card: dict) -> Problem:
+    "That a file is of a newer version, and what to do."
+    version = printable(str(card.get('version', 'version unknown')))[:20]
+    return Problem(f'{path} was written by a newer ddpm_lit ({version}): install it to '
+                   'open this file.')
+
+
+@contextlib.contextmanager
+def read_by_card(path, card: dict):
+    "What this version cannot read of a newer file is told as that."
+    try:
+        yield
+    except Problem as e:
+        if is_newer(card.get('version')):
+            raise newer(path, card) from e
+        raise
+
 # %% ../../nbs/22_fit.ipynb #card-in
 def card_in(path) -> dict:
     "What a file of weights says about itself: at least its recipe."
@@ -561,10 +599,15 @@ def card_in(path) -> dict:
                       'whole.') from e
 
     if version > FORMAT:
-        raise Problem(f'{path} was written by a newer ddpm_lit: update this one '
-                      'to open it.')
+        raise newer(path, card)
 
     return card | dict(recipe=said['recipe'])
+
+
+def recipe_on(card: dict, path) -> Recipe:  # path: of the weights
+    "The recipe that a card describes, or names."
+    with read_by_card(path, card):
+        return made(card['spec']) if card.get('spec') else find_recipe(card['recipe'])
 
 
 def load_weights(
@@ -577,12 +620,13 @@ def load_weights(
         path = data_dir('weights', f'{RECIPES.aliases.get(name, name)}.safetensors')
     tensors = out_of_rows(read_tensors(path), path)
     card = card_in(path)
-    recipe = made(card['spec']) if card.get('spec') else find_recipe(card['recipe'])
+    recipe = recipe_on(card, path)
 
     # shapes first, on a device without memory: a false spec could ask for any amount
-    if recipe.spec:
-        with torch.device('meta'):
-            check_same(recipe.build().state_dict(), tensors, path)
-    model = recipe.build()
-    load_strictly(model, tensors, path)
+    with read_by_card(path, card):
+        if recipe.spec:
+            with torch.device('meta'):
+                check_same(recipe.build().state_dict(), tensors, path)
+        model = recipe.build()
+        load_strictly(model, tensors, path)
     return model.eval().requires_grad_(False), recipe

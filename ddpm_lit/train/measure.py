@@ -223,11 +223,13 @@ def accuracy(net: nn.Module, images: Images) -> float:
 # %% ../../nbs/27_measure.ipynb #machine
 def machine(device: torch.device = torch.device('cpu')) -> dict:
     "Where something ran: processor, cores, threads, versions, device."
+    # Linux names the processor in a file, other systems by a call
     names = []
     with contextlib.suppress(OSError):
         for line in Path('/proc/cpuinfo').read_text().splitlines():
             if line.startswith('model name'):
                 names.append(line.split(':')[1].strip())
+
     on_gpu = device.type == 'cuda'
     return dict(
         processor=names[0] if names else platform.processor() or platform.machine(),
