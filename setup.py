@@ -22,7 +22,7 @@ setup(
     license='Apache-2.0',
     classifiers=['Development Status :: 3 - Alpha', 'Intended Audience :: ' + cfg['audience'],
                  'Natural Language :: ' + cfg['language'],
-                 *(f'Programming Language :: Python :: 3.{n}' for n in range(10, 14))],
+                 *(f'Programming Language :: Python :: 3.{n}' for n in range(10, 15))],
     python_requires='>=' + cfg['min_python'],
     install_requires=cfg['requirements'].split(),
     extras_require={extra: cfg[extra + '_requirements'].split()

@@ -14,8 +14,8 @@ a line, in which {roll}, {cat} ... are files of the fixtures (FILES).
 
 The seed decides what is damaged and how, which odd words meet which options, and with --share which
 cases are tried: that part of them, and at least one of each part. After --minutes no other case is
-begun. --quick is for every change: a share of the parts that need no disk, no second process and no
-long run, in about a minute of one core.
+begun. --quick is for every change: a share of the parts that need no long run, with a few full
+disks, a race of two processes and a few kills, in about a minute of one core.
 
 All of it takes long, so it can be run in pieces. Ctrl-C ends it with the table of what is done.
 With --json FILE the results stand in FILE, by seed: run again, it tries only what is not there, and
@@ -1324,6 +1324,34 @@ def with_plugin(text: str):
     return run('--plugin', 'a.py', 'presets', 'ddpm-cifar10')
 
 
+def with_sampler(states: str):
+    "A sampler of a plug-in that yields what no sampler should: the plug-in is named."
+    put('p.py', 'from ddpm_lit.diffusion.sample import SAMPLERS\n'
+                f'SAMPLERS.add("odd", lambda denoiser, levels, x: {states})\n')
+    try:
+        return run_line('--plugin p.py sample {roll} --n 4 --steps 2 --sampler odd --out a.png')
+    except Refused as e:
+        assert 'p.py' in str(e), f'the plug-in is not named: {e}'
+        raise
+
+
+def log_of_others(text: str):
+    "What others have written into the log of a run is kept when it goes on."
+    shutil.copytree(FIX/'half', 'r')
+    with open('r/log.jsonl', 'a') as f:
+        f.write(text)
+    run_line('train roll --resume --steps 24 --out r')
+    kept = [line for p in Path('r').glob('log*') for line in p.read_text().splitlines()]
+    assert not {*text.splitlines()} - {*kept}, 'the log has lost a line of others'
+
+
+def with_timesteps(T):
+    "A folder of diffusers whose schedule has so many timesteps."
+    shutil.copytree(FIX/'ddpm_unet', 'd')
+    put('d/scheduler_config.json', json.dumps(dict(num_train_timesteps=T)))
+    return run_line('sample d --layout diffusers --n 1 --steps 1 --out a.png')
+
+
 def own_pictures(folder: str):
     "Four pictures in a folder."
     for k in range(4):
@@ -1554,6 +1582,12 @@ def hostile_cases(rng):
                    f'train --data d --steps 1 --batch 2 --base 8 --out r --side {side}')
     for text in ('raise SystemExit(3)', 'raise KeyboardInterrupt', 'x = "\0"', 'import nowhere_'):
         yield case(f'plug-in: {text!r}', with_plugin, text)
+    for states in ('iter(())', 'None', 'x', '[x[:1]]', '["a"]'):
+        yield case(f'a sampler that yields {states}', with_sampler, states)
+    for text in ('mine', '{"step": 1}', '{"step": 4, "loss": 1}\nmine\n', '\0'):
+        yield case(f'{text[:12]!r} in a log', log_of_others, text)
+    for T in (10**9, 0, -1, 2.5, '1000', None):
+        yield case(f'a schedule of {T} timesteps', with_timesteps, T)
     for name in ('state', 'run', 'log', 'State'):
         yield case(f'pictures in a folder called {name}', called_as_a_file, name)
     for line in ('sample runs/d --n 1 --steps 1 --out runs/d/x.png',
@@ -2511,6 +2545,25 @@ def killed(name: str, when: float, number: int):
         return run_line(line)
 
 
+def in_a_long_step(number: int):
+    "A step of several seconds is cut short: nobody waits for it, and its beginning is not kept."
+    group = in_a_group('train roll --steps 2 --batch 100000 --threads 1 --out r')
+    while not Path('r/run.json').exists():
+        time.sleep(.02)
+    time.sleep(.7)
+    asked = time.monotonic()
+    os.killpg(group, number)
+    code = code_of(group)
+    took = time.monotonic() - asked
+    assert code == 128 + number, f'exit code {code}'
+    assert took < patience(), f'it lived on for {took:.1f} s'
+    wait_for_all(group)
+    step = int(load_file('r/state.safetensors')['step'])
+    assert step == 0, f'it went on to step {step}'
+    with contextlib.suppress(Refused):
+        said(code, '', Path('a.err').read_text())
+
+
 def kill_cases(rng, moments: int = 14):
     case = in_part('kills')
     for i, number, name in itertools.product(range(moments), SIGNALS, KILLED):
@@ -2518,6 +2571,7 @@ def kill_cases(rng, moments: int = 14):
         yield case(f'{name}, {number.name}, {i}: at {when:.2f} of it', killed, name, when, number)
     for number in (signal.SIGINT, signal.SIGTERM):
         yield case(f'{number.name} twice', stopped, number)
+        yield case(f'{number.name} in a long step', in_a_long_step, number)
 
 
 # ---- captions: GLIDE's files, Karlo's folder --------------------------------------------------
@@ -3412,7 +3466,8 @@ def parts_of(a) -> dict[str, Callable]:
                 stopped=stopped_cases, long=long_cases)
 
 
-QUICK = dict(hostile=.1, files=.1, shapes=1., options=.1, captioned=.06, fuzz=.1)  # shares
+QUICK = dict(hostile=.1, files=.1, disks=.02, races=.1, kills=.01, shapes=1., options=.1,
+             captioned=.06, fuzz=.1)  # shares
 
 
 def share_of(part: str, a) -> float:

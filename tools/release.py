@@ -119,6 +119,16 @@ def workflow_faults(text: str) -> list[str]:
     return faults
 
 
+# ---- the requirements -------------------------------------------------------------------------
+
+
+def bound_faults(cfg) -> list[str]:
+    "Requirements of a settings.ini, those of the extras too, that name no first or last version."
+    return [f'{key}: {requirement} has no bound on either side' for key in cfg
+            if key.endswith('requirements') for requirement in cfg[key].split()
+            if not re.fullmatch(r'[\w-]+(==[\d.]+|>=[\d.]+,<[\d.]+)', requirement)]
+
+
 # ---- the archives -----------------------------------------------------------------------------
 
 
@@ -379,6 +389,9 @@ def tried_archives():
         subprocess.run(['git', 'add', '-A'], cwd=at, check=True)
         yield 'archives older than the repository', False, dist_faults(dist, at)
     yield 'another tag', False, tag_faults('v9')
+    yield 'bounds of all requirements', True, bound_faults(settings())
+    for loose in ('torch>=2', 'torch<3', 'torch'):
+        yield f'the requirement {loose}', False, bound_faults(dict(data_requirements=loose))
     yield 'the tag', True, tag_faults(f'v{settings()["version"]}')
 
 

@@ -2,7 +2,8 @@
 
 Runs the installed command in a temporary folder: draw digits, train points, stop and resume, train
 on a folder of pictures, weigh the result, and the five lines of Python. It ends with the number of
-those that failed.
+those that failed. By default the command chooses the device; `--device mps` asks for that of a Mac,
+`--device cuda` for one of NVIDIA.
 """
 import argparse
 import subprocess

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'DOES', 'ENDS', 'SEED', 'SHARED', 'LazyGroup', 'in_backquotes', 'spellings', 'is_same_file', 'check_apart',
-           'Command', 'command', 'Stop', 'traceback_file', 'our_mistake', 'broken_package', 'failure', 'importing',
-           'end_at_once', 'handle_signals', 'stoppable', 'nowhere', 'ignore_closed_stderr', 'say', 'import_matplotlib',
-           'undisturbed', 'run_command', 'main', 'Terminal', 'Finite', 'Count', 'Number', 'Range', 'options', 'start',
-           'finite', 'emit', 'note', 'Bar', 'Bars', 'find_system', 'single_spaced']
+           'Command', 'remark_on_data', 'command', 'Stop', 'traceback_file', 'our_mistake', 'broken_package', 'failure',
+           'importing', 'end_at_once', 'handle_signals', 'stoppable', 'nowhere', 'ignore_closed_stderr', 'say',
+           'import_matplotlib', 'undisturbed', 'run_command', 'main', 'Terminal', 'Finite', 'Count', 'Number', 'Range',
+           'options', 'start', 'finite', 'emit', 'note', 'Bar', 'Bars', 'find_system', 'single_spaced']
 
 # %% ../../nbs/80_command.ipynb #imports
 import contextlib
@@ -25,9 +25,9 @@ from difflib import get_close_matches
 from typing import Callable
 import click
 import ddpm_lit
-from ddpm_lit.core.problem import (
+from ..core.problem import (
     Problem, check_new, check_output, check_unnamed, in_package_folder, no_memory, package_of,
-    printable, sentence)
+    printable, sentence, shipped_data)
 
 # %% ../../nbs/80_command.ipynb #lazy
 COMMANDS = dict(  # name -> (module, what it does), in the order of the help
@@ -183,6 +183,16 @@ class Command(click.Command):
             raise Problem(words) from e
 
 # %% ../../nbs/80_command.ipynb #main
+def remark_on_data():
+    "Say it where the folder DDPM_LIT_DATA has none of what the book looks for."
+    own = os.environ.get('DDPM_LIT_DATA')
+    if own and os.path.isdir(own):
+        names = {p.name for p in shipped_data().iterdir()}
+        if not names & {*os.listdir(own)}:
+            say(sentence(f'ddpm_lit: the folder DDPM_LIT_DATA, {own}, has no '
+                         f'{", ".join(sorted(names))}: those of the book are taken.'))
+
+
 @click.group(
     cls=LazyGroup, invoke_without_command=True,
     help='The book on diffusion models that runs: '
@@ -214,6 +224,8 @@ def command(ctx, plugins):
 
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
+    else:
+        remark_on_data()
 
 # %% ../../nbs/80_command.ipynb #mistake
 class Stop(BaseException):
@@ -253,8 +265,9 @@ def broken_package(e: BaseException) -> str | None:  # None: that is not the rea
     "The package that is there and cannot be imported, where this error is due to one."
     from traceback import walk_tb
     names = [e.name or ''] if isinstance(e, ImportError) else []
+    # a module that is being imported has a spec, code that a compiler made has none
     names += [frame.f_globals.get('__name__', '') for frame, _ in walk_tb(e.__traceback__)
-              if frame.f_code.co_name == '<module>']
+              if frame.f_code.co_name == '<module>' and frame.f_globals.get('__spec__')]
     foreign = [name for name in names
                if name and not name.startswith(('ddpm_lit', '__main__'))]
     return package_of(foreign[-1]) if foreign else None  # the innermost

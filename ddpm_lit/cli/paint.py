@@ -15,7 +15,7 @@ from typing import Callable
 import click
 from .base import (Bars, Command, Count, Number, Range, emit, find_system,
                                note, options, single_spaced, start)
-from ..core.problem import Problem, read_text, sentence
+from ..core.problem import Problem, counted, read_text, sentence
 
 # %% ../../nbs/84_paint.ipynb #answers
 def answer_rows(order: list[int], marked: int, captions: list[str],
@@ -211,7 +211,7 @@ def paint_command(captions, system, weights, style, n, out, each, device, thread
                  seconds=round(seconds, 3))
 
     what = sentence(' | '.join(captions), 200)
-    emit(as_json, found, f'{out}: {n} pictures of {what}, {seconds:.1f} s.')
+    emit(as_json, found, f'{out}: {counted(n, "picture")} of {what}, {seconds:.1f} s.')
 
 # %% ../../nbs/84_paint.ipynb #strips
 def draw_strip(name: str, given: tuple[str, ...],

@@ -16,7 +16,8 @@ from pathlib import Path
 import click
 from .base import (Bars, Command, Count, Number, check_apart, emit, find_system,
                                options, single_spaced, start)
-from ..core.problem import Problem, check_output, check_unnamed, data_dir, sentence
+from ..core.problem import (
+    Problem, check_output, check_unnamed, counted, data_dir, sentence)
 
 # %% ../../nbs/83_sample.ipynb #labels
 def sheet_of(name: str, out: str | None) -> str:
@@ -67,8 +68,8 @@ def sample_weights(name: str, out: str, n: int, device, label: str | None,
     found = dict(name=name, recipe=recipe.name, out=out, each=each, n=n, label=label,
                  sampler=drawn.sampler, steps=drawn.steps, evaluations=drawn.evaluations,
                  bf16=bf16, seed=how['seed'], seconds=round(seconds, 3))
-    return found, (f'{out}: {n} samples of {recipe.name}, {drawn.sampler} in '
-                   f'{drawn.steps} steps, {seconds:.1f} s.')
+    return found, (f'{out}: {counted(n, "sample")} of {recipe.name}, {drawn.sampler} in '
+                   f'{counted(drawn.steps, "step")}, {seconds:.1f} s.')
 
 # %% ../../nbs/83_sample.ipynb #sample-captions
 def sample_captions(name: str, out: str, n: int, device, captions,
@@ -111,7 +112,7 @@ def sample_captions(name: str, out: str, n: int, device, captions,
                  seed=seed, seconds=round(seconds, 3))
 
     what = sentence(' | '.join(captions), 200)
-    return found, f'{out}: {n} pictures of {what}, {seconds:.1f} s.'
+    return found, f'{out}: {counted(n, "picture")} of {what}, {seconds:.1f} s.'
 
 # %% ../../nbs/83_sample.ipynb #sample
 FOR_CAPTIONS = 'upsampler', 'w', 'guidance_scale', 'steps', 'side', 'seed', 'each'
@@ -171,7 +172,8 @@ def sample_command(name, out, n, captions, device, threads, as_json, **options):
                                   **options))
 
 # %% ../../nbs/83_sample.ipynb #eval
-SAMPLED = 'data', 'label', 'weights', 'sampler', 'steps'  # options of what draws
+# options of what draws
+SAMPLED = 'data', 'label', 'weights', 'sampler', 'steps', 'features'
 
 
 def eval_judged(name: str, judge, n: int, seed: int, device, used: dict,
@@ -193,8 +195,8 @@ def eval_system(system, n: int, seed: int, device, options: dict) -> tuple[dict,
     from ddpm_lit.train.fit import JUDGES
     if any(options[k] for k in SAMPLED):
         raise click.UsageError(f'{system.name} is a whole system, evaluated as it '
-                               'paints: leave out --data, --label, --w, --sampler and '
-                               '--steps.')
+                               'paints: leave out --data, --label, --w, --sampler, '
+                               '--steps and --features.')
 
     used, notes = fingerprints_of(system.weights)
     judge = JUDGES.find(system.name)
@@ -242,7 +244,7 @@ def eval_samples(name: str, found: str, model, recipe, n: int, seed: int,
 def eval_pictures(name: str, found: str, model, recipe, n: int, seed: int,
                   options: dict) -> tuple[dict, str]:
     "`eval` for a model of own pictures: against those that were held out of training."
-    from ddpm_lit.interop.checkpoints import file_in
+    from ddpm_lit.interop.checkpoints import file_in, inception_features
     from ddpm_lit.systems.evaluate import fingerprint, steering
     from ddpm_lit.systems.own import pictures_of, pictures_verdict, weigh_pictures
 
@@ -251,12 +253,15 @@ def eval_pictures(name: str, found: str, model, recipe, n: int, seed: int,
         raise Problem('One weight of guidance at a time: give a single `w`.')
     w = options['weights'][0] if options['weights'] else None
 
+    # before the work: other weights may be missing
+    features = inception_features() if options['features'] else None
+
     # the pictures again, parted as the training did it
     with Bars() as bars:
         train, held = pictures_of(found, recipe, options['data'],
                                   partial(bars, 'read pictures'))
         got = weigh_pictures(model, recipe, train, held, min(n, 2000), seed,
-                             options['label'], sampler=options['sampler'],
+                             options['label'], features, sampler=options['sampler'],
                              steps=options['steps'],
                              at_once=options['batch'], steer=steering(recipe, w),
                              progress=partial(bars, f'sample {recipe.name}'))
@@ -290,11 +295,14 @@ def eval_weights(name: str, n: int, seed: int, device,
 
     # a judge, where there is one, looks at more than samples
     if not judge:
+        if options['features']:
+            raise Problem('`features` is for pictures of your own: give a run that was '
+                          'trained on them, or name some with `data`.')
         return eval_samples(name, found, model, recipe, n, seed, device, options)
 
     if any(options[k] for k in SAMPLED):
         raise click.UsageError(f'{recipe.name} draws nothing: leave out --data, --label, '
-                               '--w, --sampler and --steps.')
+                               '--w, --sampler, --steps and --features.')
     used, notes = fingerprints(found, recipe)
     return eval_judged(name, judge, n, seed, device,
                        dict(recipe=recipe.name, **used), notes)
@@ -306,8 +314,8 @@ def eval_weights(name: str, n: int, seed: int, device,
               help='How many samples, and as many real ones; of a CLIP, how many '
                    'pictures of each part.')
 @click.option('--data', metavar='FOLDER',
-              help='Own pictures, if they are no longer where its training found them; or '
-                   'any to compare with.  [default: those of its training]')
+              help='Own pictures, if they are no longer where its training found them; '
+                   'or any to compare with.  [default: those of its training]')
 @click.option('--label', help='Evaluate this class only; none: unconditional samples.  '
                               '[default: all in turn]')
 @click.option('--batch', type=Count(1), default=256, show_default=True,
@@ -319,6 +327,9 @@ def eval_weights(name: str, n: int, seed: int, device,
 @click.option('--w', 'weights', type=Number(), multiple=True,
               help='The weight of classifier-free guidance; give it several times to '
                    'compare weights, bits being counted once.')
+@click.option('--features', type=click.Choice(['inception']),
+              help='Measure own pictures in features of the Inception network, as papers '
+                   "do, by torchmetrics.  [default: of the book's judge]")
 @options('sampler', 'steps', 'seed', 'device', 'threads', 'json')
 def eval_command(name, n, seed, device, threads, as_json, **options):
     """Evaluate weights NAME: samples beside real data, and bits. It takes three minutes

@@ -11,7 +11,7 @@ from functools import partial
 import click
 from .base import (
     SEED, Bars, Command, Count, Range, emit, note, options, start)
-from ..core.problem import Problem, identity, no_progress
+from ..core.problem import Problem, counted, identity, no_progress
 
 # %% ../../nbs/82_train.ipynb #own-pictures
 def plan_pictures(source: dict, own: dict, given: dict, resume: bool,
@@ -37,7 +37,7 @@ def plan_pictures(source: dict, own: dict, given: dict, resume: bool,
     for remark in remarks_on(found, source):
         tell(remark)
     return plan_in_time(recipe, own['seconds'], given.get('steps'), given.get('batch'),
-                        device, tell)
+                        given.get('micro'), device, tell)
 
 
 def save_sheet(x, path):  # [n c h w] or [n 2]
@@ -49,7 +49,8 @@ def save_sheet(x, path):  # [n c h w] or [n 2]
 def training_report(found: dict) -> str:
     "What came of a training."
     loss = 'not known' if found['loss'] is None else format(found['loss'], '.4f')
-    return (f'{found["name"]}: {found["steps"]} steps in {found["seconds"]:.0f} s, '
+    steps = counted(found['steps'], 'step')
+    return (f'{found["name"]}: {steps} in {found["seconds"]:.0f} s, '
             f'{found["samples_per_second"]:.0f} samples a second, last loss {loss}\n'
             f'weights and card: {found["weights"]}'
             + (f'\nto use it: {found["next"]}' if 'next' in found else ''))
@@ -57,7 +58,8 @@ def training_report(found: dict) -> str:
 
 # options for own pictures: those of `what_to_train`, and the time that there is
 OWN_OPTIONS = ('data', 'system', 'side', 'fit', 'labels', 'captions', 'bad', 'hold',
-               'augment', 'base', 'net', 'rank', 'whole', 'share_old', 'seconds')
+               'augment', 'base', 'net', 'schedule', 'rank', 'whole', 'share_old',
+               'seconds')
 
 
 class Sides(click.ParamType):
@@ -109,8 +111,8 @@ picture_options = joined(  # of `what_to_train`, and the time that there is
     click.option('--labels', metavar='folders|FILE',
                  help='Classes: the folders that pictures are in, or a CSV file.'),
     click.option('--captions', metavar='folders|FILE',
-                 help='Captions: the names of the folders, or a table.  '
-                      '[default: what lies beside the pictures]'),
+                 help='Captions: the names of the folders, or a table (.txt, .csv, '
+                      '.jsonl or .parquet).  [default: what lies beside the pictures]'),
     click.option('--bad', type=click.Choice(['skip', 'refuse']),
                  help='What to do with files that are no pictures.  [default: skip]'),
     click.option('--hold', type=Range(0, 1, max_open=True),
@@ -125,6 +127,9 @@ picture_options = joined(  # of `what_to_train`, and the time that there is
                  help='Of the adapter that is trained for latent or glide.  '
                       '[default: 4 below 500 pictures]'),
     click.option('--net', help='A network that a --plugin adds, in place of the U-Net.'),
+    click.option('--schedule',
+                 help='The noise schedule for own pictures: cosine, linear, one-over-t, '
+                      'or what a --plugin adds.  [default: cosine]'),
     click.option('--whole', is_flag=True, default=None,
                  help='Train all parameters of latent or glide, and no adapter.'),
     click.option('--share-old', type=Range(0, 1, max_open=True),

@@ -12,8 +12,8 @@ __all__ = ['FITS', 'NAME_HEADS', 'LABEL_HEADS', 'TEXT_HEADS', 'OTHER_ENDINGS', '
            'all_captions', 'folder_labels', 'folder_shelf', 'label_and_captions', 'most_of', 'sample_of', 'WholeTar',
            'Unpacked', 'samples', 'tar_shelf', 'columns_of', 'row_entry', 'class_names', 'parquet_entries',
            'parquet_shelf', 'check_saved', 'saved_shelf', 'one_part', 'shelf_of', 'free_memory', 'check_memory',
-           'counted', 'listed', 'Folder', 'HeaderInfo', 'look', 'decode', 'bunches', 'check_rows', 'check_choices',
-           'side_of', 'read_headers', 'read_pixels', 'numbered', 'read_folder', 'pictures_with_captions']
+           'listed', 'Folder', 'HeaderInfo', 'look', 'decode', 'bunches', 'check_rows', 'check_choices', 'side_of',
+           'read_headers', 'read_pixels', 'numbered', 'read_folder', 'pictures_with_captions']
 
 # %% ../../nbs/57_folder.ipynb #imports
 import bz2
@@ -39,7 +39,7 @@ from typing import Any, Callable, Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from ..core.problem import Problem, needed, open_input
+from ..core.problem import Problem, counted, needed, open_input
 from .captions import Captioned, chosen
 from .images import (
     PICTURE_BYTES, PICTURE_ENDINGS, UNWARNED, Images, check_file, drafted, files_below,
@@ -965,11 +965,6 @@ def check_memory(n: int, channels: int, side: tuple[int, int]):
                   f'than half of the free memory ({free/1e9:,.2f} GB): choose {cure}.')
 
 # %% ../../nbs/57_folder.ipynb #folder
-def counted(n: int, word: str) -> str:
-    "'1 picture', '2,000 pictures'."
-    return f'{n:,} {word}' + ('' if n == 1 else 's')
-
-
 def listed(of: Counter, most: int = 5) -> str:
     "'a (7), b (2) and 3 others', the most frequent first."
     first = [f'{plain(name, 30)} ({n:,})' for name, n in of.most_common(most)]

@@ -4,17 +4,19 @@
 
 # %% auto #0
 __all__ = ['Sampler', 'SAMPLERS', 'Kernel', 'fixed_small', 'fixed_large', 'learned_range', 'exact', 'reverse', 'steps',
-           'ancestral', 'last', 'ddim', 'find_sampler', 'edit_x0', 'clamp_x0', 'Counted', 'respace']
+           'ancestral', 'last', 'ddim', 'watched_sampler', 'find_sampler', 'edit_x0', 'clamp_x0', 'Counted', 'respace']
 
 # %% ../../nbs/14_sample.ipynb #imports
 import math
+import sys
 from dataclasses import dataclass
+from functools import wraps
 from itertools import accumulate, pairwise, repeat
 from typing import Callable, Iterable, Iterator
 import torch
 from torch import Tensor
 from ..core.problem import Problem
-from ..core.registry import Registry
+from ..core.registry import Registry, is_own
 from ..core.denoiser import Denoiser, Prediction, from_x0
 from ..core.level import Level, CLEAN
 from .forward import new_noise
@@ -150,9 +152,33 @@ SAMPLERS.add('ancestral', ancestral)
 SAMPLERS.add('ddim', ddim)
 
 
+def watched_sampler(sampler: Sampler, name: str, origin: str) -> Sampler:
+    "Somebody else's sampler; a `Problem` if it yields no states, or what are none."
+    @wraps(sampler)
+    def run(denoiser, levels, x, *args, **kwargs):
+        needed = f'it should yield each state of the run, a tensor {[*x.shape]}.'
+        states = 0
+        found = sampler(denoiser, levels, x, *args, **kwargs)
+        for state in found if isinstance(found, Iterable) else ():
+            if getattr(state, 'shape', None) != x.shape:
+                raise Problem(f'The sampler "{name}" of {origin} yields what is none, a '
+                              f'{type(state).__name__}: {needed}')
+            states += 1
+            yield state
+        if not states:
+            raise Problem(f'The sampler "{name}" of {origin} yields nothing: {needed}')
+
+    return run
+
+
 def find_sampler(name: str) -> Sampler:  # (denoiser, grid, x) -> the states of a run
     "The sampler of that name, wherever it is defined."
-    return SAMPLERS.find(name)
+    sampler = SAMPLERS.find(name)
+    owner = SAMPLERS.owners.get(SAMPLERS.aliases.get(name, name))
+    if owner is None or is_own(owner):
+        return sampler
+    origin = getattr(sys.modules.get(owner), '__file__', None) or owner
+    return watched_sampler(sampler, name, origin)
 
 # %% ../../nbs/14_sample.ipynb #edit-x0
 def edit_x0(denoiser: Denoiser, edit: Callable[[Tensor], Tensor]) -> Denoiser:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from ..clip.contrast import both_worlds
 from ..clip.tokens import caption_tokenizer
-from ..core.problem import Problem, no_progress
+from ..core.problem import Problem, counted, no_progress
 from ..data.captions import CaptionBatches, Captioned, chosen, join
 from ..data.folder import Folder
 from ..guide.cfg import cfg_batched
@@ -299,9 +299,9 @@ def about_tuning(recipe: Recipe, seconds: float) -> str:  # seconds of a step
 
     share = recipe.source.get('share_old', .5)
     n = recipe.source.get('pictures')
-    those = f'{n} pictures with captions are learned. ' if n else ''
+    those = f'{counted(n, "picture")} with captions are learned. ' if n else ''
     said = (f'{those}{what}. '
-            f'{recipe.steps} steps of {recipe.batch} pictures, '
+            f'{counted(recipe.steps, "step")} of {counted(recipe.batch, "picture")}, '
             f'{share:.0%} of them old ones: '
             f'about {duration_text(recipe.steps*seconds)} here.')
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from ..core.denoiser import Denoiser, Prediction
 from ..core.level import Level
-from ..core.problem import Problem, data_dir, identity, no_progress
+from ..core.problem import Problem, counted, data_dir, identity, no_progress
 from ..core.registry import Registry
 from ..data.images import Images, load_images, to_unit
 from ..diffusion.bits import bits_per_dim, join
@@ -444,9 +444,11 @@ def verdict(r: dict) -> str:  # r: of `evaluate`, with a name and warnings
                      f'± {b["error"]:.3f}, of {b["pictures"]} real pictures, '
                      f'{b["draws"]} of {b["levels"]} levels each'))
 
-    lines = [f'{r["name"]}: {r["n"]} samples by {r["sampler"]} in {r["steps"]} steps '
-             f'({r["evaluations"]} evaluations each), against {r["reference"]} real '
-             f'ones, in {r["features"]} features', *in_columns(rows)]
+    lines = [f'{r["name"]}: {r["n"]} samples by {r["sampler"]} in '
+             f'{counted(r["steps"], "step")} '
+             f'({counted(r["evaluations"], "evaluation")} each), against '
+             f'{r["reference"]} real ones, in {r["features"]} features',
+             *in_columns(rows)]
     lines += [f'Note: {note}' for note in r['warnings']]
     lines.append(', '.join(f'{k} {v:.0f} s' for k, v in r['seconds'].items()))
     return '\n'.join(lines)

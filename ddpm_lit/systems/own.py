@@ -10,9 +10,9 @@ __all__ = ['NETWORKS', 'READING', 'SAME', 'OF_PICTURES', 'OWN', 'LEARNING', 'KEP
            'is_other_network', 'planned_as', 'small', 'nearness', 'copy_meter', 'held_out', 'remembered', 'differences',
            'read_source', 'source_beside', 'run_beside', 'has_own_pictures', 'pictures_of', 'picture_features',
            'weigh_pictures', 'pictures_verdict', 'few_samples', 'previews', 'logged', 'OfflineWandb', 'writer_for',
-           'OwnSystem', 'plan_found', 'about_found', 'spelled', 'check_learned', 'source_of', 'what_to_train',
-           'system_of', 'drawn_by', 'plan_source', 'remarks_on', 'plan_in_time', 'watched', 'take_steps', 'used_by',
-           'train_recipe']
+           'OwnSystem', 'plan_found', 'about_found', 'spelled', 'check_learned', 'check_side', 'source_of',
+           'what_to_train', 'system_of', 'drawn_by', 'plan_source', 'remarks_on', 'plan_in_time', 'watched',
+           'take_steps', 'used_by', 'train_recipe']
 
 # %% ../../nbs/58_own.ipynb #imports
 import contextlib
@@ -27,18 +27,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from ..core.denoiser import Model, from_v
 from ..core.level import Level
-from ..core.problem import Problem, identity, needed, no_progress, printable
+from ..core.problem import (
+    Problem, counted, identity, needed, no_progress, printable)
 from ..core.registry import Registry
 from ..data.captions import shifted
 from ..data.folder import Folder, read_folder
 from ..data.images import Batches, Images, to_bytes, to_unit
+from ..diffusion.schedule import find_schedule
 from ..nets.unet import small_unet
 from .evaluate import in_columns, labels, measured, sample_recipe
 from ..train.fit import (
-    MAKERS, RECIPES, Recipe, Training, find_recipe, fit, load_weights, made)
+    MAKERS, RECIPES, Recipe, Training, check_parts, find_recipe, fit, load_weights, made)
 from ..train.measure import weigh
 from ..train.run import (
-    RESERVED, Run, Team, alone, folder_of_weights, found_start, go, open_run,
+    RESERVED, Cut, Run, Team, alone, folder_of_weights, found_start, go, open_run,
     read_settings, recipe_of, seconds_a_step, steps_that_fit, write_weights)
 
 # %% ../../nbs/58_own.ipynb #spec
@@ -161,7 +163,8 @@ def not_at_hand(name: str) -> Callable:
 @MAKERS.add('pictures')
 def pictures(name: str, channels: int, side: list[int], classes: list[str] = (),
              base: int = 40, mults: list[int] = (1, 2), unshuffle: int = 2,
-             augment: bool = False, net: str = 'unet') -> Recipe:
+             augment: bool = False, net: str = 'unet',
+             schedule: str = 'cosine') -> Recipe:
     "A model of pictures [channels *side], conditioned on a class if there are any."
     check_shape(channels, side)
     check_network(net, augment)
@@ -177,7 +180,8 @@ def pictures(name: str, channels: int, side: list[int], classes: list[str] = (),
         return Model(network, from_v)
 
     return Recipe(name, build, not_at_hand(name), shape=(channels, *side),
-                  classes=len(classes), names=tuple(classes), limit=1.)
+                  schedule=find_schedule(schedule), classes=len(classes),
+                  names=tuple(classes), limit=1.)
 
 # %% ../../nbs/58_own.ipynb #moved
 class MovedBatches:
@@ -206,6 +210,7 @@ def plan(
     name: str,
     augment: bool | None = None,  # None: below 5,000 pictures
     source: dict | None = None,   # where the pictures come from, for the run's records
+    schedule: str | None = None,  # by name; None: cosine
     **network,  # net, base, mults, unshuffle, if not as `network_for` says
 ) -> Recipe:
     "A recipe for these pictures, chosen by their number and size."
@@ -219,8 +224,9 @@ def plan(
     if another:
         options = dict(net=options['net'], base=options['base'])
     augment = n < 5000 and not another if augment is None else augment
+    noise = dict(schedule=schedule) if schedule else {}
     recipe = made(dict(maker='pictures', name=name, channels=channels, side=[h, w],
-                       classes=list(images.names), augment=augment, **options))
+                       classes=list(images.names), augment=augment, **options, **noise))
     if another:
         try_network(recipe)
 
@@ -310,8 +316,8 @@ def expectation(
     "What to expect of a model; of long training as in figure 58.1, a smaller case."
     enough = looks_for(n)
     if looks < enough/4:
-        return (f'That is short: {looks:,} looks in all, where the rule of thumb takes '
-                f'{enough:,} ({duration_text(enough*each)}). '
+        return (f'That is short: {counted(looks, "look")} in all, where the rule of '
+                f'thumb takes {enough:,} ({duration_text(enough*each)}). '
                 'Expect noise, or unfinished pictures.')
 
     # enough looks: what is learned depends on the number of pictures
@@ -336,11 +342,13 @@ def about(recipe: Recipe, n: int, seconds: float) -> str:  # n pictures, seconds
 
     net = recipe.spec.get('net', 'unet')
     kind = 'A U-Net' if net == 'unet' else f'The network "{net}"'
+    noise = recipe.spec.get('schedule')
+    noise = f', {noise} schedule' if noise else ''
 
     result = expectation(n, recipe.steps*recipe.batch, seconds/recipe.batch)
     return (f'{n} pictures of {h} x {w}, {colour}{moved}{classes}. '
-            f'{kind} with {size} parameters, '
-            f'{recipe.steps} steps of {recipe.batch} pictures: '
+            f'{kind} with {size} parameters{noise}, '
+            f'{counted(recipe.steps, "step")} of {counted(recipe.batch, "picture")}: '
             f'about {duration_text(recipe.steps*seconds)} here. {result}')
 
 # %% ../../nbs/58_own.ipynb #continued
@@ -396,7 +404,7 @@ def is_other_network(theirs: Recipe) -> bool:
 
 def planned_as(theirs: Recipe, source: dict) -> dict:
     "A source, with what it leaves open of the network as in another plan."
-    planned = ('augment', 'base', 'net')
+    planned = ('augment', 'base', 'net', 'schedule')
     chosen = {k: theirs.spec[k] for k in planned if k in theirs.spec}
     return source | {k: v for k, v in chosen.items() if source.get(k) is None}
 
@@ -544,9 +552,10 @@ def run_beside(found: str) -> bool:  # found: as `found_start` gives it
 
 
 def has_own_pictures(found: str, recipe: Recipe) -> bool:
-    "Are weights weighed with pictures of their own, and drawn from no captions?"
-    own = recipe.spec.get('maker') in OF_PICTURES or run_beside(found)
-    return own and not recipe.spec.get('system')
+    "Are weights weighed with pictures of their own, and not by what they do of captions?"
+    if recipe.spec.get('maker') in OF_PICTURES:
+        return True
+    return run_beside(found) and system_of(source_beside(found)).reads == 'labels'
 
 
 def pictures_of(found: str, recipe: Recipe,
@@ -583,14 +592,14 @@ def weigh_pictures(model: nn.Module, recipe: Recipe,
                    train: Images | None,  # None: it is not known what that was
                    held: Images,
                    n: int = 500, seed: int = 0, label: str | int | None = None,
+                   # [b c h w] -> [b d]; None: by the judge classifier
+                   features: Callable[[Tensor], Tensor] | None = None,
                    **how) -> dict:  # how: as `sample_recipe`
     "Samples against held-out pictures, and the copy meter. Eq. 27.2-27.9, 58.2."
     wanted = [*recipe.shape]
     if [*held.pixels.shape[1:]] != wanted:
         raise Problem(f'These pictures are {[*held.pixels.shape[1:]]} and the model '
                       f'draws {wanted}: compare with pictures of that shape.')
-    drawn = sample_recipe(model, recipe, n, labels(recipe, n, label), seed, **how)
-    reader = load_weights('emoji-classifier')[0]
 
     # against what was held out, or else against what was trained on
     notes = []
@@ -603,9 +612,16 @@ def weigh_pictures(model: nn.Module, recipe: Recipe,
         few = f'Only {len(held)} pictures are' if len(held) else 'No picture is'
         notes.append(f'{few} held out, so samples are compared with those that the model '
                      'was trained on: copies look perfect.')
+    if len(real) < 8:
+        raise Problem(f'There are too few pictures to compare with, {len(real)}: have 8 '
+                      'or more.')
+
+    drawn = sample_recipe(model, recipe, n, labels(recipe, n, label), seed, **how)
+    if features is None:
+        features = picture_features(load_weights('emoji-classifier')[0])
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        found = weigh(drawn.x, to_unit(real.pixels), picture_features(reader))
+        found = weigh(drawn.x, to_unit(real.pixels), features)
 
     # near copies
     copies = None
@@ -626,7 +642,8 @@ def pictures_verdict(r: dict) -> str:  # r: of `weigh_pictures`, with a name
         rows.append(('near copies', [f'{copies["share"]:.1%}', f'{copies["chance"]:.1%}'],
                      'relatively nearer to one training picture than 19 of 20 new ones'))
 
-    heading = (f'{r["name"]}: {r["n"]} samples by {r["sampler"]} in {r["steps"]} steps, '
+    heading = (f'{r["name"]}: {r["n"]} samples by {r["sampler"]} in '
+               f'{counted(r["steps"], "step")}, '
                f'against {r["reference"]} real ones, in {r["features"]} features')
     notes = [f'Note: {note}' for note in r['warnings']]
     return '\n'.join([heading, *in_columns(rows), *notes])
@@ -647,7 +664,9 @@ def previews(run: Run, lines: Iterator[dict], every: int,  # steps
     for line in lines:
         if line['step'] // every > last:
             last = line['step'] // every
-            keep(line['step'], draw(run.training.averaged(), run.recipe))
+            # a run that is asked to stop needs no more of them
+            with contextlib.suppress(Cut), run.asked.cutting():
+                keep(line['step'], draw(run.training.averaged(), run.recipe))
         yield line
 
 
@@ -707,7 +726,7 @@ OWN = Registry('system for own pictures', mark='OWN.add(')
 # %% ../../nbs/58_own.ipynb #systems-ddpm
 def plan_found(found: Folder, source: dict, hold: float | None = None,
                augment: bool | None = None, base: int | None = None,
-               net: str | None = None) -> Recipe:
+               net: str | None = None, schedule: str | None = None) -> Recipe:
     "`plan` for what was read, without what is held out."
     hold = .1 if hold is None else hold
     train, _ = held_out(found.images(), hold)
@@ -715,14 +734,15 @@ def plan_found(found: Folder, source: dict, hold: float | None = None,
     # a network of somebody else's file is trained further
     network = source.get('network')
     if network:
-        if augment is not None or base is not None or net is not None:
-            raise Problem('`augment`, `base` and `net` are for networks that are planned '
-                          'here: leave them out.')
+        if any(given is not None for given in (augment, base, net, schedule)):
+            raise Problem('`augment`, `base`, `net` and `schedule` are for networks that '
+                          'are planned here: leave them out.')
         recipe = continued(plan(train, source['name'], augment=False), network)
         chosen = {}
     else:
-        recipe = plan(train, source['name'], augment, base=base, net=net)
-        planned = ('augment', 'base', 'net')
+        recipe = plan(train, source['name'], augment, base=base, net=net,
+                      schedule=schedule)
+        planned = ('augment', 'base', 'net', 'schedule')
         chosen = {k: recipe.spec[k] for k in planned if k in recipe.spec}
     kept = source | chosen | dict(hold=hold, pictures=len(train)) | remembered(found)
     return replace(recipe, source=kept)
@@ -737,14 +757,14 @@ OWN.add('ddpm', OwnSystem(
     plan_found,
     about_found,
     few_samples,
-    ('hold', 'augment', 'base', 'net'),
+    ('hold', 'augment', 'base', 'net', 'schedule'),
     reads='labels',
     short_batch=32,
     use='ddpm_lit sample {out}'))
 
 # %% ../../nbs/58_own.ipynb #asked
 # what is learned of own pictures, each by some systems
-LEARNING = 'hold', 'augment', 'base', 'net', 'rank', 'whole', 'share_old'
+LEARNING = 'hold', 'augment', 'base', 'net', 'schedule', 'rank', 'whole', 'share_old'
 KEPT = *READING, *LEARNING, *SAME, 'network'  # what a run knows of its beginning
 
 
@@ -772,6 +792,21 @@ def check_learned(system: str, given: dict):
                           '`system`.')
 
 
+def check_side(system: str, given: dict):
+    "A `Problem`, before pictures are read, unless a system can learn them at that side."
+    side = given.get('side')
+    if side is None:
+        return
+    sides = [side, side] if isinstance(side, int) else list(side)
+    check_shape(1, sides)
+    takes = OWN.find(system).side
+    if takes and sides != [takes, takes]:
+        raise Problem(f'{system} takes pictures of {takes} x {takes}: leave `side` out.')
+    if system == 'ddpm' and given.get('net') in (None, 'unet'):
+        base = dict(base=given['base']) if 'base' in given else {}
+        check_options(sides, **network_for(sides) | base)
+
+
 def source_of(data: str,                # a folder, a .tar or a .parquet
               out: str | None = None,   # the folder of the run; None: runs/NAME
               resume: bool = False,     # does a run go on there?
@@ -794,6 +829,9 @@ def source_of(data: str,                # a folder, a .tar or a .parquet
 
     # each system reads labels or captions, and has options of its own
     check_learned(system, given)
+    check_side(system, given)
+    if 'schedule' in given:
+        find_schedule(given['schedule'])
     side = OWN.find(system).side
     read = {k: v for k, v in given.items() if k in KEPT}
     chosen = {k: v for k, v in given.items() if k in ('system', *READING, *LEARNING)}
@@ -898,10 +936,13 @@ def plan_in_time(
     seconds: float | None = None,  # that there are; None: take the recipe's steps
     steps: int | None = None,      # in place of the recipe's
     batch: int | None = None,      # as for `recipe_for_time`
+    micro: int | None = None,      # samples in memory at a time; None: the whole batch
     device: str | torch.device = 'cpu',
     note: Callable[[str], None] = no_progress,  # gets what will be trained, and how long
 ) -> Recipe:
     "The recipe with as many steps as there is time for, by how long a step takes here."
+    if micro:
+        check_parts(recipe.build(), recipe.loss, micro)
     system = system_of(recipe.source)
     if 'share_old' in system.options:
         note('old pictures are prepared, and a few steps tried: a minute or two.')
