@@ -552,7 +552,7 @@ def run_beside(found: str) -> bool:  # found: as `found_start` gives it
 
 
 def has_own_pictures(found: str, recipe: Recipe) -> bool:
-    "Are weights weighed with pictures of their own, and not by what they do of captions?"
+    "Whether a model is evaluated on pictures of its own, and not on captions."
     if recipe.spec.get('maker') in OF_PICTURES:
         return True
     return run_beside(found) and system_of(source_beside(found)).reads == 'labels'
