@@ -108,6 +108,10 @@ class Registry(dict):
         if new and not is_own(owner) and owner != '__main__':
             self._load_own(name)
 
+        if new and name in self.aliases:
+            known = self.aliases[name]
+            raise Problem(f'"{name}" means the {self.kind} "{known}" already: '
+                          'give yours another name.')
         if new and name in self:
             before = self.owners.get(name, 'elsewhere')
             same_place = owner == before or '__main__' in (owner, before)
@@ -123,6 +127,8 @@ class Registry(dict):
 
     def alias(self, short: str, name: str):
         "A second name for a thing."
+        if not is_own(sys._getframe(1).f_globals['__name__']):
+            self._load_own(short)
         if self.aliases.get(short, name) != name or short in self:
             raise Problem(f'"{short}" means another {self.kind} already.')
         self.aliases[short] = name

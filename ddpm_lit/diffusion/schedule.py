@@ -151,6 +151,8 @@ def find_schedule(name: str) -> Schedule:
         known = ', '.join(SCHEDULES.names())
         raise Problem(f'There is no schedule "{name}" here: load the file that adds it '
                       f'with `load_plugin`, or choose one of {known}.')
+
+    # levels at nine times, and the way back
     times = torch.linspace(0, 1, 9, dtype=torch.float64)
     try:
         schedule = make()
