@@ -1,7 +1,6 @@
 """Builds the package from settings.ini; data/ travels inside the wheel as ddpm_lit/data_files.
 
-Left out are data/parity and the weights that fill holes: a wheel stays below 100 MB, and
-data_dir says what to fetch when one of them is asked for.
+Left out is data/parity, which only checks of this repository read: a wheel stays below 100 MB.
 """
 from configparser import ConfigParser
 from pathlib import Path
@@ -31,7 +30,6 @@ setup(
     packages=find_packages(str(here), include=[lib, lib + '.*']) + [files],
     package_dir={lib: lib, files: 'data'},
     package_data={lib: ['py.typed'], files: ['*', '**/*']},
-    exclude_package_data={files: ['parity/*', '**/*.tmp', 'weights/glide-inpaint.*',
-                                  'weights/glide-up-64-inpaint.*']},
+    exclude_package_data={files: ['parity/*', '**/*.tmp']},
     include_package_data=False, zip_safe=False,
 )

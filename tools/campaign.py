@@ -88,7 +88,7 @@ from ddpm_lit.baselines import compare
 from ddpm_lit.interop import checkpoints as theirs, glide, unclip, unet as weights
 from ddpm_lit.interop.speed import in_bf16
 from ddpm_lit.systems.manipulate import UnclipEditor
-from ddpm_lit.systems.pipeline import Request
+from ddpm_lit.systems.pipeline import Request, weights_on
 from ddpm_lit.systems.evaluate import sample_recipe
 from ddpm_lit.train import fit, run as runs
 from ddpm_lit.train.measure import frechet_distance, load_classifier
@@ -1695,7 +1695,8 @@ AGES = {('train', 'steps'), ('demo', 'seconds'), ('demo', 'steps'), ('compare', 
 LINES = ['', 'nothing', '--nothing', 'train', 'sample', 'train roll roll',
          'sample mnist --w 1 --guidance-scale 2', 'sample mnist --label 10',
          'sample mnist --label -1', 'sample mnist --label ٣', 'sample clip', 'eval clip --w 1',
-         'eval glide --label 1', 'train clip --batch 1000000000', 'presets nothing',
+         'eval glide --label 1', 'eval mnist --sheet a.png', 'eval real --sheet a.txt',
+         'train clip --batch 1000000000', 'presets nothing',
          'parity nothing', 'classify nothing a b', 'edit x', 'blend x', 'paint',
          'paint a --mask x', 'paint a --strength .5', 'paint a --prior ar',
          'paint a --system nobody', 'paint a --data shapes --style noto',
@@ -1708,6 +1709,21 @@ SAYS = {'sample mnist --guidance cfg --out a.png': '--w',
         'sample mnist --guidance cfg --label 3 --out a.png': '--w',
         'sample mnist --w 1 --guidance-scale 2 --out a.png': '--guidance-scale',
         'train roll --resume': 'leave --resume out'}
+# what a file of weights holds, the name that it bears, and a command that reads that name
+HOLE = 'paint a --n 1 --steps 2 --init {cat} --mask {cat}'
+RENAMED = (('mnist', 'latent', 'paint a --n 1 --steps 2 --system latent'),
+           ('glide', 'latent', 'paint a --n 1 --steps 2 --system latent'),
+           ('latent', 'autoencoder', 'paint a --n 1 --steps 2 --system latent'),
+           ('mnist', 'glide', 'paint a --n 1 --steps 2'),
+           ('dalle2-up-64', 'glide-up-64', 'paint a --n 1 --steps 2'),
+           ('glide', 'glide-inpaint', HOLE), ('glide-up-64', 'glide-up-64-inpaint', HOLE),
+           ('glide', 'dalle2', 'paint a --n 1 --steps 2 --system dalle2'),
+           ('prior-ar', 'prior', 'paint a --n 1 --steps 2 --system dalle2'),
+           ('noised-clip', 'clip', 'classify {cat} a b'),
+           ('clip-vit-transformer', 'clip', 'classify {cat} a b'),
+           ('adm', 'mnist', 'sample mnist --n 1 --steps 1 --out a.png'),
+           ('adm', 'mnist', 'train mnist --init --steps 1 --batch 1 --out r'),
+           ('ncsn', 'mnist', 'export mnist --to safetensors e'))
 DATA_FOLDERS = ('/nowhere', '/etc/passwd', 'x\0', '', '.', '/proc/self', 'x'*5000)
 DATA_LINES = ('sample mnist --n 1 --steps 1 --out a.png',
               'train mnist --steps 1 --batch 1 --out r', 'eval nothing')
@@ -1770,6 +1786,15 @@ def says(line: str, words: str):
     raise AssertionError('it was not refused')
 
 
+def renamed(held: str, name: str, line: str):
+    "A command is refused where the file of a shipped name holds other weights."
+    Path('weights').mkdir()
+    Path(f'weights/{name}.safetensors').symlink_to(data_dir('weights', f'{held}.safetensors'))
+    os.environ['DDPM_LIT_DATA'] = str(Path.cwd())
+    weights_on.cache_clear()  # what cases before have read
+    says(line, f'holds {held}, not {name}')
+
+
 def line_with_data(folder: str, line: str):
     if '\0' not in folder:
         os.environ['DDPM_LIT_DATA'] = folder
@@ -1799,6 +1824,8 @@ def option_cases(rng, k: int = 9):
         yield case(line, line_here, line)
     for line, words in SAYS.items():
         yield case(f'{line}: it says {words}', says, line, words)
+    for held, name, line in RENAMED:
+        yield case(f'{held} called {name}: {line}', renamed, held, name, line)
     for folder, line in itertools.product(DATA_FOLDERS, DATA_LINES):
         yield case(f'DDPM_LIT_DATA={folder[:9]!r} {line}', line_with_data, folder, line)
 

@@ -144,8 +144,8 @@ class Command(click.Command):
         if e.name in given.values() and (begins or not os.path.isdir(f'runs/{e.name}')):
             return e
         return Problem(f'This was made with the {e.kind} "{e.name}", which is not known '
-                       'here: if a plug-in adds it, name its file, ddpm_lit --plugin '
-                       f'FILE {self.name} ...')
+                       'here: it is of an older version, or if a plug-in adds it, name '
+                       f'its file, ddpm_lit --plugin FILE {self.name} ...')
 
     def check_out(self, given: dict, named: bool):  # named: has the user typed --out?
         "A `Problem` before any work unless the outputs can be written and are not read."

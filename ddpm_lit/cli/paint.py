@@ -193,6 +193,8 @@ def paint_command(captions, system, weights, style, n, out, each, device, thread
     request = request_for(painter, captions, n, device=device,
                           **(options | asked_pictures(options)))
     notes = print_notes(captions, options['data'], learned)
+    if request.mask is not None and request.mask.all():
+        note('the mask has no white: nothing is painted.')
 
     # a row of pictures for each caption
     began = time.perf_counter()

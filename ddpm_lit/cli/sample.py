@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ABOUT', 'GUIDED', 'FOR_CAPTIONS', 'SAMPLED', 'sheet_of', 'check_sheet', 'sample_weights', 'sample_captions',
-           'check_for_captions', 'sample_command', 'eval_judged', 'eval_system', 'eval_samples', 'eval_pictures',
-           'eval_weights', 'eval_command']
+           'check_for_captions', 'sample_command', 'eval_judged', 'eval_system', 'eval_blind', 'eval_samples',
+           'eval_pictures', 'eval_weights', 'eval_command']
 
 # %% ../../nbs/83_sample.ipynb #imports
 import os
@@ -34,10 +34,13 @@ def check_sheet(name: str, recipe, each: str | None = None):
     "A `Problem` unless what a recipe draws can be written as a picture or as points."
     if each and len(recipe.shape) != 3:
         raise Problem(f'{name} draws points, which are no pictures: leave `each` out.')
-    if len(recipe.shape) == 3 and recipe.shape[0] not in (1, 3):
-        raise Problem(f'{name} draws {[*recipe.shape]}, which is no picture: if it was '
-                      'exported folded, unfold what its pipeline draws, as its README '
-                      'says.')
+    if len(recipe.shape) != 3 or recipe.shape[0] in (1, 3):
+        return
+    if not recipe.spec and find_system(recipe.name, needed=False):
+        raise Problem(f'{name} draws latents, which are no pictures: use ddpm_lit paint '
+                      f'CAPTION --system {recipe.name}.')
+    raise Problem(f'{name} draws {[*recipe.shape]}, which is no picture: if it was '
+                  'exported folded, unfold what its pipeline draws, as its README says.')
 
 
 def sample_weights(name: str, out: str, n: int, device, label: str | None,
@@ -202,6 +205,22 @@ def eval_system(system, n: int, seed: int, device, options: dict) -> tuple[dict,
     judge = JUDGES.find(system.name)
     return eval_judged(system.name, judge, n, seed, device, used, notes)
 
+
+def eval_blind(name: str, out: str, n: int, seed: int, device,
+               options: dict) -> tuple[dict, str]:
+    "`eval --sheet`: pictures without their captions, for a reader to name."
+    from ddpm_lit.systems.upsample import blind_sheet
+    if any(options[k] for k in SAMPLED):
+        raise click.UsageError('A sheet shows a system as it paints: leave out --data, '
+                               '--label, --w, --sampler, --steps and --features.')
+    with Bars() as bars:
+        captions = blind_sheet(name, out, n, seed, device,
+                               partial(bars, f'paint {n} pictures'))
+    text = str(Path(out).with_suffix('.txt'))
+    found = dict(name=name, seed=seed, captions=captions, out=out, text=text)
+    pictures = counted(len(captions), 'picture')
+    return found, f'{out}: {pictures}, numbered; their captions stand in {text}.'
+
 # %% ../../nbs/83_sample.ipynb #eval-samples
 def eval_samples(name: str, found: str, model, recipe, n: int, seed: int,
                  device, options: dict) -> tuple[object, str]:
@@ -310,9 +329,9 @@ def eval_weights(name: str, n: int, seed: int, device,
 # %% ../../nbs/83_sample.ipynb #eval-command
 @click.command('eval', cls=Command)
 @click.argument('name')
-@click.option('--n', type=Count(1), default=2000, show_default=True,
+@click.option('--n', type=Count(1),
               help='How many samples, and as many real ones; of a CLIP, how many '
-                   'pictures of each part.')
+                   'pictures of each part.  [default: 2000; 40 on a --sheet]')
 @click.option('--data', metavar='FOLDER',
               help='Own pictures, if they are no longer where its training found them; '
                    'or any to compare with.  [default: those of its training]')
@@ -330,13 +349,22 @@ def eval_weights(name: str, n: int, seed: int, device,
 @click.option('--features', type=click.Choice(['inception']),
               help='Measure own pictures in features of the Inception network, as papers '
                    "do, by torchmetrics.  [default: of the book's judge]")
+@click.option('--sheet', type=click.Path(dir_okay=False), metavar='FILE',
+              help='Of glide, dalle2, latent or real, the drawings themselves: write a '
+                   'new PNG of numbered pictures of emoji for a reader to name, and '
+                   'their captions into a .txt beside it.')
 @options('sampler', 'steps', 'seed', 'device', 'threads', 'json')
-def eval_command(name, n, seed, device, threads, as_json, **options):
+def eval_command(name, n, sheet, seed, device, threads, as_json, **options):
     """Evaluate weights NAME: samples beside real data, and bits. It takes three minutes
     of one core for mnist. A model of your own pictures is compared with those that were
     held out, another's model with those in --data. A CLIP is evaluated by what it
     recognizes (a minute and a half), glide by what its pictures show."""
     device = start(device, threads)
+    if sheet:
+        emit(as_json, *eval_blind(name, sheet, n or 40, seed, device, options))
+        return
+
+    n = n or 2000
     system = find_system(name, needed=False)
     if system:
         emit(as_json, *eval_system(system, n, seed, device, options))

@@ -8,8 +8,8 @@ __all__ = ['CLOSENESS', 'at_side', 'through', 'Residual', 'JudgeClassifier', 'ju
            'by_clip', 'by_classifier', 'questions', 'panel', 'obeyed', 'together', 'closest', 'copy_line',
            'with_nearest', 'untrained', 'closeness_of_new', 'originality', 'expected_copies', 'features', 'drawings_of',
            'shown_row', 'feature_rows', 'copy_row', 'weigh_emoji', 'emoji_report', 'quarter_features', 'held_drawings',
-           'quarter_distance', 'filled', 'correct_attributes', 'of_others', 'attribute_rows', 'weigh_scenes',
-           'judge_classifier']
+           'quarter_distance', 'quarter_row', 'nearest_in_words', 'nearest_drawings', 'mean_drawings', 'baseline_rows',
+           'filled', 'correct_attributes', 'of_others', 'attribute_rows', 'weigh_scenes', 'judge_classifier']
 
 # %% ../../nbs/56_judges.ipynb #imports
 import copy
@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from .questions import STYLE_FORMS, some
 from .zero_shot import (
-    ZeroShotClassifier, class_vectors, ranks, row, share, table)
+    BagOfWords, ZeroShotClassifier, class_vectors, ranks, row, share, table)
+from .zero_shot import words as split_words
 from ..core.problem import Problem
 from ..core.level import Level
 from ..data.captions import (
@@ -262,6 +263,7 @@ def questions(
     judges: dict,
     k: int = 100,
     seed: int = 0,
+    both: bool = False,  # a row for name and style at once, too
 ) -> tuple[list[dict], dict]:  # rows for `table`; judge -> [n] bool of R@1
     "Each judge's hits for the prompts: the name among k, the style. Eq. 56.5, 55.7."
     groups = question_groups([r.name for r in rows], k, seed)
@@ -274,13 +276,18 @@ def questions(
         right[who] = ranks(styles, style) <= 1
 
     family = [r.family for r in rows]
+    first = {who: place <= 1 for who, place in rank.items()}
     out = []
     for r in (1, 5):
         hits = {who: place <= r for who, place in rank.items()}
         out.append(row(f'{title}: name, of {k}', f'R@{r}', hits, r/k, family))
     out.append(row(f'{title}: style, of {len(STYLES)}', 'accuracy', right, 1/len(STYLES),
                    family))
-    return out, {who: place <= 1 for who, place in rank.items()}
+    if both:
+        hits = {who: first[who] & right[who] for who in judges}
+        by_chance = 1/k/len(STYLES)
+        out.append(row(f'{title}: name and style', 'share', hits, by_chance, family))
+    return out, first
 
 
 def panel(
@@ -510,7 +517,7 @@ def weigh_emoji(
     out = []
     hits = {}
     for title, x in sets.items():
-        lines, hits[title] = questions(title, x, rows, judges, k, seed)
+        lines, hits[title] = questions(title, x, rows, judges, k, seed, both=True)
         out += lines
 
     # what share shows what was named
@@ -573,6 +580,67 @@ def quarter_distance(
     net = copy.deepcopy(net).cpu().eval()
     return weigh(pictures.detach().float().cpu(), to_unit(held_drawings()),
                  functools.partial(quarter_features, classifier=net))
+
+
+def quarter_row(
+    title: str,
+    pictures: Tensor,  # [n 3 64 64] in [-1, 1], of emoji
+    classifier: JudgeClassifier | None = None,
+) -> dict:  # a row for `table`
+    "The distance of quarters, of real drawings, of two sets of one Gaussian. Eq. 56.12."
+    found = quarter_distance(pictures, classifier)
+    return dict(task=f'{title}: quarters at 64 pixels', measure='distance',
+                n=len(pictures), distance=found['frechet'],
+                real=found['real']['frechet'], floor=found['floor'])
+
+# %% ../../nbs/56_judges.ipynb #baselines
+def nearest_in_words(texts: Sequence[str], known: Sequence[str]) -> list[int]:
+    "For each text the known one that is nearest in words, by its place. Eq. 56.13."
+    # each word of a text counts once
+    once = [[' '.join(dict.fromkeys(split_words(t))) for t in many]
+            for many in (texts, known)]
+    bag = BagOfWords(once[1])
+    asked, there = map(bag, once)
+    return (asked @ there.T).argmax(1).tolist()
+
+
+def nearest_drawings(rows: Sequence[Emoji],
+                     trained: Captioned) -> Tensor:  # [n 3 h h] in [-1, 1]
+    "The drawing of the nearest training caption, for each prompt. Eq. 56.13."
+    at = nearest_in_words([r.say() for r in rows], [r.say() for r in trained.rows])
+    return to_unit(trained.pixels[at])
+
+
+def mean_drawings(rows: Sequence[Emoji],
+                  trained: Captioned) -> Tensor:  # [n 3 h h] in [-1, 1]
+    "The mean training drawing of each name; of a new name, of the nearest. Eq. 56.13."
+    places: dict[str, list[int]] = {}
+    for i, r in enumerate(trained.rows):
+        places.setdefault(r.name, []).append(i)
+
+    names = sorted(places)
+    nearest = nearest_in_words([r.name for r in rows], names)
+    own = [r.name if r.name in places else names[i] for r, i in zip(rows, nearest)]
+    return torch.stack([to_unit(trained.pixels[places[name]]).mean(0) for name in own])
+
+
+@torch.no_grad()
+def baseline_rows(
+    rows: Sequence[Emoji],  # [n], whose captions were the prompts
+    trained: Captioned,
+    judges: dict[str, Callable] | None = None,  # None: `panel()`
+    k: int = 100,
+    seed: int = 0,
+) -> list[dict]:  # rows for `table`
+    "What the judges find in drawings that need no model. Eq. 56.5, 56.13."
+    judges = judges or panel()
+    sets = {'mean drawing of the name': mean_drawings(rows, trained),
+            "nearest caption's drawing": nearest_drawings(rows, trained)}
+    out = []
+    for title, x in sets.items():
+        lines, _ = questions(title, at_side(x), rows, judges, k, seed, both=True)
+        out += [line for line in lines if line['measure'] != 'R@5']
+    return out
 
 # %% ../../nbs/56_judges.ipynb #scenes
 def filled(scene: Scene, rng) -> Scene:

@@ -255,7 +255,7 @@ def table(rows: Sequence[dict]) -> str:
     "Rows as text: per cent with standard errors; a heading where the methods change."
 
     def number(r, m):
-        if r['measure'] == 'median rank':
+        if r['measure'] in ('median rank', 'distance'):
             return f'{r[m]:.0f}'
         error = f' ± {100*r[f"{m}_error"]:.1f}' if f'{m}_error' in r else ''
         return f'{100*r[m]:.1f}' + error

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['UNWARNED', 'TURNS', 'PICTURE_FORMATS', 'PICTURE_BYTES', 'PICTURE_PIXELS', 'PICTURE_SIDE', 'PICTURE_PIECES',
-           'PICTURE_ENDINGS', 'DATASETS', 'to_unit', 'to_bytes', 'Images', 'read_idx', 'read_digits', 'part_of',
-           'mnist', 'Batches', 'square', 'plain', 'Unwarned', 'quiet_pillow', 'orientation', 'upright', 'is_grey',
-           'deep_grey', 'over_white', 'on_white', 'LimitedReads', 'CountedFile', 'CountedBytes', 'check_file',
-           'why_not', 'picture_in', 'drafted', 'read_pictures', 'by_number', 'holds_run', 'files_below',
-           'picture_files', 'folder', 'Files', 'on_disk', 'cache_dir', 'fetched', 'read_pickled_cifar', 'read_cifar',
-           'fashion_mnist', 'cifar10', 'celeba', 'kept_in', 'in_folder', 'load_images']
+           'TIFF_STARTS', 'PICTURE_ENDINGS', 'DATASETS', 'to_unit', 'to_bytes', 'Images', 'read_idx', 'read_digits',
+           'part_of', 'mnist', 'Batches', 'square', 'plain', 'Unwarned', 'quiet_pillow', 'orientation', 'upright',
+           'is_grey', 'OtherNumbers', 'deep_grey', 'over_white', 'on_white', 'LimitedReads', 'CountedFile',
+           'CountedBytes', 'check_file', 'is_tiff', 'why_not', 'picture_in', 'drafted', 'read_pictures', 'by_number',
+           'holds_run', 'files_below', 'picture_files', 'folder', 'Files', 'on_disk', 'cache_dir', 'fetched',
+           'read_pickled_cifar', 'read_cifar', 'fashion_mnist', 'cifar10', 'celeba', 'kept_in', 'in_folder',
+           'load_images']
 
 # %% ../../nbs/23_digits.ipynb #imports
 import contextlib
@@ -284,11 +285,17 @@ def is_grey(image) -> bool:
     return image.mode in ('1', 'L', 'LA', 'La', 'F') or image.mode.startswith('I')
 
 
+class OtherNumbers(ValueError):
+    "What the pixels of a picture are, where they are not whole numbers of 8 or 16 bits."
+
+
 def deep_grey(image) -> Tensor:  # [1 h w] uint8
     "16 bits of grey, white where the file says that one of them is transparent."
     deep = np.array(image)
-    if image.mode == 'F' or deep.min() < 0 or deep.max() > 65535:
-        raise ValueError('its pixels are not numbers of 8 or 16 bits')
+    if image.mode == 'F':
+        raise OtherNumbers('real numbers')
+    if deep.min() < 0 or deep.max() > 65535:
+        raise OtherNumbers('numbers below 0 or of more than 16 bits')
     grey = np.empty(deep.shape, np.uint8)
     for row, numbers in zip(grey, deep):  # one by one: as floats it is eight times larger
         row[:] = (numbers/257).round()
@@ -380,9 +387,22 @@ def check_file(path, name: str = '', most: int | None = PICTURE_BYTES):
                       f'{most >> 20} are read: make it smaller.')
 
 
-def why_not(e: Exception) -> str:
+TIFF_STARTS = b'II*\0', b'MM\0*'
+
+
+def is_tiff(source) -> bool:  # as for `picture_in`
+    "Whether a file begins as a TIFF does."
+    if isinstance(source, bytes):
+        return source[:4] in TIFF_STARTS
+    with open_input(source) as f:
+        return f.read(4) in TIFF_STARTS
+
+
+def why_not(e: Exception, source) -> str:
     "What is wrong with a picture, in a few words without the file's name."
     from PIL import Image, UnidentifiedImageError
+    if isinstance(e, UnidentifiedImageError) and is_tiff(source):
+        return 'it is a TIFF cut short, or one of other numbers than 8 or 16 bits'
     if isinstance(e, UnidentifiedImageError):
         return f'it is no {", ".join(PICTURE_FORMATS[:-1])} or {PICTURE_FORMATS[-1]}'
     if isinstance(e, Image.DecompressionBombError):
@@ -421,9 +441,12 @@ def picture_in(
                 return made(image)
     except Problem:
         raise
+    except OtherNumbers as e:
+        raise Problem(f'{plain(name or source)} is a picture of {e}, and only those of 8 or '
+                      '16 bits are read: save it as a PNG.') from e
     except Exception as e:
-        raise Problem(f'{plain(name or source)} is not a whole picture ({why_not(e)}): '
-                      f'{cure}.') from e
+        raise Problem(f'{plain(name or source)} is not a whole picture '
+                      f'({why_not(e, source)}): {cure}.') from e
 
 # %% ../../nbs/23_digits.ipynb #read-pictures
 def drafted(image, scale: float):

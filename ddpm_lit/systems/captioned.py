@@ -358,6 +358,9 @@ def open_painter(weights: str,
                  device: str | torch.device = 'cpu') -> tuple[System, Recipe]:
     "The system that paints with weights of yours, by their path, their run or its name."
     model, recipe = load_weights(find_weights(weights))
+    if not recipe.spec and SYSTEMS.look(recipe.name):
+        raise Problem(f"{weights} holds the weights of {recipe.name} itself: paint with "
+                      f"`system='{recipe.name}'`.")
     if not recipe.spec.get('system'):
         raise Problem(f'{weights} paints no captions: give a run that was '
                       "trained with `system='latent'`.")
@@ -380,6 +383,9 @@ def own_judge(model: nn.Module, recipe: Recipe) -> Callable | None:  # None: the
     if recipe.spec.get('system'):
         system = trained_painter(model, recipe)
         return judging(system.paint, system.request)
+    if SYSTEMS.look(recipe.name):
+        raise Problem(f'These are weights of {recipe.name} itself, which is evaluated as '
+                      f'it ships: --ship puts them there, then evaluate {recipe.name}.')
     judge = JUDGES.look(recipe.spec.get('weights', recipe.name))
     return judge and partial(judge, model)
 

@@ -214,8 +214,8 @@ class UnclipRequest(Request):
              'There is no prior "{r.prior}": choose {shown}.',
              lambda r: ' or '.join(PRIORS)),
         Rule(lambda r: r.guidance == 'cfg' and r.init is None,
-             "DALL-E 2 paints from nothing, guided by itself: for CLIP's guidance, or a "
-             'picture to begin with, ask GLIDE.'),
+             "DALL-E 2 paints from nothing, guided by itself: for CLIP's guidance ask "
+             'GLIDE, for a picture to begin with GLIDE or latent diffusion.'),
     )
 
 # %% ../../nbs/63_dalle2.ipynb #imagined

@@ -166,7 +166,9 @@ LATENT = dict(shape=(8, 8, 8), schedule=LogitNormal(.7, 1.2), loss=flow_loss, ba
               start=in_latents, settings=dict(lr=1e-3, warmup=300, halflife=500.),
               sampler='', data=('emoji', 'vocab'))
 
-register(Recipe('latent', small_latent, LatentBatches, steps=30_000, **LATENT))
+# scenes are learned long before names, so most pictures are emoji
+register(Recipe('latent', small_latent, partial(LatentBatches, often=16),
+                steps=30_000, **LATENT))
 register(Recipe('latent-in-order', small_latent, partial(LatentBatches, turned=1/8),
                 steps=5000, **LATENT))
 
@@ -219,6 +221,9 @@ def sampled_latents(part: Part, model: LatentDiffusion, auto: Autoencoder,
 def decoded_latents(request: LatentRequest, z: Tensor, model: LatentDiffusion,
                     auto: Autoencoder) -> Tensor:  # [n 3 64 64]
     "Pictures of standardised latents; kept pixels are kept to the bit. Eq. 65.6."
+    if z.shape[1:] != model.probe.shape:
+        raise Problem(f'The latents are {[*z.shape]}: make them '
+                      f'[n {" ".join(map(str, model.probe.shape))}].')
     x = auto.decode(z*model.std + model.mean).clamp(-1, 1)
     if request.mask is None:
         return x

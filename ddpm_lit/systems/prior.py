@@ -178,8 +178,9 @@ def embedded(
     return data, ZeroShotClassifier(load_weights('clip')[0]).pictures(data.pixels)
 
 
-def embedding_batches(seen: Callable[[Tensor], Tensor],
-                   drop: float = .1) -> Callable:  # seen: embeddings -> what is learned
+def embedding_batches(seen: Callable[[Tensor], Tensor],  # embeddings -> what is learned
+                      drop: float = .1,
+                      encode: Callable = encode_text) -> Callable:
     "The `batches` of a recipe: embeddings and CLIP's features of captions. Eq. 62.6."
     def start(batch, seed, device):
         data, z = embedded(seed)
@@ -192,7 +193,7 @@ def embedding_batches(seen: Callable[[Tensor], Tensor],
             rows, texts, _ = source.words(i)
             tokens = source.tokens(texts)
             longest = int(tokens.argmax(1).max()) + 1  # no need to read padding
-            features = encode_text(clip, tokens[:, :longest].to(device))
+            features = encode(clip, tokens[:, :longest].to(device))
             return x0[torch.from_numpy(rows).to(device)], *features
 
         return step

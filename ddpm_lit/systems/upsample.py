@@ -6,23 +6,28 @@
 __all__ = ['DenoiserOf', 'SCENE_PARTS', 'lower', 'noise_augmented', 'NoisyUpsamplerUNet', 'Upsampler', 'ShiftedSchedule',
            'small_upsampler', 'two_worlds', 'recoloured', 'upsampling_batches', 'upsampler_recipe', 'from_smaller',
            'check_low', 'initial_noise', 'upsample', 'consistent_with', 'InpaintingUpsampler', 'with_holes', 'guided',
-           'first_levels', 'first_stage', 'upsampled', 'in_cascade', 'paint_glide', 'scene_title', 'judging']
+           'first_levels', 'first_stage', 'upsampled', 'in_cascade', 'paint_glide', 'scene_title', 'emoji_rows',
+           'judging', 'numbered_sheet', 'new_sheet', 'blind_sheet']
 
 # %% ../../nbs/61_upsample.ipynb #imports
 import math
+import os
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Callable, Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from ..clip.guidance import caption_log_prob
-from ..clip.judges import weigh_emoji, weigh_scenes
+from ..clip.judges import (
+    baseline_rows, mean_drawings, quarter_row, weigh_emoji, weigh_scenes)
 from ..clip.tokens import caption_tokenizer
 from ..core.denoiser import Denoiser, Prediction
 from ..core.level import Level, append_dims
-from ..core.problem import Problem, identity, no_progress
-from ..data.captions import Captioned, all_but_held, join, shapes
+from ..core.problem import (
+    SIGNATURE, Problem, check_output, identity, no_progress, replacing)
+from ..data.captions import Captioned, Emoji, all_but_held, emoji, join, shapes
 from ..data.images import to_bytes, to_unit
 from ..diffusion.loss import hybrid, min_snr
 from ..diffusion.sample import Sampler, clamp_x0, last
@@ -395,6 +400,21 @@ def scene_title(objects: int, split: str, with_caption: bool) -> str:
     return f'shapes, {objects} {things}, {part}{caption}'
 
 
+def emoji_rows(x: Tensor,  # [n 3 64 64]
+               drawings: Sequence[Emoji], part: str, seed: int) -> list[dict]:
+    "Pictures of a part of the emoji, and baselines beside them. Eq. 56.5, 56.12, 56.13."
+    trained = all_but_held(32)
+    rows = weigh_emoji(x, drawings, trained=trained, seed=seed)['rows']
+    rows += baseline_rows(drawings, trained, seed=seed)
+
+    # how sharp they are, beside real drawings and means
+    if part == 'trained on':
+        means = mean_drawings(drawings, all_but_held(64))
+        rows += [quarter_row('painted', x),
+                 quarter_row('mean drawing of the name', means)]
+    return [row | dict(task=f'emoji, {part}: {row["task"]}') for row in rows]
+
+
 def judging(paint: Callable, request: type = Request) -> Callable:  # as `System.paint`
     "The judge of a system: its pictures, by parser and judges. Eq. 56.5, 56.10."
     def judge(n: int = 200, seed: int = 0):  # -> (per cent done, rows), part by part
@@ -410,8 +430,7 @@ def judging(paint: Callable, request: type = Request) -> Callable:  # as `System
             drawings = asked_emoji(part, n, seed)
             prompts = tuple(row.say() for row in drawings)
             x = paint(request(prompts, 'emoji', seed))[64]
-            rows = weigh_emoji(x, drawings, trained=all_but_held(32), seed=seed)['rows']
-            yield done, [row | dict(task=f'emoji, {part}: {row["task"]}') for row in rows]
+            yield done, emoji_rows(x, drawings, part, seed)
 
     return judge
 
@@ -421,3 +440,62 @@ SYSTEMS.add('glide', System('glide', paint_glide,
                              'glide-up-64', 'glide-up-64-inpaint', 'clip',
                              'emoji-classifier')))
 JUDGES.add('glide', judging(paint_glide))
+
+# %% ../../nbs/61_upsample.ipynb #blind
+def numbered_sheet(x: Tensor):  # [n 3 64 64] in [-1, 1] -> a PIL image
+    "Pictures on white, 160 pixels wide, each below its number, 1 to n."
+    from PIL import Image, ImageDraw, ImageFont
+    columns, side = 8, 160
+    across, down = side + 10, side + 30
+    sheet = Image.new('RGB', (columns*across, math.ceil(len(x)/columns)*down), 'white')
+    pen = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(size=14)
+    for i, picture in enumerate(to_bytes(x).permute(0, 2, 3, 1).numpy()):
+        left = (i % columns)*across + 5
+        top = (i // columns)*down
+        pen.text((left, top + 3), str(i + 1), 'black', font)
+        large = Image.fromarray(picture).resize((side, side), Image.Resampling.BICUBIC)
+        sheet.paste(large, (left, top + 22))
+    return sheet
+
+
+def new_sheet(path) -> tuple[Path, Path]:
+    "A sheet's PNG and the text beside it; a `Problem` if it ends otherwise or is there."
+    check_output(path, '.png')
+    sheet = Path(path)
+    text = sheet.with_suffix('.txt')
+    for there in (sheet, text):
+        if os.path.lexists(there):
+            raise Problem(f'{there} is there already, and a sheet that was read is kept: '
+                          'give another name.')
+    return sheet, text
+
+
+def blind_sheet(name: str,  # of a system, or 'real': the drawings themselves
+                path, n: int = 40, seed: int = 7, device: str | torch.device = 'cpu',
+                progress: Callable[[int, int], None] = no_progress) -> list[str]:
+    "A sheet for a reader: a picture of each of n trained captions, in a text beside it."
+    from PIL.PngImagePlugin import PngInfo
+    system = None if name == 'real' else SYSTEMS.find(name)
+    sheet, text = new_sheet(path)
+    rows = asked_emoji('trained on', n, seed)
+    captions = [row.say() for row in rows]
+
+    # the drawings asked for, or one picture each as the system paints by default
+    if system is None:
+        every = emoji('train', 64)
+        at = {row: i for i, row in enumerate(every.rows)}
+        x = to_unit(every.pixels[[at[row] for row in rows]])
+    else:
+        request = system.request(tuple(captions), 'emoji', seed, device=device)
+        x = system.paint(request, progress)[64]
+
+    # the pictures, then their captions
+    note = PngInfo()
+    note.add_text('Software', SIGNATURE)
+    lines = [f'{i} {caption}' for i, caption in enumerate(captions, 1)]
+    with replacing(sheet, '.png') as p:
+        numbered_sheet(x).save(p, format='PNG', pnginfo=note)
+    with replacing(text) as p:
+        p.write_text('\n'.join(lines) + '\n', encoding='utf-8')
+    return captions

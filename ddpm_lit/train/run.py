@@ -37,7 +37,7 @@ from ..core.problem import (
 from ..core.registry import Registry
 from .fit import (
     RECIPES, Progress, Recipe, Training, card_in, check_name, fit, has_bf16, load_strictly,
-    load_weights, recipe_on, save_weights, tensors_digest)
+    load_weights, recipe_on, save_weights, tensors_digest, weights_file)
 from .measure import data_digest, machine
 
 # %% ../../nbs/29_run.ipynb #interrupt
@@ -600,9 +600,7 @@ def recipe_of(name: str) -> Recipe:  # as for `open_weights`
     "By which recipe weights were made; of ours only the card is read."
     if is_foreign(name):
         return open_weights(name)[1]
-    path = find_weights(name)
-    if not path.endswith('.safetensors'):
-        path = str(data_dir('weights', f'{path}.safetensors'))
+    path = weights_file(find_weights(name))
     return recipe_on(card_in(path), path)
 
 
