@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['STYLES', 'SHAPES', 'COLOURS', 'SIZES', 'GROUNDS', 'PLACES', 'RELATIONS', 'OPPOSITE', 'WORDINGS', 'PLAIN', 'LEXICON',
-           'THING', 'GRAMMAR', 'HELD', 'DISTANCE', 'AREA', 'Captioned', 'join', 'chosen', 'Emoji', 'tiles', 'smaller',
-           'small_tiles', 'emoji_table', 'emoji', 'all_but_held', 'shifted', 'CaptionBatches', 'Thing', 'Scene',
-           'Ordered', 'sentence', 'forget', 'in_order', 'every_scene', 'either', 'read', 'attributes', 'agrees',
-           'fraction', 'scenes', 'middles', 'coverage', 'poses', 'rgb', 'render', 'shapes', 'Fits', 'ink_of', 'moments',
-           'around', 'fit', 'check_readable', 'arrangements', 'best_arrangement', 'parse', 'scene_of']
+           'THING', 'GRAMMAR', 'HELD', 'DISTANCE', 'AREA', 'Captioned', 'join', 'chosen', 'with_article', 'Emoji',
+           'tiles', 'smaller', 'small_tiles', 'emoji_table', 'emoji', 'all_but_held', 'shifted', 'CaptionBatches',
+           'Thing', 'Scene', 'Ordered', 'sentence', 'forget', 'in_order', 'every_scene', 'either', 'read', 'attributes',
+           'agrees', 'fraction', 'scenes', 'middles', 'coverage', 'poses', 'rgb', 'render', 'shapes', 'Fits', 'ink_of',
+           'moments', 'around', 'fit', 'check_readable', 'arrangements', 'best_arrangement', 'parse', 'scene_of']
 
 # %% ../../nbs/50_captions.ipynb #imports
 import functools
@@ -94,6 +94,14 @@ def chosen(forms: Sequence, rng):  # the first one without a generator
     return forms[int(rng.random()*len(forms)) if rng is not None else 0]
 
 
+def with_article(noun: str) -> str:
+    "'a pizza', 'an airplane'; by its sound, so 'a unicorn' and 'an hourglass'."
+    vowel = noun[0].lower() in 'aeiou'
+    if noun.startswith(('one', 'uni', 'euro', 'ewe', 'hour')):
+        vowel = not vowel
+    return f'{"an" if vowel else "a"} {noun}'
+
+
 @dataclass(frozen=True)
 class Emoji:
     "What is known of the drawing of an emoji."
@@ -114,14 +122,16 @@ class Emoji:
         if rng is None:
             return f'a {style} emoji of {name}'
 
-        form = int(rng.random()*7)
-        if form < 2:
+        form = int(rng.random()*10)
+        if form < 3:
             return f'a {style} emoji of {name}'
-        if form == 2:
+        if form < 5:
+            return with_article(name)
+        if form == 5:
             return name
-        if form == 3:
+        if form == 6:
             return f'{name}, {style} style'
-        if form == 4:
+        if form == 7:
             kind = chosen((self.group, self.subgroup), rng).replace('-', ' ')
             return f'{kind}: {name}'
 
@@ -129,7 +139,7 @@ class Emoji:
         n = 1 + int(rng.random()*3)
         words = {chosen(self.keywords or (name,), rng) for _ in range(n)}
         words = ', '.join(sorted(words))
-        return f'{name}, {words}' if form == 5 else f'{style} emoji: {words}'
+        return f'{name}, {words}' if form == 8 else f'{style} emoji: {words}'
 
 # %% ../../nbs/50_captions.ipynb #emoji
 def tiles(path: Path, n: int) -> Tensor:  # [n 3 64 64] uint8
