@@ -2443,6 +2443,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                            'ddpm_lit.systems.pipeline.steps_of': ('pipeline.html#steps_of', 'ddpm_lit/systems/pipeline.py'),
                                            'ddpm_lit.systems.pipeline.styled_captions': ( 'pipeline.html#styled_captions',
                                                                                           'ddpm_lit/systems/pipeline.py'),
+                                           'ddpm_lit.systems.pipeline.system_of': ( 'pipeline.html#system_of',
+                                                                                    'ddpm_lit/systems/pipeline.py'),
                                            'ddpm_lit.systems.pipeline.weights_on': ( 'pipeline.html#weights_on',
                                                                                      'ddpm_lit/systems/pipeline.py')},
             'ddpm_lit.systems.prior': { 'ddpm_lit.systems.prior.PCAQuantizer': ('prior.html#pcaquantizer', 'ddpm_lit/systems/prior.py'),

@@ -13,7 +13,7 @@ from torch import Tensor
 from .core.denoiser import Denoiser, Model
 from .core.problem import Problem, data_dir, sentence
 from .systems.evaluate import labels, recipe_denoiser, sample_recipe, steering
-from .systems.pipeline import SYSTEMS, System
+from .systems.pipeline import SYSTEMS, System, system_of
 from .train.fit import Recipe, load_weights
 from .train.run import find_weights, is_foreign, open_weights, read_settings
 
@@ -101,7 +101,7 @@ def load(name: str,  # shipped weights, a system, or a path: a run's folder, any
 
     found = find_weights(name)
     model, recipe = load_weights(found)
-    if recipe.spec.get('system'):  # a system that captions have trained further (69)
+    if system_of(recipe):  # with this model in the place of its own (69)
         from ddpm_lit.systems.captioned import own_painter
         return LoadedSystem(name, own_painter(model.to(device), recipe), device)
     if not recipe.sampler:

@@ -139,7 +139,7 @@ def choose_painter(system: str | None, weights: str | None,
     painter, recipe = open_painter(weights, device)
     if system not in (None, painter.name):
         raise Problem(f'{weights} belongs to {painter.name}: leave `system` out.')
-    return painter, recipe.spec['words']
+    return painter, recipe.spec.get('words')
 
 # %% ../../nbs/84_paint.ipynb #check-paint
 def asked_pictures(options: dict) -> dict:  # `init` and `mask`: paths, or None
@@ -155,8 +155,8 @@ def asked_pictures(options: dict) -> dict:  # `init` and `mask`: paths, or None
 @click.option('--system',
               help='The system that paints: glide, dalle2 or latent.  [default: glide]')
 @click.option('--weights', metavar='RUN',
-              help='Paint with weights of yours: '
-                   'a run of train --data FOLDER --captions ...')
+              help='Paint with weights of yours: a run of train glide or latent, or of '
+                   'train --data FOLDER --captions ...')
 @click.option('--data', type=click.Choice(['emoji', 'shapes']), default='emoji',
               show_default=True, help='The kind of pictures to paint.')
 @click.option('--prior', type=click.Choice(['diffusion', 'ar']),

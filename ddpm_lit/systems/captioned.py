@@ -28,7 +28,7 @@ from .latent import paint_latent
 from .lora import (
     TuningBatches, add_lora, digest_of, lora_state, scale_adapter)
 from .own import OWN, OwnSystem, duration_text, remembered
-from .pipeline import SYSTEMS, Request, System, weights_on
+from .pipeline import Request, System, system_of, weights_on
 from .upsample import in_cascade, judging
 from ..train.fit import JUDGES, MAKERS, Recipe, find_recipe, load_weights, made
 from ..train.run import find_weights
@@ -204,7 +204,7 @@ def paint_with(request: Request, progress: Callable[[int, int], None] = no_progr
                at_once: int = 64, *, model: nn.Module) -> dict[int, Tensor]:
     "GLIDE with a base model of yours, and the upsampler of the book. Eq. 41.3, 61.11."
     if request.guidance != 'cfg':
-        raise Problem('The CLIP for noisy pictures does not know these captions: '
+        raise Problem('Weights of yours are guided without a classifier: '
                       "leave the guidance at `guidance='cfg'`.")
 
     def denoiser_of(request, tokens, at):
@@ -314,8 +314,15 @@ def about_tuning(recipe: Recipe, seconds: float) -> str:  # seconds of a step
 # %% ../../nbs/69_captioned.ipynb #own-painter
 def trained_painter(model: nn.Module, recipe: Recipe) -> System:
     "The system that paints all captions with this model in the place of its own weights."
-    name = recipe.spec['system']
-    return replace(SYSTEMS.find(name), paint=partial(TUNABLE[name].paint, model=model))
+    system = system_of(recipe)
+    if not system:
+        raise Problem(f'{recipe.name} paints no captions: give a run that was '
+                      "trained with `system='latent'`.")
+    if system.name not in TUNABLE:
+        raise Problem(f'{recipe.name} is one of several networks of a system: train it '
+                      "with `ship`, which puts it in its place, then take "
+                      f"`system='{system.name}'`.")
+    return replace(system, paint=partial(TUNABLE[system.name].paint, model=model))
 
 
 def paint_by_words(paint: Callable, model: nn.Module, words: set[str], request: Request,
@@ -358,12 +365,6 @@ def open_painter(weights: str,
                  device: str | torch.device = 'cpu') -> tuple[System, Recipe]:
     "The system that paints with weights of yours, by their path, their run or its name."
     model, recipe = load_weights(find_weights(weights))
-    if not recipe.spec and SYSTEMS.look(recipe.name):
-        raise Problem(f"{weights} holds the weights of {recipe.name} itself: paint with "
-                      f"`system='{recipe.name}'`.")
-    if not recipe.spec.get('system'):
-        raise Problem(f'{weights} paints no captions: give a run that was '
-                      "trained with `system='latent'`.")
     return own_painter(model.to(device), recipe), recipe
 
 
@@ -380,12 +381,9 @@ def paint_examples(model: nn.Module, recipe: Recipe, n: int = 2,
 
 def own_judge(model: nn.Module, recipe: Recipe) -> Callable | None:  # None: there is none
     "How well a model does what its weights did before; as a judge of notebook 55."
-    if recipe.spec.get('system'):
+    if system_of(recipe):
         system = trained_painter(model, recipe)
         return judging(system.paint, system.request)
-    if SYSTEMS.look(recipe.name):
-        raise Problem(f'These are weights of {recipe.name} itself, which is evaluated as '
-                      f'it ships: --ship puts them there, then evaluate {recipe.name}.')
     judge = JUDGES.look(recipe.spec.get('weights', recipe.name))
     return judge and partial(judge, model)
 

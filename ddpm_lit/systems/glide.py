@@ -131,8 +131,9 @@ def official_glide(base: int = 192, mults=(1, 2, 3, 4), depth: int = 3,
 
 def small_text(out: int, width: int = 128, layers: int = 3) -> TextEncoder:
     "An encoder of our captions. Eq. 60.1."
-    words = caption_tokenizer()
-    return TextEncoder(words.size, 24, width, layers, 4, out, words.pad, words('')[0])
+    tokenizer = caption_tokenizer()
+    empty = tokenizer('')[0]
+    return TextEncoder(tokenizer.size, 24, width, layers, 4, out, tokenizer.pad, empty)
 
 
 def small_glide(wrap: Callable[[nn.Module], nn.Module] = identity,
@@ -163,7 +164,7 @@ def from_clip(name: str, model: Glide) -> Glide:  # name: of trained weights
 
 # %% ../../nbs/60_glide.ipynb #recipes
 def sqrt_min_snr(log_snr: Tensor) -> Tensor:
-    "About one over the error that is usual at a level: the root of min-SNR. Eq. 60.6."
+    "The root of min-SNR, about one over the error that is usual at a level. Eq. 60.6."
     return min_snr()(log_snr).sqrt()
 
 
@@ -181,7 +182,7 @@ def two_in_order(seed: int = 0, size: int = 32, n: int = 12_000) -> Captioned:
 
 
 def mostly_emoji(seed: int = 0) -> Captioned:
-    "Both worlds; scenes are learned long before names, so most pictures are emoji."
+    "Both worlds, 87 % emoji: for a network that draws scenes already."
     return captioned_worlds(seed, one=1000, two=3000)
 
 

@@ -6,7 +6,7 @@
 __all__ = ['SEED_RULE', 'TEXT_RULES', 'NUMBER_RULES', 'PICTURE_RULES', 'Stage', 'SYSTEMS', 'nothing', 'Rule', 'check_rules',
            'known_world', 'steps_of', 'seed_in_range', 'is_finite', 'not_text', 'Request', 'weights_on', 'own_noise',
            'at_size', 'kept_at', 'known_at', 'keep_known', 'from_strength', 'noised_start', 'run_counter', 'Part',
-           'run_stages', 'in_stages', 'System', 'canvas', 'styled_captions', 'request_for']
+           'run_stages', 'in_stages', 'System', 'system_of', 'canvas', 'styled_captions', 'request_for']
 
 # %% ../../nbs/59_pipeline.ipynb #imports
 import functools
@@ -30,7 +30,7 @@ from ..diffusion.sample import Counted
 from ..diffusion.schedule import Grid, Schedule
 from ..guide.cfg import as_w
 from ..guide.edit import pixels, replacement, truncated
-from ..train.fit import load_weights
+from ..train.fit import Recipe, load_weights
 
 # %% ../../nbs/59_pipeline.ipynb #rule
 def nothing(r) -> None:
@@ -296,6 +296,11 @@ class System:
 
 
 SYSTEMS = Registry('system', mark='SYSTEMS.add(', group='ddpm_lit.systems')
+
+
+def system_of(recipe: Recipe) -> System | None:
+    "The system that paints with the weights of a recipe, if one does."
+    return SYSTEMS.look(recipe.spec.get('system', recipe.name))
 
 # %% ../../nbs/59_pipeline.ipynb #asked
 def canvas(path, what: str = 'picture',  # as a note calls it
