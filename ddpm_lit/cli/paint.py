@@ -164,8 +164,8 @@ def asked_pictures(options: dict) -> dict:  # `init` and `mask`: paths, or None
 @click.option('--style', help='Of emoji: noto, twemoji, fluent-flat, fluent-3d or blob.')
 @click.option('--n', type=Count(1, 10_000), default=8, show_default=True,
               help='Pictures for each caption.')
-@click.option('--steps', type=Count(2), default=20, show_default=True,
-              help='Steps of the first stage; half as many of the upsampler.')
+@click.option('--steps', type=Count(1),
+              help='Steps of the first stage.  [default: 50; of latent 20]')
 @click.option('--guidance', type=click.Choice(['cfg', 'clip']), default='cfg',
               show_default=True,
               help='Classifier-free guidance, or guidance by a CLIP for noisy pictures.')

@@ -369,13 +369,14 @@ def open_painter(weights: str,
 
 
 def paint_examples(model: nn.Module, recipe: Recipe, n: int = 2,
-                   steps: int = 12) -> Tensor:  # [n*captions 3 64 64]
+                   steps: int | None = None,  # of the first stage; None: the system's
+                   ) -> Tensor:               # [n*captions 3 64 64]
     "n pictures of each caption that the recipe remembers, always from the same noise."
     system = trained_painter(model, recipe)
     device = next(model.parameters()).device
-    stages = (steps, steps // 2)[:len(system.request.steps)]
+    first, *later = system.request.steps
     request = system.request(tuple(recipe.spec['examples'])*n, device=device,
-                             steps=stages)
+                             steps=(steps or first, *later))
     return system.paint(request)[64]
 
 

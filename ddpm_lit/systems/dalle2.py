@@ -30,7 +30,7 @@ from ..data.images import to_bytes, to_unit
 from ..guide.cfg import cfg_batched
 from ..nets.unet import small_unet
 from .glide import (
-    GLIDE, Glide, asked_emoji, mostly_emoji, small_glide)
+    GLIDE, Glide, asked_emoji, captioned_worlds, small_glide)
 from .pipeline import (
     SYSTEMS, Part, Request, Rule, System, own_noise, weights_on)
 from .prior import embedded, encode_text, sample_prior
@@ -135,7 +135,7 @@ def embedding_caption_batches(pictures: Callable[[int], Captioned],  # seed -> p
     return start
 
 
-register(Recipe('dalle2', small_decoder, embedding_caption_batches(mostly_emoji),
+register(Recipe('dalle2', small_decoder, embedding_caption_batches(captioned_worlds),
                 steps=7000, start=partial(from_glide, 'glide'),
                 settings=dict(lr=5e-4, warmup=300), **GLIDE))
 

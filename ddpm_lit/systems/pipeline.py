@@ -146,7 +146,7 @@ class Request:
     captions: tuple[str, ...]  # a picture each; '' says nothing
     data: str = 'emoji'  # or 'shapes': the world to paint from
     seed: int = 0
-    steps: tuple[int, ...] = (20, 10)  # of each stage
+    steps: tuple[int, ...] = (50, 10)  # of each stage
     # weight without a classifier (Ho & Salimans), of the first stage; CLIP's guidance
     # does not use it
     w: float = 2.
@@ -331,7 +331,7 @@ def request_for(
     n: int = 1,                           # pictures of each caption
     data: str = 'emoji',                  # or 'shapes'
     seed: int = 0,
-    steps: int = 20,                      # of the first stage; of the second half as many
+    steps: int | None = None,             # of the first stage; None: the system's
     guidance: str = 'cfg',                # or 'clip'
     w: float | None = None,               # None, and no `guidance_scale`: the system's
     guidance_scale: float | None = None,  # in place of w, 1 + w
@@ -366,7 +366,8 @@ def request_for(
     if mask is not None:
         more['mask'] = mask.float().mean(0) < 128
 
-    stages = len(system.request.steps)
+    # the upsampler takes as many steps as ever
+    first, *later = system.request.steps
     return system.request(tuple(c for c in captions for _ in range(n)), data, seed,
-                          (steps, steps // 2)[:stages], guidance=guidance,
+                          (steps or first, *later), guidance=guidance,
                           clip_scale=clip_scale, device=str(device), **more)

@@ -30,8 +30,8 @@ from ..core.problem import (
 from ..data.captions import Captioned, Emoji, all_but_held, emoji, join, shapes
 from ..data.images import to_bytes, to_unit
 from ..diffusion.loss import hybrid, min_snr
-from ..diffusion.sample import Sampler, clamp_x0, last
-from ..diffusion.schedule import Cosine, Grid, Schedule, karras
+from ..diffusion.sample import Sampler, ancestral, clamp_x0, last
+from ..diffusion.schedule import Cosine, Grid, Schedule, grid, karras
 from ..diffusion.solve import dpmpp_2m
 from ..guide.cfg import cfg_batched
 from ..guide.classifier import guide
@@ -327,12 +327,12 @@ def guided(request: Request, tokens: Tensor,     # [n l]
 # %% ../../nbs/61_upsample.ipynb #first
 def first_levels(request: Request) -> Grid:
     "The levels of the base model: all, or those below the time `strength`. Eq. 42.7."
-    return from_strength(karras(request.steps[0], lo=.02), Cosine(), request.strength)
+    return from_strength(grid(Cosine(), request.steps[0]), Cosine(), request.strength)
 
 
 @torch.no_grad()
 def first_stage(part: Part, denoiser: Denoiser) -> Tensor:  # [n 3 32 32]
-    "From noise, or from a picture noised to the time `strength`. Eq. 42.7."
+    "From noise, or from a picture noised to the time `strength`. Eq. 14.8, 42.7."
     request = part.request
     levels = first_levels(request)
     eps = part.noise(torch.empty(len(part.at), 3, 32, 32, device=request.device))
@@ -341,7 +341,8 @@ def first_stage(part: Part, denoiser: Denoiser) -> Tensor:  # [n 3 32 32]
 
     # what a mask keeps is put back last, so that nothing changes it
     denoiser = clamp_x0(part.counted(denoiser))
-    return last(dpmpp_2m(keep_known(request, 32, part.noise)(denoiser), levels, x))
+    denoiser = keep_known(request, 32, part.noise)(denoiser)
+    return last(ancestral(denoiser, levels, x, noise=part.noise))
 
 # %% ../../nbs/61_upsample.ipynb #paint
 def upsampled(part: Part, x: Tensor,  # [n 3 32 32]
