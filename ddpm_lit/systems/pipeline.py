@@ -366,8 +366,10 @@ def request_for(
     if mask is not None:
         more['mask'] = mask.float().mean(0) < 128
 
-    # the upsampler takes as many steps as ever
+    # `steps` is of the first stage alone: the others keep the system's
     first, *later = system.request.steps
+    if steps is not None:
+        first = steps
     return system.request(tuple(c for c in captions for _ in range(n)), data, seed,
-                          (steps or first, *later), guidance=guidance,
+                          (first, *later), guidance=guidance,
                           clip_scale=clip_scale, device=str(device), **more)
