@@ -28,7 +28,8 @@ from .latent import paint_latent
 from .lora import (
     TuningBatches, add_lora, digest_of, lora_state, scale_adapter)
 from .own import OWN, OwnSystem, duration_text, remembered
-from .pipeline import Request, System, system_of, weights_on
+from .pipeline import (
+    Request, System, request_for, system_of, weights_on)
 from .upsample import in_cascade, judging
 from ..train.fit import JUDGES, MAKERS, Recipe, find_recipe, load_weights, made
 from ..train.run import find_weights
@@ -374,9 +375,8 @@ def paint_examples(model: nn.Module, recipe: Recipe, n: int = 2,
     "n pictures of each caption that the recipe remembers, always from the same noise."
     system = trained_painter(model, recipe)
     device = next(model.parameters()).device
-    first, *later = system.request.steps
-    request = system.request(tuple(recipe.spec['examples'])*n, device=device,
-                             steps=(steps or first, *later))
+    captions = tuple(recipe.spec['examples'])*n
+    request = request_for(system, captions, steps=steps, device=device)
     return system.paint(request)[64]
 
 
