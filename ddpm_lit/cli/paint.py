@@ -165,7 +165,7 @@ def asked_pictures(options: dict) -> dict:  # `init` and `mask`: paths, or None
 @click.option('--n', type=Count(1, 10_000), default=8, show_default=True,
               help='Pictures for each caption.')
 @click.option('--steps', type=Count(1),
-              help='Steps of the first stage.  [default: 50; of latent 20]')
+              help='Steps of the first stage.  [default: 20]')
 @click.option('--guidance', type=click.Choice(['cfg', 'clip']), default='cfg',
               show_default=True,
               help='Classifier-free guidance, or guidance by a CLIP for noisy pictures.')

@@ -32,7 +32,7 @@ from ..nets.unet import small_unet
 from .glide import (
     GLIDE, Glide, asked_emoji, captioned_worlds, small_glide)
 from .pipeline import (
-    SYSTEMS, Part, Request, Rule, System, own_noise, weights_on)
+    SYSTEMS, Part, Request, Rule, System, is_finite, own_noise, weights_on)
 from .prior import embedded, encode_text, sample_prior
 from .upsample import (
     NoisyUpsamplerUNet, Upsampler, from_smaller, in_cascade, judging, paint_glide,
@@ -208,11 +208,14 @@ PRIORS = 'diffusion', 'ar'
 class UnclipRequest(Request):
     "What DALL-E 2 is asked. Eq. 63.7."
     prior: str = 'diffusion'  # or 'ar', the autoregressive one
+    prior_scale: float = 2.  # guidance scale of the diffusion prior (62.6); 1: none
 
     rules: ClassVar[tuple[Rule, ...]] = Request.rules + (
         Rule(lambda r: r.prior in PRIORS,
              'There is no prior "{r.prior}": choose {shown}.',
              lambda r: ' or '.join(PRIORS)),
+        Rule(lambda r: is_finite(r.prior_scale),
+             'The prior_scale is {r.prior_scale}: choose a number, 2 if in doubt.'),
         Rule(lambda r: r.guidance == 'cfg' and r.init is None,
              "DALL-E 2 paints from nothing, guided by itself: for CLIP's guidance ask "
              'GLIDE, for a picture to begin with GLIDE or latent diffusion.'),
@@ -222,8 +225,11 @@ class UnclipRequest(Request):
 def sampled_embeddings(request: Request, tokens: Tensor,  # [n l]
                        at: Sequence[int]) -> Tensor:  # which of the pictures -> [n d]
     "An image embedding for each caption, from noise of its own. Eq. 62.6, 62.7, 62.12."
-    prior = getattr(request, 'prior', PRIORS[0])  # a plain `Request` leaves the choice
-    text = encode_text(weights_on('clip', request.device), tokens)
+    # a plain `Request` leaves the choices
+    prior = getattr(request, 'prior', UnclipRequest.prior)
+    scale = getattr(request, 'prior_scale', UnclipRequest.prior_scale)
+    clip = weights_on('clip', request.device)
+    text = encode_text(clip, tokens)
     noise = own_noise(request.seed + 2**40, at)  # not the noise of the pictures
 
     if prior == 'ar':
@@ -233,7 +239,11 @@ def sampled_embeddings(request: Request, tokens: Tensor,  # [n l]
 
     def for_candidates(v):  # [n*candidates ...], from one source a caption
         return noise(v.unflatten(0, (len(tokens), -1))).flatten(0, 1)
-    return sample_prior(weights_on('prior', request.device), text, noise=for_candidates)
+
+    # z_0 + s (z - z_0), and 0 is the empty caption (62.6)
+    nothing = caption_tokenizer()('')[:, :tokens.shape[1]].to(request.device)
+    return sample_prior(weights_on('prior', request.device), text, guidance_scale=scale,
+                        empty=encode_text(clip, nothing), noise=for_candidates)
 
 
 def decoded(request: Request,

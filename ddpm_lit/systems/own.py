@@ -1005,11 +1005,13 @@ def take_steps(
 
 # %% ../../nbs/58_own.ipynb #train-recipe-2
 def used_by(recipe: Recipe, out) -> dict:  # out: the folder of its run
-    "The command that uses a run of own pictures, as `next`; nothing for other runs."
-    if not recipe.source:
+    "The command that uses a run, as `next`; nothing where only Python does."
+    # own pictures, or all that a system of those learns from: glide, latent, clip
+    name = recipe.source.get('system', 'ddpm') if recipe.source else recipe.name
+    system = OWN.look(name)
+    if not (system and system.use):
         return {}
-    use = system_of(recipe.source).use
-    return dict(next=use.format(out=shlex.quote(str(out)))) if use else {}
+    return dict(next=system.use.format(out=shlex.quote(str(out))))
 
 
 def train_recipe(

@@ -146,7 +146,7 @@ class Request:
     captions: tuple[str, ...]  # a picture each; '' says nothing
     data: str = 'emoji'  # or 'shapes': the world to paint from
     seed: int = 0
-    steps: tuple[int, ...] = (50, 10)  # of each stage
+    steps: tuple[int, ...] = (20, 10)  # of each stage
     # weight without a classifier (Ho & Salimans), of the first stage; CLIP's guidance
     # does not use it
     w: float = 2.
