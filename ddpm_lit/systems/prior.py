@@ -248,7 +248,7 @@ def sample_prior(
         empty: TextFeatures | None = None,  # the empty caption, for a scale other than 1
         variance: Callable = fixed_small,
         noise=torch.randn_like) -> Tensor:  # [b d], of length 1
-    "The best of several embeddings, by ancestral steps. Eq. 62.6-62.8 (unCLIP section 2.2)."
+    "The best of several embeddings, by ancestral steps. Eq. 62.6-62.8 (unCLIP 2.2)."
     if guidance_scale != 1 and empty is None:
         raise Problem('Guidance also needs the empty caption: give '
                       'encode_text(clip, tokenizer("")) as empty.')
