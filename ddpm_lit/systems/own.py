@@ -1005,8 +1005,8 @@ def take_steps(
 
 # %% ../../nbs/58_own.ipynb #train-recipe-2
 def used_by(recipe: Recipe, out) -> dict:  # out: the folder of its run
-    "The command that uses a run, as `next`; nothing where only Python does."
-    # own pictures, or all that a system of those learns from: glide, latent, clip
+    "The command that uses a run of own pictures, or of glide, latent or clip, as `next`."
+    # the systems that learn own pictures are trained on the book's under their own names
     name = recipe.source.get('system', 'ddpm') if recipe.source else recipe.name
     system = OWN.look(name)
     if not (system and system.use):
