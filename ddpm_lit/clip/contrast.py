@@ -85,7 +85,8 @@ def slopes_in_chunks(
     w_row, w_column,  # [m 1], [1 n]
     rows,
 ):
-    "Slopes by pictures, texts, scale, over the scale; without own scores. Eq. 53.12."
+    "Slopes by pictures and texts, without their factor scale, and by scale. Eq. 53.12."
+    # those of the pairs' own scores are left to the caller
     d_image = torch.empty_like(z_image)
     d_text = torch.zeros_like(z_text)
     d_scale = 0.
@@ -401,7 +402,7 @@ def official_clip(
     return CLIP(image, TextTower(size, length, text_width, text_layers, text_heads, out))
 
 
-OFFICIAL = {  # as for `official_clip`
+OFFICIAL = {  # out, side, layers, width, patch, text_width, text_heads
     'ViT-B/32': (512, 224, 12, 768, 32, 512, 8),
     'ViT-B/16': (512, 224, 12, 768, 16, 512, 8),
     'ViT-L/14': (768, 224, 24, 1024, 14, 768, 12),

@@ -62,12 +62,12 @@ class DiTBlock(nn.Module):
         h = torch.addcmul(h, gate1[:, None], a)
 
         # a small network for each patch alone
-        m = self.act(self.inner(modulate(self.norm2(h), shift2, scale2)))
-        return torch.addcmul(h, gate2[:, None], self.outer(m))
+        f = self.act(self.inner(modulate(self.norm2(h), shift2, scale2)))
+        return torch.addcmul(h, gate2[:, None], self.outer(f))
 
 # %% ../../nbs/66_dit.ipynb #dit
 class DiT(nn.Module):
-    "A picture or a latent and a time in, as much out. Eq. 66.1-66.5 (DiT)."
+    "From a picture or latent at time t, a prediction of the same side. Eq. 66.1-66.5."
 
     def __init__(self, channels_in: int, channels_out: int,
                  width: int, depth: int, heads: int,
@@ -80,6 +80,7 @@ class DiT(nn.Module):
         if not (side > 0 and patch > 0) or side % patch:
             raise Problem(f'A side of {side} does not divide into patches of {patch}.')
 
+        # by the names that check_given reads, as of a U-Net
         self.channels_in = channels_in
         self.side = side
         self.factor = patch

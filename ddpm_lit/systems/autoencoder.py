@@ -12,12 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from ..core.problem import Problem
-from ..data.captions import Captioned, CaptionBatches, join, shapes
+from ..data.captions import Captioned, CaptionBatches, all_but_held, join, shapes
 from ..data.images import to_unit
 from ..diffusion.sample import Kernel
 from ..nets.unet import (
     Attention, Norm, Resample, check_picture, double, halve, norm_small)
-from .glide import all_but_held
 from ..train.fit import Recipe, register
 
 # %% ../../nbs/65_autoencoder.ipynb #blocks
@@ -182,6 +181,8 @@ def edge_error(x: Tensor, y: Tensor) -> Tensor:  # [b c h w] twice -> [b]
 def autoencoder_loss(beta: float) -> Callable:
     "A `Loss` of the model: errors, and beta times the KL for each number. Eq. 65.4."
 
+    # `fit` hands every loss a level t and a noise eps of x0's shape; neither is used,
+    # since the noise drawn here has the shape of the latent
     def loss(model: Autoencoder, x0: Tensor, t, eps) -> Tensor:  # [b]
         q = model.encode(x0)
         y = model.decode(q.sample(torch.randn_like(q.mean)))
@@ -231,7 +232,7 @@ def latent_scale(q: Kernel) -> tuple[Tensor, Tensor]:  # of [n c h w] -> [c 1 1]
 @torch.no_grad()
 def encoded(model: Autoencoder, pixels: Tensor, at_once: int = 64) -> Kernel:
     "q(z | x) of bytes [n 3 h w], in parts. Eq. 65.1."
-    weight = model.encoder.last.weight
+    weight = next(model.parameters())
     parts = [model.encode(to_unit(some.to(weight.device)).to(weight.dtype))
              for some in pixels.split(at_once)]
     return Kernel(torch.cat([q.mean for q in parts]), torch.cat([q.std for q in parts]))

@@ -272,9 +272,11 @@ class Inpaint(nn.Module):
 
 def holes(n: int, side: int, all_gone: float = .2) -> Tensor:  # [n 1 side side]
     "Masks, 0 in a random rectangle; in a share of them 0 everywhere. Eq. 60.10."
-    # two corners of each rectangle, [n 2]
-    lo, hi = (torch.rand(2, n, 2)*side).sort(0).values.unbind()
-    lo, hi = lo.floor(), hi.ceil()
+    # around a random point, sides of a quarter to one and a half of the picture's, [n 2]
+    middle = torch.rand(n, 2)*side
+    half = (.25 + 1.25*torch.rand(n, 2))*side/2
+    lo = (middle - half).floor().clamp(min=0)
+    hi = (middle + half).ceil().clamp(max=side)
     gone = torch.rand(n, 1) < all_gone
     lo = lo.masked_fill(gone, 0)
     hi = hi.masked_fill(gone, side)
@@ -321,7 +323,7 @@ def from_narrow(name: str, model: Glide) -> Glide:  # name: of trained weights
 
 
 register(Recipe('glide-inpaint', partial(small_glide, Inpaint, 4),
-                inpainting_batches(caption_batches(captioned_worlds)), steps=700,
+                inpainting_batches(caption_batches(captioned_worlds)), steps=4000,
                 start=partial(from_narrow, 'glide'), settings=dict(lr=5e-4), **GLIDE))
 
 # %% ../../nbs/60_glide.ipynb #ladder

@@ -300,7 +300,7 @@ def with_holes(batches: Callable) -> Callable:
 register(upsampler_recipe('glide-up-64-inpaint',
                           partial(small_upsampler, .09, InpaintingUpsampler, Inpaint, 4),
                           with_holes(upsampling_batches(partial(two_worlds, size=64))),
-                          64, .09, 300, settings=dict(lr=5e-4),
+                          64, .09, 1000, settings=dict(lr=5e-4),
                           start=partial(from_narrow, 'glide-up-64')))
 
 # %% ../../nbs/61_upsample.ipynb #stages
