@@ -67,7 +67,7 @@ class Diffusion(Baseline):
             bits = bits_per_dim(self.denoiser, x, Cosine(), 1000, draws=8)
             return bits.each*x[0].numel()*math.log(2)
 
-        # nearly clean: the density of x_t, whose signal is 1 to five digits
+        # nearly clean: the density of x_t, whose signal is 1 to four digits
         ladder = Grid(torch.linspace(10, -10, 61, dtype=torch.float64))
         t = Level(ladder.log_snr[0])
         return -log_likelihood(self.denoiser, t.signal*x, ladder).detach()
@@ -449,7 +449,7 @@ def compare(
     for n, ((family, data), card) in enumerate(read_cards(folder).items(), 1):
         model = load_contender(family, data, folder)
 
-        # judged by the same random numbers, whatever the family
+        # judged from the same seed, whatever the family
         torch.manual_seed(seed)
         if data == 'points':
             row = judge_points(model, n_points)

@@ -132,7 +132,7 @@ def mnist(split: str = 'train') -> Images:  # 'train' (60,000) or 'test' (10,000
 
 # %% ../../nbs/23_digits.ipynb #batches
 class Batches:
-    "step -> x0, label: each picture once an epoch, ordered by seed and epoch. Eq. 23.5."
+    "step -> x0, label: no picture twice an epoch, ordered by seed and epoch. Eq. 23.5."
     def __init__(
         self,
         images: Images,

@@ -99,7 +99,7 @@ def linear_scaled(T: int) -> DiscreteSchedule:  # T > 20
 # %% ../../nbs/10_schedule.ipynb #cosine
 @dataclass(frozen=True)
 class Cosine:
-    "The cosine schedule in real time. Eq. 10.6 (improved DDPM eq. 17)."
+    "The cosine schedule in continuous time. Eq. 10.6 (improved DDPM eq. 17)."
     s: float = .008  # offset that keeps the first steps from being too small
     limit: float = 20.  # log SNR stays within +-limit
 

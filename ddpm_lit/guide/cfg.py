@@ -118,7 +118,7 @@ def guidance_interval(guided: Denoiser, plain: Denoiser,
 # %% ../../nbs/41_cfg.ipynb #rescale
 def rescaled(guided: Denoiser, cond: Denoiser,
              share: float = .7) -> Denoiser:  # 0: as guided, 1: as spread as cond
-    "Guided, with the contrast of `cond`. Eq. 41.7 (Lin et al. 2023, sec. 3.4)."
+    "Guided, with the contrast of `cond`. Eq. 41.7 (Lin et al. 2024, sec. 3.4)."
     if not 0 <= share <= 1:
         raise Problem(f'The share is {share}: choose it from 0 (as guided) to 1 (as '
                       'spread as the conditional guess).')

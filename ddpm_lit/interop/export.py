@@ -55,7 +55,7 @@ from ..train.fit import write_tensors
 from ..train.run import OPENERS, find_weights
 
 # %% ../../nbs/88_export.ipynb #table
-STEPS = 1000  # of a schedule in real time
+STEPS = 1000  # of a schedule in continuous time
 
 
 def step_levels(schedule: Schedule) -> Level:  # log SNR [T] float64, falling

@@ -334,12 +334,12 @@ def plain_worker(module: nn.Module, pictures: Pictures, loss: Callable[[Tensor],
 def diffusers_worker(config: dict, pictures: Pictures, bf16: bool = False,
                      steps: int = 10**9, average: bool = True,
                      device=torch.device('cpu')) -> Worker:
-    "diffusers' guide to unconditional training; `average` is an option of its script."
+    "diffusers' tutorial of training; `average` is an option of its script."
     lib = peer('diffusers')
     tools = peer('diffusers.training_utils')
     scheduling = peer('diffusers.optimization')
 
-    # the network, its levels, and how it learns, as the script of the guide sets them
+    # the network, its levels, and how it learns, as the tutorial sets them
     net = lib.UNet2DModel(**config).to(device)
     levels = lib.DDPMScheduler()
     opt = torch.optim.AdamW(net.parameters(), lr=1e-4)
@@ -364,7 +364,7 @@ def diffusers_worker(config: dict, pictures: Pictures, bf16: bool = False,
 
 def ddpm_pytorch_worker(net: nn.Module, pictures: Pictures, bf16: bool = False,
                         side: int = 28, device=torch.device('cpu')) -> Worker:
-    "The README of denoising-diffusion-pytorch, with its Trainer's settings."
+    "denoising-diffusion-pytorch's README and Trainer, with one batch for a step."
     lib = peer('denoising_diffusion_pytorch')
     whole = lib.GaussianDiffusion(net, image_size=side).to(device)
     average = peer('ema_pytorch').EMA(whole, beta=.995, update_every=10)

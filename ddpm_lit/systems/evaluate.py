@@ -168,7 +168,7 @@ class Samples(NamedTuple):
     x: Tensor         # [n ...] on the CPU, pictures in [-1, 1]
     sampler: str
     steps: int
-    evaluations: int  # of the network, for each sample
+    evaluations: int  # of the denoiser, for each sample; a guided one counts once
 
 
 def sample_recipe(model: nn.Module, recipe: Recipe, n: int,

@@ -66,7 +66,7 @@ class LoRALinear(nn.Module):
 
 # %% ../../nbs/68_lora.ipynb #layers
 def attention_layers(name: str, module: nn.Module) -> bool:
-    "Queries, keys, values and outputs of attention, in all networks of this book."
+    "Queries, keys, values and outputs of attention, in transformers and U-Nets."
     parent, _, last_part = name.rpartition('.')
     known = last_part in ('qkv', 'kv', 'out') and parent.split('.')[-1] == 'attn'
     return known and isinstance(module, nn.Linear)

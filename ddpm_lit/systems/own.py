@@ -196,7 +196,7 @@ class MovedBatches:
         b = len(x0)
 
         # a: mirrored or not, and the shift as a share of the largest;
-        # half stay as they are
+        # about half stay as they are
         moves = torch.randint(2, (b,)).bool().to(x0.device)
         mirrored = moves & torch.randint(2, (b,)).bool().to(x0.device)
         by = moves[:, None]*torch.randint(-self.most, self.most + 1, (b, 2)).to(x0.device)
@@ -280,7 +280,7 @@ def recipe_for_time(
     if not seconds:
         return replace(recipe, batch=size), each
 
-    # in a short time many small steps teach more than few large ones
+    # in a short time: many small steps in place of few large ones
     if short_batch and not batch and size > short_batch and seconds/each < 2000:
         size = short_batch
         each = rehearse(recipe, size, device)
@@ -313,7 +313,7 @@ def expectation(
     looks: int,   # at pictures, in all
     each: float,  # seconds a look
 ) -> str:
-    "What to expect of a model; of long training as in figure 58.1, a smaller case."
+    "What to expect of a model: rules of thumb, after a smaller case in figure 58.1."
     enough = looks_for(n)
     if looks < enough/4:
         return (f'That is short: {counted(looks, "look")} in all, where the rule of '
@@ -447,9 +447,12 @@ def copy_meter(x: Tensor,      # [n c h w] in [-1, 1]: samples
     rho, row = nearness(small(x.float()), known, mirrored)
     usual = nearness(small(to_unit(held)), known, mirrored)[0]
 
-    # a twentieth of the unseen pictures lies below q: the chance of a false alarm
+    # a twentieth of the k held-out pictures lies below q. Of new ones it is more, by
+    # chance: q lies at .05 (k - 1) + 1 of the k + 1 gaps that k pictures leave
+    k = len(held)
     q = usual.double().quantile(.05).item()
-    return dict(share=(rho < q).double().mean().item(), chance=.05, q=q,
+    chance = (1 + .05*(k - 1))/(k + 1)
+    return dict(share=(rho < q).double().mean().item(), chance=chance, q=q,
                 rho=rho, usual=usual, row=row)
 
 # %% ../../nbs/58_own.ipynb #held

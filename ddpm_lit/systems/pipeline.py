@@ -74,7 +74,7 @@ def is_finite(v) -> bool:
 
 
 SEED_RULE = Rule(seed_in_range,
-                 'The seed is {r.seed}: choose a whole number from 0 up to 2**40.')
+                 'The seed is {r.seed}: choose a whole number from 0 to 2**40 - 1.')
 
 # %% ../../nbs/59_pipeline.ipynb #text-rules
 def not_text(r) -> list:

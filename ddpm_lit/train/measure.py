@@ -290,8 +290,8 @@ def load_classifier(path=None) -> Digits:  # in eval mode, on the CPU, float32
     return net.eval().requires_grad_(False)
 
 # %% ../../nbs/27_measure.ipynb #score
-def inception_score(logits: Tensor) -> float:  # [n k], of a classifier, for each sample
-    "From 1 (no information on labels) to k (each sure, all equally frequent). Eq. 27.10."
+def inception_score(logits: Tensor) -> float:  # [n c], of a classifier, for each sample
+    "From 1 (no information on labels) to c (each sure, all equally frequent). Eq. 27.10."
     p = logits.double().softmax(1)
 
     # minus the entropies: of each sample's labels, and of all together

@@ -286,7 +286,7 @@ def new_settings(recipe: Recipe, given: dict, init: bool | str,
     chosen = default | {k: v for k, v in given.items() if v is not None}
     if not can_be(chosen):
         raise Problem(f'No run can have {chosen}: give 1 to 10**9 steps, such a batch, '
-                      'an lr above 0, and a seed from 0 up to 2**40.')
+                      'an lr above 0, and a seed from 0 to 2**40 - 1.')
 
     # where the weights that it begins with came from
     before = commands_before(recipe.name if init is True else init) if init else []
