@@ -288,8 +288,8 @@ def replacing(path, ending: str = ''):  # the file to make or replace, and how i
 def half_written(path) -> list[Path]:  # folders
     "What calls of `replacing(path)` that were killed have left beside `path`."
     path = Path(path)
-    # the names that `replacing` gives, and in such a folder only the file and what
-    # safetensors writes before it
+    # names like those that `replacing` gives, and in such a folder only the file and
+    # what safetensors writes before it
     folder = re.compile(re.escape(start_of(path)) + r'[a-z0-9_]{8}\.tmp')
     inside = re.compile(re.escape(path.name) + r'|\.tmp[A-Za-z0-9]{6}')
 
@@ -354,13 +354,15 @@ def new_folder(path):
 # %% ../../nbs/00_begin.ipynb #process
 @contextlib.contextmanager
 def in_package_folder():
-    "Be where no file is named like a module, for Python and libraries look there first."
+    "Work in the package's folder: the user's may hold files that are named like modules."
     back = os.getcwd()
     os.chdir(str(files('ddpm_lit')))
     try:
         yield
     finally:
         os.chdir(back)
+
+
 def end_with_parent():
     "Called first in a process, which then ends with its parent, however that ended."
     import multiprocessing
