@@ -7,7 +7,8 @@
     python tools/nb.py readme            write README.md from nbs/index.ipynb
     python tools/nb.py readme --check    say whether it is in step
 
-Cells marked `#| eval: false` are skipped, and so are those with a flag from tst_flags in
+`--processor NAME` computes as another kind of processor would: sse4, avx2 or avx512, without
+bfloat16. Cells marked `#| eval: false` are skipped, and so are those with a flag from tst_flags in
 settings.ini unless --flags names it. `fresh` compares text exactly, numbers within 5 % (or none
 above 1e-5), pictures and HTML by kind, and cells marked `#| volatile` by kind. The error at the
 end of a check's line is rounding, which differs between processors: it may be ten times as large.
@@ -77,6 +78,22 @@ def skipped(cell, run_flags):
     found = flags(cell)
     left_out = set(cfg['tst_flags'].split()) - set(run_flags)
     return found.get('eval', '').lower() == 'false' or bool(left_out & found.keys())
+
+
+# ---- other processors -------------------------------------------------------------------------
+
+# what makes torch and its libraries use the instructions of another processor
+PROCESSORS = {
+    'sse4': dict(ATEN_CPU_CAPABILITY='default', ONEDNN_MAX_CPU_ISA='SSE41', MKL_CBWR='COMPATIBLE'),
+    'avx2': dict(ATEN_CPU_CAPABILITY='avx2', ONEDNN_MAX_CPU_ISA='AVX2', MKL_CBWR='AVX2'),
+    'avx512': dict(ATEN_CPU_CAPABILITY='avx512', ONEDNN_MAX_CPU_ISA='AVX512_CORE',
+                   MKL_CBWR='AVX512')}
+
+
+def without_bf16():
+    "Let the library believe that the processor does not multiply in bfloat16."
+    import torch
+    torch.cpu._is_avx512_bf16_supported = bool
 
 
 # ---- one notebook, in this process ------------------------------------------------------------
@@ -181,6 +198,8 @@ def save_outputs(path, done):
 def child(mode, path, run_flags):
     "The work of the fresh process: prints its report; exit status 0 if all is well."
     path = Path(path)
+    if 'ONEDNN_MAX_CPU_ISA' in os.environ:
+        without_bf16()
     plain = mode == 'test' and not find_spec('execnb')
     done, error = (execute_plainly if plain else execute)(path, run_flags)
     if error:
@@ -349,6 +368,7 @@ def main():
     p.add_argument('--workers', type=int, default=2)
     p.add_argument('--timeout', type=float, default=600, help='seconds for one notebook')
     p.add_argument('--flags', default='', help='flags whose cells run too, for example "gpu slow"')
+    p.add_argument('--processor', choices=PROCESSORS, help='compute as another kind of processor')
     p.add_argument('--check', action='store_true',
                    help='readme: write nothing, fail if out of step')
     a = p.parse_intermixed_args()
@@ -357,6 +377,7 @@ def main():
         return readme(a.check)
     if a.mode.startswith('child-'):
         return child(a.mode.removeprefix('child-'), a.notebooks[0], a.flags.split())
+    os.environ.update(PROCESSORS.get(a.processor, {}))
     paths = find(a.notebooks)
     if not paths:
         print(f'no notebook found in {nbs}')

@@ -84,6 +84,7 @@ class Registry(dict):
         self.group = group
         self.owners: dict[str, str] = {}   # name -> the module that added it
         self.aliases: dict[str, str] = {}  # a shorter name -> the name
+        self.covered: dict[str, tuple] = {}  # what a notebook's own stands in for
 
     def add(
         self,
@@ -122,16 +123,38 @@ class Registry(dict):
                 first, second = (owner, before) if late else (before, owner)
                 raise Problem(f'There is a {self.kind} "{name}" already, from '
                               f'{first}: give yours, from {second}, another name.')
+
+        # a notebook that defines the library's object anew has its own for a while
+        if is_own(owner):
+            self.covered.pop(name, None)
+        elif name in self and is_own(self.owners.get(name, '')):
+            self.covered[name] = self[name], self.owners[name]
         self[name] = thing
         self.owners[name] = owner
 
     def alias(self, short: str, name: str):
         "A second name for a thing."
-        if not is_own(sys._getframe(1).f_globals['__name__']):
+        owner = sys._getframe(1).f_globals['__name__']
+        if not is_own(owner):
             self._load_own(short)
         if self.aliases.get(short, name) != name or short in self:
             raise Problem(f'"{short}" means another {self.kind} already.')
-        self.aliases[short] = name
+        if short not in self.aliases:
+            self.aliases[short] = name
+            self.owners[short] = owner
+
+    def forget(self):
+        "Keep what the library added, and drop what notebooks and plug-ins did."
+        guests = [name for name, owner in self.owners.items() if not is_own(owner)]
+        for name in guests:
+            del self.owners[name]
+            self.pop(name, None)
+            self.aliases.pop(name, None)
+
+        for name, (thing, owner) in self.covered.items():
+            self[name] = thing
+            self.owners[name] = owner
+        self.covered = {}
 
     def _load_own(self, name: str | None):
         here = [m for m, text in package_sources().items() if self.mark in text]
