@@ -507,6 +507,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                      'ddpm_lit.core.check.keep_memory': ('check.html#keep_memory', 'ddpm_lit/core/check.py'),
                                      'ddpm_lit.core.check.passed': ('check.html#passed', 'ddpm_lit/core/check.py'),
                                      'ddpm_lit.core.check.pick_device': ('check.html#pick_device', 'ddpm_lit/core/check.py'),
+                                     'ddpm_lit.core.check.redrawn': ('check.html#redrawn', 'ddpm_lit/core/check.py'),
                                      'ddpm_lit.core.check.setup': ('check.html#setup', 'ddpm_lit/core/check.py')},
             'ddpm_lit.core.denoiser': { 'ddpm_lit.core.denoiser.Denoiser': ('denoiser.html#denoiser', 'ddpm_lit/core/denoiser.py'),
                                         'ddpm_lit.core.denoiser.Denoiser.__call__': ( 'denoiser.html#denoiser.__call__',

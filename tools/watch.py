@@ -1,0 +1,118 @@
+"""Runs a command, and tells which notebooks each of its processes ran, and how much memory it held.
+
+    python tools/watch.py [--most GB] [--most-each GB] COMMAND...
+
+The memory of a process is its share: pages that several processes hold count once in the sum (PSS,
+Linux). The exit status is the command's, or 1 if it held more than allowed.
+"""
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import defaultdict
+from pathlib import Path
+
+# runs in every Python process of the command: notes each notebook that nbdev opens to execute it
+NOTE_NOTEBOOKS = '''
+import os, sys
+
+def note(event, args):
+    if event != 'open' or not str(args[0]).endswith('.ipynb'):
+        return
+    callers = set()
+    frame = sys._getframe()
+    while frame:
+        callers.add(frame.f_code.co_name)
+        frame = frame.f_back
+    if 'test_nb' in callers and 'run_cell' not in callers:
+        with open(os.environ['NOTED_NOTEBOOKS'], 'a') as f:
+            f.write(f'{os.getpid()} {os.path.basename(args[0])}\\n')
+
+sys.addaudithook(note)
+'''
+
+
+def children(pid: int) -> list[int]:
+    "A process and all that it started."
+    try:
+        direct = Path(f'/proc/{pid}/task/{pid}/children').read_text().split()
+    except OSError:
+        return [pid]
+    return [pid, *(p for child in direct for p in children(int(child)))]
+
+
+def held(pid: int) -> float:
+    "Gigabytes of a process: its share of what several hold."
+    try:
+        lines = Path(f'/proc/{pid}/smaps_rollup').read_text().splitlines()
+    except OSError:
+        return 0.
+    return sum(int(line.split()[1]) for line in lines if line.startswith('Pss:'))/1e6
+
+
+class Watch(threading.Thread):
+    "Asks twice a second how much memory a process and its children hold."
+    def __init__(self, pid: int):
+        super().__init__(daemon=True)
+        self.pid = pid
+        self.most = 0.
+        self.each = defaultdict(float)
+
+    def run(self):
+        while True:
+            now = {pid: held(pid) for pid in children(self.pid)}
+            for pid, gb in now.items():
+                self.each[pid] = max(self.each[pid], gb)
+            self.most = max(self.most, sum(now.values()))
+            time.sleep(.5)
+
+
+def orders(text: str) -> dict[int, list[str]]:
+    "The notebooks of each process, in the order in which it ran them."
+    found = defaultdict(list)
+    for line in text.splitlines():
+        pid, name = line.split(maxsplit=1)
+        if name not in found[int(pid)]:
+            found[int(pid)].append(name)
+    return found
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)
+    any_number = float('inf')
+    p.add_argument('--most', type=float, default=any_number, help='gigabytes of all together')
+    p.add_argument('--most-each', type=float, default=any_number, help='gigabytes of one process')
+    p.add_argument('command', nargs=argparse.REMAINDER)
+    a = p.parse_args()
+
+    with tempfile.TemporaryDirectory() as d:
+        noted = Path(d)/'noted'
+        noted.touch()
+        Path(d, 'sitecustomize.py').write_text(NOTE_NOTEBOOKS)
+        path = os.pathsep.join(filter(None, [d, os.environ.get('PYTHONPATH')]))
+        start = time.time()
+        env = os.environ | dict(PYTHONPATH=path, NOTED_NOTEBOOKS=str(noted))
+        command = subprocess.Popen(a.command, env=env)
+        watch = Watch(command.pid)
+        watch.start()
+        status = command.wait()
+        seconds = time.time() - start
+        for pid, names in orders(noted.read_text()).items():
+            print(f'worker {pid}, {len(names)} notebooks, at most {watch.each[pid]:.1f} GB: '
+                  f'{" ".join(n.removesuffix(".ipynb") for n in names)}')
+
+    most_each = max(watch.each.values(), default=0.)
+    print(f'{seconds/60:.1f} minutes, at most {watch.most:.1f} GB of memory, '
+          f'{most_each:.1f} GB in one process')
+    if watch.most > a.most or most_each > a.most_each:
+        print(f'It may hold {a.most:g} GB, and {a.most_each:g} GB in one process.')
+        status = status or 1
+    return status
+
+
+if __name__ == '__main__':
+    sys.exit(main())
