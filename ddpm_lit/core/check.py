@@ -15,6 +15,7 @@ import random
 import sys
 import warnings
 import weakref
+from types import ModuleType
 from typing import Callable
 import torch
 from torch import Tensor
@@ -106,8 +107,11 @@ _first = dict(os.environ), [*sys.path], [*warnings.filters]
 _begun: Callable = object  # a weak reference to its `__main__`
 
 
-def forget_notebook():
-    "Undo what the notebook before left in this process: names, caches, figures, settings."
+def forget_notebook(notebook: ModuleType):  # its `__main__`
+    "Undo what a notebook left in this process: names, caches, figures, settings."
+    # its shell outlives it, and would keep all that it defined
+    vars(notebook).clear()
+
     for name, module in [*sys.modules.items()]:
         if name.startswith('ddpm_lit_plugin_'):
             del sys.modules[name]
@@ -138,8 +142,9 @@ def setup(seed=0, threads=1):
     "Start a notebook: seed, float32, one thread, the book's figure style."
     global _begun
     notebook = sys.modules['__main__']
-    if _begun() not in (None, notebook):
-        forget_notebook()
+    before = _begun()
+    if isinstance(before, ModuleType) and before is not notebook:
+        forget_notebook(before)
     _begun = weakref.ref(notebook)
 
     torch.manual_seed(seed)
