@@ -3,6 +3,7 @@
     python tools/nb.py test  [NB ...]    execute
     python tools/nb.py run   [NB ...]    execute and save the outputs in the notebook
     python tools/nb.py fresh [NB ...]    execute and compare with the saved outputs
+    python tools/nb.py together [NB ...] execute all in one process, in a shuffled order
     python tools/nb.py types [NB ...]    types of whole notebooks by mypy; without names the heart's
     python tools/nb.py readme            write README.md from nbs/index.ipynb
     python tools/nb.py readme --check    say whether it is in step
@@ -21,6 +22,7 @@ import io
 import json
 import math
 import os
+import random
 import re
 import signal
 import subprocess
@@ -334,6 +336,21 @@ def run_all(mode, paths, run_flags, workers, timeout):
     return not all(good)
 
 
+def together(paths, run_flags, seed):
+    "Run notebooks in this process, as a worker of nbdev_test does: what one leaves meets the next."
+    from nbdev.test import test_nb
+    os.environ.update({v + '_NUM_THREADS': '1' for v in ('OMP', 'MKL', 'OPENBLAS')})
+    random.Random(seed).shuffle(paths)
+    left_out = [flag for flag in cfg['tst_flags'].split() if flag not in run_flags]
+    good = 0
+    for path in paths:
+        ok, seconds = test_nb(path, skip_flags=left_out, basepath=root)
+        good += ok
+        print(f'{"passed" if ok else "FAILED"} {path.name} ({seconds:.0f} s)', flush=True)
+    print(f'{good} passed, {len(paths) - good} failed')
+    return good < len(paths)
+
+
 heart = re.compile(r'^#\| *default_exp (core|diffusion|guide|nets)\.', re.M)
 
 
@@ -346,13 +363,15 @@ def check_types(paths):
 def main():
     p = argparse.ArgumentParser(description=__doc__,
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
-    modes = ['test', 'run', 'fresh', 'types', 'readme', 'child-test', 'child-run', 'child-fresh']
-    p.add_argument('mode', choices=modes, metavar='test|run|fresh|types|readme')
+    modes = ['test', 'run', 'fresh', 'together', 'types', 'readme', 'child-test', 'child-run',
+             'child-fresh']
+    p.add_argument('mode', choices=modes, metavar='test|run|fresh|together|types|readme')
     p.add_argument('notebooks', nargs='*', metavar='NB', help='paths; all of nbs/ if none is given')
     p.add_argument('--workers', type=int, default=2)
     p.add_argument('--timeout', type=float, default=600, help='seconds for one notebook')
     p.add_argument('--flags', default='', help='flags whose cells run too, for example "gpu slow"')
     p.add_argument('--processor', choices=PROCESSORS, help='compute as another kind of processor')
+    p.add_argument('--seed', type=int, default=0, help='together: of the order')
     p.add_argument('--check', action='store_true',
                    help='readme: write nothing, fail if out of step')
     a = p.parse_intermixed_args()
@@ -366,6 +385,8 @@ def main():
     if not paths:
         print(f'no notebook found in {nbs}')
         return 2
+    if a.mode == 'together':
+        return together(paths, a.flags.split(), a.seed)
     if a.mode == 'types':
         given = a.notebooks
         return check_types([path for path in paths
