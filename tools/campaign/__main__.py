@@ -95,10 +95,6 @@ def parts_of(a) -> dict[str, Callable]:
                 long=long_cases)
 
 
-def share_of(part: str, a) -> float:
-    return QUICK.get(part, 0.) if a.quick else a.share
-
-
 def with_own_names(part: str, cases) -> list[Case]:
     "No two cases of a part have one name."
     seen: Counter = Counter()
@@ -113,7 +109,7 @@ def with_own_names(part: str, cases) -> list[Case]:
 def wanted_cases(a):
     "The cases of each part that were asked for, part by part."
     for part, make in parts_of(a).items():
-        share = share_of(part, a)
+        share = QUICK.get(part, 0.) if a.quick else a.share
         if share and (not a.only or part in a.only):
             cases = [case for case in with_own_names(part, make(random.Random(a.seed)))
                      if a.case in case.name]
@@ -126,8 +122,7 @@ def try_wanted(a, results: Results) -> int:
     "Tries what was asked for; how many cases were not begun."
     until = time.monotonic() + 60*a.minutes
     progress = Progress()
-    left = 0
-    failed = 0
+    left, failed = 0, 0
     for wanted in wanted_cases(a):
         cases = results.missing(wanted, not a.case and not a.quick and a.share == 1)
         if not cases:
@@ -144,10 +139,6 @@ def try_wanted(a, results: Results) -> int:
                     tell(case, what, a)
                 progress.tell(part, len(wanted) - left, len(wanted), failed)
     return left
-
-
-def stop(*_):
-    raise KeyboardInterrupt
 
 
 def arguments() -> argparse.Namespace:
@@ -187,11 +178,11 @@ def finish(a, results: Results, ended: str):
 
 def main():
     a = arguments()
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.default_int_handler)
     path = Path(a.json).resolve() if a.json not in (None, '-') else None
     results = Results(a.seed, path)
-    left, ended = 0, ''
+    ended = ''
     try:
         prepare(fixtures=a.only != ['samplers'])
         left = try_wanted(a, results)

@@ -18,7 +18,7 @@ from campaign.fixtures import about_of, change_json, change_tensors
 from campaign.hostile import DEEP
 from campaign.machine import child, code_of
 from campaign.pickles import nested
-from campaign.right import FIX, run_line, unharmed, whole
+from campaign.right import FIX, cases, run_line, unharmed, whole
 from campaign.values import WORDS
 from safetensors.torch import load_file
 from ddpm_lit.interop import checkpoints as theirs
@@ -36,11 +36,9 @@ def captioned(p):
 def captioned_readers() -> dict[str, Callable | str]:
     "The files of Karlo's folder and of GLIDE: what reads them."
     names = [f'karlo/{part}/{name}' for part in PARTS for name in (about_of(part), 'm.safetensors')]
-    found: dict = {name: of_folder(of_folder(captioned)) for name in names if (FIX/name).exists()}
-    found['glide/base.pt'] = f'{CAPTION} --side 8'
-    found['glide/upsample.pt'] = (f'{CAPTION} --side 8'.replace('{file}', '{folder}/base.pt')
-                                  + ' --upsampler {file}')
-    return found
+    of_karlo = {name: of_folder(of_folder(captioned)) for name in names if (FIX/name).exists()}
+    base, up = CAPTION, CAPTION.replace('{file}', '{folder}/base.pt') + ' --upsampler {file}'
+    return of_karlo | {'glide/base.pt': f'{base} --side 8', 'glide/upsample.pt': f'{up} --side 8'}
 
 
 def link_elsewhere(p):
@@ -49,8 +47,6 @@ def link_elsewhere(p):
 
 
 ALSO = PLACES | dict(elsewhere=link_elsewhere)
-
-# ---- Karlo's folder ---------------------------------------------------------------------------
 
 
 def replaced(make: Callable):
@@ -165,9 +161,6 @@ def karlo_cases(rng, k: int):
         yield f'karlo {name}', captioned_karlo, *change
 
 
-# ---- GLIDE's files ----------------------------------------------------------------------------
-
-
 def change_key(state, key, f):
     return state | {key: f(state[key])}
 
@@ -215,11 +208,8 @@ def glide_cases(rng):
         yield f'glide without {key}', captioned_glide, False, without_key, key
         yield f'glide {key} at odd places', captioned_glide, False, odd_place, key
         yield f'glide {key} at huge places', captioned_glide, False, huge_place, key
-    for how, change in STATES.items():
-        yield f'glide, {how}', captioned_glide, False, change
+    yield from cases('glide, {1}', captioned_glide, [False], STATES)
 
-
-# ---- the command line -------------------------------------------------------------------------
 
 # lines, and what stands in the place of each @ in turn
 NUMBERS = {

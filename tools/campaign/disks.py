@@ -24,28 +24,20 @@ def mount(*options: str) -> bool:
     return subprocess.run(['mount', *options, 'disk'], capture_output=True).returncode == 0
 
 
-@contextlib.contextmanager
-def disk(size: str, read_only: bool, fill: Callable):
-    "A small disk of its own in the folder `disk`."
+def on_disk(size: str, f: Callable, *args, fill: Callable = nothing, read_only: bool = False):
+    "Do f with a small disk of its own in the folder `disk`."
     Path('disk').mkdir()
     if not mount('-t', 'tmpfs', '-o', f'size={size}', 'none'):
         raise Skipped('no disk can be mounted here')
     try:
         fill()
         assert not read_only or mount('-o', 'remount,ro')
-        yield
+        return f(*args)
     finally:
         subprocess.run(['umount', '-l', 'disk'], check=True)
 
 
-def on_disk(size: str, f: Callable, *args, fill: Callable = nothing):
-    with disk(size, False, fill):
-        return f(*args)
-
-
-def read_only(f: Callable, *args, fill: Callable = nothing, size: str = '1m'):
-    with disk(size, True, fill):
-        return f(*args)
+protected = partial(on_disk, read_only=True)
 
 
 def at_most(size: int, f: Callable, *args):
@@ -88,10 +80,6 @@ def write_to(writer: Callable | str, at: str):
     return writer(at) if callable(writer) else run_line(writer, at=at)
 
 
-def copied_run():
-    shutil.copytree(FIX/'run', 'disk/run')
-
-
 def resume_on_disk():
     "A run that is whole stays whole where there is no room for another."
     try:
@@ -124,32 +112,28 @@ def disk_cases(_):
             yield f'{name}, {size} free', on_disk, size, write_to, writer, 'disk'
         for size in (0, 1, 5000, 100_000):
             yield f'{name}, files of {size} bytes', at_most, size, write_to, writer, '.'
-        yield f'{name}, read-only', read_only, write_to, writer, 'disk'
+        yield f'{name}, read-only', protected, '1m', write_to, writer, 'disk'
         yield f'{name}, a file in the place of the folder', in_the_way, write_to, writer, 'disk'
 
     run_size = sum(f.stat().st_size + 8192 for f in (FIX/'run').iterdir()) >> 10
+    copied_run = partial(shutil.copytree, FIX/'run', 'disk/run')
     for size in (0, 8, 80, 400, 900, 9000):
         yield (f'resume, {size}k free', partial(on_disk, fill=copied_run), f'{run_size + size}k',
                resume_on_disk)
-    yield 'resume, read-only', partial(read_only, fill=copied_run, size='9m'), resume_on_disk
+    yield 'resume, read-only', partial(protected, fill=copied_run), '9m', resume_on_disk
     yield from cases('--out is a device, {}', to_device, ('null', 'full', 'pipe'))
     yield '--out is a link', to_link
 
-
-# ---- two processes ----------------------------------------------------------------------------
 
 TRAIN = f'{TRAIN_TO} r'
 OTHER = f'{TRAIN} --seed 1'
 MORE = f'{TRAIN} --resume'
 SHEET = 'sample r/roll.safetensors --n 4 --steps 1 --out a.png'
+begun = partial(shutil.copytree, FIX/'half', 'r')
 
 
 def steps_of(log) -> list[int]:
     return [json.loads(line)['step'] for line in open(log)]
-
-
-def begun():
-    shutil.copytree(FIX/'half', 'r')
 
 
 def two_writers(a: str, b: str, before: Callable = nothing):

@@ -27,7 +27,6 @@ KILLED = {
     'paint': ("paint 'a red heart' --n 1 --steps 4 --out a.png", 'a.png', None),
     'compare': ('compare --train --seconds 9 --out c', None, 4.),
     'export': ('export {roll} --to torchscript e', None, None)}
-SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGKILL
 
 
 def signal_when_ready(ready: int):
@@ -62,9 +61,9 @@ def in_a_group(line: str) -> int:
 @cache
 def seconds_of(name: str) -> float:
     "How long a command takes where nobody ends it."
-    line, _, seconds = KILLED[name]
-    if seconds:
-        return seconds
+    line, _, known = KILLED[name]
+    if known:
+        return known
     here = os.getcwd()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
@@ -117,9 +116,6 @@ def check_end(code: int, number: int, err: str):
     if not unheard:
         with contextlib.suppress(Refused):
             said(code, '', err)
-
-
-# ---- at a moment of its work ------------------------------------------------------------------
 
 
 def check_files(number: int, out: str | None):
@@ -181,11 +177,9 @@ def in_a_long_step(number: int):
 
 def stopped(number):
     "The signal twice: the run saves, ends, and can be resumed."
-    def has_words(p):
-        return p.exists() and p.read_text()
-
     pid = child('a', TRAIN)
-    while not Path('r/state.safetensors').exists() and not has_words(Path('a.err')):
+    err = Path('a.err')
+    while not Path('r/state.safetensors').exists() and not (err.exists() and err.read_text()):
         time.sleep(.02)
     os.kill(pid, number)
     time.sleep(.05)
@@ -198,15 +192,14 @@ def stopped(number):
 
 
 def kill_cases(rng, moments: int = 14):
-    for i, number, name in itertools.product(range(moments), SIGNALS, KILLED):
+    signals = signal.SIGINT, signal.SIGTERM, signal.SIGKILL
+    for i, number, name in itertools.product(range(moments), signals, KILLED):
         when = rng.random()*1.1
         yield f'{name}, {number.name}, {i}: at {when:.2f} of it', killed, name, when, number
     for number in (signal.SIGINT, signal.SIGTERM):
         yield f'{number.name} twice', stopped, number
         yield f'{number.name} in a long step', in_a_long_step, number
 
-
-# ---- at a moment of its life ------------------------------------------------------------------
 
 # what is stopped at a moment of its life, and in how many seconds that is over
 STOPPED = {
@@ -216,7 +209,6 @@ STOPPED = {
     'eval': ('eval {roll} --n 4000', 5),
     'presets': ('presets', 3)}
 MOMENTS = .2, .35, .5, .65, .8, 1.  # of that
-
 
 # from the first import of ours on: before that, Python itself is starting
 PROGRAM = """
@@ -234,8 +226,7 @@ def stopped_at(line: str, when: float, number: int):
     "A signal to the command and all that it started: one sentence, and nobody is there after 2 s."
     p = subprocess.Popen([sys.executable, '-c', PROGRAM, *words_of(line)], text=True,
                          stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-                         start_new_session=True,
-                         env=os.environ | dict(PYTHONPATH=str(root)))
+                         start_new_session=True, env=os.environ | dict(PYTHONPATH=str(root)))
 
     # the signal, to the whole group, so long after the beginning
     while not Path('began').exists() and p.poll() is None:

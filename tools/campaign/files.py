@@ -36,10 +36,6 @@ def load_weights(p):
     return fit.load_weights(str(p))
 
 
-def load_and_draw(p):
-    return asked(load_weights(p))
-
-
 def load_state(p):
     return roll().load(p).state()
 
@@ -64,25 +60,8 @@ def small_set(p):
     return folders.read_folder(p, 8)
 
 
-def labelled(p):
-    return folders.read_folder(p, 8, 'pad', labels='labels.csv')
-
-
-def merges(p):
-    tokenizer = tokens.Tokenizer(tokens.read_pairs(p), tokens.split_gpt2, 32, [])
-    return tokenizer(['a red heart'])
-
-
 def whole_state(p):
     return [*theirs.read_state(p)]
-
-
-def open_iddpm(p):
-    return asked(theirs.open_denoiser(p, order='legacy', heads=4, schedule='linear', side=8))
-
-
-def open_and_draw(p):
-    return asked(theirs.open_denoiser(p))
 
 
 def configured(name: str, load: Callable, *left_out: str):
@@ -94,22 +73,13 @@ def configured(name: str, load: Callable, *left_out: str):
     return read
 
 
-def load_glide(p, config):
-    return glide.load_glide(p, config=config)
-
-
 def parity(p):
     "The command; its code 1 only says that something differs."
     return run('parity', str(p), '--json', found=1)
 
 
-def load_gan(p):
-    return compare.load_contender('gan', 'points', p.parent)
-
-
 # A line is a command: {file} is the file, {folder} its folder, {weights} the weights beside a card.
 # A CLIP of the fixtures has a vocabulary of its own: words of ours are beyond it.
-SAMPLE = 'sample {file} --n 4 --steps 2 --out a.png --json'
 EVAL = 'eval {weights} --n 12 --steps 2 --json'
 INIT = 'train roll --init --steps 2 --batch 8 --out r --json'
 CLASSIFY = 'classify {file} a b --weights {clip} --json'
@@ -117,8 +87,8 @@ WITH_CLIP = 'classify {cat} a b --weights {file} --json'
 
 # file of the fixtures, and after a colon the way it is read: what reads it
 READERS = {
-    'run/roll.safetensors:load': load_and_draw,
-    'run/roll.safetensors:sample': SAMPLE,
+    'run/roll.safetensors:load': lambda p: asked(load_weights(p)),
+    'run/roll.safetensors:sample': 'sample {file} --n 4 --steps 2 --out a.png --json',
     'run/roll.safetensors:eval': EVAL,
     'run/roll.json:eval': EVAL,
     'run/state.safetensors:load': load_state,
@@ -129,57 +99,49 @@ READERS = {
     'store/weights/roll.safetensors:init': INIT,
     'data/mnist/t10k-images-idx3-ubyte.gz': data_set('mnist', 'test'),
     'data/mnist/train-labels-idx1-ubyte': data_set('mnist'),
-    'data/mnist/train-labels-idx1-ubyte:train':
-        'train mnist --steps 1 --batch 2 --out r --json',
+    'data/mnist/train-labels-idx1-ubyte:train': 'train mnist --steps 1 --batch 2 --out r --json',
     'data/ddpm_lit/FashionMNIST/raw/train-images-idx3-ubyte.gz': data_set('fashion-mnist'),
     'data/cifar-10-batches-bin/test_batch.bin': data_set('cifar10', 'test'),
     'data/cifar-10-batches-py/data_batch_3': images.read_cifar,
-    'data/celeba/list_attr_celeba.txt': data_set('celeba'),
-    'data/celeba/list_eval_partition.txt': data_set('celeba'),
-    'data/celeba/img_align_celeba/000002.jpg': data_set('celeba'),
-    'data/celebahq/a/1.png': data_set('celebahq'),
-    'data/celebahq/a/2.jpg': data_set('celebahq'),
-    'data/lsun/b/3.webp': data_set('lsun'),
-    'data/lsun/b/4.gif': data_set('lsun'),
-    'data/imagenet/b/5.bmp': data_set('imagenet'),
-    'data/emoji/base.jsonl': data_set('emoji'),
-    'data/emoji/base-noto-64.webp': data_set('emoji'),
-    'said/dog.png': of_folder(folders.pictures_with_captions),
-    'said/dog.txt': of_folder(folders.pictures_with_captions),
-    'said/metadata.jsonl': of_folder(folders.pictures_with_captions),
-    'mine/1.png': of_folder(labelled),
-    'mine/3.tif': of_folder(labelled),
-    'mine/labels.csv': of_folder(labelled),
-    'mine/captions.txt': of_folder(labelled),
+    **{f'data/{name}': data_set(name.split('/')[0]) for name in (
+        'celeba/list_attr_celeba.txt', 'celeba/list_eval_partition.txt',
+        'celeba/img_align_celeba/000002.jpg', 'celebahq/a/1.png', 'celebahq/a/2.jpg',
+        'lsun/b/3.webp', 'lsun/b/4.gif', 'imagenet/b/5.bmp', 'emoji/base.jsonl',
+        'emoji/base-noto-64.webp')},
+    **dict.fromkeys(('said/dog.png', 'said/dog.txt', 'said/metadata.jsonl'),
+                    of_folder(folders.pictures_with_captions)),
+    **dict.fromkeys(('mine/1.png', 'mine/3.tif', 'mine/labels.csv', 'mine/captions.txt'),
+                    lambda p: folders.read_folder(p.parent, 8, 'pad', labels='labels.csv')),
     'tar/a.tar': small_set,
-    'vocab/v.bpe': merges,
-    'vocab/v.bpe.gz': merges,
+    **dict.fromkeys(('vocab/v.bpe', 'vocab/v.bpe.gz'), lambda p: tokens.Tokenizer(
+        tokens.read_pairs(p), tokens.split_gpt2, 32, [])(['a red heart'])),
     'said/cat.png:picture': read_picture,
     'said/cat.png:classify': CLASSIFY,
     'said/cat.png:vary': 'vary {file} --n 0',
     'names/names.txt:classify': 'classify {cat} --names {file} --weights {clip}',
-    'new/m.pt': whole_state,
-    'old/m.pt': whole_state,
-    'script/m.pt': whole_state,
+    **dict.fromkeys(('new/m.pt', 'old/m.pt', 'script/m.pt'), whole_state),
     'new/m.pt:clip': theirs.clip_at,
     'new/m.pt:classify': WITH_CLIP,
     'openai_clip_vit/m.safetensors': theirs.clip_at,
     'openai_clip_vit/m.safetensors:classify': WITH_CLIP,
     'openai_clip_vit/config.json': of_folder(theirs.clip_at),
-    'iddpm_unet/m.safetensors': open_iddpm,
-    'ddpm_unet/m.safetensors': of_folder(open_and_draw),
-    'ddpm_unet/config.json': of_folder(open_and_draw),
-    'ddpm_unet/scheduler_config.json': of_folder(open_and_draw),
+    'iddpm_unet/m.safetensors': lambda p: asked(theirs.open_denoiser(
+        p, order='legacy', heads=4, schedule='linear', side=8)),
+    **dict.fromkeys(('ddpm_unet/m.safetensors', 'ddpm_unet/config.json',
+                     'ddpm_unet/scheduler_config.json'),
+                    lambda p: asked(theirs.open_denoiser(p.parent))),
     'ddpm_unet/config.json:sample': 'sample {folder} --layout auto --n 2 --steps 2',
     'shards/m.safetensors.index.json': theirs.read_state,
     'shards/a.safetensors': of_folder(whole_state),
     'unclip_prior/m.safetensors': configured('unclip_prior', unclip.load_prior),
     'unclip_upsampler/m.safetensors': configured('unclip_upsampler', unclip.load_upsampler),
-    'glide_superres/m.safetensors': configured('glide_superres', load_glide, 'small_size'),
+    'glide_superres/m.safetensors': configured(
+        'glide_superres', lambda p, config: glide.load_glide(p, config=config), 'small_size'),
     'parity/f.safetensors': parity,
     'reader/m.safetensors': load_classifier,
     'compare/cards.json': 'compare --out {folder} --n 100 --json',
-    'compare/gan-points.safetensors': load_gan}
+    'compare/gan-points.safetensors':
+        lambda p: compare.load_contender('gan', 'points', p.parent)}
 
 
 def read_by(reader: Callable | str, p: Path):

@@ -4,8 +4,8 @@ import gzip
 import io
 import itertools
 import json
-import pickle
 import os
+import pickle
 import shutil
 import struct
 import tarfile
@@ -17,7 +17,7 @@ import torch
 from campaign.right import FIX, quietly
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 from torch import nn
 from ddpm_lit import show
 from ddpm_lit.core.problem import data_dir
@@ -27,10 +27,12 @@ from ddpm_lit.train import fit, run as runs
 
 TRAIN_TO = 'train roll --steps 24 --batch 16 --save-every 0 --out'
 
-def put(path, raw: bytes | str):
+
+def put(path, raw: bytes | str) -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(raw.encode() if isinstance(raw, str) else raw)
+    return path
 
 
 def idx(a) -> bytes:
@@ -55,7 +57,7 @@ def change_tensors(path: Path, change: Callable[[dict], dict]):
     save_file({name: w.contiguous() for name, w in state.items()}, path, head_of(path))
 
 
-def own_pictures(folder: str):
+def own_pictures(folder: str = 'd'):
     "Four pictures in a folder."
     for k in range(4):
         put(Path(folder)/f'{k}.png', show.png(torch.full((1, 3, 8, 8), k/4), zoom=1))
@@ -63,12 +65,14 @@ def own_pictures(folder: str):
 
 def own_run(line: str = '--steps 2'):
     "A small run `r` of the pictures in `d`."
-    own_pictures('d')
+    own_pictures()
     quietly(f'train --data d --batch 2 --base 8 --no-augment --out r {line}')
 
 
-def picture(rng, *shape: int) -> Image.Image:
-    return Image.fromarray(rng.integers(0, 255, shape, dtype=np.uint8))
+def make_picture(rng, path: str, *shape: int, **how):
+    "A picture of noise, in a file."
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(rng.integers(0, 255, shape, dtype=np.uint8)).save(path, **how)
 
 
 def make_mnist(rng):
@@ -95,9 +99,7 @@ def make_folders(rng):
     kinds = {'a/1.png': 'PNG', 'a/2.jpg': 'JPEG', 'b/3.webp': 'WEBP', 'b/4.gif': 'GIF',
              'b/5.bmp': 'BMP'}
     for (name, kind), home in itertools.product(kinds.items(), ('celebahq', 'lsun', 'imagenet')):
-        path = Path('data', home, name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        picture(rng, 20, 24, 3).save(path, format=kind)
+        make_picture(rng, f'data/{home}/{name}', 20, 24, 3, format=kind)
 
 
 def make_celeba(rng):
@@ -110,23 +112,20 @@ def make_celeba(rng):
               'list_landmarks_align_celeba.txt': ['3', 'a b', *(f'{f} 1 2' for f in faces)]}
     for name, lines in celeba.items():
         put(f'data/celeba/{name}', '\n'.join(lines) + '\n')
-    Path('data/celeba/img_align_celeba').mkdir()
     for f in faces:
-        picture(rng, 21, 17, 3).save(f'data/celeba/img_align_celeba/{f}')
+        make_picture(rng, f'data/celeba/img_align_celeba/{f}', 21, 17, 3)
 
 
 def make_captioned(rng):
     "Pictures with captions beside them, in tables and in a tar."
-    Path('said').mkdir()
-    picture(rng, 20, 24, 3).save('said/dog.png')
+    make_picture(rng, 'said/dog.png', 20, 24, 3)
     put('said/dog.txt', 'a dog\nsome dog\n')
-    picture(rng, 64, 64, 4).save('said/cat.png')
+    make_picture(rng, 'said/cat.png', 64, 64, 4)
     put('said/metadata.jsonl', '{"file_name": "cat.png", "text": "a cat"}\n')
 
     # a folder with labels and captions in tables, and a tar of samples
-    Path('mine').mkdir()
     for name in ('1.png', '2.jpg', '3.tif'):
-        picture(rng, 20, 24, 3).save(f'mine/{name}')
+        make_picture(rng, f'mine/{name}', 20, 24, 3)
     put('mine/labels.csv', 'file,label\n1.png,a\n2.jpg,b\n3.tif,a\n')
     put('mine/captions.txt', '1.png\ta dog\n2.jpg\ta cat\n3.tif\ta cat\n')
     put('tar/1.txt', 'a dog')
@@ -146,7 +145,7 @@ def make_emoji(rng):
             lines.append(json.dumps(row))
     put('data/emoji/base.jsonl', '\n'.join(lines))
     for style in captions.STYLES:
-        picture(rng, 128, 192, 3).save(f'data/emoji/base-{style}-64.webp', lossless=True)
+        make_picture(rng, f'data/emoji/base-{style}-64.webp', 128, 192, 3, lossless=True)
 
 
 def make_words():
@@ -175,12 +174,11 @@ def make_pickled(state: dict):
 
 def make_shards(state: dict):
     "The same tensors in two files and an index."
-    Path('shards').mkdir()
     keys = sorted(state)
-    parts = {'a.safetensors': keys[::2], 'b.safetensors': keys[1::2]}
-    for name, ks in parts.items():
-        save_file({k: state[k] for k in ks}, f'shards/{name}')
-    weight_map = {k: name for name, ks in parts.items() for k in ks}
+    weight_map = {}
+    for name, part in (('a.safetensors', keys[::2]), ('b.safetensors', keys[1::2])):
+        put(f'shards/{name}', save({k: state[k] for k in part}))
+        weight_map |= dict.fromkeys(part, name)
     put('shards/m.safetensors.index.json', json.dumps(dict(weight_map=weight_map)))
 
 
@@ -191,8 +189,7 @@ def make_networks():
     for name in ('iddpm_unet', 'ddpm_unet', 'openai_clip_vit', 'unclip_prior', 'glide_superres',
                  'unclip_upsampler'):
         state, config = network_of(name)
-        Path(name).mkdir()
-        save_file(state, f'{name}/m.safetensors')
+        put(f'{name}/m.safetensors', save(state))
         put(f'{name}/config.json', json.dumps(config | more.get(name, {})))
     steps = dict(num_train_timesteps=50, beta_schedule='linear', beta_start=1e-4, beta_end=.02)
     put('ddpm_unet/scheduler_config.json', json.dumps(steps))
@@ -254,9 +251,8 @@ def make_fixtures():
         make()
 
     copy_in('compare', data_dir('runs', 'compare', 'gan-points.safetensors'))
-    for part, name, copy in (('parity', 'ddpm_unet', 'parity/f.safetensors'),
-                             ('weights', 'digits-classifier', 'reader/m.safetensors')):
-        put(copy, data_dir(part, f'{name}.safetensors').read_bytes())
+    put('parity/f.safetensors', data_dir('parity', 'ddpm_unet.safetensors').read_bytes())
+    put('reader/m.safetensors', data_dir('weights', 'digits-classifier.safetensors').read_bytes())
     cards = json.loads(data_dir('runs', 'compare', 'cards.json').read_text())
     cards = [c for c in cards if (c['family'], c['data']) == ('gan', 'points')]
     put('compare/cards.json', json.dumps(cards))

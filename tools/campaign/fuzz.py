@@ -7,7 +7,7 @@ import struct
 import warnings
 import zlib
 from collections import Counter
-from typing import Callable, Iterable
+from typing import Callable
 
 import click
 import numpy as np
@@ -23,24 +23,20 @@ from ddpm_lit.clip.zero_shot import read_picture
 from ddpm_lit.core.problem import Problem, data_dir
 
 
-def counted(attempts: Iterable[tuple[str, Callable]]) -> Tally:
+def fuzzed(attempts: Callable, what: str, seed: str) -> Tally:
     "Many attempts, each of which is refused or works; one that fails is named."
     counts = Counter(refused=0, worked=0)
-    for name, attempt in attempts:
+    for name, attempt in attempts(what, random.Random(f'{what} {seed}')):
         try:
             sound(attempt())
             counts['worked'] += 1
-        except Refused:
-            counts['refused'] += 1
-        except Problem as e:
+        except (Refused, Problem) as e:
             sentence(str(e))
             counts['refused'] += 1
         except Exception as e:
             raise AssertionError(f'{name}: {type(e).__name__}: {e}') from e
     return Tally(**counts)
 
-
-# ---- pictures ---------------------------------------------------------------------------------
 
 PICTURE_KINDS = dict(PNG={}, JPEG={}, WEBP={}, GIF={}, BMP={}, TIFF={}, PPM={},
                      lossless=dict(format='WEBP', lossless=True),
@@ -103,20 +99,13 @@ def read_strictly():
         return read_picture('p.png')
 
 
-def mutants(kind: str, rng, n: int):
+def mutants(kind: str, rng, n: int = 400):
     "Damaged copies of a picture; of a PNG three in four have sums that fit."
     whole = noise_picture(kind, rng)
     for i in range(n):
         raw = mutant(whole, rng)
         put('p.png', with_sums(raw) if kind == 'PNG' and i % 4 else raw)
         yield f'mutant {i}', read_strictly
-
-
-def fuzzed_picture(kind: str, seed: str, n: int = 400) -> Tally:
-    return counted(mutants(kind, random.Random(f'{kind} {seed}'), n))
-
-
-# ---- fixtures of networks ---------------------------------------------------------------------
 
 
 def misfit(tensors: dict, words: dict, key: str, how: int, rng):
@@ -135,7 +124,7 @@ def misfit(tensors: dict, words: dict, key: str, how: int, rng):
         words['config'] = rng.choice(('[1]', '7', '{', 'null', '{"a": NaN}'))
 
 
-def misfits(name: str, rng, n: int):
+def misfits(name: str, rng, n: int = 3):
     "A fixture that is whole as a file, each time with one thing that does not fit."
     path = data_dir('parity', name)
     state = load_file(path)
@@ -148,12 +137,6 @@ def misfits(name: str, rng, n: int):
         save_file(tensors, 'f.safetensors', words)
         yield f'change {i} of kind {how} at {key}', lambda: parity('f.safetensors')
 
-
-def changed_fixture(name: str, seed: str, n: int = 3) -> Tally:
-    return counted(misfits(name, random.Random(f'{name} {seed}'), n))
-
-
-# ---- options ----------------------------------------------------------------------------------
 
 PLAUSIBLE = {'seed': ('0', '7'), 'n': ('1', '3'), 'steps': ('1', '3'), 'batch': ('1', '5'),
              'w': ('0', '.5', '-2'), 'strength': ('.5', '0', '1'), 'top': ('1', '9'),
@@ -182,10 +165,10 @@ def mixed_options(rng) -> tuple[str, ...]:
 def fuzz_cases(rng, n: int = 12):
     seed = rng.randrange(10**6)
     for kind, i in itertools.product(PICTURE_KINDS, range(n)):
-        yield f'pictures: {kind}, {seed} {i}', fuzzed_picture, kind, f'{seed} {i}'
+        yield f'pictures: {kind}, {seed} {i}', fuzzed, mutants, kind, f'{seed} {i}'
     for name in sorted(p.name for p in data_dir('parity').glob('*.safetensors')):
         for i in range(max(1, n // 4)):
-            yield f'parity: {name}, {seed} {i}', changed_fixture, name, f'{seed} {i}'
+            yield f'parity: {name}, {seed} {i}', fuzzed, misfits, name, f'{seed} {i}'
     for i in range(5*n):
         words = mixed_options(rng)
         shown = ' '.join(word.replace(str(FIX), '')[:16] for word in words)

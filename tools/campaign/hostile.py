@@ -2,21 +2,16 @@
 import gzip
 import json
 import os
-import shutil
 import struct
-import tarfile
 import zlib
 from pathlib import Path
-from typing import Callable
 
-import torch
-from campaign import own_runs
-from campaign.files import (CLASSIFY, EVAL, PLACES, load_state, load_weights, of_folder, read_by,
-                            resumed, small_set, whole_state)
+from campaign.files import (CLASSIFY, EVAL, load_state, load_weights, of_folder, read_by,
+                            resumed, whole_state)
 from campaign.fixtures import copy_in, put
-from campaign.pickles import PICKLES, ZIPS, read_zip, read_zipped, shared_numbers
-from campaign.right import FIX, cases, nothing, refused_for, run, run_line, unharmed
-from ddpm_lit import show
+from campaign.pickles import PICKLES, ZIPS, read_zip, shared_numbers
+from campaign.left import SHOWN_NAMES, left_cases
+from campaign.right import FIX, cases, run_line, unharmed
 from ddpm_lit.clip import tokens
 from ddpm_lit.clip.zero_shot import read_picture
 from ddpm_lit.data import folder as folders, images
@@ -27,11 +22,7 @@ from ddpm_lit.train import fit
 def hostile_file(raw: bytes, name_and_reader: tuple):
     "Write a file and read it."
     name, reader = name_and_reader
-    put(name, raw)
-    return unharmed(read_by, reader, Path(name))
-
-
-# ---- safetensors ------------------------------------------------------------------------------
+    return unharmed(read_by, reader, put(name, raw))
 
 
 def head(text: bytes, n: int = 16, size: int | None = None) -> bytes:
@@ -97,8 +88,7 @@ def long_list(reader):
     "The head of a safetensors file, of 60 MB."
     tensors = (f'"{i:07}":{{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}'
                for i in range(10**6))
-    put('m.safetensors', head(('{' + ','.join(tensors) + '}').encode(), 0))
-    return read_by(reader, Path('m.safetensors'))
+    return read_by(reader, put('m.safetensors', head(f'{{{",".join(tensors)}}}'.encode(), 0)))
 
 
 LONG_LISTS = {
@@ -107,14 +97,12 @@ LONG_LISTS = {
     'the same, sampled': 'sample {file}',
     'the same, to begin with': 'train roll --init {file}'}
 
-# ---- pickles and zips -------------------------------------------------------------------------
-
 PICKLE_READERS = {
     'pickle': ('m.pt', theirs.read_state),
     'pickle as safetensors': ('m.safetensors', fit.read_tensors),
     'pickle as CIFAR': ('data_batch_1', images.read_cifar),
     'pickle sampled': ('m.pt', 'sample {file} --layout auto'),
-    'pickle in a zip': ('data.pkl', read_zipped)}
+    'pickle in a zip': ('data.pkl', lambda p: read_zip({'a/data.pkl': p.read_bytes()}))}
 
 
 def zip_cases():
@@ -124,9 +112,6 @@ def zip_cases():
     forged = {'prefixed': b'#!/bin/sh\n' + raw,
               'forged sizes': raw.replace(b'\0\0\x08\x08', b'\xff\xff\x08\x08')}
     yield from cases('zip: {}', hostile_file, forged, [('m.pt', theirs.read_state)])
-
-
-# ---- pictures ---------------------------------------------------------------------------------
 
 
 def png(w: int, h: int) -> bytes:
@@ -162,17 +147,12 @@ PICTURES = {
 
 
 def captioned_picture(p):
-    p.with_suffix('.txt').write_text('x')
-    return folders.pictures_with_captions(p.parent)
-
-
-def small_folder(p):
-    return images.folder(p.parent, 8)
+    return folders.pictures_with_captions(put(p.with_suffix('.txt'), 'x').parent)
 
 
 PICTURE_READERS = {
     'picture': ('p.png', read_picture),
-    'picture in a folder': ('d/p.png', small_folder),
+    'picture in a folder': ('d/p.png', lambda p: images.folder(p.parent, 8)),
     'picture with caption': ('d/p.png', captioned_picture),
     'picture classified': ('p.png', CLASSIFY)}
 
@@ -181,78 +161,8 @@ def in_bits():
     "A GIF of 160 MB, in comments of one byte each."
     head = b'GIF89a\2\0\2\0\xf0\0\0' + bytes(6)
     frame = b',\0\0\0\0\2\0\2\0\0\2\2\x44\1\0;'
-    put('p.gif', head + b'!\xfe' + b'\1a'*80_000_000 + b'\0' + frame)
-    return read_picture('p.gif')
+    return read_picture(put('p.gif', head + b'!\xfe' + b'\1a'*80_000_000 + b'\0' + frame))
 
-
-# ---- pictures in tables and archives ----------------------------------------------------------
-
-
-def in_table(paths: list, rows: int, more: int):
-    "A parquet table whose rows share one picture of so many bytes more, and their paths."
-    pa, pq = folders.needed('pyarrow'), folders.needed('pyarrow.parquet')
-    raw = show.png(torch.zeros(1, 3, 8, 8), zoom=1) + bytes(more)
-    shared = pa.DictionaryArray.from_arrays(pa.array([0]*rows), pa.array([raw]))
-    image = pa.StructArray.from_arrays([shared.cast('binary'), pa.array(paths*rows)],
-                                       ['bytes', 'path']) if paths else shared
-    pq.write_table(pa.table(dict(image=image)), 't.parquet', compression='zstd')
-    return small_set(Path('t.parquet'))
-
-
-def saved_set(name: str, make: Callable = nothing):
-    "A saved data set that names such a file as its own."
-    put('d/state.json', json.dumps(dict(_data_files=[dict(filename=name)])))
-    put('d/dataset_info.json', '{}')
-    make(Path('d', 'a.arrow'))
-    return small_set(Path('d'))
-
-
-def packed_tar(kind: bytes):
-    "A tar of 4 MB that unpacks to 4 GB: a member of that size, of a kind."
-    header = tarfile.TarInfo('a.png')
-    header.type, header.size = kind, 4 << 30
-    zeros = 4096*gzip.compress(bytes(1 << 20), 1)
-    put('t.tar.gz', gzip.compress(header.tobuf()) + zeros)
-    return small_set(Path('t.tar.gz'))
-
-
-TAR_KINDS = {name: getattr(tarfile, name) for name in (
-    'REGTYPE', 'XHDTYPE', 'GNUTYPE_LONGNAME', 'GNUTYPE_SPARSE', 'DIRTYPE')}
-FILE_NAMES = ('../out.png', '/etc/passwd', 'a/../../x.png', 'x\0.png', '.', '..', '', 'cat.png\n',
-              '\ud800', 'x'*300)
-SHOWN_NAMES = {repr(name[:20]): name for name in FILE_NAMES}
-
-
-# ---- plug-ins, links, schedules ---------------------------------------------------------------
-
-
-def with_loop(line: str):
-    "A name that is a link to itself."
-    Path('loop').symlink_to('loop')
-    return run_line(line)
-
-
-def with_plugin(text: str):
-    put('a.py', text)
-    return run('--plugin', 'a.py', 'presets', 'ddpm-cifar10')
-
-
-def with_sampler(states: str):
-    "A sampler of a plug-in that yields what no sampler should: the plug-in is named."
-    put('p.py', 'from ddpm_lit.diffusion.sample import SAMPLERS\n'
-                f'SAMPLERS.add("odd", lambda denoiser, levels, x: {states})\n')
-    line = '--plugin p.py sample {roll} --n 4 --steps 2 --sampler odd --out a.png'
-    return refused_for('p.py', line)
-
-
-def with_timesteps(T):
-    "A folder of diffusers whose schedule has so many timesteps."
-    shutil.copytree(FIX/'ddpm_unet', 'd')
-    put('d/scheduler_config.json', json.dumps(dict(num_train_timesteps=T)))
-    return run_line('sample d --layout diffusers --n 1 --steps 1 --out a.png')
-
-
-# ---- IDX, names, words ------------------------------------------------------------------------
 
 IDX = {
     '255 axes': b'\0\0\x08\xff' + b'\0\0\0\2'*255,
@@ -293,8 +203,6 @@ def word_cases(rng):
                letters[:120_000].decode())
 
 
-# ---- JSON -------------------------------------------------------------------------------------
-
 DEEP = {'deep': b'['*10**5 + b']'*10**5,
         'deep objects': b'{"a":'*10**5 + b'1' + b'}'*10**5}
 JSONS = DEEP | {
@@ -311,34 +219,24 @@ JSONS = DEEP | {
     'wide': b'[' + b'1,'*10**6 + b'1]'}
 
 
-def read_config(p):
-    return [*theirs.read_configuration(p)]
+def beside(reader, *names: str):
+    "A reader of a file with these files of a run beside."
+    def read(p):
+        copy_in(p.parent, *(FIX/'run'/name for name in names))
+        return read_by(reader, p)
 
-
-def log_of_a_run(p):
-    names = ('run.json', 'state.safetensors', 'roll.json', 'roll.safetensors')
-    copy_in(p.parent, *(FIX/'run'/name for name in names))
-    return resumed(p)
-
-
-def settings_of_a_run(p):
-    copy_in(p.parent, *(FIX/'run'/name for name in ('log.jsonl', 'state.safetensors')))
-    return resumed(p)
-
-
-def card_of_weights(p):
-    copy_in(p.parent, FIX/'run/roll.safetensors')
-    return read_by(EVAL, p)
+    return read
 
 
 JSON_READERS = {
     'index': ('m.safetensors.index.json', theirs.read_state),
-    'config': ('config.json', read_config),
+    'config': ('config.json', lambda p: [*theirs.read_configuration(p)]),
     'cards': ('d/cards.json', 'compare --out {folder} --n 100'),
     'captions': ('d/metadata.jsonl', of_folder(folders.pictures_with_captions)),
-    'log': ('d/log.jsonl', log_of_a_run),
-    'settings': ('d/run.json', settings_of_a_run),
-    'card': ('d/roll.json', card_of_weights)}
+    'log': ('d/log.jsonl', beside(resumed, 'run.json', 'state.safetensors', 'roll.json',
+                                  'roll.safetensors')),
+    'settings': ('d/run.json', beside(resumed, 'log.jsonl', 'state.safetensors')),
+    'card': ('d/roll.json', beside(EVAL, 'roll.safetensors'))}
 
 
 def named_in_captions(name: str, skip: bool):
@@ -347,42 +245,13 @@ def named_in_captions(name: str, skip: bool):
     return unharmed(folders.pictures_with_captions, Path('d'), 8, *['skip']*skip)
 
 
-# ---- all of them ------------------------------------------------------------------------------
-
-LOOPS = ('train --data loop --steps 1 --out r', 'sample loop', 'classify loop a b',
-         'export loop --to ddpm_lit e', 'export {roll} --to safetensors loop')
-PLUGINS = ('raise SystemExit(3)', 'raise KeyboardInterrupt', 'x = "\0"', 'import nowhere_')
-
-
-def run_cases():
-    "Runs, plug-ins and data sets that others have left."
-    yield from own_runs.spoilt_cases()
-    yield from cases('a link to itself: {}', with_loop, LOOPS)
-    yield from own_runs.picture_cases()
-    yield from cases('plug-in: {!r}', with_plugin, PLUGINS)
-    yield from cases('a sampler that yields {}', with_sampler,
-                     ('iter(())', 'None', 'x', '[x[:1]]', '["a"]'))
-    yield from cases('{} in a log', own_runs.log_of_others, own_runs.LOGS)
-    yield from cases('a schedule of {} timesteps', with_timesteps,
-                     (10**9, 0, -1, 2.5, '1000', None))
-    yield from own_runs.folder_cases()
-    yield from cases('a tar of 4 GB: {}', packed_tar, TAR_KINDS)
-    yield from own_runs.source_cases()
-    yield 'a parquet file of 2 KB whose rows share 1.3 GB', in_table, [], 64, 20_000_000
-    for path in (7, .5, b'x', True):
-        yield f'a parquet file with the path {path}', in_table, [path], 4, 0
-    yield from cases('a saved data set names {}', saved_set, SHOWN_NAMES)
-    yield from cases('a saved data set, its file {1}', saved_set, ['a.arrow'], PLACES)
-    yield from own_runs.older_cases()
-
-
 def hostile_cases(rng):
     yield from cases('{1}: {0}', hostile_file, HEADS, HEAD_READERS)
     yield from cases('{1}: {0}', hostile_file, PICKLES, PICKLE_READERS)
     yield from zip_cases()
     yield from cases('{1}: {0}', hostile_file, PICTURES, PICTURE_READERS)
     yield 'a picture in 80 million pieces', in_bits
-    yield from run_cases()
+    yield from left_cases()
     yield from packed_cases()
     yield from word_cases(rng)
     yield 'a .pt of shared numbers', shared_numbers

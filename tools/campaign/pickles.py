@@ -88,20 +88,12 @@ ZIPS = {
     'nothing': {}}
 
 
-def zipped(entries: dict[str, bytes | int]):
+def read_zip(entries: dict[str, bytes | int]):
     with warnings.catch_warnings(), zipfile.ZipFile('m.pt', 'w', zipfile.ZIP_DEFLATED) as z:
         warnings.simplefilter('ignore')
         for name, raw in entries.items():
             z.writestr(name, bytes(raw) if isinstance(raw, int) else raw)
-
-
-def read_zip(entries: dict[str, bytes | int]):
-    zipped(entries)
     return unharmed(theirs.read_state, 'm.pt')
-
-
-def read_zipped(p):
-    return read_zip({'a/data.pkl': p.read_bytes()})
 
 
 def shared_numbers():

@@ -59,10 +59,7 @@ class Case(NamedTuple):
 
 
 def cases(name: str, call: Callable, *columns):
-    """(name, call, *args) for each choice of one value from every column.
-
-    The values stand in the braces of the name; of a dict it is the keys that stand there.
-    """
+    "(name, call, *values), a value from each column; the name shows it, or its key in a dict."
     pairs = [c.items() if isinstance(c, dict) else [(v, v) for v in c] for c in columns]
     for row in itertools.product(*pairs):
         yield name.format(*(shown for shown, _ in row)), call, *(v for _, v in row)
@@ -70,9 +67,6 @@ def cases(name: str, call: Callable, *columns):
 
 def nothing(*_):
     "No change."
-
-
-# ---- what came of it --------------------------------------------------------------------------
 
 
 def sentence(text: str):
@@ -140,8 +134,6 @@ def files(folder='.') -> dict[Path, str]:
     return {p: contents(p) for p in found}
 
 
-# ---- what it said -----------------------------------------------------------------------------
-
 ABSENT = 'roll',  # weights of the book that do not ship: cases ask for them where there are none
 
 
@@ -183,9 +175,6 @@ def said(code: int | None, out: str, err: str, as_json: bool = False, found: int
         return as_json and json.loads(out, parse_constant=no_nan)
     check_refusal(code, last)
     raise Refused(last)
-
-
-# ---- commands ---------------------------------------------------------------------------------
 
 
 def terminal(errors: str) -> io.TextIOWrapper:
@@ -260,9 +249,6 @@ def shell(script: str, **env: str):
     killed = p.returncode < 0 or p.returncode in (134, 137, 139)
     assert not killed, f'killed by a signal ({p.returncode})'
     return said(p.returncode, p.stdout, p.stderr)
-
-
-# ---- what a refusal leaves --------------------------------------------------------------------
 
 
 def unharmed(f: Callable, *args):

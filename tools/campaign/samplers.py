@@ -122,10 +122,10 @@ def sampler_on(name: str, which: str, sampler: str, bf16: bool):
 
 def samplers() -> list[str]:
     "All samplers by name, that of many evaluations with few of them."
-    names = [*sample.SAMPLERS]
-    if FEW_STEPS not in names:
+    if FEW_STEPS not in sample.SAMPLERS:
         sample.SAMPLERS.add(FEW_STEPS, partial(score.langevin, repeats=10))
-    return [FEW_STEPS if name == 'langevin' else name for name in names if name != FEW_STEPS]
+    return [FEW_STEPS if name == 'langevin' else name
+            for name in sample.SAMPLERS if name != FEW_STEPS]
 
 
 def grids_of(name: str) -> list[str]:
@@ -133,8 +133,7 @@ def grids_of(name: str) -> list[str]:
     own = recipe_of(name).schedule
     if isinstance(own, score.Ladder):  # its network has learned these few levels and no other
         return ['own']
-    own_is_cosine = own == schedule.Cosine()
-    return [which for which in GRIDS if which != 'own' or not own_is_cosine]
+    return [which for which in GRIDS if which != 'own' or own != schedule.Cosine()]
 
 
 def runs_on(name: str, bf16: bool) -> list[tuple[str, str]]:
@@ -156,9 +155,6 @@ def sampler_cases(_):
                    sampler, bf16)
 
 
-# ---- what they measured -----------------------------------------------------------------------
-
-
 def nearest(rows: list[dict]) -> float:
     "The distance of the best run of a system, or of as many of its data if they are no nearer."
     return max(rows[0]['data'], min(r['frechet'] for r in rows if r['frechet'] is not None))
@@ -175,35 +171,40 @@ def by_system(rows: list[dict]) -> dict[str, list[dict]]:
             for system in dict.fromkeys(row['system'] for row in rows)}
 
 
+def key_of(row: dict) -> tuple:
+    return row['system'], row['sampler'], row['grid'], row['bf16']
+
+
 def far_off(rows: list[dict]) -> dict[tuple, str]:
     "(system, sampler, grid, bf16) of the runs that are far off -> why, or nothing."
-    return {(system, r['sampler'], r['grid'], r['bf16']): why_far(r)
-            for system, ours in by_system(rows).items() for r in ours
+    return {key_of(r): why_far(r) for ours in by_system(rows).values() for r in ours
             if r['frechet'] is not None and r['frechet'] > FAR*nearest(ours)}
 
 
-def distance(away: dict, far: dict, whys: list[str], *key) -> str:
-    "A distance as a table shows it, with the number of the reason why it is large."
-    v = away.get(key)
-    if v is None:
-        return '-'
-    why = far.get(key)
-    mark = '' if why is None else f'({whys.index(why) + 1})' if why else '(!)'
-    return f'{v:.3f}{mark}'
+def marked(rows: list[dict], whys: list[str]) -> dict[tuple, str]:
+    "The distances as tables show them, each that is large with the number of its reason."
+    far = far_off(rows)
+    marks = {why: f'({i})' if why else '(!)' for i, why in enumerate(whys, 1)}
+    return {key_of(r): f'{r["frechet"]:.3f}' + marks.get(far.get(key_of(r)), '')
+            for r in rows if r['frechet'] is not None}
+
+
+def system_table(system: str, ours: list[dict], shown: dict[tuple, str]):
+    "The distances of a system, samplers by grids, in bfloat16 after a slash."
+    grids = [g for g in GRIDS if any(r['grid'] == g for r in ours)]
+    print(f'\n{system}, {STEPS} steps: {DRAWN} pictures of the data {ours[0]["data"]:.3f}')
+    print(' '*16 + ''.join(f'{g:>20}' for g in grids))
+    for sampler in dict.fromkeys(r['sampler'] for r in ours):
+        both = [' / '.join(shown.get((system, sampler, g, bf16), '-') for bf16 in (False, True))
+                for g in grids]
+        print(f'{sampler:16}' + ''.join(f'{text:>20}' for text in both))
 
 
 def sampler_tables(rows: list[dict]):
-    "For each system the Frechet distances, samplers by grids, in bfloat16 after a slash."
-    far = far_off(rows)
-    whys = [*dict.fromkeys(far.values())]
-    away = {(r['system'], r['sampler'], r['grid'], r['bf16']): r['frechet'] for r in rows}
+    "For each system the Frechet distances, and why some of them are large."
+    whys = [*dict.fromkeys(far_off(rows).values())]
+    shown = marked(rows, whys)
     for system, ours in by_system(rows).items():
-        grids = [g for g in GRIDS if any(r['grid'] == g for r in ours)]
-        print(f'\n{system}, {STEPS} steps: {DRAWN} pictures of the data {ours[0]["data"]:.3f}')
-        print(' '*16 + ''.join(f'{g:>20}' for g in grids))
-        for sampler in dict.fromkeys(r['sampler'] for r in ours):
-            both = [' / '.join(distance(away, far, whys, system, sampler, g, bf16)
-                               for bf16 in (False, True)) for g in grids]
-            print(f'{sampler:16}' + ''.join(f'{text:>20}' for text in both))
+        system_table(system, ours, shown)
     for i, why in enumerate(whys, 1):
         print(f'({i}) {why}' if why else f'(!) more than {FAR} times as far as the best')

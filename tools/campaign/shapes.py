@@ -12,7 +12,7 @@ from typing import Callable
 import torch
 from campaign.files import asked
 from campaign.fixtures import put
-from campaign.pickles import zipped
+from campaign.pickles import read_zip
 from campaign.right import FIX, Tally, sentence, sound
 from hypothesis import HealthCheck, Phase, given, seed as seeded, settings, strategies as st
 from torch import Tensor
@@ -32,18 +32,16 @@ from ddpm_lit.systems.manipulate import UnclipEditor
 from ddpm_lit.systems.pipeline import Request
 from ddpm_lit.train import fit, run as runs
 
-DTYPES = [torch.uint8, torch.int64, torch.float16, torch.bfloat16, torch.float32, torch.float64,
-          torch.bool]
 few_int = st.integers(0, 6)
 any_int = st.integers(-3, 70)
 some_shape = st.lists(st.integers(0, 5), max_size=5)
 real = st.floats()
-dtype = st.sampled_from(DTYPES)
+dtype = st.sampled_from([torch.uint8, torch.int64, torch.float16, torch.bfloat16, torch.float32,
+                         torch.float64, torch.bool])
 text = st.text(max_size=60)
 value = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | text,
                      lambda v: st.lists(v, max_size=4) | st.dictionaries(text, v, max_size=4),
                      max_leaves=12)
-split = st.sampled_from(['train', 'test'])
 
 
 @st.deferred
@@ -76,94 +74,51 @@ def same(a, b):
 
 
 def written(v, name: str) -> Path:
-    put(name, json.dumps(v))
-    return Path(name)
+    return put(name, json.dumps(v))
 
 
-@cache
-def tiny_images():
-    return images.Images(torch.zeros(12, 1, 4, 4, dtype=torch.uint8), torch.arange(12))
-
-
-@cache
-def few_shapes():
-    return captions.shapes(n=8, size=16)
-
-
-@cache
-def roll_denoiser():
-    return EmpiricalDenoiser(toy.swiss_roll(20))
-
-
-@cache
-def tiny_network():
-    return small_unet(1, 3, 8, (1, 2), attention=(), unshuffle=1, middle=False).eval()
-
-
+# made when they are needed, and once
+tiny_images = cache(lambda: images.Images(torch.zeros(12, 1, 4, 4, dtype=torch.uint8),
+                                          torch.arange(12)))
+few_shapes = cache(lambda: captions.shapes(n=8, size=16))
+roll_denoiser = cache(lambda: EmpiricalDenoiser(toy.swiss_roll(20)))
+tiny_network = cache(lambda: small_unet(1, 3, 8, (1, 2), attention=(), unshuffle=1,
+                                        middle=False).eval())
 PROPERTIES: list[tuple[str, Callable, dict]] = []
 
 
 def holds(title: str, body: Callable | None = None, /, **strategies):
     "Registers a property: for whatever is drawn, the body refuses or gives something sound."
-    def register(body):
-        PROPERTIES.append((title, body, strategies))
-        return body
-
-    return register if body is None else register(body)
+    if body is None:
+        return lambda body: holds(title, body, **strategies)
+    PROPERTIES.append((title, body, strategies))
 
 
-# ---- levels and schedules ---------------------------------------------------------------------
-
-
-@holds('level from alpha-bar', a=real)
-def _(a):
-    same(bool((from_alpha_bar(a).alpha_bar - a).abs() < 1e-9), True)
-
-
-@holds('level from sigma', a=real)
-def _(a):
-    t = from_edm_sigma(a)
-    return t.signal, t.sigma
-
-
+# levels and schedules
+holds('level from alpha-bar', lambda a:
+      same(bool((from_alpha_bar(a).alpha_bar - a).abs() < 1e-9), True), a=real)
+holds('level from sigma', lambda a: [from_edm_sigma(a).signal, from_edm_sigma(a).sigma], a=real)
 holds('linear', lambda T, a, b: schedule.linear(T, a, b).log_snr, T=any_int, a=real, b=real)
 holds('constant', lambda T, b: schedule.constant(T, b).log_snr, T=any_int, b=real)
 holds('cosine', lambda T: schedule.cosine(T).log_snr, T=any_int)
 holds('one over t', lambda T: schedule.one_over_t(T).log_snr, T=any_int)
 holds('time', lambda x: (schedule.Cosine()(x).log_snr, schedule.linear()(x).log_snr), x=real)
-
-
-@holds('grid', T=any_int, n=any_int)
-def _(T, n):
-    continuous = schedule.linear(T) if T > 1 else schedule.Cosine()
-    return schedule.grid(continuous, n).log_snr[:-1]
-
-
+holds('grid', lambda T, n: schedule.grid(
+      schedule.linear(T) if T > 1 else schedule.Cosine(), n).log_snr[:-1], T=any_int, n=any_int)
 holds('karras', lambda n, lo, hi, rho: schedule.karras(n, lo, hi, rho).log_snr[:-1],
       n=any_int, lo=real, hi=real, rho=real)
-
-
-def joined(numbers):
-    return ','.join(map(str, numbers))
-
-
 holds('respace', lambda spec: sample.respace(schedule.linear(60), spec).log_snr[:-1],
-      spec=text | st.lists(any_int, max_size=4).map(joined) | any_int.map('ddim{}'.format))
+      spec=text | st.lists(any_int, max_size=4).map(
+          lambda numbers: ','.join(map(str, numbers))) | any_int.map('ddim{}'.format))
 
-# ---- data -------------------------------------------------------------------------------------
-
+# data
 for make in (toy.swiss_roll, toy.moons, toy.circles, toy.tree):
     holds(make.__name__, make, n=any_int | real, noise=real.filter(lambda v: v != math.inf))
-
-
-@holds('ddim', shape=some_shape | st.tuples(few_int, st.just(2)),
-       dtype=dtype.filter(lambda d: d.is_floating_point), n=st.integers(-1, 5),
-       eta=real | st.floats(0, 1))
-def _(shape, dtype, n, eta):
-    levels = schedule.grid(schedule.Cosine(), n)
-    return sample.last(sample.ddim(roll_denoiser(), levels, draw(shape, dtype), eta))
-
-
+holds('ddim', lambda shape, dtype, n, eta: sample.last(sample.ddim(
+      roll_denoiser(), schedule.grid(schedule.Cosine(), n), draw(shape, dtype), eta)),
+      shape=some_shape | st.tuples(few_int, st.just(2)),
+      dtype=dtype.filter(lambda d: d.is_floating_point), n=st.integers(-1, 5),
+      eta=real | st.floats(0, 1))
 holds('batches', lambda size, drop, flip, step:
       images.Batches(tiny_images(), size, 0, drop, flip)(step),
       size=any_int, drop=real, flip=st.booleans(), step=st.integers(0, 99))
@@ -173,28 +128,21 @@ holds('bytes', lambda x:
       same(images.to_bytes(images.to_unit(torch.tensor(x, dtype=torch.uint8))).tolist(), x),
       x=st.lists(st.integers(0, 255)))
 holds('load_images', images.load_images,
-      name=st.sampled_from(['shapes', 'mnist', 'emoji', 'lsun']) | text,
-      split=split | text, size=st.none() | any_int, n=st.integers(-2, 9))
+      name=st.sampled_from(['shapes', 'mnist', 'emoji', 'lsun']) | text, n=st.integers(-2, 9),
+      split=st.sampled_from(['train', 'test']) | text, size=st.none() | any_int)
 holds('captioned', lambda shape, dtype, k:
       captions.Captioned(draw(shape, dtype), few_shapes().rows[:k]),
       shape=some_shape, dtype=dtype, k=few_int)
 holds('join', lambda sizes: captions.join(*[captions.shapes(n=1, size=s) for s in sizes]),
       sizes=st.lists(st.sampled_from([16, 32]), max_size=3))
-
-
-@holds('caption batches', size=any_int, drop=real, shift=any_int, step=few_int)
-def _(size, drop, shift, step):
-    tokenizer = tokens.caption_tokenizer()
-    return captions.CaptionBatches(few_shapes(), tokenizer, size, 0, drop, shift)(step)
-
-
+holds('caption batches', lambda size, drop, shift, step: captions.CaptionBatches(
+      few_shapes(), tokens.caption_tokenizer(), size, 0, drop, shift)(step),
+      size=any_int, drop=real, shift=any_int, step=few_int)
 holds('shapes', lambda split, k, size, objects: captions.shapes(split, k, size, 0, objects),
       split=st.sampled_from(['train', 'test', 'all']) | text, k=st.integers(-2, 9),
       size=any_int | st.sampled_from([16, 32, 64]), objects=st.integers(-1, 3))
 
-# ---- captions and tokens ----------------------------------------------------------------------
-
-
+# captions and tokens
 @holds('read', c=caption | text)
 def _(c):
     scene = captions.read(c)
@@ -202,10 +150,10 @@ def _(c):
     return same(captions.read(scene.say() if complete else c), scene)
 
 
-@holds('parse', shape=some_shape | st.tuples(few_int, st.just(3), st.just(16), st.just(16)),
-       dtype=dtype, bad=st.sampled_from([1, 0, math.nan, math.inf, -1]))
-def _(shape, dtype, bad):
-    return same(len(captions.parse(draw(shape, dtype)*bad)), shape[0])
+holds('parse', lambda shape, dtype, bad:
+      same(len(captions.parse(draw(shape, dtype)*bad)), shape[0]),
+      shape=some_shape | st.tuples(few_int, st.just(3), st.just(16), st.just(16)),
+      dtype=dtype, bad=st.sampled_from([1, 0, math.nan, math.inf, -1]))
 
 
 @holds('our tokens', t=text | caption)
@@ -224,20 +172,12 @@ holds('half characters', lambda t: tokens.clip_tokenizer()(t),
       t=st.text(st.characters(categories=['Cs', 'Ll']), max_size=9))
 holds('template', fill, template=text | text.map('{}{{}}'.format), names=st.lists(text))
 
-# ---- networks and requests --------------------------------------------------------------------
-
-
-@holds('guidance', a=st.none() | real, b=st.none() | st.floats(-9, 9))
-def _(a, b):
-    return as_w(a, b) if a is None or math.isfinite(a) else 0.
-
-
-@holds('labels', label=st.none() | any_int | st.lists(any_int, max_size=4), b=st.integers(1, 3))
-def _(label, b):
-    label = label if label is None else torch.tensor(label)
-    return tiny_network()(torch.randn(b, 1, 4, 4), torch.tensor(.5), label)
-
-
+# networks and requests
+holds('guidance', lambda a, b: as_w(a, b) if a is None or math.isfinite(a) else 0.,
+      a=st.none() | real, b=st.none() | st.floats(-9, 9))
+holds('labels', lambda label, b: tiny_network()(
+      torch.randn(b, 1, 4, 4), torch.tensor(.5), label if label is None else torch.tensor(label)),
+      label=st.none() | any_int | st.lists(any_int, max_size=4), b=st.integers(1, 3))
 holds('network', lambda dtype, shape: tiny_network()(draw(shape, dtype), torch.tensor(.5)),
       dtype=st.sampled_from([torch.uint8, torch.int64, torch.float32, torch.bool]),
       shape=some_shape | st.tuples(st.just(2), st.just(1), st.integers(0, 9), st.integers(0, 9)))
@@ -258,8 +198,7 @@ def _(**options):
     UnclipEditor(**options)
 
 
-# ---- pictures and files -----------------------------------------------------------------------
-
+# pictures and files
 holds('sheet', lambda shape, dtype, columns, scale:
       show.save_sheet(draw(shape, dtype)*scale, 's.png', columns),
       shape=some_shape, dtype=dtype, columns=any_int, scale=st.sampled_from([1, math.nan, 1e30]))
@@ -304,31 +243,13 @@ def _(keys, values):
 
 holds('captions of a folder', lambda v: folders.captions_in(written(v, 'd/metadata.jsonl')),
       v=value | st.fixed_dictionaries(dict(file_name=value, text=value)))
-
-
-@holds('plain pickles', v=value)
-def _(v):
-    put('m.pt', pickle.dumps(v, 2))
-    return theirs.read_state('m.pt')
-
-
-@holds('pickles in a zip', v=value)
-def _(v):
-    zipped({'a/data.pkl': pickle.dumps(v, 2)})
-    return theirs.read_state('m.pt')
-
-
-@holds('any bytes as a picture',
-       raw=st.binary(max_size=200) | st.binary(max_size=60).map(b'GIF89a'.__add__))
-def _(raw):
-    put('p', raw)
-    return read_picture('p')
-
-
-@holds('any bytes as merges', raw=st.binary(max_size=60) | text.map(str.encode))
-def _(raw):
-    put('v', b'#\n' + raw)
-    return tokens.Tokenizer(tokens.read_pairs('v'), tokens.split_gpt2, 16, [])(['abc'])
+holds('plain pickles', lambda v: theirs.read_state(put('m.pt', pickle.dumps(v, 2))), v=value)
+holds('pickles in a zip', lambda v: read_zip({'a/data.pkl': pickle.dumps(v, 2)}), v=value)
+holds('any bytes as a picture', lambda raw: read_picture(put('p', raw)),
+      raw=st.binary(max_size=200) | st.binary(max_size=60).map(b'GIF89a'.__add__))
+holds('any bytes as merges', lambda raw: tokens.Tokenizer(
+      tokens.read_pairs(put('v', b'#\n' + raw)), tokens.split_gpt2, 16, [])(['abc']),
+      raw=st.binary(max_size=60) | text.map(str.encode))
 
 
 def property_of(body: Callable, strategies: dict, seed: int, examples: int) -> Tally:

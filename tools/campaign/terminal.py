@@ -28,39 +28,24 @@ def then(line: str, holds: str) -> str:
 
 
 SCRIPTS = [
-    '$D --help | head -c 5',
-    '$D --help >&-',
-    '$D --help >/dev/full',
-    '$D presets | head -1',
-    '$D presets >&-',
-    '$D nothing >&-',
-    '$D presets --json >/dev/full',
-    '$D nothing 2>&-; true',
-    f'{ROLL} >&- 2>&-',
-    f'{ROLL} <&- >/dev/full',
+    '$D --help | head -c 5', '$D --help >&-', '$D --help >/dev/full', '$D presets | head -1',
+    '$D presets >&-', '$D nothing >&-', '$D presets --json >/dev/full', '$D nothing 2>&-; true',
+    f'{ROLL} >&- 2>&-', f'{ROLL} <&- >/dev/full',
     'LC_ALL=C PYTHONIOENCODING=ascii $D classify $FIX/said/cat.png heart sun --out é.png',
-    'PYTHONUTF8=0 LC_ALL=C $D sample 日本',
-    f'{ROLL} --json | head -c 1',
+    'PYTHONUTF8=0 LC_ALL=C $D sample 日本', f'{ROLL} --json | head -c 1',
     'python -O -m ddpm_lit presets ddpm-cifar10',
     f'mkdir gone; cd gone; rmdir ../gone; {ROLL}',
-    f'ulimit -n 24; {ROLL}',
-    'ulimit -v 400000; $D sample mnist',
+    f'ulimit -n 24; {ROLL}', 'ulimit -v 400000; $D sample mnist',
     'mkdir PIL; echo "raise OSError(1)" >PIL/__init__.py; PYTHONPATH=.:$PYTHONPATH '
     f'$D classify {CAT} heart sun',
     'ulimit -v 3000000; $D eval $FIX/run/roll.safetensors --n 999999999',
-    f'ulimit -f 1; {ROLL}',
-    f'timeout -s INT 300 {ROLL}',
-    f'unset HOME; {ROLL}',
-    f'TMPDIR=/nowhere {ROLL}',
-    f'{ROLL} --device cuda',
-    'COLUMNS=0 $D sample --help',
+    f'ulimit -f 1; {ROLL}', f'timeout -s INT 300 {ROLL}', f'unset HOME; {ROLL}',
+    f'TMPDIR=/nowhere {ROLL}', f'{ROLL} --device cuda', 'COLUMNS=0 $D sample --help',
     'COLUMNS=x $D train --help',
     '$D train roll --steps 3 --batch 4 --out r --device cpu --threads 2 --json 2>/dev/null',
-    'CUDA_VISIBLE_DEVICES=99 $D presets',
-    "$D paint $'\\xff' --n 1 --steps 2",
+    'CUDA_VISIBLE_DEVICES=99 $D presets', "$D paint $'\\xff' --n 1 --steps 2",
     # settings and programs of the current folder and of the environment
-    f'MPLBACKEND=nonsense {ROLL}',
-    f'MPLBACKEND=module://nothing {ROLL}',
+    f'MPLBACKEND=nonsense {ROLL}', f'MPLBACKEND=module://nothing {ROLL}',
     f"echo 'backend: module://evil' >matplotlibrc; {EVIL} evil.py >/dev/null; "
     f"{then(ROLL, 'test ! -e HARM')}",
     f"{EVIL} click.py numpy.py torch.py >/dev/null; {then(ROLL, 'test ! -e HARM')}",
@@ -97,8 +82,7 @@ SCRIPTS = [
     + then('$D sample roll.safetensors --n 4 --steps 1 --out roll.safetensors',
            'cmp roll.safetensors $FIX/run/roll.safetensors'),
     'mkfifo w.safetensors; timeout 60 $D classify $FIX/said/cat.png a b --weights w.safetensors',
-    'python -OO -m ddpm_lit sample --help | grep -q steps',
-    f'PYTHONWARNINGS=error {ROLL}',
+    'python -OO -m ddpm_lit sample --help | grep -q steps', f'PYTHONWARNINGS=error {ROLL}',
     # what is there stays as it was: its mode, protected, of another format, what is read
     then(f'umask 077; {ROLL}; umask 022; {ROLL}', 'test "$(stat -c %a a.png)" = 600'),
     f'echo mine >a.png; chmod 400 a.png; {then(ROLL, GREP_MINE)}',
@@ -127,9 +111,6 @@ def terminal_cases(_):
     yield from cases('{} --help, narrow', narrow_help, [*cli.COMMANDS])
     for script in SCRIPTS:
         yield script, shell, script
-
-
-# ---- long runs --------------------------------------------------------------------------------
 
 
 def flat(states, every: int):
