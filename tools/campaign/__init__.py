@@ -1,0 +1,1 @@
+"Tries every public command and loader with broken input: `python tools/campaign`."
