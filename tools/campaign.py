@@ -33,6 +33,7 @@ import json
 import math
 import os
 import pickle
+import pkgutil
 import random
 import re
 import resource
@@ -75,7 +76,6 @@ from ddpm_lit.cli import base as cli
 from ddpm_lit.clip import tokens
 from ddpm_lit.clip.zero_shot import fill, read_picture
 from ddpm_lit.core.problem import Problem, data_dir
-from ddpm_lit.core.registry import package_sources
 from ddpm_lit.core.denoiser import Model
 from ddpm_lit.core.level import CLEAN, Level, from_alpha_bar, from_edm_sigma
 from ddpm_lit.data import captions, images, toy
@@ -3470,8 +3470,9 @@ def prepare(box: Path, fixtures: bool):
     datasets.CelebA.file_list = [(i, None, name) for i, _, name in datasets.CelebA.file_list]
     FIX = box/'fix'
     FIX.mkdir()
-    for module in package_sources():
-        importlib.import_module(module)
+    for module in pkgutil.walk_packages([str(root/'ddpm_lit')], 'ddpm_lit.'):
+        if module.name != 'ddpm_lit.__main__':
+            importlib.import_module(module.name)
     show.cloud(torch.zeros(1, 2))
     show.save_figure(box/'warm.png')
     if fixtures:
