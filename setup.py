@@ -29,7 +29,7 @@ setup(
     entry_points=dict(console_scripts=cfg['console_scripts'].split()),
     packages=find_packages(str(here), include=[lib, lib + '.*']) + [files],
     package_dir={lib: lib, files: 'data'},
-    package_data={lib: ['py.typed'], files: ['*', '**/*']},
+    package_data={lib: ['py.typed', 'names.json'], files: ['*', '**/*']},
     exclude_package_data={files: ['parity/*', '**/*.tmp']},
     include_package_data=False, zip_safe=False,
 )

@@ -7,6 +7,9 @@
     python tools/nb.py types [NB ...]    types of whole notebooks by mypy; without names the heart's
     python tools/nb.py readme            write README.md from nbs/index.ipynb
     python tools/nb.py readme --check    say whether it is in step
+    python tools/nb.py export            nbdev_export, and names
+    python tools/nb.py names             write ddpm_lit/names.json, which module adds which name
+    python tools/nb.py names --check     say whether it is in step
 
 `--processor NAME` computes as another kind of processor would: sse4, avx2 or avx512, without
 bfloat16.
@@ -360,12 +363,21 @@ def check_types(paths):
     return subprocess.run(['nbqa', command, *map(str, paths)], cwd=root).returncode
 
 
+def export():
+    "The modules by nbdev, then their names, which are read from the modules."
+    status = subprocess.run(['nbdev_export'], cwd=root).returncode
+    if status:
+        return status
+    from names import write_names
+    return write_names(check=False)
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__,
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
-    modes = ['test', 'run', 'fresh', 'together', 'types', 'readme', 'child-test', 'child-run',
-             'child-fresh']
-    p.add_argument('mode', choices=modes, metavar='test|run|fresh|together|types|readme')
+    shown = ['test', 'run', 'fresh', 'together', 'types', 'readme', 'export', 'names']
+    modes = [*shown, 'child-test', 'child-run', 'child-fresh']
+    p.add_argument('mode', choices=modes, metavar='|'.join(shown))
     p.add_argument('notebooks', nargs='*', metavar='NB', help='paths; all of nbs/ if none is given')
     p.add_argument('--workers', type=int, default=2)
     p.add_argument('--timeout', type=float, default=600, help='seconds for one notebook')
@@ -373,11 +385,16 @@ def main():
     p.add_argument('--processor', choices=PROCESSORS, help='compute as another kind of processor')
     p.add_argument('--seed', type=int, default=0, help='together: of the order')
     p.add_argument('--check', action='store_true',
-                   help='readme: write nothing, fail if out of step')
+                   help='readme, names: write nothing, fail if out of step')
     a = p.parse_intermixed_args()
     if a.mode == 'readme':
         from readme import readme
         return readme(a.check)
+    if a.mode == 'export':
+        return export()
+    if a.mode == 'names':
+        from names import write_names
+        return write_names(a.check)
     if a.mode.startswith('child-'):
         return child(a.mode.removeprefix('child-'), a.notebooks[0], a.flags.split())
     os.environ.update(PROCESSORS.get(a.processor, {}))

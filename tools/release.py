@@ -282,8 +282,8 @@ def small_release(at: Path) -> Path:
     for name in ('settings.ini', 'setup.py', 'MANIFEST.in', 'LICENSE', 'README.md'):
         (at/name).write_bytes((root/name).read_bytes())
     lib = settings(at)['lib_name']
-    small = [f'{lib}/__init__.py', f'{lib}/cli/__init__.py', f'{lib}/py.typed', 'data/mnist/a.gz',
-             'data/weights/digits.json', 'data/parity/f.json']
+    small = [f'{lib}/__init__.py', f'{lib}/cli/__init__.py', f'{lib}/py.typed', f'{lib}/names.json',
+             'data/mnist/a.gz', 'data/weights/digits.json', 'data/parity/f.json']
     for name in small:
         (at/name).parent.mkdir(parents=True, exist_ok=True)
         (at/name).write_text('')

@@ -509,7 +509,6 @@ def clip_recipe(name: str, image: str = 'resnet', text: str = 'transformer') -> 
                   settings=dict(lr=1e-3), data=('emoji', 'vocab'), sampler='')
 
 
-# 'clip-resnet-transformer', 'clip-resnet-cbow', 'clip-vit-transformer', 'clip-vit-cbow'
 PAIRS = {f'clip-{image}-{text}': (image, text)
          for image in ('resnet', 'vit') for text in ('transformer', 'cbow')}
 for name, towers in PAIRS.items():

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from .contrast import CLIP, unit
+from .contrast import CLIP, PAIRS, unit
 from .zero_shot import (
     TEMPLATES, LinearCLIP, ZeroShotClassifier, class_vectors, colours,
     fit_probe, ranks, retrieval, row, words)
@@ -365,6 +365,5 @@ def judge(
     yield 100, by_probe('new emoji', test, train, held, reader)
 
 
-for name in ('clip', 'clip-resnet-transformer', 'clip-resnet-cbow',
-             'clip-vit-transformer', 'clip-vit-cbow'):
+for name in ('clip', *PAIRS):
     JUDGES.add(name, judge)

@@ -703,7 +703,7 @@ def in_folder(name: str,
 
 # %% ../../nbs/23_digits.ipynb #by-name
 # name -> (split, size or None, n or None) -> Images
-DATASETS = Registry('data set', mark='DATASETS.add(', group='ddpm_lit.datasets')
+DATASETS = Registry('data set', group='ddpm_lit.datasets')
 
 
 @DATASETS.add('mnist')

@@ -147,7 +147,7 @@ def ddim(denoiser: Denoiser, levels: Grid, x: Tensor, eta: float = 0.,
 
 # %% ../../nbs/14_sample.ipynb #names
 # by the names that the command line knows
-SAMPLERS = Registry('sampler', mark='SAMPLERS.add(', group='ddpm_lit.samplers')
+SAMPLERS = Registry('sampler', group='ddpm_lit.samplers')
 SAMPLERS.add('ancestral', ancestral)
 SAMPLERS.add('ddim', ddim)
 

@@ -138,7 +138,7 @@ def one_over_t(T: int = 1000) -> DiscreteSchedule:
 
 # %% ../../nbs/10_schedule.ipynb #names
 # name -> () -> a schedule
-SCHEDULES = Registry('schedule', mark='SCHEDULES.add(', group='ddpm_lit.schedules')
+SCHEDULES = Registry('schedule', group='ddpm_lit.schedules')
 SCHEDULES.add('cosine', Cosine)
 SCHEDULES.add('linear', linear)
 SCHEDULES.add('one-over-t', one_over_t)

@@ -475,7 +475,7 @@ def run_diffusers(f: Fixture, dtype: torch.dtype) -> dict[str, Tensor]:
     return dict(y=y, pred=y)
 
 
-KINDS = Registry('kind of fixture', mark='KINDS.add(')
+KINDS = Registry('kind of fixture')
 KINDS.add('openai', Kind(r'(guided|improved)-diffusion (UNet|SuperRes)Model\b',
                          run_openai))
 KINDS.add('diffusers', Kind(r'diffusers UNet2DModel\b', run_diffusers))

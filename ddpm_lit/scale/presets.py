@@ -331,7 +331,7 @@ class Preset:
         return self.regime.data in DATASETS
 
 # %% ../../nbs/70_presets.ipynb #find
-PRESETS = Registry('preset', mark='nothing but this module adds presets')
+PRESETS = Registry('preset')
 
 
 def add(preset: Preset):

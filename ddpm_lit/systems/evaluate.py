@@ -55,7 +55,7 @@ def by_classifier(recipe: Recipe, scale: float) -> Steer:
 
 # (model, labels [b], w) -> the guided denoiser
 Guidance = Callable[[nn.Module, Tensor, float], Denoiser]
-GUIDANCES = Registry('guidance', mark='GUIDANCES.add(', group='ddpm_lit.guidances')
+GUIDANCES = Registry('guidance', group='ddpm_lit.guidances')
 
 
 @GUIDANCES.add('cfg')

@@ -89,7 +89,7 @@ def check_options(side: list, base: int, mults: list, unshuffle: int):
 # %% ../../nbs/58_own.ipynb #networks
 # (channels, (height, width), classes, base)
 #     -> net(x [b c h w], t [b], label [b] if classes)
-NETWORKS = Registry('network', mark='NETWORKS.add(', group='ddpm_lit.networks')
+NETWORKS = Registry('network', group='ddpm_lit.networks')
 
 
 @NETWORKS.add('unet')
@@ -724,7 +724,7 @@ class OwnSystem:
     use: str = ''                   # the command that uses a run; {out}: its folder
 
 
-OWN = Registry('system for own pictures', mark='OWN.add(')
+OWN = Registry('system for own pictures')
 
 # %% ../../nbs/58_own.ipynb #systems-ddpm
 def plan_found(found: Folder, source: dict, hold: float | None = None,

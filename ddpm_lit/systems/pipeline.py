@@ -295,7 +295,7 @@ class System:
     request: type = Request  # what it can be asked
 
 
-SYSTEMS = Registry('system', mark='SYSTEMS.add(', group='ddpm_lit.systems')
+SYSTEMS = Registry('system', group='ddpm_lit.systems')
 
 
 def system_of(recipe: Recipe) -> System | None:

@@ -18,7 +18,6 @@ import json
 import math
 import os
 import re
-import sys
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,7 +29,7 @@ from safetensors.torch import load_file, save_file
 from .. import __version__
 from ..core.problem import (
     Problem, check_tensors, data_dir, identity, printable, replacing)
-from ..core.registry import Registry, UnknownName
+from ..core.registry import Registry, UnknownName, caller
 from ..core.denoiser import Model
 from ..core.level import Level, append_dims
 from ..data.toy import swiss_roll
@@ -428,11 +427,11 @@ class Recipe:
     source: dict = field(default_factory=dict)
 
 
-RECIPES = Registry('recipe', mark='register(', group='ddpm_lit.recipes')
+RECIPES = Registry('recipe', group='ddpm_lit.recipes')
 
 # (model, n, seed) -> (per cent done, rows), part by part,
 # for what is not judged by its samples
-JUDGES = Registry('judge', mark='JUDGES.add(')
+JUDGES = Registry('judge')
 
 
 def check_name(name: str):
@@ -445,7 +444,7 @@ def check_name(name: str):
 def register(recipe: Recipe):
     "Make a recipe known by its name; it belongs to the module that calls this."
     check_name(recipe.name)
-    RECIPES.add(recipe.name, recipe, owner=sys._getframe(1).f_globals['__name__'])
+    RECIPES.add(recipe.name, recipe, owner=caller())
 
 # %% ../../nbs/22_fit.ipynb #find-recipe
 def find_recipe(name: str) -> Recipe:
@@ -454,7 +453,7 @@ def find_recipe(name: str) -> Recipe:
 
 
 # name -> (arguments of a spec) -> Recipe, for models that no module knows by name
-MAKERS = Registry('maker of recipes', mark='MAKERS.add(', group='ddpm_lit.makers')
+MAKERS = Registry('maker of recipes', group='ddpm_lit.makers')
 
 
 def made(spec: dict) -> Recipe:

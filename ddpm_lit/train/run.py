@@ -586,7 +586,7 @@ def is_foreign(path) -> bool:
 
 
 # path -> (model, recipe with a spec), for networks that others trained
-OPENERS = Registry('opener of weights', mark='OPENERS.add(')
+OPENERS = Registry('opener of weights')
 
 
 def open_weights(name: str) -> tuple[nn.Module, Recipe]:

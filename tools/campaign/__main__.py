@@ -28,6 +28,7 @@ import importlib
 import json
 import math
 import os
+import pkgutil
 import random
 import shutil
 import signal
@@ -58,7 +59,6 @@ from campaign.shapes import shape_cases
 from campaign.terminal import long_cases, terminal_cases
 from campaign.values import option_cases
 from ddpm_lit import show
-from ddpm_lit.core.registry import package_sources
 
 QUICK = dict(hostile=.1, files=.1, disks=.02, races=.1, kills=.01, shapes=1., options=.1,
              captioned=.06, fuzz=.1)  # shares
@@ -77,8 +77,9 @@ def prepare(fixtures: bool):
     datasets.CelebA.file_list = [(i, None, name) for i, _, name in datasets.CelebA.file_list]
     for folder in (BOX, FIX):
         folder.mkdir(mode=0o700)
-    for module in package_sources():
-        importlib.import_module(module)
+    for module in pkgutil.walk_packages([str(root/'ddpm_lit')], 'ddpm_lit.'):
+        if module.name != 'ddpm_lit.__main__':
+            importlib.import_module(module.name)
     show.cloud(torch.zeros(1, 2))
     show.save_figure(BOX/'warm.png')
     if fixtures:
