@@ -141,6 +141,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                    'ddpm_lit.cli.base.Finite': ('command.html#finite', 'ddpm_lit/cli/base.py'),
                                    'ddpm_lit.cli.base.Finite.convert': ('command.html#finite.convert', 'ddpm_lit/cli/base.py'),
                                    'ddpm_lit.cli.base.LazyGroup': ('command.html#lazygroup', 'ddpm_lit/cli/base.py'),
+                                   'ddpm_lit.cli.base.LazyGroup.forget': ('command.html#lazygroup.forget', 'ddpm_lit/cli/base.py'),
                                    'ddpm_lit.cli.base.LazyGroup.format_commands': ( 'command.html#lazygroup.format_commands',
                                                                                     'ddpm_lit/cli/base.py'),
                                    'ddpm_lit.cli.base.LazyGroup.get_command': ( 'command.html#lazygroup.get_command',

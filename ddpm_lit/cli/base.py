@@ -62,6 +62,10 @@ class LazyGroup(click.Group):
         found.help = found.help or COMMANDS[name][1]  # python -OO has no docstrings
         return found
 
+    def forget(self):
+        "Keep the library's commands, and drop those that notebooks added."
+        self.commands.clear()
+
     def resolve_command(self, ctx, args):
         left_to_click = ctx.resilient_parsing or args[0].startswith('-')
         if left_to_click or self.get_command(ctx, args[0]):
