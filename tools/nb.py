@@ -196,6 +196,18 @@ def save_outputs(path, done):
     save(nb, path)
 
 
+def used():
+    "Seconds of the processor and the most memory of this process and those that it ran."
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return ''
+    whose = resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN
+    own, others = (resource.getrusage(who) for who in whose)
+    seconds = sum(u.ru_utime + u.ru_stime for u in (own, others))
+    return f'{seconds:.0f} s of the processor, {own.ru_maxrss/1e6:.1f} GB'
+
+
 def child(mode, path, run_flags):
     "The work of the fresh process: prints its report; exit status 0 if all is well."
     path = Path(path)
@@ -210,6 +222,7 @@ def child(mode, path, run_flags):
     if mode == 'fresh':
         diffs = [d for cell, outputs in done for d in compare(cell, outputs)]
     print('\n'.join(diffs))
+    print(used())
     return bool(diffs)
 
 
@@ -321,7 +334,10 @@ def run_all(mode, paths, run_flags, workers, timeout):
     def one(path):
         start = time.time()
         ok, report = fresh_process(mode, path, run_flags, timeout)
-        line = f'{"passed" if ok else "FAILED"} {path.name} ({time.time() - start:.0f} s)'
+        *report, cost = report.splitlines() or ['']
+        report = '\n'.join(report if ok or cost.endswith(' GB') else [*report, cost])
+        cost = f'; {cost}' if cost.endswith(' GB') else ''
+        line = f'{"passed" if ok else "FAILED"} {path.name} ({time.time() - start:.0f} s{cost})'
         if not ok:
             line += '\n    ' + report.replace('\n', '\n    ')
         print(line, flush=True)
