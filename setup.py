@@ -1,10 +1,12 @@
 """Builds the package from settings.ini; data/ travels inside the wheel as ddpm_lit/data_files.
 
-Left out is data/parity, which only checks of this repository read: a wheel stays below 100 MB.
+Left out are data/parity, which only checks of this repository read (a wheel stays below 100 MB),
+and _modidx.py, nbdev's index of the notebooks, which the library never reads.
 """
 from configparser import ConfigParser
 from pathlib import Path
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 here = Path(__file__).parent
 ini = ConfigParser(delimiters=['='])
@@ -12,6 +14,13 @@ ini.read(here/'settings.ini', encoding='utf-8')
 cfg = ini['DEFAULT']
 lib, files = cfg['lib_name'], cfg['lib_name'] + '.data_files'
 readme = here/'README.md'
+
+
+class WithoutIndex(build_py):
+    def find_package_modules(self, package, package_dir):
+        found = super().find_package_modules(package, package_dir)
+        return [(*names, path) for *names, path in found if Path(path).name != '_modidx.py']
+
 
 setup(
     name=lib, version=cfg['version'], description=cfg['description'], keywords=cfg['keywords'],
@@ -32,4 +41,5 @@ setup(
     package_data={lib: ['py.typed', 'names.json'], files: ['*', '**/*']},
     exclude_package_data={files: ['parity/*', '**/*.tmp']},
     include_package_data=False, zip_safe=False,
+    cmdclass=dict(build_py=WithoutIndex),
 )

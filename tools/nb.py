@@ -20,8 +20,6 @@ above 1e-5), pictures and HTML by kind, and cells marked `#| volatile` by kind. 
 end of a check's line is not compared: the check bounds it, and rounding differs between machines.
 """
 import argparse
-import base64
-import io
 import json
 import math
 import os
@@ -102,18 +100,6 @@ PROCESSORS = {
 address = re.compile(r'(<.*?) at 0x[0-9a-fA-F]+(>)')
 
 
-def lighter(png):
-    "A picture in its own 256 colours, if that takes clearly fewer bytes: nobody sees a difference."
-    from PIL import Image
-    picture = Image.open(io.BytesIO(base64.b64decode(png))).convert('RGBA')
-    flat = Image.new('RGB', picture.size, 'white')
-    flat.paste(picture, mask=picture.getchannel('A'))
-    out = io.BytesIO()
-    flat.quantize(256, dither=Image.Dither.NONE).save(out, 'PNG', optimize=True)
-    new = base64.b64encode(out.getvalue()).decode()
-    return new if len(new) < .9*len(png) else png
-
-
 def without_places(x):
     "Lines of an output without addresses in reprs, and without places on this machine."
     lines = text(x).replace(str(root), '/path/to/ddpm_lit').splitlines(True)
@@ -124,8 +110,6 @@ def tidy_value(kind, value):
     "One representation of an output, such as its text/plain."
     if kind.startswith('text/'):
         return without_places(value)
-    if kind == 'image/png':
-        return lighter(value)
     return value.rstrip() if isinstance(value, str) and 'svg' not in kind else value
 
 
@@ -186,13 +170,15 @@ def execute_plainly(path, run_flags):
 
 
 def save_outputs(path, done):
-    "Put fresh outputs into a notebook; cells that were skipped keep what was saved."
+    "Put fresh outputs into a notebook; what was skipped, or looks the same, stays as it was saved."
+    from pictures import kept
     nb = read(path)
     new = {cell['id']: outputs for cell, outputs in done}
     for cell in nb['cells']:
         if cell['cell_type'] == 'code':
             cell['execution_count'] = None
-            cell['outputs'] = new.get(cell['id'], cell['outputs'])
+            if cell['id'] in new:
+                cell['outputs'] = kept(cell['outputs'], new[cell['id']])
     save(nb, path)
 
 

@@ -32,7 +32,7 @@ WORKFLOW = '.github/workflows/release.yml'
 LARGEST = 100_000_000  # bytes: PyPI takes no larger file
 
 # what is in the repository and in neither archive: setup.py and MANIFEST.in leave it out
-LEFT_OUT = ('data/parity/*', '*.tmp')
+LEFT_OUT = ('data/parity/*', '*/_modidx.py', '*.tmp')
 
 # job -> what its steps do, in this order
 PROMISED = {
@@ -283,7 +283,8 @@ def small_release(at: Path) -> Path:
         (at/name).write_bytes((root/name).read_bytes())
     lib = settings(at)['lib_name']
     small = [f'{lib}/__init__.py', f'{lib}/cli/__init__.py', f'{lib}/py.typed', f'{lib}/names.json',
-             'data/mnist/a.gz', 'data/weights/digits.json', 'data/parity/f.json']
+             f'{lib}/_modidx.py', 'data/mnist/a.gz', 'data/weights/digits.json',
+             'data/parity/f.json']
     for name in small:
         (at/name).parent.mkdir(parents=True, exist_ok=True)
         (at/name).write_text('')
