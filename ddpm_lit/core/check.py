@@ -127,7 +127,8 @@ def forget_notebook(notebook: ModuleType):  # its `__main__`
     os.environ.clear()
     os.environ.update(environment)
     sys.path[:] = path
-    warnings.filters[:] = filters
+    warnings.resetwarnings()
+    vars(warnings)['filters'].extend(filters)
     torch.set_grad_enabled(True)
     torch.set_default_device(None)
 
