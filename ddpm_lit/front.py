@@ -11,7 +11,8 @@ from typing import Sequence
 import torch
 from torch import Tensor
 from .core.denoiser import Denoiser, Model
-from .core.problem import Problem, data_dir, sentence
+from .core.files import data_dir
+from .core.problem import Problem, sentence
 from .systems.evaluate import labels, recipe_denoiser, sample_recipe, steering
 from .systems.pipeline import SYSTEMS, System, system_of
 from .train.fit import Recipe, load_weights

@@ -74,7 +74,8 @@ from ddpm_lit import show
 from ddpm_lit.cli import base as cli
 from ddpm_lit.clip import tokens
 from ddpm_lit.clip.zero_shot import fill, read_picture
-from ddpm_lit.core.problem import Problem, data_dir
+from ddpm_lit.core.files import data_dir
+from ddpm_lit.core.problem import Problem
 from ddpm_lit.core.registry import package_sources
 from ddpm_lit.core.denoiser import Model
 from ddpm_lit.core.level import CLEAN, Level, from_alpha_bar, from_edm_sigma

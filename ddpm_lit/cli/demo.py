@@ -15,7 +15,8 @@ from pathlib import Path
 import click
 from .base import (Bars, Command, Count, Range, emit, find_system, note, options,
                                start)
-from ..core.problem import Problem, check_output, check_unnamed
+from ..core.files import check_output, check_unnamed
+from ..core.problem import Problem
 
 # %% ../../nbs/85_demo.ipynb #demo-ask
 @dataclass

@@ -16,8 +16,8 @@ from pathlib import Path
 import click
 from .base import (Bars, Command, Count, Number, check_apart, emit, find_system,
                                options, single_spaced, start)
-from ..core.problem import (
-    Problem, check_output, check_unnamed, counted, data_dir, sentence)
+from ..core.files import check_output, check_unnamed, data_dir
+from ..core.problem import Problem, counted, sentence
 
 # %% ../../nbs/83_sample.ipynb #labels
 def sheet_of(name: str, out: str | None) -> str:

@@ -34,9 +34,8 @@ from torch import Tensor, nn
 from ..clip.contrast import CLIP
 from ..clip.tokens import clip_tokenizer, glide_tokenizer
 from ..clip.zero_shot import ZeroShotClassifier
-from ddpm_lit.core.problem import (
-    Problem, check_tensors, data_dir, identity, needed, no_progress, open_input,
-    read_json)
+from ..core.files import check_tensors, data_dir, open_input, read_json
+from ..core.problem import Problem, identity, needed, no_progress
 from ..core.denoiser import Model, Parameterization, from_eps, from_v, from_x0
 from ..core.unpickle import Named, SafeUnpickler
 from ..data.images import to_bytes

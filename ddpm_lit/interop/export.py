@@ -33,7 +33,8 @@ import ddpm_lit
 from ..clip.contrast import CLIP, MEAN, STD, ResNetTower, TextTower, VisionTower
 from ..core.denoiser import Model, Prediction
 from ..core.level import Level, append_dims
-from ..core.problem import Problem, check_new, new_folder, printable
+from ..core.files import check_new, new_folder
+from ..core.problem import Problem, printable
 from ..diffusion.loss import hybrid, l_simple
 from ..diffusion.schedule import DiscreteSchedule, Schedule, cosine, linear
 from ..front import card_of

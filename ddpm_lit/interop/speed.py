@@ -30,7 +30,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 from ..clip.contrast import contrastive, official_clip, unit
-from ..core.problem import Problem, no_progress, replacing
+from ..core.files import replacing
+from ..core.problem import Problem, no_progress
 from ..core.denoiser import Denoiser, Model, from_eps, from_v
 from ..core.level import Level
 from ..data.images import Batches, Images, load_images, to_bytes, to_unit

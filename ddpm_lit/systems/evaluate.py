@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 from ..core.denoiser import Denoiser, Prediction
 from ..core.level import Level
-from ..core.problem import Problem, counted, data_dir, identity, no_progress
+from ..core.files import data_dir
+from ..core.problem import Problem, counted, identity, no_progress
 from ..core.registry import Registry
 from ..data.images import Images, load_images, to_unit
 from ..diffusion.bits import bits_per_dim, join

@@ -25,8 +25,8 @@ from ..clip.judges import (
 from ..clip.tokens import caption_tokenizer
 from ..core.denoiser import Denoiser, Prediction
 from ..core.level import Level, append_dims
-from ..core.problem import (
-    SIGNATURE, Problem, check_output, identity, no_progress, replacing)
+from ..core.files import SIGNATURE, check_output, replacing
+from ..core.problem import Problem, identity, no_progress
 from ..data.captions import Captioned, Emoji, all_but_held, emoji, join, shapes
 from ..data.images import to_bytes, to_unit
 from ..diffusion.loss import hybrid, min_snr

@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from .. import __version__
-from ..core.problem import (
-    Problem, check_tensors, data_dir, identity, printable, replacing)
+from ..core.files import check_tensors, data_dir, replacing
+from ..core.problem import Problem, identity, printable
 from ..core.registry import Registry, UnknownName
 from ..core.denoiser import Model
 from ..core.level import Level, append_dims
