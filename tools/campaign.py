@@ -76,6 +76,7 @@ from ddpm_lit.clip import tokens
 from ddpm_lit.clip.zero_shot import fill, read_picture
 from ddpm_lit.core.files import data_dir
 from ddpm_lit.core.problem import Problem
+from ddpm_lit.core import tensors as on_disk
 from ddpm_lit.core.registry import package_sources
 from ddpm_lit.core.denoiser import Model
 from ddpm_lit.core.level import CLEAN, Level, from_alpha_bar, from_edm_sigma
@@ -91,7 +92,7 @@ from ddpm_lit.interop.speed import in_bf16
 from ddpm_lit.systems.manipulate import UnclipEditor
 from ddpm_lit.systems.pipeline import Request, weights_on
 from ddpm_lit.systems.evaluate import sample_recipe
-from ddpm_lit.train import fit, run as runs
+from ddpm_lit.train import fit, recipe as recipes, run as runs, weights as stored
 from ddpm_lit.train.measure import frechet_distance, load_classifier
 
 SECONDS = 60  # of the processor, for each case
@@ -205,7 +206,7 @@ def check_weights_are_there(words: str):
     "An answer that weights of the book are missing is a failure: nothing else was tried."
     pattern = r'There is no weights/([\w-]+)\.safetensors in|There are no weights "([\w-]+)"'
     for name in [''.join(found) for found in re.findall(pattern, words)]:
-        missing = name in fit.RECIPES and name not in ABSENT
+        missing = name in recipes.RECIPES and name not in ABSENT
         assert not missing, f'the weights "{name}" are missing here, so nothing was tried'
 
 
@@ -694,7 +695,7 @@ def make_runs():
     options = dict(steps=24, batch=16, lr=None, seed=None, bf16=None)
     nowhere = io.StringIO()
     with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
-        half = runs.open_run(FIX/'half', fit.find_recipe('roll'), options,
+        half = runs.open_run(FIX/'half', recipes.find_recipe('roll'), options,
                              device=torch.device('cpu'))
         for line in runs.go(half):
             if line['step'] == 10:
@@ -706,7 +707,7 @@ def make_runs():
 
 
 def roll():
-    return fit.Training(fit.find_recipe('roll').build())
+    return fit.Training(recipes.find_recipe('roll').build())
 
 
 def asked(found):
@@ -719,7 +720,7 @@ def asked(found):
 
 
 def load_weights(p):
-    return fit.load_weights(str(p))
+    return stored.load_weights(str(p))
 
 
 def load_and_draw(p):
@@ -1000,7 +1001,7 @@ HEADS = {
     'long key': head(json.dumps({'k'*10**6: FOUR}).encode()),
     'right recipe, nothing else': head(b'{"__metadata__":{"recipe":"roll"}}', 0)}
 
-HEAD_READERS = dict(read=fit.read_tensors, load=load_weights, state=load_state,
+HEAD_READERS = dict(read=on_disk.read_tensors, load=load_weights, state=load_state,
                     open=theirs.open_denoiser, sample='sample {file} --n 2', parity='parity {file}')
 
 
@@ -1535,7 +1536,7 @@ def hostile_cases(rng):
 
     for name, raw in PICKLES.items():
         for how, file, reader in (('pickle', 'm.pt', theirs.read_state),
-                                  ('pickle as safetensors', 'm.safetensors', fit.read_tensors),
+                                  ('pickle as safetensors', 'm.safetensors', on_disk.read_tensors),
                                   ('pickle as CIFAR', 'data_batch_1', images.read_cifar),
                                   ('pickle sampled', 'm.pt', 'sample {file} --layout auto')):
             yield case(f'{how}: {name}', hostile_file, raw, file, reader)
@@ -2126,8 +2127,8 @@ def _(shapes, said):
 @holds('write and read', tensors=st.dictionaries(text, st.builds(draw, some_shape, dtype),
                                                  max_size=4))
 def _(tensors):
-    fit.write_tensors('w.safetensors', tensors)
-    back = fit.read_tensors('w.safetensors')
+    on_disk.write_tensors('w.safetensors', tensors)
+    back = on_disk.read_tensors('w.safetensors')
     same({k: v.shape for k, v in tensors.items()}, {k: v.shape for k, v in back.items()})
 
 
@@ -2135,7 +2136,7 @@ def _(tensors):
 def _(v):
     p = written(v, 'd/run.json')
     shutil.copy(FIX/'run/state.safetensors', 'd/state.safetensors')
-    return runs.choose_settings(p.parent, fit.find_recipe('roll'), {}, True, False,
+    return runs.choose_settings(p.parent, recipes.find_recipe('roll'), {}, True, False,
                                 torch.device('cpu'))
 
 
@@ -2291,9 +2292,10 @@ WRITERS = {
     'paint': 'paint heart --n 1 --steps 2 --out {at}/p.png',
     'export': 'export {roll} --to safetensors {at}/e',
     'torchscript': 'export {roll} --to torchscript {at}/e',
-    'tensors': lambda at: fit.write_tensors(f'{at}/w.safetensors', dict(a=torch.zeros(200_000))),
-    'weights': lambda at: fit.save_weights(f'{at}/r.safetensors', roll().model,
-                                           dict(recipe='roll')),
+    'tensors': lambda at: on_disk.write_tensors(f'{at}/w.safetensors',
+                                                dict(a=torch.zeros(200_000))),
+    'weights': lambda at: stored.save_weights(f'{at}/r.safetensors', roll().model,
+                                              dict(recipe='roll')),
     'pairs': lambda at: tokens.write_pairs(f'{at}/v', [('a', 'b')]*9000, 'x'),
     'sheet': lambda at: show.save_sheet(torch.rand(40, 3, 32, 32), f'{at}/s.png'),
     'state': lambda at: roll().save(f'{at}/s.safetensors'),
@@ -2315,7 +2317,7 @@ def resume_on_disk():
         run_line('train roll --resume --steps 8 --out disk/run')
     finally:
         roll().load('disk/run/state.safetensors')
-        fit.load_weights('disk/run/roll.safetensors')
+        stored.load_weights('disk/run/roll.safetensors')
         whole(Path('disk/run/run.json'))
 
 
@@ -3285,7 +3287,7 @@ def picture_systems() -> list[str]:
     found = []
     for path in sorted(data_dir('weights').glob('*.safetensors')):
         try:
-            recipe = fit.find_recipe(fit.card_in(path)['recipe'])
+            recipe = recipes.find_recipe(stored.card_in(path)['recipe'])
         except Problem:  # a network beside, such as a classifier that measures
             continue
         # the latents of latent diffusion are its pictures here
@@ -3302,9 +3304,9 @@ def seen_from_afar(x: Tensor) -> Tensor:  # [n c h w] -> [n 8c]
     return torch.cat([mean, (square - mean**2).clamp(min=0).sqrt()], 1).flatten(1)
 
 
-def recipe_of(name: str) -> fit.Recipe:
+def recipe_of(name: str) -> recipes.Recipe:
     "The recipe of shipped weights."
-    return fit.find_recipe(fit.card_in(data_dir('weights', f'{name}.safetensors'))['recipe'])
+    return recipes.find_recipe(stored.card_in(data_dir('weights', f'{name}.safetensors'))['recipe'])
 
 
 @cache
@@ -3332,7 +3334,7 @@ def nearest(rows: list[dict]) -> float:
 
 def sampler_on(name: str, which: str, sampler: str, bf16: bool):
     "The Frechet distance of a few samples, seen from afar, to the data; noise is farther away."
-    model, recipe = fit.load_weights(name)
+    model, recipe = stored.load_weights(name)
     data, condition, real = learned_from(name)
     levels = GRIDS[which](recipe, STEPS)
 
@@ -3420,7 +3422,7 @@ def flat(states, every: int):
 
 
 def sampling():
-    model, _ = fit.load_weights(str(FIX/'run/roll.safetensors'))
+    model, _ = stored.load_weights(str(FIX/'run/roll.safetensors'))
     levels = schedule.grid(schedule.Cosine(), 10_000)
     flat(sample.ddim(model.given(), levels, torch.randn(16, 2), 1.), 100)
 
@@ -3433,7 +3435,7 @@ def unet():
 
 
 def training():
-    recipe = fit.find_recipe('roll')
+    recipe = recipes.find_recipe('roll')
     batches = recipe.batches(32, 0, torch.device('cpu'))
     flat(fit.fit(roll(), batches, recipe.schedule, recipe.loss, 2000, **recipe.settings), 20)
 

@@ -38,7 +38,8 @@ from ..nets.mlp import MLP
 from ..nets.unet import small_unet
 from . import autoregressive, flow, gan, vae
 from .autoregressive import Baseline, own_loss
-from ..train.fit import Training, fit, load_strictly, read_tensors, write_tensors
+from ..core.tensors import load_strictly, read_tensors, write_tensors
+from ..train.fit import Training, fit
 from ..train.measure import load_classifier, weigh
 from ..train.run import seconds_a_step, steps_that_fit
 

@@ -82,7 +82,7 @@ def sample_digits(model, recipe, n: int, seed: int, **more):
 def show_from_scratch(path, ask: Ask) -> str:
     "Digits by a network that is trained just now."
     from ddpm_lit.show import save_samples
-    from ddpm_lit.train.fit import find_recipe
+    from ddpm_lit.train.recipe import find_recipe
     from ddpm_lit.train.run import quick_fit
 
     recipe = find_recipe('mnist')
@@ -156,7 +156,7 @@ def show_guided(path, ask: Ask, classifier, made_by) -> str:
     import torch
     from ddpm_lit.show import save_sheet
     from ddpm_lit.systems.evaluate import steering
-    from ddpm_lit.train.fit import load_weights
+    from ddpm_lit.train.weights import load_weights
 
     model, recipe = load_weights('mnist')
     model = model.to(ask.device)
@@ -232,7 +232,7 @@ PIECES = {  # the picture: (the shipped weights that it needs, what draws it)
 def draw_pieces(out: Path, ask: Ask) -> list[dict]:  # path, shows
     "All pictures whose weights are there, each from the same seed; of the others a note."
     import torch
-    from ddpm_lit.train.fit import load_weights
+    from ddpm_lit.train.weights import load_weights
 
     # the shipped networks, each read once
     trained = {None: ()}

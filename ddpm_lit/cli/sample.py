@@ -195,7 +195,7 @@ def eval_judged(name: str, judge, n: int, seed: int, device, used: dict,
 def eval_system(system, n: int, seed: int, device, options: dict) -> tuple[dict, str]:
     "`eval` for a system that paints sentences."
     from ddpm_lit.systems.evaluate import fingerprints_of
-    from ddpm_lit.train.fit import JUDGES
+    from ddpm_lit.train.recipe import JUDGES
     if any(options[k] for k in SAMPLED):
         raise click.UsageError(f'{system.name} is a whole system, evaluated as it '
                                'paints: leave out --data, --label, --w, --sampler, '
@@ -228,7 +228,7 @@ def eval_samples(name: str, found: str, model, recipe, n: int, seed: int,
     from ddpm_lit.systems.evaluate import choose_run, evaluate, fingerprints
     from ddpm_lit.systems.evaluate import steering, verdict
     from ddpm_lit.systems.own import picture_features
-    from ddpm_lit.train.fit import load_weights
+    from ddpm_lit.train.weights import load_weights
     from ddpm_lit.train.measure import machine
 
     choose_run(recipe)  # before the files are read: it may not draw

@@ -22,7 +22,7 @@ from ..core.level import Level
 from ..data.captions import CaptionBatches, all_but_held, join, shapes
 from ..guide.classifier import AttentionPool
 from ..nets.transformer import Transformer, quick_gelu
-from ..train.fit import JOINT_LOSSES, Recipe, register
+from ..train.recipe import Recipe, register
 
 # %% ../../nbs/53_clip.ipynb #contrast
 def unit(z: Tensor) -> Tensor:  # [... d]
@@ -379,7 +379,7 @@ def clip_loss(pairs: Callable, x0: Tensor, t: Level, eps: Tensor) -> Tensor:  # 
     return contrastive(*pairs(x0, t))
 
 
-JOINT_LOSSES.add(clip_loss)
+clip_loss.joint = True
 
 # %% ../../nbs/53_clip.ipynb #official
 def official_clip(

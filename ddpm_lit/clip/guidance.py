@@ -20,7 +20,7 @@ from ..data.images import Batches
 from ..diffusion.forward import q_sample
 from ..guide.classifier import LogLikelihood
 from ..nets.unet import TimeEmbedding, small_unet
-from ..train.fit import JOINT_LOSSES, Recipe, register
+from ..train.recipe import Recipe, register
 
 # %% ../../nbs/54_clip_guidance.ipynb #match
 def caption_log_prob(
@@ -91,7 +91,7 @@ def noised_clip_loss(pairs: Callable, x0: Tensor, t: Level, eps: Tensor) -> Tens
     return contrastive(*pairs(q_sample(x0, t, eps), t))
 
 
-JOINT_LOSSES.add(noised_clip_loss)
+noised_clip_loss.joint = True
 
 # %% ../../nbs/54_clip_guidance.ipynb #x0
 def clean_guess_log_prob(

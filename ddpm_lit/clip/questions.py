@@ -23,7 +23,7 @@ from ..data.captions import (
     COLOURS, GROUNDS, PLACES, SHAPES, SIZES, STYLES, Captioned, Scene, all_but_held,
     emoji, fraction, poses, render, scenes, sentence)
 from ..data.images import to_bytes, to_unit
-from ..train.fit import JUDGES
+from ..train.recipe import JUDGES
 
 # %% ../../nbs/55_zero_shot_questions.ipynb #emoji-tasks
 def some(data: Captioned, n: int) -> Captioned:

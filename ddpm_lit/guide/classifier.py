@@ -21,7 +21,7 @@ from ..diffusion.sample import Kernel, fixed_small, reverse, steps
 from ..diffusion.schedule import Grid
 from ..nets.unet import Attention, Norm, ResBlock, Step, TimeEmbedding, attend
 from ..nets.unet import embed, inside, norm_adm, norm_small, way_down
-from ..train.fit import Recipe, register
+from ..train.recipe import Recipe, register
 
 # %% ../../nbs/40_classifier.ipynb #match
 # (x [b ...], t) -> [b]: log p(y | x_t), how well x_t fits the condition y

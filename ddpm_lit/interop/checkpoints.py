@@ -51,7 +51,9 @@ from .unet import Layout, build_empty, described_by, load_official, only
 from .unet import to_official, unet_diffusers, unet_openai
 from ..systems.evaluate import Samples, labels, sample_recipe, steering
 from ..systems.pipeline import own_noise, run_counter
-from ..train.fit import Recipe, load_weights, read_tensors, write_tensors
+from ..core.tensors import read_tensors, write_tensors
+from ..train.recipe import Recipe
+from ..train.weights import load_weights
 from ..train.run import find_weights, is_foreign
 
 # %% ../../nbs/79_checkpoints.ipynb #machine

@@ -51,8 +51,9 @@ from ..nets.unet import Unshuffled
 from ..scale.presets import Stepped, timestep_input
 from ..systems.evaluate import labels
 from ..systems.own import AugmentedUNet, PictureModel
-from ..train.fit import MAKERS, Recipe, load_weights, made, save_weights
-from ..train.fit import write_tensors
+from ..train.recipe import MAKERS, Recipe, made
+from ..train.weights import load_weights, save_weights
+from ..core.tensors import write_tensors
 from ..train.run import OPENERS, find_weights
 
 # %% ../../nbs/88_export.ipynb #table

@@ -42,7 +42,8 @@ from ..diffusion.solve import dpmpp_2m
 from .unet import unet_diffusers
 from ..nets.unet import small_unet
 from ..scale.presets import timestep_input
-from ..train.fit import Recipe, Training, fit, has_bf16
+from ..train.fit import Training, fit, has_bf16
+from ..train.recipe import Recipe
 from ..train.measure import accuracy, fit_classifier, frechet_distance, in_parts
 from ..train.run import read_settings
 

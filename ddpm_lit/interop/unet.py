@@ -31,7 +31,7 @@ from ..guide.classifier import Encoder, NoisyClassifier, gradient
 from ..nets.unet import (
     Attention, Downsample, Resample, ResBlock, UpsamplerUNet, TimeEmbedding, UNet,
     Upsample, double, halve, inside)
-from ..train.fit import read_tensors
+from ..core.tensors import read_tensors
 
 # %% ../../nbs/71_unet_layouts.ipynb #read
 @dataclass(frozen=True)

@@ -39,7 +39,8 @@ from ..clip.guidance import noised_clip_loss
 from ..nets.transformer import Block
 from ..nets.unet import Attention, ResBlock
 from .presets import Preset
-from ..train.fit import Training, write_tensors
+from ..core.tensors import write_tensors
+from ..train.fit import Training
 from ..train import run as single
 
 # %% ../../nbs/72_distributed.ipynb #team

@@ -38,7 +38,7 @@ from ..nets.unet import (
 from ..systems.dalle2 import Decoder, ImageProjection
 from ..systems.glide import Inpaint, official_glide
 from ..systems.prior import Prior, PriorNet
-from ..train.fit import Recipe, register
+from ..train.recipe import Recipe, register
 
 # %% ../../nbs/70_presets.ipynb #cost
 @dataclass(frozen=True)

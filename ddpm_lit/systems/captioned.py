@@ -31,7 +31,8 @@ from .own import OWN, OwnSystem, duration_text, remembered
 from .pipeline import (
     Request, System, request_for, system_of, weights_on)
 from .upsample import in_cascade, judging
-from ..train.fit import JUDGES, MAKERS, Recipe, find_recipe, load_weights, made
+from ..train.recipe import JUDGES, MAKERS, Recipe, find_recipe, made
+from ..train.weights import load_weights
 from ..train.run import find_weights
 
 # %% ../../nbs/69_captioned.ipynb #adapter

@@ -37,7 +37,8 @@ from .prior import embedded, encode_text, sample_prior
 from .upsample import (
     NoisyUpsamplerUNet, Upsampler, from_smaller, in_cascade, judging, paint_glide,
     scene_title, two_worlds, upsampled, upsampler_recipe, upsampling_batches)
-from ..train.fit import Recipe, load_weights, register
+from ..train.recipe import Recipe, register
+from ..train.weights import load_weights
 
 # %% ../../nbs/63_dalle2.ipynb #seen
 class ImageProjection(nn.Module):

@@ -31,7 +31,8 @@ from ..diffusion.sample import (
 from ..diffusion.schedule import DiscreteSchedule, grid
 from ..guide.cfg import as_w, cfg_batched
 from ..guide.classifier import guide
-from ..train.fit import Recipe, load_weights
+from ..train.recipe import Recipe
+from ..train.weights import load_weights
 from ..train.measure import (
     data_digest, flattened, load_classifier, machine, weigh, weigh_digits)
 from ..train.run import read_settings

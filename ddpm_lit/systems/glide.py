@@ -29,7 +29,8 @@ from ..diffusion.schedule import Cosine
 from ..guide.classifier import LogLikelihood
 from ..nets.transformer import Transformer, gelu
 from ..nets.unet import Attention, UNet, adm_unet, halve, small_unet
-from ..train.fit import Recipe, load_weights, register
+from ..train.recipe import Recipe, register
+from ..train.weights import load_weights
 
 # %% ../../nbs/60_glide.ipynb #encoder
 class TextEncoder(nn.Module):

@@ -33,7 +33,8 @@ from ddpm_lit.systems.pipeline import (
     SYSTEMS, Part, Request, Rule, System, from_strength, in_stages, kept_at,
     noised_start, weights_on)
 from .upsample import ShiftedSchedule, judging
-from ..train.fit import JUDGES, Recipe, load_weights, register
+from ..train.recipe import JUDGES, Recipe, register
+from ..train.weights import load_weights
 
 # %% ../../nbs/67_latent.ipynb #objective
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from .pipeline import (
     run_counter, steps_of, weights_on)
 from .prior import PCAQuantizer
 from .upsample import lower, upsampled
-from ..train.fit import JUDGES
+from ..train.recipe import JUDGES
 
 # %% ../../nbs/64_manipulate.ipynb #latent
 class Latent(NamedTuple):

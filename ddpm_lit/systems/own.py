@@ -36,8 +36,9 @@ from ..data.images import Batches, Images, to_bytes, to_unit
 from ..diffusion.schedule import find_schedule
 from ..nets.unet import small_unet
 from .evaluate import in_columns, labels, measured, sample_recipe
-from ..train.fit import (
-    MAKERS, RECIPES, Recipe, Training, check_parts, find_recipe, fit, load_weights, made)
+from ..train.fit import Training, check_parts, fit
+from ..train.recipe import MAKERS, RECIPES, Recipe, find_recipe, made
+from ..train.weights import load_weights
 from ..train.measure import weigh
 from ..train.run import (
     RESERVED, Cut, Run, Team, alone, folder_of_weights, found_start, go, open_run,

@@ -31,7 +31,8 @@ from ..diffusion.schedule import Cosine, grid
 from ..guide.cfg import cfg_batched
 from ..nets.transformer import Block, Transformer, gelu
 from ..nets.unet import TimeEmbedding, attend
-from ..train.fit import Recipe, load_weights, register
+from ..train.recipe import Recipe, register
+from ..train.weights import load_weights
 
 # %% ../../nbs/62_prior.ipynb #hear
 class TextFeatures(NamedTuple):

@@ -43,7 +43,8 @@ from .glide import (
 from .pipeline import (
     SYSTEMS, Part, Request, System, at_size, from_strength, in_stages, keep_known,
     known_at, noised_start, weights_on)
-from ..train.fit import JUDGES, Recipe, load_weights, register
+from ..train.recipe import JUDGES, Recipe, register
+from ..train.weights import load_weights
 
 # %% ../../nbs/61_upsample.ipynb #low
 def lower(x0: Tensor) -> Tensor:  # [b 3 2h 2w] in [-1, 1] -> [b 3 h w]

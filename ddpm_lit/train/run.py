@@ -36,9 +36,11 @@ from ..core.files import (
     read_text, replacing)
 from ..core.problem import Problem, identity, no_progress
 from ..core.registry import Registry
-from .fit import (
-    RECIPES, Progress, Recipe, Training, card_in, check_name, fit, has_bf16, load_strictly,
-    load_weights, recipe_on, save_weights, tensors_digest, weights_file)
+from ..core.tensors import load_strictly, tensors_digest
+from .fit import Progress, Training, fit, has_bf16
+from .recipe import RECIPES, Recipe, check_name
+from .weights import (
+    card_in, load_weights, recipe_on, save_weights, weights_file)
 from .measure import data_digest, machine
 
 # %% ../../nbs/29_run.ipynb #interrupt
