@@ -27,7 +27,8 @@ from torch.nn import functional as F
 from ..core.problem import Problem, no_memory
 from ..core.registry import Registry
 from ..core.level import Level
-from ..guide.classifier import Encoder, NoisyClassifier, gradient
+from ..guide.classifier import NoisyClassifier, gradient
+from ..nets.encoder import Encoder
 from ..nets.unet import (
     Attention, Downsample, Resample, ResBlock, UpsamplerUNet, TimeEmbedding, UNet,
     Upsample, double, halve, inside)

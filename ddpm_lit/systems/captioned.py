@@ -17,7 +17,7 @@ from typing import Callable, Iterable, Sequence
 import numpy as np
 import torch
 from torch import Tensor, nn
-from ..clip.contrast import both_worlds
+from ..clip.recipes import both_worlds
 from ..clip.tokens import caption_tokenizer
 from ..core.problem import Problem, counted, no_progress
 from ..data.captions import CaptionBatches, Captioned, chosen, join
