@@ -13,7 +13,7 @@ from torch import Tensor
 from .core.denoiser import Denoiser, Model
 from .core.files import data_dir
 from .core.problem import Problem, sentence
-from .systems.evaluate import labels, recipe_denoiser, sample_recipe, steering
+from .systems.draw import labels, recipe_denoiser, sample_recipe, steering
 from .systems.pipeline import SYSTEMS, System, system_of
 from .train.recipe import Recipe
 from .train.weights import load_weights

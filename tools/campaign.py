@@ -88,10 +88,10 @@ from ddpm_lit.guide.cfg import as_w
 from ddpm_lit.nets.unet import small_unet
 from ddpm_lit.baselines import compare
 from ddpm_lit.interop import checkpoints as theirs, glide, unclip, unet as weights
-from ddpm_lit.interop.speed import in_bf16
+from ddpm_lit.systems.bf16 import in_bf16
 from ddpm_lit.systems.manipulate import UnclipEditor
 from ddpm_lit.systems.pipeline import Request, weights_on
-from ddpm_lit.systems.evaluate import sample_recipe
+from ddpm_lit.systems.draw import sample_recipe
 from ddpm_lit.train import fit, recipe as recipes, run as runs, weights as stored
 from ddpm_lit.train.measure import frechet_distance, load_classifier
 

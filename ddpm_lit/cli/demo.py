@@ -71,7 +71,7 @@ def show_roll(path, ask: Ask) -> str:
 # %% ../../nbs/85_demo.ipynb #demo-digits
 def sample_digits(model, recipe, n: int, seed: int, **more):
     "Digits of all labels in turn, behind a bar."
-    from ddpm_lit.systems.evaluate import labels, sample_recipe
+    from ddpm_lit.systems.draw import labels, sample_recipe
 
     with Bars() as bars:
         progress = partial(bars, f'sample {recipe.name}')
@@ -155,7 +155,7 @@ def show_guided(path, ask: Ask, classifier, made_by) -> str:
     "The same noises: no guidance, the network's and a classifier's. Eq. 41.3, 40.2."
     import torch
     from ddpm_lit.show import save_sheet
-    from ddpm_lit.systems.evaluate import steering
+    from ddpm_lit.systems.draw import steering
     from ddpm_lit.train.weights import load_weights
 
     model, recipe = load_weights('mnist')

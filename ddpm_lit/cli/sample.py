@@ -225,8 +225,9 @@ def eval_blind(name: str, out: str, n: int, seed: int, device,
 def eval_samples(name: str, found: str, model, recipe, n: int, seed: int,
                  device, options: dict) -> tuple[object, str]:
     "`eval` for what draws: a row for each weight of guidance, bits being counted once."
-    from ddpm_lit.systems.evaluate import choose_run, evaluate, fingerprints
-    from ddpm_lit.systems.evaluate import steering, verdict
+    from ddpm_lit.systems.draw import choose_run, steering
+    from ddpm_lit.systems.evaluate import evaluate, fingerprints
+    from ddpm_lit.systems.evaluate import verdict
     from ddpm_lit.systems.own import picture_features
     from ddpm_lit.train.weights import load_weights
     from ddpm_lit.train.measure import machine
@@ -264,7 +265,8 @@ def eval_pictures(name: str, found: str, model, recipe, n: int, seed: int,
                   options: dict) -> tuple[dict, str]:
     "`eval` for a model of own pictures: against those that were held out of training."
     from ddpm_lit.interop.checkpoints import file_in, inception_features
-    from ddpm_lit.systems.evaluate import fingerprint, steering
+    from ddpm_lit.systems.draw import steering
+    from ddpm_lit.systems.evaluate import fingerprint
     from ddpm_lit.systems.own import pictures_of, pictures_verdict, weigh_pictures
 
     # one weight of guidance, or none

@@ -43,13 +43,13 @@ from ..diffusion.schedule import DiscreteSchedule, cosine, linear
 from ..nets.transformer import gelu, quick_gelu
 from ..nets.unet import UNet
 from .glide import sample_glide, kind_of, load_glide
-from .speed import in_bf16, wants_bf16
+from ..systems.bf16 import in_bf16, wants_bf16
 from ..scale.presets import PRESETS, Preset, Stepped, find_preset, timestep_input
 from .clip import clip_from_official
 from .unclip import sample_unclip, unclip_parts
 from .unet import Layout, build_empty, described_by, load_official, only
 from .unet import to_official, unet_diffusers, unet_openai
-from ..systems.evaluate import Samples, labels, sample_recipe, steering
+from ..systems.draw import Samples, labels, sample_recipe, steering
 from ..systems.pipeline import own_noise, run_counter
 from ..core.tensors import read_tensors, write_tensors
 from ..train.recipe import Recipe

@@ -49,7 +49,7 @@ from ..nets.transformer import gelu, quick_gelu
 from ..nets.unet import Attention, Downsample, ResBlock, TimeEmbedding, UNet
 from ..nets.unet import Unshuffled
 from ..scale.presets import Stepped, timestep_input
-from ..systems.evaluate import labels
+from ..systems.draw import labels
 from ..systems.own import AugmentedUNet, PictureModel
 from ..train.recipe import MAKERS, Recipe, made
 from ..train.weights import load_weights, save_weights

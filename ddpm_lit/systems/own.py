@@ -35,7 +35,8 @@ from ..data.folder import Folder, read_folder
 from ..data.images import Batches, Images, to_bytes, to_unit
 from ..diffusion.schedule import find_schedule
 from ..nets.unet import small_unet
-from .evaluate import in_columns, labels, measured, sample_recipe
+from .draw import labels, sample_recipe
+from .evaluate import in_columns, measured
 from ..train.fit import Training, check_parts, fit
 from ..train.recipe import MAKERS, RECIPES, Recipe, find_recipe, made
 from ..train.weights import load_weights
