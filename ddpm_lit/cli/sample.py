@@ -228,7 +228,7 @@ def eval_samples(name: str, found: str, model, recipe, n: int, seed: int,
     from ddpm_lit.systems.draw import choose_run, steering
     from ddpm_lit.systems.evaluate import evaluate, fingerprints
     from ddpm_lit.systems.evaluate import verdict
-    from ddpm_lit.systems.own import picture_features
+    from ddpm_lit.systems.copies import picture_features
     from ddpm_lit.train.weights import load_weights
     from ddpm_lit.train.measure import machine
 
@@ -267,7 +267,8 @@ def eval_pictures(name: str, found: str, model, recipe, n: int, seed: int,
     from ddpm_lit.interop.checkpoints import file_in, inception_features
     from ddpm_lit.systems.draw import steering
     from ddpm_lit.systems.evaluate import fingerprint
-    from ddpm_lit.systems.own import pictures_of, pictures_verdict, weigh_pictures
+    from ddpm_lit.systems.copies import pictures_verdict, weigh_pictures
+    from ddpm_lit.systems.own import pictures_of
 
     # one weight of guidance, or none
     if len(options['weights']) > 1:
