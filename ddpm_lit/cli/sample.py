@@ -209,7 +209,7 @@ def eval_system(system, n: int, seed: int, device, options: dict) -> tuple[dict,
 def eval_blind(name: str, out: str, n: int, seed: int, device,
                options: dict) -> tuple[dict, str]:
     "`eval --sheet`: pictures without their captions, for a reader to name."
-    from ddpm_lit.systems.upsample import blind_sheet
+    from ddpm_lit.systems.judging import blind_sheet
     if any(options[k] for k in SAMPLED):
         raise click.UsageError('A sheet shows a system as it paints: leave out --data, '
                                '--label, --w, --sampler, --steps and --features.')

@@ -30,7 +30,8 @@ from .lora import (
 from .own import OWN, OwnSystem, duration_text, remembered
 from .pipeline import (
     Request, System, request_for, system_of, weights_on)
-from .upsample import in_cascade, judging
+from .judging import judging
+from .upsample import in_cascade
 from ..train.recipe import JUDGES, MAKERS, Recipe, find_recipe, made
 from ..train.weights import load_weights
 from ..train.run import find_weights

@@ -14,7 +14,8 @@ from functools import cache, partial
 from typing import Callable, Sequence
 import torch
 from torch import Tensor, nn
-from ..clip.guidance import noised_clip_loss, small_noised_clip
+from ..clip.guidance import noised_clip_loss
+from ..clip.shapes import small_noised_clip
 from ..clip.questions import caption_of
 from ..clip.tokens import caption_tokenizer
 from ..clip.zero_shot import words as split_words
