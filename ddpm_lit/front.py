@@ -11,10 +11,12 @@ from typing import Sequence
 import torch
 from torch import Tensor
 from .core.denoiser import Denoiser, Model
-from .core.problem import Problem, data_dir, sentence
-from .systems.evaluate import labels, recipe_denoiser, sample_recipe, steering
+from .core.files import data_dir
+from .core.problem import Problem, sentence
+from .systems.draw import labels, recipe_denoiser, sample_recipe, steering
 from .systems.pipeline import SYSTEMS, System, system_of
-from .train.fit import Recipe, load_weights
+from .train.recipe import Recipe
+from .train.weights import load_weights
 from .train.run import find_weights, is_foreign, open_weights, read_settings
 
 # %% ../nbs/87_front.ipynb #loaded
@@ -106,7 +108,7 @@ def load(name: str,  # shipped weights, a system, or a path: a run's folder, any
         return LoadedSystem(name, own_painter(model.to(device), recipe), device)
     if not recipe.sampler:
         raise Problem(f'{name} draws no samples: it is a part of a system. Open it with '
-                      'ddpm_lit.train.fit.load_weights.')
+                      'ddpm_lit.train.weights.load_weights.')
     return Loaded(name, model.to(device), recipe, card_of(found))
 
 

@@ -17,7 +17,8 @@ from typing import Callable, Sequence
 import matplotlib.pyplot as plt
 import torch
 from torch import Tensor
-from .core.problem import SIGNATURE, Problem, new_folder, printable, replacing
+from .core.files import SIGNATURE, new_folder, replacing
+from .core.problem import Problem, printable
 
 # %% ../nbs/04_show.ipynb #inks
 INK = dict(data='black', noise='0.65', model='tab:blue', oracle='black',

@@ -20,29 +20,45 @@ def sources(nb, kind):
 
 
 def has(source, flag):
-    "Whether a cell carries a directive, such as `#| hide`."
-    return re.search(rf'^#\|\s*{flag}\s*$', source, re.M)
+    "Whether a cell carries a directive, such as `#| hide` or `#| export core.files`."
+    return re.search(rf'^#\|[ \t]*{flag}(?:[ \t]+(\S+))?[ \t]*$', source, re.M)
 
 
 # ---- modules, and what they import ------------------------------------------------------------
 
-module = {}  # 'diffusion.posterior' -> '12_posterior'
-for nb in book:
+def own_module(nb):
+    "The module that a notebook's `#| export` means without a name; None if it names none."
     for source in sources(nb, 'code'):
-        m = re.search(r'^#\|\s*default_exp\s+(\S+)', source, re.M)
+        m = has(source, 'default_exp')
         if m:
-            module[m[1]] = nb
+            return m[1]
 
 
-def exported(nb):
-    "The code that a notebook exports, without directives and magics."
-    code = [source for source in sources(nb, 'code') if has(source, 'exports?')]
+def parts(nb):
+    "(module, source) of each cell that a notebook exports, in order."
+    for source in sources(nb, 'code'):
+        m = has(source, 'exports?')
+        if m:
+            yield m[1] or own_module(nb), source
+
+
+module = {}  # 'diffusion.posterior' -> '12_posterior'; a notebook may fill several
+for nb in book:
+    for name in [own_module(nb), *(name for name, _ in parts(nb))]:
+        if name:
+            assert module.setdefault(name, nb) == nb, f'{name} is filled by two notebooks'
+authors = [*dict.fromkeys(module.values())]  # the notebooks that fill modules
+
+
+def exported(nb, name=None):  # None: all of them
+    "The code that a notebook exports into a module, without directives and magics."
+    code = [source for into, source in parts(nb) if name in (None, into)]
     return re.sub(r'^[#%!]\|?.*$', '', '\n'.join(code), flags=re.M)
 
 
-def imports(nb):
-    "The modules of the library that a notebook's exported code imports."
-    for node in ast.walk(ast.parse(exported(nb))):
+def imports(name):
+    "The modules of the library that a module imports."
+    for node in ast.walk(ast.parse(exported(module[name], name))):
         names = set()
         if isinstance(node, ast.Import):
             names = {a.name for a in node.names}
@@ -53,7 +69,7 @@ def imports(nb):
 
 def edges():
     "All imports as pairs of notebooks: (who imports, from whom)."
-    found = {(nb, module[name]) for nb in module.values() for name in imports(nb)}
+    found = {(nb, module[other]) for name, nb in module.items() for other in imports(name)}
     return {(a, b) for a, b in found if a != b}
 
 
@@ -87,7 +103,7 @@ def docs(nb):
 
 
 where = {}  # equation -> the first function or class of its own notebook that cites it
-for nb in module.values():
+for nb in authors:
     for name, doc in docs(nb):
         for t in named(doc):
             if nb.startswith(t[:2]):
@@ -97,7 +113,7 @@ for nb in module.values():
 def is_check(source):
     "Whether a cell is always run and can fail."
     can_fail = r'(?<![\w.])(close|test_\w+|expect_fail)\(|^\s*assert\b|;\s*assert\b'
-    left_out = r'^#\|\s*(eval:\s*false|slow|gpu|peers)|^#\|\s*exports?\s*$'
+    left_out = r'^#\|\s*(eval:\s*false|slow|gpu|peers)|^#\|\s*exports?\b'
     return bool(re.search(can_fail, source, re.M)) and not re.search(left_out, source, re.M)
 
 

@@ -309,11 +309,8 @@ def find(names):
         sys.exit(2)
     if names:
         return [Path(n).resolve() for n in names]
-
-    def hidden(path):
-        return any(part[0] in '._' for part in path.relative_to(nbs).parts)
-
-    return [p for p in sorted(nbs.rglob('*.ipynb')) if not hidden(p)]
+    # those in nbs/rooms only name modules: nothing in them is run
+    return [p for p in sorted(nbs.glob('*.ipynb')) if p.name[0] not in '._']
 
 
 def run_all(mode, paths, run_flags, workers, timeout):
@@ -356,7 +353,7 @@ def together(paths, run_flags, seed):
     return good < len(paths)
 
 
-heart = re.compile(r'^#\| *default_exp (core|diffusion|guide|nets)\.', re.M)
+heart = re.compile(r'^#\| *(default_exp|export) (core|diffusion|guide|nets)\.', re.M)
 
 
 def check_types(paths):

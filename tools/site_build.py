@@ -15,7 +15,7 @@ import sys
 import tokenize
 from pathlib import Path
 
-from book import book, every, module, named, tags
+from book import authors, book, every, module, named, tags
 from nb import cfg, flags, nbs, read, replace, root, text
 
 lib = cfg['lib_name']
@@ -24,7 +24,7 @@ chapters = sorted(stem for stem in book if re.match(r'\d\d_', stem))
 number = {}  # '12' -> '12_posterior'; of several with one number the first
 for chapter in chapters:
     number.setdefault(chapter[:2], chapter)
-module_of = {stem: name for name, stem in module.items()}
+filled_by = {stem: [name for name in module if module[name] == stem] for stem in authors}
 
 # ---- words become links -----------------------------------------------------------------------
 
@@ -291,9 +291,10 @@ def page(path, shown_pages):
         if cell['cell_type'] == 'markdown':
             cells.append(markdown_cell(cell, source, stem, repo))
         elif 'default_exp' in f:
-            name = module_of[stem]
-            note = ('Cells with a blue edge, marked *library*, are the module '
-                    f'[`{lib}.{name}`](/api/{name}.md); the others check and draw.')
+            names = [f'[`{lib}.{name}`](/api/{name}.md)' for name in filled_by[stem]]
+            are = 'is the module' if len(names) == 1 else 'are the modules'
+            note = (f'Code with a blue edge, marked *library*, {are} {", ".join(names)}; '
+                    'the other cells check and draw.')
             cells.append(markdown(cell['id'], note))
         else:
             export = bool(f.keys() & {'export', 'exports', 'exporti'})
@@ -456,8 +457,8 @@ class Module:
 def library(modules):
     "The page of all modules."
     out = ['# The library, module by module', '',
-           'A module offers what its notebook exports. Comments say shapes: b batch, c channels, '
-           'h w space, l tokens, d embedding, k classes, n heads.', '',
+           'A module offers what its notebook exports into it. Comments say shapes: b batch, '
+           'c channels, h w space, l tokens, d embedding, k classes, n heads.', '',
            '| module | notebook | |', '|---|---|---|']
     for m in modules:
         out.append(f'| [`{m.name}`](/api/{m.name}.md) | [{m.notebook[:2]}](/{m.notebook}.ipynb) | '
@@ -587,7 +588,7 @@ def house(name):
 
 def all_pages(shown):
     "{name: text} of the site's source, for these notebooks."
-    modules = [Module(module_of[s]) for s in shown if s in module_of]
+    modules = [Module(name) for s in shown for name in filled_by.get(s, [])]
     pages = {f'{s}.ipynb': page(nbs/f'{s}.ipynb', shown) for s in [*shown, 'index']}
     pages |= {f'api/{m.name}.md': m.page() for m in modules}
     pages |= {'api/index.md': library(modules),

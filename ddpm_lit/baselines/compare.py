@@ -23,9 +23,8 @@ from statistics import fmean
 from typing import Callable, Iterator
 import torch
 from torch import Tensor, nn
-from ddpm_lit.core.problem import (
-    Problem, check_output, data_dir, end_with_parent, in_package_folder, read_json,
-    replacing)
+from ..core.files import check_output, data_dir, read_json, replacing
+from ..core.problem import Problem, end_with_parent, in_package_folder
 from ..core.denoiser import Denoiser, Model, from_v
 from ..core.level import Level
 from ..data.images import Batches, load_images, to_unit
@@ -39,7 +38,8 @@ from ..nets.mlp import MLP
 from ..nets.unet import small_unet
 from . import autoregressive, flow, gan, vae
 from .autoregressive import Baseline, own_loss
-from ..train.fit import Training, fit, load_strictly, read_tensors, write_tensors
+from ..core.tensors import load_strictly, read_tensors, write_tensors
+from ..train.fit import Training, fit
 from ..train.measure import load_classifier, weigh
 from ..train.run import seconds_a_step, steps_that_fit
 

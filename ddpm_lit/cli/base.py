@@ -25,9 +25,9 @@ from difflib import get_close_matches
 from typing import Callable
 import click
 import ddpm_lit
+from ..core.files import check_new, check_output, check_unnamed, shipped_data
 from ..core.problem import (
-    Problem, check_new, check_output, check_unnamed, in_package_folder, no_memory, package_of,
-    printable, sentence, shipped_data)
+    Problem, in_package_folder, no_memory, package_of, printable, sentence)
 
 # %% ../../nbs/80_command.ipynb #lazy
 COMMANDS = dict(  # name -> (module, what it does), in the order of the help

@@ -15,7 +15,8 @@ from pathlib import Path
 import click
 from .base import (Bars, Command, Count, Range, emit, find_system, note, options,
                                start)
-from ..core.problem import Problem, check_output, check_unnamed
+from ..core.files import check_output, check_unnamed
+from ..core.problem import Problem
 
 # %% ../../nbs/85_demo.ipynb #demo-ask
 @dataclass
@@ -70,7 +71,7 @@ def show_roll(path, ask: Ask) -> str:
 # %% ../../nbs/85_demo.ipynb #demo-digits
 def sample_digits(model, recipe, n: int, seed: int, **more):
     "Digits of all labels in turn, behind a bar."
-    from ddpm_lit.systems.evaluate import labels, sample_recipe
+    from ddpm_lit.systems.draw import labels, sample_recipe
 
     with Bars() as bars:
         progress = partial(bars, f'sample {recipe.name}')
@@ -81,7 +82,7 @@ def sample_digits(model, recipe, n: int, seed: int, **more):
 def show_from_scratch(path, ask: Ask) -> str:
     "Digits by a network that is trained just now."
     from ddpm_lit.show import save_samples
-    from ddpm_lit.train.fit import find_recipe
+    from ddpm_lit.train.recipe import find_recipe
     from ddpm_lit.train.run import quick_fit
 
     recipe = find_recipe('mnist')
@@ -154,8 +155,8 @@ def show_guided(path, ask: Ask, classifier, made_by) -> str:
     "The same noises: no guidance, the network's and a classifier's. Eq. 41.3, 40.2."
     import torch
     from ddpm_lit.show import save_sheet
-    from ddpm_lit.systems.evaluate import steering
-    from ddpm_lit.train.fit import load_weights
+    from ddpm_lit.systems.draw import steering
+    from ddpm_lit.train.weights import load_weights
 
     model, recipe = load_weights('mnist')
     model = model.to(ask.device)
@@ -231,7 +232,7 @@ PIECES = {  # the picture: (the shipped weights that it needs, what draws it)
 def draw_pieces(out: Path, ask: Ask) -> list[dict]:  # path, shows
     "All pictures whose weights are there, each from the same seed; of the others a note."
     import torch
-    from ddpm_lit.train.fit import load_weights
+    from ddpm_lit.train.weights import load_weights
 
     # the shipped networks, each read once
     trained = {None: ()}

@@ -15,7 +15,8 @@ from typing import Callable
 import click
 from .base import (Bars, Command, Count, Number, Range, emit, find_system,
                                note, options, single_spaced, start)
-from ..core.problem import Problem, counted, read_text, sentence
+from ..core.files import read_text
+from ..core.problem import Problem, counted, sentence
 
 # %% ../../nbs/84_paint.ipynb #answers
 def answer_rows(order: list[int], marked: int, captions: list[str],

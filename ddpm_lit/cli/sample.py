@@ -16,8 +16,8 @@ from pathlib import Path
 import click
 from .base import (Bars, Command, Count, Number, check_apart, emit, find_system,
                                options, single_spaced, start)
-from ..core.problem import (
-    Problem, check_output, check_unnamed, counted, data_dir, sentence)
+from ..core.files import check_output, check_unnamed, data_dir
+from ..core.problem import Problem, counted, sentence
 
 # %% ../../nbs/83_sample.ipynb #labels
 def sheet_of(name: str, out: str | None) -> str:
@@ -195,7 +195,7 @@ def eval_judged(name: str, judge, n: int, seed: int, device, used: dict,
 def eval_system(system, n: int, seed: int, device, options: dict) -> tuple[dict, str]:
     "`eval` for a system that paints sentences."
     from ddpm_lit.systems.evaluate import fingerprints_of
-    from ddpm_lit.train.fit import JUDGES
+    from ddpm_lit.train.recipe import JUDGES
     if any(options[k] for k in SAMPLED):
         raise click.UsageError(f'{system.name} is a whole system, evaluated as it '
                                'paints: leave out --data, --label, --w, --sampler, '
@@ -209,7 +209,7 @@ def eval_system(system, n: int, seed: int, device, options: dict) -> tuple[dict,
 def eval_blind(name: str, out: str, n: int, seed: int, device,
                options: dict) -> tuple[dict, str]:
     "`eval --sheet`: pictures without their captions, for a reader to name."
-    from ddpm_lit.systems.upsample import blind_sheet
+    from ddpm_lit.systems.judging import blind_sheet
     if any(options[k] for k in SAMPLED):
         raise click.UsageError('A sheet shows a system as it paints: leave out --data, '
                                '--label, --w, --sampler, --steps and --features.')
@@ -225,10 +225,11 @@ def eval_blind(name: str, out: str, n: int, seed: int, device,
 def eval_samples(name: str, found: str, model, recipe, n: int, seed: int,
                  device, options: dict) -> tuple[object, str]:
     "`eval` for what draws: a row for each weight of guidance, bits being counted once."
-    from ddpm_lit.systems.evaluate import choose_run, evaluate, fingerprints
-    from ddpm_lit.systems.evaluate import steering, verdict
-    from ddpm_lit.systems.own import picture_features
-    from ddpm_lit.train.fit import load_weights
+    from ddpm_lit.systems.draw import choose_run, steering
+    from ddpm_lit.systems.evaluate import evaluate, fingerprints
+    from ddpm_lit.systems.evaluate import verdict
+    from ddpm_lit.systems.copies import picture_features
+    from ddpm_lit.train.weights import load_weights
     from ddpm_lit.train.measure import machine
 
     choose_run(recipe)  # before the files are read: it may not draw
@@ -264,8 +265,10 @@ def eval_pictures(name: str, found: str, model, recipe, n: int, seed: int,
                   options: dict) -> tuple[dict, str]:
     "`eval` for a model of own pictures: against those that were held out of training."
     from ddpm_lit.interop.checkpoints import file_in, inception_features
-    from ddpm_lit.systems.evaluate import fingerprint, steering
-    from ddpm_lit.systems.own import pictures_of, pictures_verdict, weigh_pictures
+    from ddpm_lit.systems.draw import steering
+    from ddpm_lit.systems.evaluate import fingerprint
+    from ddpm_lit.systems.copies import pictures_verdict, weigh_pictures
+    from ddpm_lit.systems.own import pictures_of
 
     # one weight of guidance, or none
     if len(options['weights']) > 1:

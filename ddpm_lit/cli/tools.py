@@ -11,7 +11,8 @@ import os
 from pathlib import Path
 import click
 from .base import Bar, Bars, Command, Count, Range, options, start, emit
-from ..core.problem import check_unnamed, printable
+from ..core.files import check_unnamed
+from ..core.problem import printable
 
 # %% ../../nbs/86_tools.ipynb #compare
 @click.command('compare', cls=Command)

@@ -199,8 +199,9 @@ def train_command(ctx, name, out, resume, init, ship, bits, channels_last, compi
     and go on with --resume. On N devices:
     torchrun --nproc-per-node N -m ddpm_lit train NAME."""
     from ddpm_lit.scale.distributed import checkpoint_activations, join_group
-    from ddpm_lit.systems.own import drawn_by, train_recipe, what_to_train, writer_for
-    from ddpm_lit.train.fit import find_recipe
+    from ddpm_lit.systems.own import drawn_by, train_recipe, what_to_train
+    from ddpm_lit.train.watch import writer_for
+    from ddpm_lit.train.recipe import find_recipe
     from ddpm_lit.train.run import Stopped
 
     # what was typed

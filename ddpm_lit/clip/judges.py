@@ -32,7 +32,8 @@ from ..data.captions import (
     COLOURS, GROUNDS, PLACES, RELATIONS, SIZES, STYLES, Captioned, Emoji, Scene, Thing,
     all_but_held, attributes, emoji, emoji_table, parse, poses, read, render, shifted)
 from ..data.images import Batches, Images, square, to_bytes, to_unit
-from ..train.fit import JUDGES, Recipe, load_weights, register
+from ..train.recipe import JUDGES, Recipe, register
+from ..train.weights import load_weights
 from ..train.measure import weigh
 
 # %% ../../nbs/56_judges.ipynb #side

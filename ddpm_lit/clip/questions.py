@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from .contrast import CLIP, PAIRS, unit
+from .contrast import CLIP, unit
+from .recipes import PAIRS
 from .zero_shot import (
     TEMPLATES, LinearCLIP, ZeroShotClassifier, class_vectors, colours,
     fit_probe, ranks, retrieval, row, words)
@@ -23,7 +24,7 @@ from ..data.captions import (
     COLOURS, GROUNDS, PLACES, SHAPES, SIZES, STYLES, Captioned, Scene, all_but_held,
     emoji, fraction, poses, render, scenes, sentence)
 from ..data.images import to_bytes, to_unit
-from ..train.fit import JUDGES
+from ..train.recipe import JUDGES
 
 # %% ../../nbs/55_zero_shot_questions.ipynb #emoji-tasks
 def some(data: Captioned, n: int) -> Captioned:

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
-from ..core.problem import Problem, data_dir, needed, open_input, replacing
+from ..core.files import data_dir, open_input, replacing
+from ..core.problem import Problem, needed
 
 # %% ../../nbs/51_tokens.ipynb #alphabet
 # bytes that show as themselves; the others show as the characters from 256 on

@@ -24,7 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
-from ..core.problem import Problem, data_dir, read_text
+from ..core.files import data_dir, read_text
+from ..core.problem import Problem
 from .images import DATASETS, Images, picture_in, to_bytes, to_unit
 
 # %% ../../nbs/50_captions.ipynb #captioned

@@ -39,7 +39,8 @@ from typing import Any, Callable, Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from ..core.problem import Problem, counted, needed, open_input
+from ..core.files import open_input
+from ..core.problem import Problem, counted, needed
 from .captions import Captioned, chosen
 from .images import (
     PICTURE_BYTES, PICTURE_ENDINGS, UNWARNED, Images, check_file, drafted, files_below,

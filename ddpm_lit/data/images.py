@@ -35,7 +35,8 @@ from typing import Callable, Iterable
 import numpy as np
 import torch
 from torch import Tensor
-from ..core.problem import Problem, data_dir, open_input, read_text
+from ..core.files import data_dir, open_input, read_text
+from ..core.problem import Problem
 from ..core.level import append_dims
 from ..core.registry import Registry
 from ..core.unpickle import NUMPY_CALLS, SafeUnpickler, read_array, text_of

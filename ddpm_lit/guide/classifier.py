@@ -4,14 +4,12 @@
 
 # %% auto #0
 __all__ = ['LogLikelihood', 'Place', 'label_log_prob', 'gradient', 'guide', 'at_start', 'at_mean', 'tilted_step',
-           'ancestral_tilted', 'AttentionPool', 'Encoder', 'small_encoder', 'NoisyClassifier', 'label_nats']
+           'ancestral_tilted', 'NoisyClassifier', 'label_nats']
 
 # %% ../../nbs/40_classifier.ipynb #imports
-from functools import partial
-from typing import Callable, Iterator, Sequence
+from typing import Callable, Iterator
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from ..core.problem import Problem
 from ..core.denoiser import Denoiser, add_score, level_time, time_of_each
 from ..core.level import Level
@@ -19,9 +17,8 @@ from ..data.images import Batches, mnist
 from ..diffusion.forward import q_sample
 from ..diffusion.sample import Kernel, fixed_small, reverse, steps
 from ..diffusion.schedule import Grid
-from ..nets.unet import Attention, Norm, ResBlock, Step, TimeEmbedding, attend
-from ..nets.unet import embed, inside, norm_adm, norm_small, way_down
-from ..train.fit import Recipe, register
+from ..nets.encoder import small_encoder
+from ..train.recipe import Recipe, register
 
 # %% ../../nbs/40_classifier.ipynb #match
 # (x [b ...], t) -> [b]: log p(y | x_t), how well x_t fits the condition y
@@ -125,92 +122,6 @@ def ancestral_tilted(denoiser: Denoiser, levels: Grid, x: Tensor,
         k = tilted_step(denoiser, log_match, x, s, t, classifier_scale, variance, place)
         x = k.sample(noise(x))
         yield x
-
-# %% ../../nbs/40_classifier.ipynb #pool
-class AttentionPool(nn.Module):
-    "One vector from an image: its mean is the query, all positions answer. Eq. 40.12."
-    def __init__(self, c: int, places: int, out: int, heads: int):
-        super().__init__()
-        if c % heads:
-            raise Problem(f'{c} channels do not split into {heads} heads: '
-                          f'choose a divisor of {c}.')
-        self.heads = heads
-        self.place = nn.Parameter(torch.randn(places + 1, c)/c**.5)
-        self.qkv = nn.Linear(c, 3*c)
-        self.out = nn.Linear(c, out)
-
-    def forward(self, h: Tensor) -> Tensor:  # [b c h w] -> [b out]
-        # tokens: the mean of all positions, then the positions, each with a learned place
-        h = h.flatten(2).mT
-        h = torch.cat([h.mean(1, keepdim=True), h], 1) + self.place
-
-        # attention with the query of the first token only; q, k, v are [b heads l d] each
-        q, k, v = self.qkv(h).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return self.out(attend(q[:, :, :1], k, v).flatten(1))
-
-# %% ../../nbs/40_classifier.ipynb #encoder
-class Encoder(nn.Module):
-    "Half a U-Net (the way down, the middle), pooled. Eq. 40.12 (ADM section 4)."
-    def __init__(self,
-                 channels_in: int,
-                 classes: int,
-                 side: int,  # images are [b channels_in side side]
-                 base: int,
-                 mults: Sequence[float],
-                 depth: int,
-                 attention: Sequence[int] = (),  # as for `UNet`
-                 heads: int = 1,  # of the pool
-                 fold: int = 1,  # squares of this side become one position first (24.9)
-                 time=TimeEmbedding,
-                 block=ResBlock,
-                 attn=Attention,
-                 down=None,  # None: inside a block
-                 norm: Norm = norm_adm):  # as for `UNet`
-        super().__init__()
-        widths = [int(m*base) for m in mults]
-        emb = 4*base
-        c = widths[-1]
-
-        def at(level, c):  # attention, on the levels that have it
-            return attn(c) if level in attention else None
-
-        self.channels_in = channels_in
-        self.side = side
-        self.fold = fold
-        self.depth = depth
-        self.time = time(base, emb)
-        self.first = nn.Conv2d(channels_in*fold**2, widths[0], 3, padding=1)
-        down = down or inside(block)['down']
-        self.down, _ = way_down(widths, depth, emb, block, at, down)
-        self.middle = nn.ModuleList([Step(block(c, c, emb), attn(c)),
-                                     Step(block(c, c, emb))])
-
-        # each level but the last halves the side
-        places = (side // fold // 2**(len(widths) - 1))**2
-        self.norm = norm(c)
-        self.pool = AttentionPool(c, places, classes, heads)
-
-    def forward(self,
-                x: Tensor,  # [b c h w]
-                t: Tensor,  # [b], as counted in training
-                ) -> Tensor:  # [b k], logits
-        if x.shape[1:] != (self.channels_in, self.side, self.side):
-            raise Problem(f'This classifier reads pictures [b {self.channels_in} '
-                          f'{self.side} {self.side}], not {[*x.shape]}.')
-        e = embed(self, t, x.dtype)
-        h = self.first(F.pixel_unshuffle(x, self.fold))
-        for step in [*self.down, *self.middle]:
-            h = step(h, e)
-        return self.pool(F.silu(self.norm(h)))
-
-
-def small_encoder(channels_in=1, classes=10, side=28, base=32, mults=(1, 2), depth=1,
-                  attention=(1,), fold=2) -> Encoder:
-    "A small fast classifier of this book's images: the half of `small_unet`."
-    block = partial(ResBlock, scale_shift=True, norm=norm_small)
-    attn = partial(Attention, heads=4, norm=norm_small)
-    return Encoder(channels_in, classes, side, base, mults, depth, attention, 4, fold,
-                   block=block, attn=attn, norm=norm_small)
 
 # %% ../../nbs/40_classifier.ipynb #noisy
 class NoisyClassifier(nn.Module):

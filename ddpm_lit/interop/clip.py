@@ -29,7 +29,7 @@ from ..guide.classifier import LogLikelihood, gradient
 from ..nets.transformer import gelu, quick_gelu
 from .unet import KINDS, Fixture, Kind, Layout, build_empty
 from .unet import load_official, options
-from ..train.fit import read_tensors
+from ..core.tensors import read_tensors
 
 # %% ../../nbs/75_clip_layouts.ipynb #names
 @dataclass(frozen=True)

@@ -33,7 +33,8 @@ import ddpm_lit
 from ..clip.contrast import CLIP, MEAN, STD, ResNetTower, TextTower, VisionTower
 from ..core.denoiser import Model, Prediction
 from ..core.level import Level, append_dims
-from ..core.problem import Problem, check_new, new_folder, printable
+from ..core.files import check_new, new_folder
+from ..core.problem import Problem, printable
 from ..diffusion.loss import hybrid, l_simple
 from ..diffusion.schedule import DiscreteSchedule, Schedule, cosine, linear
 from ..front import card_of
@@ -48,10 +49,11 @@ from ..nets.transformer import gelu, quick_gelu
 from ..nets.unet import Attention, Downsample, ResBlock, TimeEmbedding, UNet
 from ..nets.unet import Unshuffled
 from ..scale.presets import Stepped, timestep_input
-from ..systems.evaluate import labels
+from ..systems.draw import labels
 from ..systems.own import AugmentedUNet, PictureModel
-from ..train.fit import MAKERS, Recipe, load_weights, made, save_weights
-from ..train.fit import write_tensors
+from ..train.recipe import MAKERS, Recipe, made
+from ..train.weights import load_weights, save_weights
+from ..core.tensors import write_tensors
 from ..train.run import OPENERS, find_weights
 
 # %% ../../nbs/88_export.ipynb #table

@@ -23,7 +23,7 @@ from .clip import BLOCK, NTH, NameTable, nearest_step, prefixed
 from .unet import KINDS, Fixture, Kind, Layout, build_empty
 from .unet import load_official, only, options, projection
 from ..systems.glide import Glide, Inpaint, official_glide
-from ..train.fit import read_tensors
+from ..core.tensors import read_tensors
 
 # %% ../../nbs/76_glide_layouts.ipynb #layout
 GLIDE_TEXT_BLOCK = BLOCK | {

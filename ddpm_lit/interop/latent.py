@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import NamedTuple
 import torch
 from torch import Tensor, nn
-from ..core.problem import Problem, read_json
+from ..core.files import read_json
+from ..core.problem import Problem
 from .clip import NTH, NameTable, prefixed
 from .unclip import opened
 from .unet import (

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['CIFAR', 'SMALL', 'LIGHT', 'Pictures', 'Makers', 'PARTS', 'Start', 'ARMS', 'Time', 'timers', 'race', 'time_ratios',
            'Entry', 'bytes_moved', 'Ledger', 'attainable', 'floor_seconds', 'used', 'best', 'peaks', 'Worker',
-           'our_worker', 'in_bf16', 'wants_bf16', 'peer', 'TensorOutput', 'diffusers_light', 'ddpm_pytorch_light',
-           'plain_worker', 'diffusers_worker', 'ddpm_pytorch_worker', 'of_training', 'our_evaluation',
-           'diffusers_evaluation', 'ddpm_pytorch_evaluation', 'of_drawing', 'clip_tokens', 'clip_step', 'of_clip',
-           'of_loss', 'ddpm_pytorch_cifar', 'find_part', 'held', 'peak_memory', 'bench', 'rehearse', 'train_for',
+           'our_worker', 'peer', 'TensorOutput', 'diffusers_light', 'ddpm_pytorch_light', 'plain_worker',
+           'diffusers_worker', 'ddpm_pytorch_worker', 'of_training', 'our_evaluation', 'diffusers_evaluation',
+           'ddpm_pytorch_evaluation', 'of_drawing', 'clip_tokens', 'clip_step', 'of_clip', 'of_loss',
+           'ddpm_pytorch_cifar', 'find_part', 'held', 'peak_memory', 'bench', 'rehearse', 'train_for',
            'sample_pictures', 'by_fit', 'diffusers_guide', 'ddpm_pytorch_readme', 'rows', 'quality', 'stored_arms',
            'train_arms', 'compare_arms', 'equal_quality']
 
@@ -30,18 +30,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 from ..clip.contrast import contrastive, official_clip, unit
-from ..core.problem import Problem, no_progress, replacing
-from ..core.denoiser import Denoiser, Model, from_eps, from_v
+from ..core.files import replacing
+from ..core.problem import Problem, no_progress
+from ..core.denoiser import Model, from_eps, from_v
 from ..core.level import Level
 from ..data.images import Batches, Images, load_images, to_bytes, to_unit
 from ..diffusion.loss import l_simple, min_snr, weighted
 from ..diffusion.sample import clamp_x0, last
-from ..diffusion.schedule import DiscreteSchedule, Cosine, karras, linear
+from ..diffusion.schedule import Cosine, DiscreteSchedule, karras, linear
 from ..diffusion.solve import dpmpp_2m
 from .unet import unet_diffusers
 from ..nets.unet import small_unet
 from ..scale.presets import timestep_input
-from ..train.fit import Recipe, Training, fit, has_bf16
+from ..systems.bf16 import in_bf16
+from ..train.fit import Training, fit, has_bf16
 from ..train.measure import accuracy, fit_classifier, frechet_distance, in_parts
 from ..train.run import read_settings
 
@@ -259,25 +261,6 @@ def our_worker(net: nn.Module, pictures: Pictures, bf16: bool | None = None,
     run = fit(training, lambda i: (pictures(i),), Cosine(), loss, steps, bf16=bf16,
               **settings)
     return Worker(partial(next, run), training.average)
-
-# %% ../../nbs/73_speed.ipynb #in-bf16
-def in_bf16(denoiser: Denoiser) -> Denoiser:
-    "The same denoiser, its products in bfloat16."
-
-    def halved(x, t):
-        with torch.autocast(x.device.type, torch.bfloat16):
-            return denoiser(x, t)
-
-    return halved
-
-
-def wants_bf16(recipe: Recipe, device: torch.device,
-               guidance: str | None = None,  # as for `steering` (44), like the next
-               classifier_scale: float | None = None) -> bool:
-    "Are samples of a recipe drawn with products in bfloat16 if nobody says?"
-    # a gradient through the classifier wants float32, and so may a guidance of others
-    exact = classifier_scale is not None or guidance not in (None, 'cfg')
-    return has_bf16(device) and len(recipe.shape) == 3 and not exact
 
 # %% ../../nbs/73_speed.ipynb #peer
 def peer(module: str):

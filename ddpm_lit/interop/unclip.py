@@ -35,7 +35,7 @@ from .unet import load_official, only, options, unet_diffusers
 from ..systems.dalle2 import Decoder, ImageProjection
 from ..systems.glide import Glide, TextUNet
 from ..systems.prior import TextFeatures, Prior, PriorNet, encode_text
-from ..train.fit import read_tensors
+from ..core.tensors import read_tensors
 
 # %% ../../nbs/77_unclip_layouts.ipynb #names
 class PriorNames(NameTable):

@@ -27,11 +27,12 @@ from torch.nn import functional as F
 from ..core.problem import Problem, no_memory
 from ..core.registry import Registry
 from ..core.level import Level
-from ..guide.classifier import Encoder, NoisyClassifier, gradient
+from ..guide.classifier import NoisyClassifier, gradient
+from ..nets.encoder import Encoder
 from ..nets.unet import (
     Attention, Downsample, Resample, ResBlock, UpsamplerUNet, TimeEmbedding, UNet,
     Upsample, double, halve, inside)
-from ..train.fit import read_tensors
+from ..core.tensors import read_tensors
 
 # %% ../../nbs/71_unet_layouts.ipynb #read
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from ..core.problem import Problem
-from .unet import attend
+from .attention import attend, heads_of, in_heads
 
 # %% ../../nbs/52_transformer.ipynb #self-attention
 class SelfAttention(nn.Module):
@@ -19,17 +19,10 @@ class SelfAttention(nn.Module):
     def __init__(self, width: int, heads: int,
                  tokens: int = 0):  # the width of further tokens, 0: none
         super().__init__()
-        if not (isinstance(heads, int) and heads > 0) or width % heads:
-            raise Problem(f'A width of {width} does not split into {heads} heads: choose '
-                          f'a divisor of {width}.')
-        self.heads = heads
+        self.heads = heads_of(width, heads)
         self.qkv = nn.Linear(width, 3*width)
         self.out = nn.Linear(width, width)
         self.kv = nn.Linear(tokens, 2*width) if tokens else None
-
-    def split(self, y: Tensor,
-              parts: int) -> Tensor:  # [b l parts*d] -> [parts b n l d/n]
-        return y.unflatten(-1, (parts, self.heads, -1)).permute(2, 0, 3, 1, 4)
 
     def forward(self,
                 x: Tensor,  # [b l d]
@@ -37,11 +30,11 @@ class SelfAttention(nn.Module):
                 nothing: Tensor | None = None,  # [b 1 l 1] True where i may read none
                 extra: Tensor | None = None,  # [b m tokens]
                 ) -> Tensor:  # [b l d]
-        q, k, v = self.split(self.qkv(x), 3)
+        q, k, v = in_heads(self.qkv(x), 3, self.heads)
 
         # further keys and values come first
         if extra is not None:
-            k_extra, v_extra = self.split(self.kv(extra), 2)
+            k_extra, v_extra = in_heads(self.kv(extra), 2, self.heads)
             k = torch.cat([k_extra, k], 2)
             v = torch.cat([v_extra, v], 2)
 

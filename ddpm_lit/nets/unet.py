@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['Norm', 'norm_ddpm', 'norm_adm', 'norm_small', 'TimeEmbedding', 'embed', 'halve', 'double', 'Downsample', 'Upsample',
-           'Resample', 'zero', 'ResBlock', 'attend_plainly', 'attend', 'Attention', 'Step', 'way_down', 'way_up',
-           'UNet', 'check_picture', 'check_given', 'check_label', 'fan_average', 'inside', 'ddpm_unet', 'iddpm_unet',
-           'adm_unet', 'UpsamplerUNet', 'Unshuffled', 'small_unet']
+           'Resample', 'zero', 'ResBlock', 'Attention', 'Step', 'way_down', 'way_up', 'UNet', 'check_picture',
+           'check_given', 'check_label', 'fan_average', 'inside', 'ddpm_unet', 'iddpm_unet', 'adm_unet',
+           'UpsamplerUNet', 'Unshuffled', 'small_unet']
 
 # %% ../../nbs/24_unet.ipynb #imports
-import math
 from functools import partial
 from typing import Callable, Sequence
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from ..core.level import widest
 from ..core.problem import Problem
+from .attention import attend, heads_of, in_heads
 from .mlp import sinusoid
 
 # %% ../../nbs/24_unet.ipynb #time
@@ -135,35 +135,13 @@ class ResBlock(nn.Module):
             n = self.norm2(r + m)
         return self.skip(h) + self.conv2(self.dropout(F.silu(n)))
 
-# %% ../../nbs/24_unet.ipynb #attend
-def attend_plainly(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    "Softmax attention on [b n l d]; the mask is True where a key may be read. Eq. 24.6."
-    fit = (q*q.shape[-1]**-.5) @ k.mT
-    if mask is not None:
-        fit = fit.masked_fill(~mask, -math.inf)
-    return fit.softmax(-1).to(v.dtype) @ v
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    "The same, computed the fastest way. Eq. 24.6."
-    entries = math.prod(q.shape[:-1])*k.shape[2]
-    in_cache = entries < 2**23  # the table of weights still fits a cache
-    if q.device.type == 'cpu' and q.dtype == torch.bfloat16 and in_cache:
-        return attend_plainly(q, k, v, mask)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-
 # %% ../../nbs/24_unet.ipynb #attention
 class Attention(nn.Module):
     "h plus attention among its positions, and to tokens. Eq. 24.6, 24.7."
     def __init__(self, c: int, heads: int = 1, head_width: int | None = None,
                  tokens: int = 0, norm: Norm = norm_adm):
         super().__init__()
-        n = head_width or heads
-        if not isinstance(n, int) or n <= 0 or c % n:
-            raise Problem(f'{c} channels do not split into heads: choose a divisor of '
-                          f'{c} in place of {n}.')
-
-        self.heads = c // head_width if head_width else heads
+        self.heads = heads_of(c, heads, head_width)
         self.norm = norm(c)
         self.qkv = nn.Linear(c, 3*c)
 
@@ -171,18 +149,15 @@ class Attention(nn.Module):
         self.kv = nn.Linear(tokens, 2*c) if tokens else None
         self.out = zero(nn.Linear(c, c))
 
-    def split(self, y: Tensor, parts: int) -> Tensor:  # [b l parts*c] -> [parts b n l d]
-        return y.unflatten(-1, (parts, self.heads, -1)).permute(2, 0, 3, 1, 4)
-
     def forward(self, h: Tensor, tokens: Tensor | None = None,
                 mask: Tensor | None = None) -> Tensor:
-        q, k, v = self.split(self.qkv(self.norm(h).flatten(2).mT), 3)
+        q, k, v = in_heads(self.qkv(self.norm(h).flatten(2).mT), 3, self.heads)
 
         # tokens give further keys and values; positions of the picture are never masked
         if tokens is None:
             mask = None
         else:
-            k_text, v_text = self.split(self.kv(tokens), 2)
+            k_text, v_text = in_heads(self.kv(tokens), 2, self.heads)
             k, v = torch.cat([k_text, k], 2), torch.cat([v_text, v], 2)
             if mask is not None:
                 mask = F.pad(mask, (0, q.shape[2]), value=True)[:, None, None]

@@ -30,7 +30,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from ..clip.contrast import clip_loss, slopes_in_chunks, sums_in_chunks
-from ..core.problem import Problem, check_tensors
+from ..core.files import check_tensors
+from ..core.problem import Problem
 from ..core.level import Level
 from ..diffusion.forward import q_sample
 from ..diffusion.loss import Loss
@@ -38,7 +39,8 @@ from ..clip.guidance import noised_clip_loss
 from ..nets.transformer import Block
 from ..nets.unet import Attention, ResBlock
 from .presets import Preset
-from ..train.fit import Training, write_tensors
+from ..core.tensors import write_tensors
+from ..train.fit import Training
 from ..train import run as single
 
 # %% ../../nbs/72_distributed.ipynb #team

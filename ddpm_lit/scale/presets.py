@@ -30,7 +30,8 @@ from ..data.images import DATASETS, Batches, load_images
 from ..diffusion.loss import hybrid, l_simple
 from ..diffusion.sample import SAMPLERS, ancestral, fixed_large
 from ..diffusion.schedule import DiscreteSchedule, as_times, cosine, linear
-from ..guide.classifier import Encoder, NoisyClassifier, label_nats
+from ..guide.classifier import NoisyClassifier, label_nats
+from ..nets.encoder import Encoder
 from ..clip.guidance import NoisedCLIP
 from ..nets.transformer import gelu
 from ..nets.unet import (
@@ -38,7 +39,7 @@ from ..nets.unet import (
 from ..systems.dalle2 import Decoder, ImageProjection
 from ..systems.glide import Inpaint, official_glide
 from ..systems.prior import Prior, PriorNet
-from ..train.fit import Recipe, register
+from ..train.recipe import Recipe, register
 
 # %% ../../nbs/70_presets.ipynb #cost
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from ..diffusion.loss import hybrid
 from ..diffusion.sample import fixed_large, fixed_small
 from ..diffusion.schedule import Cosine
 from ..nets.unet import Unshuffled, adm_unet, norm_small
-from ..train.fit import Recipe, register
+from ..train.recipe import Recipe, register
 
 # %% ../../nbs/43_adm.ipynb #recipe
 def small_adm(channels: int = 1, classes: int = 10) -> Model:

@@ -17,7 +17,7 @@ from ..data.images import to_unit
 from ..diffusion.sample import Kernel
 from ..nets.unet import (
     Attention, Norm, Resample, check_picture, double, halve, norm_small)
-from ..train.fit import Recipe, register
+from ..train.recipe import Recipe, register
 
 # %% ../../nbs/65_autoencoder.ipynb #blocks
 class ConvBlock(nn.Module):

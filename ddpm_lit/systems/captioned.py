@@ -17,7 +17,7 @@ from typing import Callable, Iterable, Sequence
 import numpy as np
 import torch
 from torch import Tensor, nn
-from ..clip.contrast import both_worlds
+from ..clip.recipes import both_worlds
 from ..clip.tokens import caption_tokenizer
 from ..core.problem import Problem, counted, no_progress
 from ..data.captions import CaptionBatches, Captioned, chosen, join
@@ -30,8 +30,10 @@ from .lora import (
 from .own import OWN, OwnSystem, duration_text, remembered
 from .pipeline import (
     Request, System, request_for, system_of, weights_on)
-from .upsample import in_cascade, judging
-from ..train.fit import JUDGES, MAKERS, Recipe, find_recipe, load_weights, made
+from .judging import judging
+from .upsample import in_cascade
+from ..train.recipe import JUDGES, MAKERS, Recipe, find_recipe, made
+from ..train.weights import load_weights
 from ..train.run import find_weights
 
 # %% ../../nbs/69_captioned.ipynb #adapter

@@ -34,10 +34,13 @@ from .glide import (
 from .pipeline import (
     SYSTEMS, Part, Request, Rule, System, is_finite, own_noise, weights_on)
 from .prior import embedded, encode_text, sample_prior
+from .judging import judging, scene_title
+from .paint_glide import paint_glide
 from .upsample import (
-    NoisyUpsamplerUNet, Upsampler, from_smaller, in_cascade, judging, paint_glide,
-    scene_title, two_worlds, upsampled, upsampler_recipe, upsampling_batches)
-from ..train.fit import Recipe, load_weights, register
+    NoisyUpsamplerUNet, Upsampler, from_smaller, in_cascade, two_worlds, upsampled,
+    upsampler_recipe, upsampling_batches)
+from ..train.recipe import Recipe, register
+from ..train.weights import load_weights
 
 # %% ../../nbs/63_dalle2.ipynb #seen
 class ImageProjection(nn.Module):

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..core.denoiser import Model, from_v
 from ..data.images import Batches, load_images
 from ..nets.unet import small_unet
-from ..train.fit import Recipe, register
+from ..train.recipe import Recipe, register
 
 # %% ../../nbs/25_ddpm.ipynb #recipe
 def picture_recipe(name: str, channels: int, size: int, classes: int, flip: bool = False,

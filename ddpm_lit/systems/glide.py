@@ -14,7 +14,8 @@ from functools import cache, partial
 from typing import Callable, Sequence
 import torch
 from torch import Tensor, nn
-from ..clip.guidance import noised_clip_loss, small_noised_clip
+from ..clip.guidance import noised_clip_loss
+from ..clip.shapes import small_noised_clip
 from ..clip.questions import caption_of
 from ..clip.tokens import caption_tokenizer
 from ..clip.zero_shot import words as split_words
@@ -29,7 +30,8 @@ from ..diffusion.schedule import Cosine
 from ..guide.classifier import LogLikelihood
 from ..nets.transformer import Transformer, gelu
 from ..nets.unet import Attention, UNet, adm_unet, halve, small_unet
-from ..train.fit import Recipe, load_weights, register
+from ..train.recipe import Recipe, register
+from ..train.weights import load_weights
 
 # %% ../../nbs/60_glide.ipynb #encoder
 class TextEncoder(nn.Module):

@@ -32,8 +32,10 @@ from .glide import TextEncoder, TextUNet, all_but_held, small_text
 from ddpm_lit.systems.pipeline import (
     SYSTEMS, Part, Request, Rule, System, from_strength, in_stages, kept_at,
     noised_start, weights_on)
-from .upsample import ShiftedSchedule, judging
-from ..train.fit import JUDGES, Recipe, load_weights, register
+from .judging import judging
+from .upsample import ShiftedSchedule
+from ..train.recipe import JUDGES, Recipe, register
+from ..train.weights import load_weights
 
 # %% ../../nbs/67_latent.ipynb #objective
 @dataclass(frozen=True)

@@ -21,9 +21,9 @@ from ..data.captions import CaptionBatches, Captioned
 from ..diffusion.sample import Kernel
 from .autoencoder import Autoencoder, encoded
 from .latent import LatentBatches, LatentDiffusion, check_pair
-from ..train.fit import (
-    FORMAT, Progress, Training, card_in, check_same, fit, load_weights, read_tensors,
-    tensors_digest, write_tensors)
+from ..core.tensors import check_same, read_tensors, tensors_digest, write_tensors
+from ..train.fit import Progress, Training, fit
+from ..train.weights import FORMAT, card_in, load_weights
 
 # %% ../../nbs/68_lora.ipynb #linear
 class LoRALinear(nn.Module):

@@ -4,36 +4,31 @@
 
 # %% auto #0
 __all__ = ['EDITOR_RULES', 'Latent', 'invert', 'redraw', 'PictureRow', 'UnclipEditor', 'check_pictures', 'column_count', 'vary',
-           'pairwise_slerp', 'blend', 'difference', 'edit', 'first_coordinates', 'varied', 'judge_variations',
-           'judge_all']
+           'pairwise_slerp', 'blend', 'difference', 'edit', 'first_coordinates']
 
 # %% ../../nbs/64_manipulate.ipynb #imports
 from dataclasses import dataclass
-from typing import Callable, Iterator, NamedTuple, Sequence
+from typing import Callable, NamedTuple, Sequence
 import torch
 from torch import Tensor
 from ..clip.contrast import unit
-from ..clip.judges import weigh_emoji, weigh_scenes
 from ..clip.zero_shot import ZeroShotClassifier
 from ..core.denoiser import Denoiser
 from ..core.level import append_dims
 from ..core.problem import Problem, no_progress
-from ..data.captions import all_but_held, emoji, shapes
-from ..data.images import to_bytes, to_unit
+from ..data.images import to_bytes
 from ..diffusion.forward import q_sample
 from ..diffusion.sample import Sampler, clamp_x0, ddim, last
 from ..diffusion.schedule import Grid, karras
 from ..diffusion.solve import dpmpp_2m
 from ..guide.cfg import cfg_batched
 from ..guide.edit import slerp
-from .dalle2 import UPSAMPLER, judge_dalle2
-from .glide import asked_emoji
+from .dalle2 import UPSAMPLER
 from .pipeline import (
     SEED_RULE, Part, Request, Rule, check_rules, is_finite, known_world, own_noise,
     run_counter, steps_of, weights_on)
 from .prior import PCAQuantizer
 from .upsample import lower, upsampled
-from ..train.fit import JUDGES
 
 # %% ../../nbs/64_manipulate.ipynb #latent
 class Latent(NamedTuple):
@@ -242,44 +237,3 @@ def edit(x: Tensor,  # [3 64 64], or several
 def first_coordinates(code: PCAQuantizer, z: Tensor, k: int) -> Tensor:  # [b d]
     "The first k principal coordinates, others at the mean. Eq. 64.7 (unCLIP sec. 4)."
     return unit(code.coordinates(z)[:, :k] @ code.axes[:, :k].mT + code.mean)
-
-# %% ../../nbs/64_manipulate.ipynb #judge-variations
-@torch.no_grad()
-def varied(pixels: Tensor, data: str, seed: int) -> Tensor:  # [n 3 64 64] uint8
-    "A variation of each picture, all noise new. Eq. 64.4."
-    editor = UnclipEditor(data, seed)
-    found = []
-    for start in range(0, len(pixels), 64):
-        x = to_unit(pixels[start:start + 64])
-        at = range(start, start + len(x))
-        found.append(editor.decode(editor.encode(x), at, 1.)[64])
-    return torch.cat(found)
-
-
-def judge_variations(n: int = 200, seed: int = 0) -> list[dict]:  # rows for `table`
-    "Do variations show what their source shows? Eq. 56.5, 56.10, 64.4."
-    drawings = asked_emoji('trained on', n, seed)
-    every = emoji('train', 64)
-    place = {row: i for i, row in enumerate(every.rows)}
-    x = varied(every.pixels[[place[row] for row in drawings]], 'emoji', seed)
-    weighed = weigh_emoji(x, drawings, trained=all_but_held(32), seed=seed)
-    found = {'emoji, trained on': weighed['rows']}
-
-    for k, title in ((1, 'shapes, 1 thing, seen'), (2, 'shapes, 2 things, seen')):
-        data = shapes('train', n, 64, 2000 + seed, k)
-        x = varied(data.pixels, 'shapes', seed)
-        found[title] = weigh_scenes(x, [row.say() for row in data.rows], seed=seed)
-
-    return [row | dict(task=f'variations, {title}: {row["task"]}')
-            for title, rows in found.items() for row in rows]
-
-
-def judge_all(n: int = 200,
-              seed: int = 0) -> Iterator[tuple[int, list[dict]]]:  # per cent done, rows
-    "DALL-E 2 as notebook 63 weighs it, and its variations."
-    for at, rows in judge_dalle2(n, seed):
-        yield at*9 // 10, rows
-    yield 100, judge_variations(n, seed)
-
-
-JUDGES.add('dalle2', judge_all)

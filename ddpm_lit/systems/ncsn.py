@@ -12,7 +12,7 @@ from ..data.images import Batches, mnist
 from ..diffusion.loss import l_simple
 from ..diffusion.score import geometric
 from ..nets.unet import small_unet
-from ..train.fit import Recipe, register
+from ..train.recipe import Recipe, register
 
 # %% ../../nbs/38_ncsn.ipynb #recipe
 def _unlabelled_digits(batch, seed, device):

@@ -7,12 +7,11 @@ __all__ = ['NETWORKS', 'READING', 'SAME', 'OF_PICTURES', 'OWN', 'LEARNING', 'KEP
            'check_options', 'unet', 'check_network', 'try_network', 'AugmentedUNet', 'PictureModel', 'not_at_hand',
            'pictures', 'MovedBatches', 'plan', 'batch_at', 'looks_for', 'rehearse', 'recipe_for_time', 'memory_taken',
            'duration_text', 'expectation', 'about', 'as_recipe', 'check_made', 'check_begins', 'continued',
-           'is_other_network', 'planned_as', 'small', 'nearness', 'copy_meter', 'held_out', 'remembered', 'differences',
-           'read_source', 'source_beside', 'run_beside', 'has_own_pictures', 'pictures_of', 'picture_features',
-           'weigh_pictures', 'pictures_verdict', 'few_samples', 'previews', 'logged', 'OfflineWandb', 'writer_for',
-           'OwnSystem', 'plan_found', 'about_found', 'spelled', 'check_learned', 'check_side', 'source_of',
-           'what_to_train', 'system_of', 'drawn_by', 'plan_source', 'remarks_on', 'plan_in_time', 'watched',
-           'take_steps', 'used_by', 'train_recipe']
+           'is_other_network', 'planned_as', 'held_out', 'remembered', 'differences', 'read_source', 'source_beside',
+           'run_beside', 'has_own_pictures', 'pictures_of', 'few_samples', 'previews', 'logged', 'OwnSystem',
+           'plan_found', 'about_found', 'spelled', 'check_learned', 'check_side', 'source_of', 'what_to_train',
+           'system_of', 'drawn_by', 'plan_source', 'remarks_on', 'plan_in_time', 'watched', 'take_steps', 'used_by',
+           'train_recipe']
 
 # %% ../../nbs/58_own.ipynb #imports
 import contextlib
@@ -24,24 +23,22 @@ from pathlib import Path
 from typing import Callable, Iterator
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from ..core.denoiser import Model, from_v
 from ..core.level import Level
-from ..core.problem import (
-    Problem, counted, identity, needed, no_progress, printable)
+from ..core.problem import Problem, counted, identity, no_progress, printable
 from ..core.registry import Registry
 from ..data.captions import shifted
 from ..data.folder import Folder, read_folder
-from ..data.images import Batches, Images, to_bytes, to_unit
+from ..data.images import Batches, Images
 from ..diffusion.schedule import find_schedule
 from ..nets.unet import small_unet
-from .evaluate import in_columns, labels, measured, sample_recipe
-from ..train.fit import (
-    MAKERS, RECIPES, Recipe, Training, check_parts, find_recipe, fit, load_weights, made)
-from ..train.measure import weigh
+from .draw import labels, sample_recipe
+from ..train.fit import Training, check_parts, fit
+from ..train.recipe import MAKERS, RECIPES, Recipe, find_recipe, made
 from ..train.run import (
     RESERVED, Cut, Run, Team, alone, folder_of_weights, found_start, go, open_run,
     read_settings, recipe_of, seconds_a_step, steps_that_fit, write_weights)
+from ..train.watch import writer_for
 
 # %% ../../nbs/58_own.ipynb #spec
 def network_for(side: tuple[int, int]) -> dict:
@@ -408,53 +405,6 @@ def planned_as(theirs: Recipe, source: dict) -> dict:
     chosen = {k: theirs.spec[k] for k in planned if k in theirs.spec}
     return source | {k: v for k, v in chosen.items() if source.get(k) is None}
 
-# %% ../../nbs/58_own.ipynb #copies
-def small(
-    x: Tensor,  # [n c h w]
-    side: int = 16,
-) -> Tensor:  # [n c h' w'] with h', w' <= side
-    "Pictures made small, for distances that forgive grain."
-    h, w = x.shape[2:]
-    scale = min(1., side/max(h, w))
-    size = (max(1, round(h*scale)), max(1, round(w*scale)))
-    return x if size == (h, w) else F.interpolate(x, size, mode='area')
-
-
-def nearness(x: Tensor,      # [n c h w]
-             known: Tensor,  # [m c h w], m >= 6
-             mirrored: bool = False, k: int = 6,
-             ) -> tuple[Tensor, Tensor]:  # rho [n], row of the nearest [n]
-    "The distance to the nearest picture relative to the next k - 1. Eq. 58.2."
-    distance = torch.cdist(x.flatten(1), known.flatten(1))
-    if mirrored:
-        distance = distance.minimum(torch.cdist(x.flatten(1), known.flip(-1).flatten(1)))
-    near, row = distance.topk(k, largest=False)
-    return near[:, 0]/near[:, 1:].mean(1).clamp(min=1e-12), row[:, 0]
-
-
-def copy_meter(x: Tensor,      # [n c h w] in [-1, 1]: samples
-               train: Tensor,  # [m c h w] uint8
-               held: Tensor,   # [k c h w] uint8, seen by nobody in training
-               mirrored: bool = False,  # do mirrored training pictures count?
-               ) -> dict:
-    "The share nearer to one training picture than 19 of 20 held-out pictures. Eq. 58.2."
-    if len(held) < 20 or len(train) < 6:
-        raise Problem(f'{len(held)} pictures held out of {len(train)} are no yardstick: '
-                      'hold out 20 or more.')
-
-    # rho of the samples, and of pictures that training has not seen (58.2)
-    known = small(to_unit(train))
-    rho, row = nearness(small(x.float()), known, mirrored)
-    usual = nearness(small(to_unit(held)), known, mirrored)[0]
-
-    # a twentieth of the k held-out pictures lies below q. Of new ones it is more, by
-    # chance: q lies at .05 (k - 1) + 1 of the k + 1 gaps that k pictures leave
-    k = len(held)
-    q = usual.double().quantile(.05).item()
-    chance = (1 + .05*(k - 1))/(k + 1)
-    return dict(share=(rho < q).double().mean().item(), chance=chance, q=q,
-                rho=rho, usual=usual, row=row)
-
 # %% ../../nbs/58_own.ipynb #held
 def held_out(
     images: Images, share: float = .1
@@ -581,76 +531,6 @@ def pictures_of(found: str, recipe: Recipe,
     images = read_source(here | dict(frame=[*recipe.shape[1:]]), progress).images()
     return None, images
 
-# %% ../../nbs/58_own.ipynb #weigh
-def picture_features(net: nn.Module) -> Callable[[Tensor], Tensor]:  # [b c h w] -> [b 96]
-    "Features of pictures of any size by the judge classifier. Eq. 56.2."
-    def features(x):
-        x = x.float().expand(-1, 3, -1, -1)
-        return net.features(F.interpolate(x, (32, 32), mode='bilinear', antialias=True))
-
-    return features
-
-
-def weigh_pictures(model: nn.Module, recipe: Recipe,
-                   train: Images | None,  # None: it is not known what that was
-                   held: Images,
-                   n: int = 500, seed: int = 0, label: str | int | None = None,
-                   # [b c h w] -> [b d]; None: by the judge classifier
-                   features: Callable[[Tensor], Tensor] | None = None,
-                   **how) -> dict:  # how: as `sample_recipe`
-    "Samples against held-out pictures, and the copy meter. Eq. 27.2-27.9, 58.2."
-    wanted = [*recipe.shape]
-    if [*held.pixels.shape[1:]] != wanted:
-        raise Problem(f'These pictures are {[*held.pixels.shape[1:]]} and the model '
-                      f'draws {wanted}: compare with pictures of that shape.')
-
-    # against what was held out, or else against what was trained on
-    notes = []
-    real = held
-    if train is None:
-        notes.append('It is not known which pictures it was trained on: if these are '
-                     'among them, copies look perfect.')
-    elif len(held) < 100:
-        real = train
-        few = f'Only {len(held)} pictures are' if len(held) else 'No picture is'
-        notes.append(f'{few} held out, so samples are compared with those that the model '
-                     'was trained on: copies look perfect.')
-    if len(real) < 8:
-        raise Problem(f'There are too few pictures to compare with, {len(real)}: have 8 '
-                      'or more.')
-
-    drawn = sample_recipe(model, recipe, n, labels(recipe, n, label), seed, **how)
-    if features is None:
-        features = picture_features(load_weights('emoji-classifier')[0])
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        found = weigh(drawn.x, to_unit(real.pixels), features)
-
-    # near copies
-    copies = None
-    if train is not None and len(held) >= 20:
-        meter = copy_meter(to_unit(to_bytes(drawn.x)), train.pixels, held.pixels,
-                           bool(recipe.spec.get('augment')))
-        copies = {k: meter[k] for k in ('share', 'chance')}
-    found['warnings'] = notes + found['warnings']
-    return dict(sampler=drawn.sampler, steps=drawn.steps, seed=seed, label=label,
-                evaluations=drawn.evaluations, copies=copies, **found)
-
-# %% ../../nbs/58_own.ipynb #weigh-2
-def pictures_verdict(r: dict) -> str:  # r: of `weigh_pictures`, with a name
-    "What `weigh_pictures` found, in words."
-    rows = measured(r)
-    copies = r['copies']
-    if copies:
-        rows.append(('near copies', [f'{copies["share"]:.1%}', f'{copies["chance"]:.1%}'],
-                     'relatively nearer to one training picture than 19 of 20 new ones'))
-
-    heading = (f'{r["name"]}: {r["n"]} samples by {r["sampler"]} in '
-               f'{counted(r["steps"], "step")}, '
-               f'against {r["reference"]} real ones, in {r["features"]} features')
-    notes = [f'Note: {note}' for note in r['warnings']]
-    return '\n'.join([heading, *in_columns(rows), *notes])
-
 # %% ../../nbs/58_own.ipynb #watch
 def few_samples(model: nn.Module, recipe: Recipe, n: int = 16, steps: int = 20) -> Tensor:
     "Some samples, the classes in turn."
@@ -679,34 +559,6 @@ def logged(lines: Iterator[dict], writer) -> Iterator[dict]:  # writer: has add_
         for name in ('loss', 'samples_per_second'):
             writer.add_scalar(name, line[name], line['step'])
         yield line
-
-# %% ../../nbs/58_own.ipynb #watch-writers
-class OfflineWandb:
-    "A writer of Weights & Biases' files, OUT/wandb: nothing is sent until `wandb sync`."
-    def __init__(self, folder: str):
-        out = str(Path(folder).parent)  # in which wandb makes that folder itself
-        self.run = needed('wandb').init(project='ddpm_lit', dir=out, mode='offline')
-
-    def add_scalar(self, name: str, value: float, step: int):
-        self.run.log({name: value}, step=step)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        self.run.finish()
-
-
-def writer_for(log: str) -> type:  # 'tensorboard' or 'wandb'
-    "The class that writes a log, made with its folder; a `Problem` without its package."
-    if log == 'wandb':
-        needed('wandb')
-        return OfflineWandb
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as e:
-        raise Problem('TensorBoard is not installed: pip install tensorboard.') from e
-    return SummaryWriter
 
 # %% ../../nbs/58_own.ipynb #systems
 @dataclass(frozen=True)

@@ -30,7 +30,8 @@ from ..diffusion.sample import Counted
 from ..diffusion.schedule import Grid, Schedule
 from ..guide.cfg import as_w
 from ..guide.edit import pixels, replacement, truncated
-from ..train.fit import Recipe, load_weights
+from ..train.recipe import Recipe
+from ..train.weights import load_weights
 
 # %% ../../nbs/59_pipeline.ipynb #rule
 def nothing(r) -> None:

@@ -29,9 +29,11 @@ from ..diffusion.loss import weighted, x0_weight
 from ..diffusion.sample import ancestral, fixed_small, last
 from ..diffusion.schedule import Cosine, grid
 from ..guide.cfg import cfg_batched
+from ..nets.attention import attend, in_heads
 from ..nets.transformer import Block, Transformer, gelu
-from ..nets.unet import TimeEmbedding, attend
-from ..train.fit import Recipe, load_weights, register
+from ..nets.unet import TimeEmbedding
+from ..train.recipe import Recipe, register
+from ..train.weights import load_weights
 
 # %% ../../nbs/62_prior.ipynb #hear
 class TextFeatures(NamedTuple):
@@ -61,7 +63,7 @@ def extend_block(
     block: Block, x: Tensor, may: Tensor, past: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:  # -> x, keys and values with the new ones
     "A block for new positions, given keys and values of those before. Eq. 52.7, 62.4."
-    q, k, v = block.attn.split(block.attn.qkv(block.norm1(x)), 3)
+    q, k, v = in_heads(block.attn.qkv(block.norm1(x)), 3, block.attn.heads)
     if past:
         k = torch.cat([past[0].to(k), k], 2)
         v = torch.cat([past[1].to(v), v], 2)

@@ -22,7 +22,7 @@ from ..diffusion.loss import Loss, bound_term
 from ..diffusion.sample import Kernel, ancestral, learned_range, reverse, steps
 from ..diffusion.schedule import DiscreteSchedule, Grid, as_times, one_over_t
 from ..nets.unet import small_unet
-from ..train.fit import Recipe, register
+from ..train.recipe import Recipe, register
 
 # %% ../../nbs/26_sohl_dickstein2015.ipynb #published
 def published(drift: Tensor,   # [b ...] the network's output for the mean

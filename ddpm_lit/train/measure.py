@@ -21,9 +21,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from .. import __version__
-from ..core.problem import Problem, data_dir
+from ..core.files import data_dir
+from ..core.problem import Problem
 from ..data.images import Batches, Images, mnist, to_unit
-from .fit import learning_rate, load_strictly, read_tensors, save_weights
+from ..core.tensors import load_strictly, read_tensors
+from .fit import learning_rate
+from .weights import save_weights
 
 # %% ../../nbs/27_measure.ipynb #frechet
 def gaussian_distance(mean_a: Tensor,  # [d] float64

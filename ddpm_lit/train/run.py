@@ -31,13 +31,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 import ddpm_lit
-from ..core.problem import (
-    Problem, check_tensors, check_unnamed, data_dir, half_written, identity, no_progress,
-    open_input, read_json, read_text, replacing)
+from ..core.files import (
+    check_tensors, check_unnamed, data_dir, half_written, open_input, read_json,
+    read_text, replacing)
+from ..core.problem import Problem, identity, no_progress
 from ..core.registry import Registry
-from .fit import (
-    RECIPES, Progress, Recipe, Training, card_in, check_name, fit, has_bf16, load_strictly,
-    load_weights, recipe_on, save_weights, tensors_digest, weights_file)
+from ..core.tensors import load_strictly, tensors_digest
+from .fit import Progress, Training, fit, has_bf16
+from .recipe import RECIPES, Recipe, check_name
+from .weights import (
+    card_in, load_weights, recipe_on, save_weights, weights_file)
 from .measure import data_digest, machine
 
 # %% ../../nbs/29_run.ipynb #interrupt

@@ -17,7 +17,8 @@ from campaign.right import (FIX, Refused, Skipped, cases, files, nothing, run, r
                             whole)
 from ddpm_lit import show
 from ddpm_lit.clip import tokens
-from ddpm_lit.train import fit
+from ddpm_lit.core import tensors as in_files
+from ddpm_lit.train import weights as stored
 
 
 def mount(*options: str) -> bool:
@@ -66,9 +67,10 @@ WRITERS = {
     'paint': 'paint heart --n 1 --steps 2 --out {at}/p.png',
     'export': 'export {roll} --to safetensors {at}/e',
     'torchscript': 'export {roll} --to torchscript {at}/e',
-    'tensors': lambda at: fit.write_tensors(f'{at}/w.safetensors', dict(a=torch.zeros(200_000))),
-    'weights': lambda at: fit.save_weights(f'{at}/r.safetensors', roll().model,
-                                           dict(recipe='roll')),
+    'tensors': lambda at: in_files.write_tensors(f'{at}/w.safetensors',
+                                                 dict(a=torch.zeros(200_000))),
+    'weights': lambda at: stored.save_weights(f'{at}/r.safetensors', roll().model,
+                                              dict(recipe='roll')),
     'pairs': lambda at: tokens.write_pairs(f'{at}/v', [('a', 'b')]*9000, 'x'),
     'sheet': lambda at: show.save_sheet(torch.rand(40, 3, 32, 32), f'{at}/s.png'),
     'state': lambda at: roll().save(f'{at}/s.safetensors'),
@@ -86,7 +88,7 @@ def resume_on_disk():
         run_line('train roll --resume --steps 8 --out disk/run')
     finally:
         roll().load('disk/run/state.safetensors')
-        fit.load_weights('disk/run/roll.safetensors')
+        stored.load_weights('disk/run/roll.safetensors')
         whole(Path('disk/run/run.json'))
 
 

@@ -15,12 +15,12 @@ from ddpm_lit.clip.zero_shot import read_picture
 from ddpm_lit.data import folder as folders, images
 from ddpm_lit.diffusion import sample, schedule
 from ddpm_lit.interop import checkpoints as theirs, glide, unclip
-from ddpm_lit.train import fit
+from ddpm_lit.train import fit, recipe as recipes, weights as stored
 from ddpm_lit.train.measure import load_classifier
 
 
 def roll():
-    return fit.Training(fit.find_recipe('roll').build())
+    return fit.Training(recipes.find_recipe('roll').build())
 
 
 def asked(found):
@@ -33,7 +33,7 @@ def asked(found):
 
 
 def load_weights(p):
-    return fit.load_weights(str(p))
+    return stored.load_weights(str(p))
 
 
 def load_state(p):

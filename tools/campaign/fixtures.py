@@ -20,10 +20,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save, save_file
 from torch import nn
 from ddpm_lit import show
-from ddpm_lit.core.problem import data_dir
+from ddpm_lit.core.files import data_dir
 from ddpm_lit.data import captions
 from ddpm_lit.interop import checkpoints as theirs, glide, unet as weights
-from ddpm_lit.train import fit, run as runs
+from ddpm_lit.train import recipe as recipes, run as runs
 
 TRAIN_TO = 'train roll --steps 24 --batch 16 --save-every 0 --out'
 
@@ -265,7 +265,7 @@ def make_runs():
     options = dict(steps=24, batch=16, lr=None, seed=None, bf16=None)
     nowhere = io.StringIO()
     with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
-        half = runs.open_run(FIX/'half', fit.find_recipe('roll'), options,
+        half = runs.open_run(FIX/'half', recipes.find_recipe('roll'), options,
                              device=torch.device('cpu'))
         for line in runs.go(half):
             if line['step'] == 10:

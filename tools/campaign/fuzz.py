@@ -20,7 +20,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from ddpm_lit.cli import base as cli
 from ddpm_lit.clip.zero_shot import read_picture
-from ddpm_lit.core.problem import Problem, data_dir
+from ddpm_lit.core.files import data_dir
+from ddpm_lit.core.problem import Problem
 
 
 def fuzzed(attempts: Callable, what: str, seed: str) -> Tally:

@@ -16,7 +16,7 @@ from ddpm_lit.clip import tokens
 from ddpm_lit.clip.zero_shot import read_picture
 from ddpm_lit.data import folder as folders, images
 from ddpm_lit.interop import checkpoints as theirs
-from ddpm_lit.train import fit
+from ddpm_lit.core import tensors as in_files
 
 
 def hostile_file(raw: bytes, name_and_reader: tuple):
@@ -80,7 +80,7 @@ HEADS = {
 # how a file of a kind is read: its name, and the reader
 HEAD_READERS = {
     f'safetensors {how}': ('m.safetensors', reader) for how, reader in dict(
-        read=fit.read_tensors, load=load_weights, state=load_state, open=theirs.open_denoiser,
+        read=in_files.read_tensors, load=load_weights, state=load_state, open=theirs.open_denoiser,
         sample='sample {file} --n 2', parity='parity {file}').items()}
 
 
@@ -99,7 +99,7 @@ LONG_LISTS = {
 
 PICKLE_READERS = {
     'pickle': ('m.pt', theirs.read_state),
-    'pickle as safetensors': ('m.safetensors', fit.read_tensors),
+    'pickle as safetensors': ('m.safetensors', in_files.read_tensors),
     'pickle as CIFAR': ('data_batch_1', images.read_cifar),
     'pickle sampled': ('m.pt', 'sample {file} --layout auto'),
     'pickle in a zip': ('data.pkl', lambda p: read_zip({'a/data.pkl': p.read_bytes()}))}

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ddpm_lit import show
 from ddpm_lit.cli import base as cli
 from ddpm_lit.data import images
-from ddpm_lit.train import fit
+from ddpm_lit.train import recipe as recipes
 
 root = Path(__file__).resolve().parents[2]
 BOX = Path(tempfile.gettempdir()).resolve()/f'campaign{secrets.token_hex(4)}'  # made by main
@@ -141,7 +141,7 @@ def check_weights_are_there(words: str):
     "An answer that weights of the book are missing is a failure: nothing else was tried."
     pattern = r'There is no weights/([\w-]+)\.safetensors in|There are no weights "([\w-]+)"'
     for name in [''.join(found) for found in re.findall(pattern, words)]:
-        missing = name in fit.RECIPES and name not in ABSENT
+        missing = name in recipes.RECIPES and name not in ABSENT
         assert not missing, f'the weights "{name}" are missing here, so nothing was tried'
 
 

@@ -8,11 +8,12 @@ import torch
 from campaign.right import Tally, sentence
 from torch import Tensor, nn
 from ddpm_lit.core.level import CLEAN, Level
-from ddpm_lit.core.problem import Problem, data_dir
+from ddpm_lit.core.files import data_dir
+from ddpm_lit.core.problem import Problem
 from ddpm_lit.diffusion import sample, schedule, score, solve
-from ddpm_lit.interop.speed import in_bf16
-from ddpm_lit.systems.evaluate import sample_recipe
-from ddpm_lit.train import fit
+from ddpm_lit.systems.bf16 import in_bf16
+from ddpm_lit.systems.draw import sample_recipe
+from ddpm_lit.train import recipe as recipes, weights as stored
 from ddpm_lit.train.measure import frechet_distance
 
 
@@ -52,7 +53,7 @@ def picture_systems() -> list[str]:
     found = []
     for path in sorted(data_dir('weights').glob('*.safetensors')):
         try:
-            recipe = fit.find_recipe(fit.card_in(path)['recipe'])
+            recipe = recipes.find_recipe(stored.card_in(path)['recipe'])
         except Problem:  # a network beside, such as a classifier that measures
             continue
         # the latents of latent diffusion are its pictures here
@@ -69,9 +70,9 @@ def seen_from_afar(x: Tensor) -> Tensor:  # [n c h w] -> [n 8c]
     return torch.cat([mean, (square - mean**2).clamp(min=0).sqrt()], 1).flatten(1)
 
 
-def recipe_of(name: str) -> fit.Recipe:
+def recipe_of(name: str) -> recipes.Recipe:
     "The recipe of shipped weights."
-    return fit.find_recipe(fit.card_in(data_dir('weights', f'{name}.safetensors'))['recipe'])
+    return recipes.find_recipe(stored.card_in(data_dir('weights', f'{name}.safetensors'))['recipe'])
 
 
 @cache
@@ -94,7 +95,7 @@ class Levels(NamedTuple):
 
 def sampler_on(name: str, which: str, sampler: str, bf16: bool):
     "The Frechet distance of a few samples, seen from afar, to the data; noise is farther away."
-    model, recipe = fit.load_weights(name)
+    model, recipe = stored.load_weights(name)
     data, condition, real = learned_from(name)
     levels = GRIDS[which](recipe, STEPS)
 

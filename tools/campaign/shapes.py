@@ -30,7 +30,8 @@ from ddpm_lit.interop import checkpoints as theirs
 from ddpm_lit.nets.unet import small_unet
 from ddpm_lit.systems.manipulate import UnclipEditor
 from ddpm_lit.systems.pipeline import Request
-from ddpm_lit.train import fit, run as runs
+from ddpm_lit.core import tensors as in_files
+from ddpm_lit.train import recipe as recipes, run as runs
 
 few_int = st.integers(0, 6)
 any_int = st.integers(-3, 70)
@@ -211,8 +212,8 @@ holds('captioned rows', lambda shapes, said:
 @holds('write and read', tensors=st.dictionaries(text, st.builds(draw, some_shape, dtype),
                                                  max_size=4))
 def _(tensors):
-    fit.write_tensors('w.safetensors', tensors)
-    back = fit.read_tensors('w.safetensors')
+    in_files.write_tensors('w.safetensors', tensors)
+    back = in_files.read_tensors('w.safetensors')
     same({k: v.shape for k, v in tensors.items()}, {k: v.shape for k, v in back.items()})
 
 
@@ -220,7 +221,7 @@ def _(tensors):
 def _(v):
     p = written(v, 'd/run.json')
     shutil.copy(FIX/'run/state.safetensors', 'd/state.safetensors')
-    return runs.choose_settings(p.parent, fit.find_recipe('roll'), {}, True, False,
+    return runs.choose_settings(p.parent, recipes.find_recipe('roll'), {}, True, False,
                                 torch.device('cpu'))
 
 

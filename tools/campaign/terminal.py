@@ -12,7 +12,7 @@ from ddpm_lit.cli import base as cli
 from ddpm_lit.core.denoiser import Model
 from ddpm_lit.diffusion import sample, schedule
 from ddpm_lit.nets.unet import small_unet
-from ddpm_lit.train import fit
+from ddpm_lit.train import fit, recipe as recipes, weights as stored
 
 ROLL = '$D sample $FIX/run/roll.safetensors --n 4 --steps 1 --out a.png'
 LONG_NAME = 'x'*251 + '.png'
@@ -124,7 +124,7 @@ def flat(states, every: int):
 
 
 def sampling():
-    model, _ = fit.load_weights(str(FIX/'run/roll.safetensors'))
+    model, _ = stored.load_weights(str(FIX/'run/roll.safetensors'))
     levels = schedule.grid(schedule.Cosine(), 10_000)
     flat(sample.ddim(model.given(), levels, torch.randn(16, 2), 1.), 100)
 
@@ -137,7 +137,7 @@ def unet():
 
 
 def training():
-    recipe = fit.find_recipe('roll')
+    recipe = recipes.find_recipe('roll')
     batches = recipe.batches(32, 0, torch.device('cpu'))
     flat(fit.fit(roll(), batches, recipe.schedule, recipe.loss, 2000, **recipe.settings), 20)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 from campaign.right import placed, refused_for, run, run_line, words_of
 from ddpm_lit.cli import base as cli
-from ddpm_lit.core.problem import data_dir
+from ddpm_lit.core.files import data_dir
 from ddpm_lit.systems.pipeline import weights_on
 
 # a run of each command that takes little time; with a second name, only some of its options
