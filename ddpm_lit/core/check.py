@@ -54,8 +54,8 @@ def redrawn(again: Tensor,  # [n] what a sampler gives again, one number for eac
             stored,         # [m] what it gave when the numbers were stored, m >= n
             ) -> Error:
     "Assert that samples are the stored ones, up to a quarter of how far samples differ."
-    # many steps enlarge rounding, which differs between processors; other weights or another
-    # seed give other samples, and n of them pass by chance once in 7^n trials
+    # many steps enlarge rounding, which differs between processors; other weights or
+    # another seed give other samples, and n of them pass by chance once in 7^n trials
     stored = torch.as_tensor(stored)
     return close(again, stored[:len(again)], max(.25*stored.std().item(), .02))
 
