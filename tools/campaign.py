@@ -694,7 +694,7 @@ def make_runs():
     nowhere = io.StringIO()
     with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         half = runs.open_run(FIX/'half', fit.find_recipe('roll'), options,
-                             device=torch.device('cpu'))
+                             place=runs.Place(torch.device('cpu')))
         for line in runs.go(half):
             if line['step'] == 10:
                 half.save()
@@ -1152,7 +1152,7 @@ def with_type(start: str, kind: torch.dtype, at: Path):
 
 
 # settings of types or sizes that no run has, and numbers of types that no state has
-ODD_SETTINGS = dict(init=(7, {}, [[]]), changed=(None, 7), source=(None, [], 7, 'x'),
+ODD_SETTINGS = dict(init=(7, {}, [[]]), anew=(None, 7), source=(None, [], 7, 'x'),
                     steps=(10**400,), lr=(10**400,))
 ODD_TYPES = (torch.uint16, torch.uint32, torch.uint64, torch.complex64, torch.float8_e4m3fn)
 
@@ -1196,8 +1196,7 @@ def led_outside():
     put('r/run.json', json.dumps(kept))
 
     # its state says that it is of this run
-    own = json.dumps({k: kept.get(k) for k in runs.ALWAYS}, sort_keys=True)
-    mark = dict(run=hashlib.sha256(own.encode()).hexdigest())
+    mark = dict(run=runs.Beginning.read(kept).identity())
     save_file(load_file('r/state.safetensors'), 'r/state.safetensors', mark)
     try:
         return run_line('train --resume --out r --steps 5')
@@ -1209,7 +1208,7 @@ OLDER = {  # what another version may have left in a run's folder
     'a state without the mark of its run': ('state.safetensors',
                                             lambda at: save_file(load_file(at), at)),
     'a state with other names': ('state.safetensors', with_other_names),
-    'settings without "micro"': ('run.json', partial(without_setting, 'micro')),
+    'settings without "bf16"': ('run.json', partial(without_setting, 'bf16')),
     'settings without "recipe"': ('run.json', partial(without_setting, 'recipe')),
     'settings of 90 MB': ('run.json', lambda at: put(at, b'{"x": "' + b'a'*90_000_000 + b'"}')),
     'a card of 90 MB': ('roll.json', lambda at: put(at, b'{"x": "' + b'a'*90_000_000 + b'"}'))}

@@ -22,7 +22,7 @@ import sys
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Callable, ContextManager, Iterable, Iterator, Sequence
+from typing import Any, Callable, ContextManager, Iterable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 from safetensors import SafetensorError, safe_open
@@ -87,9 +87,9 @@ class Training:
                  place: Callable[[nn.Module], nn.Module] = identity):
         self.step = 0
         self.run = ''  # which run this is: its states are not taken for another's
-        self.earlier: tuple[str, ...] = ()  # what its states said in earlier versions
         self.average = place(copy.deepcopy(model).eval().requires_grad_(False))
-        self.model = model = place(model)
+        self.model: Any = place(model)  # a Model, or what the loss takes
+        model = self.model
         fused = all(p.device.type in ('cpu', 'cuda') for p in model.parameters())
         self.opt = torch.optim.AdamW(model.parameters(), betas=(.9, .99), weight_decay=0.,
                                      fused=fused)
@@ -112,7 +112,7 @@ class Training:
     ) -> tuple[Tensor, Tensor]:  # the loss, the norm of its gradient
         "The gradient of the loss, part by part, shortened to `clip`. Eq. 22.5."
         self.opt.zero_grad()
-        value = 0.
+        value: Any = 0.  # a tensor from the first part on
         for part in parts:
             part.backward()
             value = value + part.detach()
@@ -153,7 +153,7 @@ class Training:
              state: dict[str, Tensor], run: str, path) -> 'Training':
         "Copy a saved state into the live tensors, if it is of this run and whole."
         # it has to be of this run
-        if self.run and run not in (self.run, *self.earlier):
+        if self.run and run != self.run:
             raise Problem(f'{path} is the state of another run, with other settings or '
                           'other data: bring back its own, or start anew.')
 
@@ -240,7 +240,7 @@ def loss_parts(training: Training, loss: Loss,
 class FiniteCheck:
     "Keeps NaN and infinity out of the weights, without making a GPU wait at every step."
     def __init__(self, opt: torch.optim.Optimizer, look: int, device: torch.device):
-        self.opt = opt
+        self.opt: Any = opt  # with fields that its type does not name
         self.fused = opt.defaults['fused']
         self.look = look if self.fused else 1  # steps between two looks
         self.broken = torch.zeros((), device=device)  # how many steps were
@@ -356,7 +356,7 @@ def tensors_digest(tensors: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, v in sorted(tensors.items()):
         digest.update(f'{name} {v.dtype} {[*v.shape]}'.encode())
-        digest.update(v.cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        digest.update(v.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -404,7 +404,7 @@ def load_strictly(module: nn.Module, tensors: dict[str, Tensor], origin):
 class Recipe:
     "All that a training has to know; registered where the system is defined."
     name: str
-    build: Callable[[], nn.Module]  # the untrained model
+    build: Callable[[], Any]      # the untrained model: a Model, or what the loss takes
     # (batch size, seed, device) -> step -> (x0, *condition)
     batches: Callable[[int, int, torch.device], Callable[[int], tuple]]
     shape: tuple[int, ...]        # of one sample
@@ -424,8 +424,8 @@ class Recipe:
     # how a file says what it holds: a maker in MAKERS and its arguments, as JSON;
     # empty for recipes that are known by name
     spec: dict = field(default_factory=dict)
-    # of own pictures: where they are, how they are read, and their digest
-    source: dict = field(default_factory=dict)
+    # of own pictures: where they are, how they are read, and their digest (58)
+    source: Any = None
 
 
 RECIPES = Registry('recipe', mark='register(', group='ddpm_lit.recipes')
@@ -569,7 +569,7 @@ def is_newer(version) -> bool:  # as a card says it: anything
 def newer(path, card: dict) -> Problem:
     "That a file is of a newer version, and what to do."
     version = card.get('version')
-    which = f' ({printable(version)[:20]})' if is_newer(version) else ''
+    which = f' ({printable(str(version))[:20]})' if is_newer(version) else ''
     return Problem(f'{path} was written by a newer ddpm_lit{which}: install it to open '
                    'this file.')
 
