@@ -7,7 +7,7 @@ __all__ = ['COMMANDS', 'DOES', 'ENDS', 'SEED', 'SHARED', 'LazyGroup', 'in_backqu
            'Command', 'remark_on_data', 'command', 'Stop', 'traceback_file', 'our_mistake', 'broken_package', 'failure',
            'importing', 'end_at_once', 'handle_signals', 'stoppable', 'nowhere', 'ignore_closed_stderr', 'say',
            'import_matplotlib', 'undisturbed', 'run_command', 'main', 'Terminal', 'Finite', 'Count', 'Number', 'Range',
-           'options', 'start', 'finite', 'emit', 'note', 'Bar', 'Bars', 'find_system', 'single_spaced']
+           'options', 'grouped', 'start', 'finite', 'emit', 'note', 'Bar', 'Bars', 'find_system', 'single_spaced']
 
 # %% ../../nbs/80_command.ipynb #imports
 import contextlib
@@ -22,6 +22,7 @@ import signal
 import sys
 import time
 from difflib import get_close_matches
+from functools import wraps
 from typing import Callable
 import click
 import ddpm_lit
@@ -617,6 +618,22 @@ def options(*names: str):
         for name in reversed(names):
             f = SHARED[name](f)
         return f
+
+    return add
+
+
+def grouped(into: str, *added: Callable) -> Callable:
+    "Several options in the order of the help; the command gets a dict of them."
+    def add(f):
+        @wraps(f)
+        def command(*args, **typed):
+            group = {name: typed.pop(name) for name in names}
+            return f(*args, **typed, **{into: group})
+
+        for each in reversed(added):
+            each(command)
+        names = [p.name for p in command.__click_params__[:-len(added) - 1:-1]]
+        return command
 
     return add
 

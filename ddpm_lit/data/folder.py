@@ -1228,7 +1228,7 @@ def numbered(
 # %% ../../nbs/57_folder.ipynb #read-folder-more
 def read_folder(
     path,  # a folder, a tar, a parquet file, a folder of these, a saved data set
-    side: int | tuple[int, int] | None = None,  # or (height, width); None: as they come
+    side: int | Sequence[int] | None = None,  # or (height, width); None: as they come
     fit: str = 'crop',  # the middle; 'fit', whole on white; 'pad', its edge repeated
     labels: str | Path | None = None,  # 'folders', or a CSV file
     captions: str | Path | None = None,  # what there is; or a table, or 'folders'

@@ -13,7 +13,7 @@ import math
 import os
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from typing import Callable, Iterable, Sequence
+from typing import Any, Callable, Iterable, Sequence
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ from .latent import paint_latent
 from .lora import (
     TuningBatches, add_lora, digest_of, lora_state, scale_adapter)
 from .own import OWN, OwnSystem, duration_text, remembered
+from .source import Source
 from .pipeline import (
     Request, System, request_for, system_of, weights_on)
 from .judging import judging
@@ -46,9 +47,9 @@ class AdapterOnly(nn.Module):
     def state_dict(self, *args, **how):
         return lora_state(self)
 
-    def load_state_dict(self, tensors, *args, **how):
+    def load_state_dict(self, state_dict, *args, **how):
         for k, v in lora_state(self).items():
-            v.copy_(tensors[k])
+            v.copy_(state_dict[k])
 
 
 def adapter_only(model: nn.Module, rank: int) -> nn.Module:
@@ -89,8 +90,8 @@ def tuned(name: str,
           system: str = '',         # which paints with them; '': none
           rank: int | None = None,  # of the adapter; None: all parameters are trained
           digest: str = '',         # of those weights, for an adapter
-          words: list[str] = (),    # of the captions, that the weights had never seen
-          examples: list[str] = (),  # some of the captions
+          words: Sequence[str] = (),  # of the captions, that the weights had never seen
+          examples: Sequence[str] = (),  # some of the captions
           ) -> Recipe:
     "Weights of the book, trained further: all of them, or an adapter beside them."
     texts = name, weights, system, *words, *examples
@@ -204,7 +205,7 @@ class Tunable:
 
 
 def paint_with(request: Request, progress: Callable[[int, int], None] = no_progress,
-               at_once: int = 64, *, model: nn.Module) -> dict[int, Tensor]:
+               at_once: int = 64, *, model: Any) -> dict[int, Tensor]:
     "GLIDE with a base model of yours, and the upsampler of the book. Eq. 41.3, 61.11."
     if request.guidance != 'cfg':
         raise Problem('Weights of yours are guided without a classifier: '
@@ -256,7 +257,7 @@ def plan_tuning(
     rank: int | None = None,        # of the adapter; None: 4 for few pictures, else none
     whole: bool | None = None,      # True: train all parameters
     share_old: float | None = None,  # of each batch: old pictures; None: one half
-    source: dict | None = None,     # as for `plan` (58)
+    source: Source | None = None,   # as for `plan` (58)
 ) -> Recipe:
     "A recipe that trains a system of the book further on captioned pictures. Eq. 69.1."
     if system not in TUNABLE:
@@ -268,10 +269,10 @@ def plan_tuning(
 
     # an adapter for few pictures, where there can be one
     many = kind.adapter_lr is None or len(pictures) >= FEW
-    if whole or whole is None and rank is None and many:
-        about = dict(rank=None)
-        rate = kind.lr
-    else:
+    about: dict[str, Any] = dict(rank=None)
+    rate = kind.lr
+    adapter = not whole if whole is not None else rank is not None or not many
+    if adapter and kind.adapter_lr:
         base = weights_on(kind.weights, 'cpu')
         about = dict(rank=rank or 4, digest=digest_of(base))
         rate = kind.adapter_lr
@@ -287,7 +288,7 @@ def plan_tuning(
     batches = partial(kind.pairs, pictures, share_old)
     settings = dict(lr=rate, warmup=20)
     return replace(recipe, batches=batches, steps=steps, batch=kind.batch,
-                   settings=settings, source=source or {})
+                   settings=settings, source=source)
 
 # %% ../../nbs/69_captioned.ipynb #about
 def about_tuning(recipe: Recipe, seconds: float) -> str:  # seconds of a step
@@ -300,8 +301,9 @@ def about_tuning(recipe: Recipe, seconds: float) -> str:  # seconds of a step
         what = (f'An adapter of rank {spec["rank"]} with {trained:,} parameters '
                 f'is trained; the weights "{spec["weights"]}" stay as they are')
 
-    share = recipe.source.get('share_old', .5)
-    n = recipe.source.get('pictures')
+    source = recipe.source or Source(folder='')
+    share = .5 if source.share_old is None else source.share_old
+    n = source.pictures
     those = f'{counted(n, "picture")} with captions are learned. ' if n else ''
     said = (f'{those}{what}. '
             f'{counted(recipe.steps, "step")} of {counted(recipe.batch, "picture")}, '
@@ -321,11 +323,12 @@ def trained_painter(model: nn.Module, recipe: Recipe) -> System:
     if not system:
         raise Problem(f'{recipe.name} paints no captions: give a run that was '
                       "trained with `system='latent'`.")
-    if system.name not in TUNABLE:
+    kind = TUNABLE.get(system.name)
+    if kind is None or kind.paint is None:
         raise Problem(f'{recipe.name} is one of several networks of a system: train it '
                       "with `ship`, which puts it in its place, then take "
                       f"`system='{system.name}'`.")
-    return replace(system, paint=partial(TUNABLE[system.name].paint, model=model))
+    return replace(system, paint=partial(kind.paint, model=model))
 
 
 def paint_by_words(paint: Callable, model: nn.Module, words: set[str], request: Request,
@@ -391,28 +394,27 @@ def own_judge(model: nn.Module, recipe: Recipe) -> Callable | None:  # None: the
     return judge and partial(judge, model)
 
 # %% ../../nbs/69_captioned.ipynb #register
-def tuning_found(system: str, found: Folder, source: dict, **options) -> Recipe:
-    "`plan_tuning` for what was read of a folder; options: rank, whole, share_old."
+def tuning_found(system: str, found: Folder, source: Source) -> Recipe:
+    "`plan_tuning` for what was read of a folder."
     if not any(found.captions):
         cure = ('write NAME.txt beside NAME.png, name a table of them by `captions`, or '
                 "take the names of their folders by `captions='folders'`")
-        if source.get('captions') == 'folders':
+        if source.captions == 'folders':
             cure = 'put them into folders that say what they show'
         elif not os.path.isfile(os.path.join(found.origin, found.rows[0].name)):
             cure = 'a tar takes NAME.txt beside NAME.png, a table a column text'
-        raise Problem(f'None of the {len(found)} pictures in {source["folder"]} '
+        raise Problem(f'None of the {len(found)} pictures in {source.folder} '
                       f'has a caption: {cure}.')
 
-    kept = {k: v for k, v in options.items() if v is not None}
-    pictures = found.captioned(source.get('bad') or 'skip')
-    kept = source | kept | dict(pictures=len(pictures)) | remembered(found)
-    return plan_tuning(system, pictures, source['name'], source=kept, **options)
+    pictures = found.captioned(source.bad or 'skip')
+    kept = source.changed(pictures=len(pictures), **remembered(found))
+    return plan_tuning(system, pictures, source.name, source.rank, source.whole,
+                       source.share_old, kept)
 
 
 PAINTED = 'ddpm_lit paint CAPTION --weights {out}'
 READ = 'ddpm_lit classify PICTURE --weights {out} --among CAPTION CAPTION'
 for name, kind in TUNABLE.items():
     OWN.add(name, OwnSystem(partial(tuning_found, name), about_tuning,
-                            paint_examples if kind.paint else None,
-                            ('rank', 'whole', 'share_old'), reads='captions',
+                            paint_examples if kind.paint else None, reads='captions',
                             side=kind.side, use=PAINTED if kind.paint else READ))

@@ -19,7 +19,8 @@ from ..clip.tokens import caption_tokenizer
 from ..core.problem import Problem, no_progress
 from ..core.denoiser import Denoiser, Model
 from ..core.level import Level
-from ..data.captions import Captioned, CaptionBatches, in_order, join, shapes
+from ..data.captions import (
+    Captioned, CaptionBatches, all_but_held, in_order, join, shapes)
 from ..diffusion.forward import q_sample
 from ..diffusion.sample import Kernel, last
 from ..diffusion.schedule import Grid, as_times, grid
@@ -28,7 +29,7 @@ from ..guide.edit import pixels, replacement
 from ..guide.cfg import cfg_batched
 from ..nets.dit import DiT
 from .autoencoder import Autoencoder, encoded, latent_scale
-from .glide import TextEncoder, TextUNet, all_but_held, small_text
+from .glide import TextEncoder, TextUNet, small_text
 from ddpm_lit.systems.pipeline import (
     SYSTEMS, Part, Request, Rule, System, from_strength, in_stages, kept_at,
     noised_start, weights_on)

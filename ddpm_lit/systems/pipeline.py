@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 from itertools import count
 from typing import Any, Callable, ClassVar, Sequence
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from ..clip.tokens import caption_tokenizer
 from ..clip.zero_shot import read_picture
@@ -169,7 +169,7 @@ class Request:
 
 # %% ../../nbs/59_pipeline.ipynb #noise
 @functools.lru_cache(maxsize=16)
-def weights_on(name: str, device) -> nn.Module:
+def weights_on(name: str, device) -> Any:  # as `Recipe.build`
     "Weights by name, read once; no random number of the caller's is used up."
     with torch.random.fork_rng([]):
         return load_weights(name)[0].to(device)

@@ -14,7 +14,7 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, ContextManager, Iterable, Iterator, Sequence
+from typing import Any, Callable, ContextManager, Iterable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 from safetensors import safe_open
@@ -73,9 +73,9 @@ class Training:
                  place: Callable[[nn.Module], nn.Module] = identity):
         self.step = 0
         self.run = ''  # which run this is: its states are not taken for another's
-        self.earlier: tuple[str, ...] = ()  # what its states said in earlier versions
         self.average = place(copy.deepcopy(model).eval().requires_grad_(False))
-        self.model = model = place(model)
+        self.model: Any = place(model)  # a Model, or what the loss takes
+        model = self.model
         fused = all(p.device.type in ('cpu', 'cuda') for p in model.parameters())
         self.opt = torch.optim.AdamW(model.parameters(), betas=(.9, .99), weight_decay=0.,
                                      fused=fused)
@@ -98,7 +98,7 @@ class Training:
     ) -> tuple[Tensor, Tensor]:  # the loss, the norm of its gradient
         "The gradient of the loss, part by part, shortened to `clip`. Eq. 22.5."
         self.opt.zero_grad()
-        value = 0.
+        value: Any = 0.  # a tensor from the first part on
         for part in parts:
             part.backward()
             value = value + part.detach()
@@ -139,7 +139,7 @@ class Training:
              state: dict[str, Tensor], run: str, path) -> 'Training':
         "Copy a saved state into the live tensors, if it is of this run and whole."
         # it has to be of this run
-        if self.run and run not in (self.run, *self.earlier):
+        if self.run and run != self.run:
             raise Problem(f'{path} is the state of another run, with other settings or '
                           'other data: bring back its own, or start anew.')
 
@@ -224,7 +224,7 @@ def loss_parts(training: Training, loss: Loss,
 class FiniteCheck:
     "Keeps NaN and infinity out of the weights, without making a GPU wait at every step."
     def __init__(self, opt: torch.optim.Optimizer, look: int, device: torch.device):
-        self.opt = opt
+        self.opt: Any = opt  # with fields that its type does not name
         self.fused = opt.defaults['fused']
         self.look = look if self.fused else 1  # steps between two looks
         self.broken = torch.zeros((), device=device)  # how many steps were

@@ -212,7 +212,7 @@ def fit_classifier(images: Images, steps: int = 1400, batch: int = 128, lr: floa
 
     # features of variance 1: relu(f/c) c = relu(f), so the logits stay
     spread = in_parts(net.features, to_unit(images.pixels[:2000])).var(0).mean().sqrt()
-    for part in (net.body[-1].weight, net.body[-1].bias):
+    for part in net.body[-1].parameters():
         part.div_(spread)
     net.head.weight.mul_(spread)
     return net, losses
@@ -221,7 +221,8 @@ def fit_classifier(images: Images, steps: int = 1400, batch: int = 128, lr: floa
 def accuracy(net: nn.Module, images: Images) -> float:
     "Share of pictures whose label it reads."
     read = in_parts(net, to_unit(images.pixels)).argmax(1)
-    return (read == images.label).double().mean().item()
+    label = torch.as_tensor(images.label)
+    return (read == label).double().mean().item()
 
 # %% ../../nbs/27_measure.ipynb #machine
 def machine(device: torch.device = torch.device('cpu')) -> dict:
@@ -352,7 +353,7 @@ def weigh(samples: Tensor,  # [n ...]
         perfect = measure(held_out, reference, flattened, k, pairs)
 
     notes = []
-    note = too_few(m, found['features'])
+    note = too_few(m, int(found['features']))
     if note:
         notes.append(note)
     if m < n:

@@ -10,9 +10,9 @@ __all__ = ['RECIPES', 'JUDGES', 'MAKERS', 'Recipe', 'check_name', 'register', 'f
 
 # %% ../../nbs/22_fit.ipynb #imports-recipe
 from dataclasses import dataclass, field, replace
-from typing import Callable
+from typing import Any, Callable
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from ..core.problem import Problem, identity
 from ..core.registry import Registry, caller
 from ..core.denoiser import Model
@@ -26,7 +26,7 @@ from ..nets.mlp import MLP
 class Recipe:
     "All that a training has to know; registered where the system is defined."
     name: str
-    build: Callable[[], nn.Module]  # the untrained model
+    build: Callable[[], Any]      # the untrained model: a Model, or what the loss takes
     # (batch size, seed, device) -> step -> (x0, *condition)
     batches: Callable[[int, int, torch.device], Callable[[int], tuple]]
     shape: tuple[int, ...]        # of one sample
@@ -46,8 +46,8 @@ class Recipe:
     # how a file says what it holds: a maker in MAKERS and its arguments, as JSON;
     # empty for recipes that are known by name
     spec: dict = field(default_factory=dict)
-    # of own pictures: where they are, how they are read, and their digest
-    source: dict = field(default_factory=dict)
+    # of own pictures: where they are, how they are read, and their digest (58)
+    source: Any = None
 
 
 RECIPES = Registry('recipe', group='ddpm_lit.recipes')

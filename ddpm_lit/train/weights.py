@@ -107,7 +107,7 @@ def is_newer(version) -> bool:  # as a card says it: anything
 def newer(path, card: dict) -> Problem:
     "That a file is of a newer version, and what to do."
     version = card.get('version')
-    which = f' ({printable(version)[:20]})' if is_newer(version) else ''
+    which = f' ({printable(str(version))[:20]})' if is_newer(version) else ''
     return Problem(f'{path} was written by a newer ddpm_lit{which}: install it to open '
                    'this file.')
 

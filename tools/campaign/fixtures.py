@@ -266,7 +266,7 @@ def make_runs():
     nowhere = io.StringIO()
     with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         half = runs.open_run(FIX/'half', recipes.find_recipe('roll'), options,
-                             device=torch.device('cpu'))
+                             place=runs.Place(torch.device('cpu')))
         for line in runs.go(half):
             if line['step'] == 10:
                 half.save()

@@ -1,6 +1,5 @@
 "What others have left: runs, which go on or stay as they are, links, plug-ins, data sets."
 import gzip
-import hashlib
 import json
 import os
 import shutil
@@ -64,8 +63,7 @@ def led_outside():
     put('r/run.json', json.dumps(kept))
 
     # its state says that it is of this run
-    own = json.dumps({k: kept.get(k) for k in runs.ALWAYS}, sort_keys=True)
-    mark = dict(run=hashlib.sha256(own.encode()).hexdigest())
+    mark = dict(run=runs.Beginning.read(kept).identity())
     save_file(load_file('r/state.safetensors'), 'r/state.safetensors', mark)
     try:
         return run_line('train --resume --out r --steps 5')
@@ -113,7 +111,7 @@ def with_type(start: str, kind: torch.dtype, at: Path):
 
 
 # settings of types or sizes that no run has, and numbers of types that no state has
-ODD_SETTINGS = dict(init=(7, {}, [[]]), changed=(None, 7), source=(None, [], 7, 'x'),
+ODD_SETTINGS = dict(init=(7, {}, [[]]), anew=(None, 7), source=(None, [], 7, 'x'),
                     steps=(10**400,), lr=(10**400,))
 ODD_TYPES = (torch.uint16, torch.uint32, torch.uint64, torch.complex64, torch.float8_e4m3fn)
 ODD = {f'settings with {name} = {str(v)[:9]}': ('run.json', partial(change_json, **{name: v}))
@@ -127,7 +125,7 @@ OLDER = {
         'state.safetensors', lambda at: save_file(load_file(at), at)),
     'a state with other names': ('state.safetensors', lambda at: change_tensors(
         at, lambda state: {k.replace('model.', 'network.'): v for k, v in state.items()})),
-    'settings without "micro"': ('run.json', lambda at: change_json(at, 'micro')),
+    'settings without "bf16"': ('run.json', lambda at: change_json(at, 'bf16')),
     'settings without "recipe"': ('run.json', lambda at: change_json(at, 'recipe')),
     'settings of 90 MB': ('run.json', lambda at: put(at, b'{"x": "%b"}' % (b'a'*90_000_000))),
     'a card of 90 MB': ('roll.json', lambda at: put(at, b'{"x": "%b"}' % (b'a'*90_000_000)))}
