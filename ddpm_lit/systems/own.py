@@ -355,7 +355,8 @@ def about(recipe: Recipe, n: int, seconds: float) -> str:  # n pictures, seconds
 
 # %% ../../nbs/58_own.ipynb #continued
 @MAKERS.add('recipe')
-def as_recipe(name: str, recipe: str, names: Sequence[str] = ()) -> Recipe:  # of the classes
+def as_recipe(name: str, recipe: str,
+              names: Sequence[str] = ()) -> Recipe:  # of the classes
     "The network, the noise and the loss of a recipe of the book, for other pictures."
     return replace(find_recipe(recipe), name=name, batches=not_at_hand(name),
                    names=tuple(names), data=(), start=identity)

@@ -84,7 +84,8 @@ class Kept:
             said = said if isinstance(said, dict) else {}
 
         # each must be known, and those without a default are needed
-        known = {f.name: f.default is f.default_factory is MISSING for f in fields(cls)}
+        known = {f.name: f.default is MISSING and f.default_factory is MISSING
+                 for f in fields(cls)}
         faults = [f'it lacks "{k}"' for k in known if known[k] and k not in said]
         faults += [f'"{printable(k)}" is unknown' for k in said if k not in known]
         if faults:
