@@ -353,7 +353,7 @@ def together(paths, run_flags, seed):
     return good < len(paths)
 
 
-heart = re.compile(r'^#\| *(default_exp|export) (core|diffusion|guide|nets)\.', re.M)
+heart = re.compile(r'^#\| *default_exp (core|diffusion|guide|nets)\.', re.M)
 
 
 def check_types(paths):

@@ -40,6 +40,8 @@ from pathlib import Path
 from typing import Callable
 
 os.environ.pop('DDPM_LIT_DATA', None)  # the fixtures are the only data
+# a fork has none of its parent's threads, and would wait for them
+os.environ.update({f'{name}_NUM_THREADS': '1' for name in ('OMP', 'MKL', 'OPENBLAS')})
 sys.path.pop(0)  # the modules of this folder are found as those of the package, from any folder
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
