@@ -2,8 +2,8 @@
 
     python tools/watch.py [--most GB] [--most-each GB] COMMAND...
 
-The memory of a process is its share: pages that several processes hold count once in the sum (PSS,
-Linux). The exit status is the command's, or 1 if it held more than allowed.
+Memory is what processes hold for themselves: files that they map do not count (RssAnon, Linux).
+The exit status is the command's, or 1 if it held more than allowed.
 """
 import argparse
 import os
@@ -45,12 +45,12 @@ def children(pid: int) -> list[int]:
 
 
 def held(pid: int) -> float:
-    "Gigabytes of a process: its share of what several hold."
+    "Gigabytes that a process holds for itself."
     try:
-        lines = Path(f'/proc/{pid}/smaps_rollup').read_text().splitlines()
+        lines = Path(f'/proc/{pid}/status').read_text().splitlines()
     except OSError:
         return 0.
-    return sum(int(line.split()[1]) for line in lines if line.startswith('Pss:'))/1e6
+    return sum(int(line.split()[1]) for line in lines if line.startswith('RssAnon:'))/1e6
 
 
 class Watch(threading.Thread):
