@@ -16,6 +16,7 @@ import tempfile
 from pathlib import Path
 
 from nb import read, root, save, text
+from try_pictures import report
 
 NOTEBOOK = root/'nbs/14_sample.ipynb'
 SETUP = 'nbdev_install_hooks'  # as CONTRIBUTING.md says
@@ -118,12 +119,7 @@ def main() -> int:
     programs = str(Path(sys.executable).parent)
     os.environ.update(GIT_CONFIG_GLOBAL=os.devnull, GIT_CONFIG_NOSYSTEM='1',
                       PATH=os.pathsep.join([programs, os.environ['PATH']]))
-    results = []
-    for title, good in tried():
-        results.append(good)
-        print('ok    ' if good else 'FAILED', title, flush=True)
-    print(f'{sum(results)} passed, {len(results) - sum(results)} failed')
-    return not all(results)
+    return report(tried())
 
 
 if __name__ == '__main__':

@@ -89,9 +89,10 @@ def tried():
     yield 'a picture looks like itself', looks_same(stored, drawn(mosaic()))
 
 
-def main() -> int:
+def report(tried) -> int:  # (what was tried, whether it went well), one after the other
+    "Print each, and how many went well; the exit status."
     results = []
-    for title, good in tried():
+    for title, good in tried:
         results.append(good)
         print('ok    ' if good else 'FAILED', title, flush=True)
     print(f'{sum(results)} passed, {len(results) - sum(results)} failed')
@@ -99,4 +100,4 @@ def main() -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(report(tried()))
