@@ -241,7 +241,7 @@ def eval_samples(name: str, found: str, model, recipe, n: int, seed: int,
     used, notes = fingerprints(found, recipe, read_by)
 
     # a row for each weight of guidance; bits do not depend on it
-    rows = []
+    rows: list[dict] = []
     for w in options['weights'] or (None,):
         clock = time.process_time()
         with Bars() as bars:
@@ -306,7 +306,7 @@ def eval_weights(name: str, n: int, seed: int, device,
     from ddpm_lit.systems.own import has_own_pictures
     from ddpm_lit.train.run import found_start, open_weights
 
-    found = found_start(name)
+    found = str(found_start(name))
     model, recipe = open_weights(name)
 
     # own pictures have a measure of their own

@@ -9,7 +9,7 @@ __all__ = ['OFFICIAL', 'MEAN', 'STD', 'unit', 'contrastive_plainly', 'health', '
 
 # %% ../../nbs/53_clip.ipynb #imports
 import math
-from typing import Callable, Sequence
+from typing import Any, Callable, Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -209,7 +209,7 @@ class VisionTower(nn.Module):
         # the row of (53.15): [e; patches A] + P
         std = width**-.5
         self.patches = nn.Conv2d(channels, width, patch, patch, bias=False)
-        self.first = nn.Parameter(std*torch.randn(width))
+        self.first: Any = nn.Parameter(std*torch.randn(width))  # a `NoisedCLIP`: None
         self.places = nn.Parameter(std*torch.randn((side // patch)**2 + 1, width))
 
         # norm, transformer, norm and W
@@ -313,7 +313,7 @@ class ResNetTower(nn.Module):
             nn.Conv2d(channels, half, 3, stem[0], 1, bias=False),
             nn.Conv2d(half, half, 3, 1, 1, bias=False),
             nn.Conv2d(half, width, 3, 1, 1, bias=False)])
-        self.norms = nn.ModuleList([nn.BatchNorm2d(c.out_channels) for c in self.convs])
+        self.norms = nn.ModuleList([nn.BatchNorm2d(c) for c in (half, half, width)])
         self.mean = nn.AvgPool2d(stem[1]) if stem[1] > 1 else nn.Identity()
 
         # the blocks, and attention in place of a mean
@@ -335,8 +335,8 @@ class CLIP(nn.Module):
 
     def __init__(
         self,
-        image: nn.Module,
-        text: nn.Module,
+        image: Any,  # a tower: pictures [b *shape] -> [b d]
+        text: Any,  # and one: tokens [b l] -> [b d]
         chunk: int | None = None,  # train in chunks of so many (53.13)
     ):
         super().__init__()
@@ -380,7 +380,7 @@ clip_loss.joint = True
 def official_clip(
     out: int,
     side: int,
-    layers: int | Sequence[int],
+    layers: Any,  # int; of a residual network Sequence[int]
     width: int,
     patch: int | None,  # None: a residual network
     text_width: int,
@@ -390,6 +390,7 @@ def official_clip(
     size: int = 49_408,
 ) -> CLIP:
     "CLIP as published, over patches or with a residual network. Eq. 53.14-53.16."
+    image: nn.Module
     if patch is None:
         image = ResNetTower(side, width, layers, width*32 // 64, out)
     else:

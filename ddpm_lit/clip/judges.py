@@ -70,7 +70,7 @@ class Residual(nn.Module):
         self.norm1 = nn.BatchNorm2d(c)
         self.conv2 = nn.Conv2d(c, c, 3, padding=1, bias=False)
         self.norm2 = nn.BatchNorm2d(c)
-        self.skip = nn.Identity()
+        self.skip: nn.Module = nn.Identity()
         if (c_in, step) != (c, 1):
             self.skip = nn.Conv2d(c_in, c, step, step, bias=False)
 

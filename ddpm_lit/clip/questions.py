@@ -10,7 +10,7 @@ __all__ = ['STYLE_FORMS', 'HUES', 'some', 'named', 'caption_of', 'caption_rows',
 # %% ../../nbs/55_zero_shot_questions.ipynb #imports
 import re
 from dataclasses import replace
-from typing import Callable, Hashable, Iterator, Sequence
+from typing import Any, Callable, Hashable, Iterator, Sequence
 import numpy as np
 import torch
 from torch import Tensor
@@ -234,9 +234,10 @@ def changed(
     value: str,
 ) -> Scene:
     "The scene of one thing with one word of it changed."
+    new: dict[str, Any] = {what: value}
     if what in ('where', 'ground'):
-        return replace(scene, **{what: value})
-    thing = replace(scene.things[0], **{what: value})
+        return replace(scene, **new)
+    thing = replace(scene.things[0], **new)
     return replace(scene, things=(thing,))
 
 

@@ -65,11 +65,11 @@ def learn(words: dict[str, int],  # with their counts
     "Merge the most frequent pair, n times. Eq. 51.2 (Sennrich 2016, Algorithm 1)."
     ids = [ids_of(w) for w in words]
     freq = [*words.values()]
-    count = Counter()  # of each pair
+    count: Counter = Counter()  # of each pair
     where = defaultdict(set)  # the words that hold it
     changed = set()  # pairs whose count is not yet in the heap
-    heap = []
-    merges = []
+    heap: list[tuple[int, tuple[int, int]]] = []
+    merges: list[tuple[int, int]] = []
 
     def tally(i, sign):  # the pairs of word i come or go
         for p in pairwise(ids[i]):
@@ -167,8 +167,9 @@ class BPE:
                                   'makes: is this the vocabulary you meant?')
 
         # a merge learnt later has the larger id
-        self.rank = {(self.place[a], self.place[b]): self.place[a + b] for a, b in pairs}
-        self._known = {}  # words, once worked out
+        self.rank: dict[tuple[int | None, int | None], int] = {
+            (self.place[a], self.place[b]): self.place[a + b] for a, b in pairs}
+        self._known: dict[str, list[int]] = {}  # words, once worked out
 
         # the bytes of each id; the mark at the end of a word is a space
         self.spelled = []
@@ -179,16 +180,16 @@ class BPE:
 
     def word(self, word: str) -> list[int]:
         "The ids of one word: the pair of the lowest rank is merged first. Eq. 51.4."
-        ids = ids_of(word)
+        letters = ids_of(word)
         if self.ends:
-            ids[-1] += 256
+            letters[-1] += 256
 
         # each place knows its neighbours; beyond both ends, at -1, there is nothing
-        n = len(ids)
-        ids.append(None)
+        n = len(letters)
+        ids: list[int | None] = [*letters, None]
         before = [*range(-1, n)]
         after = [*range(1, n + 1), 0]
-        heap = []
+        heap: list[tuple[int, int]] = []
 
         def offer(i):  # the pair that begins at place i
             rank = self.rank.get((ids[i], ids[after[i]]))
@@ -203,7 +204,8 @@ class BPE:
             new, i = heapq.heappop(heap)
             j = after[i]
             if self.rank.get((ids[i], ids[j])) == new:
-                ids[i], ids[j] = new, None
+                ids[i] = new
+                ids[j] = None
                 after[i] = after[j]
                 before[after[j]] = i
                 offer(before[i])
@@ -242,9 +244,9 @@ class Tokenizer(BPE):
                  split: Callable[[str], list[str]],
                  length: int,  # of a row
                  special: Sequence[str],  # further pieces
-                 start: str | None = None,
-                 end: str | None = None,
-                 pad: str | None = None,  # which of them; None: no such id, for padding 0
+                 start: str = '',
+                 end: str = '',
+                 pad: str = '',  # which of them; '': no such id, for padding 0
                  ends: bool = False,  # has the last piece of a word ids of its own?
                  named: bool = False,  # do names of special pieces in a text mean them?
                  clean: Callable[[str], str] = str,  # what `encode` does to a text first

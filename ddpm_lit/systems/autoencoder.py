@@ -7,7 +7,7 @@ __all__ = ['ConvBlock', 'middle_blocks', 'Encoder', 'Decoder', 'Autoencoder', 's
            'autoencoder_loss', 'flipped', 'both_worlds', 'pictures_alone', 'latent_scale', 'encoded']
 
 # %% ../../nbs/65_autoencoder.ipynb #imports
-from typing import Callable, Sequence
+from typing import Any, Callable, Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -157,7 +157,7 @@ class Autoencoder(nn.Module):
 def small_autoencoder(base: int = 64, mults: Sequence[int] = (1, 2, 4), depth: int = 1,
                       latent: int = 8) -> Autoencoder:
     "Pictures of 64 pixels as 8 x 8 latents: 4.6 million parameters. Eq. 65.1."
-    parts = dict(base=base, mults=mults, depth=depth, norm=norm_small, middle=False)
+    parts: dict[str, Any] = dict(base=base, mults=mults, depth=depth, norm=norm_small, middle=False)
     encoder = Encoder(12, latent, down=lambda c: Resample(halve), **parts)
     decoder = Decoder(12, latent, up=lambda c: Resample(double), **parts)
     factor = 2*2**(len(mults) - 1)

@@ -13,12 +13,12 @@ import math
 from functools import partial
 from typing import Callable, NamedTuple
 import torch
-from torch import Tensor, nn
-from ..core.denoiser import Denoiser
+from torch import Tensor
+from ..core.denoiser import Denoiser, Model
 from ..core.problem import Problem, identity, no_progress
 from ..core.registry import Registry
 from ..diffusion.sample import (
-    Counted, Sampler, clamp_x0, find_sampler, learned_range)
+    Counted, Sampler, ancestral, clamp_x0, find_sampler, learned_range)
 from ..diffusion.schedule import DiscreteSchedule, grid
 from ..guide.cfg import as_w, cfg_batched
 from ..guide.classifier import guide
@@ -27,7 +27,7 @@ from ..train.weights import load_weights
 
 # %% ../../nbs/44_evaluate.ipynb #steering
 # (model, labels [b]) -> the guided denoiser
-Steer = Callable[[nn.Module, Tensor], Denoiser]
+Steer = Callable[[Model, Tensor], Denoiser]
 
 
 def by_classifier(recipe: Recipe, scale: float) -> Steer:
@@ -44,12 +44,12 @@ def by_classifier(recipe: Recipe, scale: float) -> Steer:
 
 
 # (model, labels [b], w) -> the guided denoiser
-Guidance = Callable[[nn.Module, Tensor, float], Denoiser]
+Guidance = Callable[..., Denoiser]
 GUIDANCES = Registry('guidance', group='ddpm_lit.guidances')
 
 
 @GUIDANCES.add('cfg')
-def by_network(model: nn.Module, label: Tensor, w: float) -> Denoiser:
+def by_network(model: Model, label: Tensor, w: float) -> Denoiser:
     "Guidance by the network itself. Eq. 41.3."
     return cfg_batched(model, label, w=w)
 
@@ -90,7 +90,7 @@ def steering(recipe: Recipe, w: float | None = None, guidance_scale: float | Non
     if weighted:
         raise Problem("`w` and `guidance_scale` are for `guidance='cfg'`: give "
                       '`classifier_scale`.')
-    return by_classifier(recipe, classifier_scale if scaled else 1.)
+    return by_classifier(recipe, 1. if classifier_scale is None else classifier_scale)
 
 # %% ../../nbs/44_evaluate.ipynb #labels
 def labels(recipe: Recipe, n: int,
@@ -132,15 +132,14 @@ def choose_run(recipe: Recipe, sampler: str | None = None,
     return sampler or recipe.sampler, steps or most
 
 
-def sampler_for(model: nn.Module, name: str) -> Sampler:
+def sampler_for(model: Model, name: str) -> Sampler:
     "The sampler of that name, with the learned variance, if there is one. Eq. 14.7."
-    run = find_sampler(name)
     if name == 'ancestral' and getattr(model, 'learned_variance', False):
-        return partial(run, variance=learned_range)
-    return run
+        return partial(ancestral, variance=learned_range)
+    return find_sampler(name)
 
 
-def recipe_denoiser(model: nn.Module, recipe: Recipe, label: Tensor | None = None,  # [b]
+def recipe_denoiser(model: Model, recipe: Recipe, label: Tensor | None = None,  # [b]
                     steer: Steer | None = None) -> Denoiser:
     "The model given its labels or guided to them, within the recipe's limit. Eq. 14.10."
     given = () if label is None else (label,)
@@ -161,7 +160,7 @@ class Samples(NamedTuple):
     evaluations: int  # of the denoiser, for each sample; a guided one counts once
 
 
-def sample_recipe(model: nn.Module, recipe: Recipe, n: int,
+def sample_recipe(model: Model, recipe: Recipe, n: int,
                   label: Tensor | None = None,  # [n], as `labels` gives them
                   seed: int = 0,
                   steps: int | None = None,     # this and next None: as the recipe says

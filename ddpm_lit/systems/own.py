@@ -531,14 +531,14 @@ def pictures_of(found: str, recipe: Recipe,
     return None, read_source(source, progress).images()
 
 # %% ../../nbs/58_own.ipynb #watch
-def few_samples(model: nn.Module, recipe: Recipe, n: int = 16, steps: int = 20) -> Tensor:
+def few_samples(model: Model, recipe: Recipe, n: int = 16, steps: int = 20) -> Tensor:
     "Some samples, the classes in turn."
     return sample_recipe(model, recipe, n, labels(recipe, n), steps=steps).x
 
 
 def previews(run: Run, lines: Iterator[dict], every: int,  # steps
              keep: Callable[[int, Tensor], None],  # what is done with a step's samples
-             draw: Callable[[nn.Module, Recipe], Tensor] = few_samples) -> Iterator[dict]:
+             draw: Callable[[Model, Recipe], Tensor] = few_samples) -> Iterator[dict]:
     "The lines of a run; on the way samples of its average, always from the same noise."
     if every < 1:
         raise Problem(f'Samples every {every} steps make no sense: give 1 or more.')
@@ -567,7 +567,7 @@ class OwnSystem:
     plan: Callable[[Folder, Source], Recipe]
     about: Callable[[Recipe, float], str]  # the plan in words; seconds of a step
     # samples on the way; None: it draws none
-    draw: Callable[[nn.Module, Recipe], Tensor] | None
+    draw: Callable[[Model, Recipe], Tensor] | None
     # beside pictures: 'labels' or 'captions'; it has the options of `Source` for these
     reads: str
     side: int | None = None         # of its pictures; None: any
@@ -724,7 +724,7 @@ def system_of(source: Source | None) -> OwnSystem:  # None: of other recipes
     return OWN.find(source.system if source and source.system else 'ddpm')
 
 
-def drawn_by(source: Source | None) -> Callable[[nn.Module, Recipe], Tensor]:
+def drawn_by(source: Source | None) -> Callable[[Model, Recipe], Tensor]:
     "How samples are drawn on the way; a `Problem` if the system of a source draws none."
     draw = system_of(source).draw
     if not draw:

@@ -153,6 +153,7 @@ class Bumps(nn.Module):
                  last: float,
                  k: int = 10):
         super().__init__()
+        self.centre: Tensor
         self.body = body
         self.read = nn.Linear(width, k*dim_out)
         nn.init.zeros_(self.read.weight)
