@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OFFICIAL', 'MEAN', 'STD', 'unit', 'contrastive_plainly', 'health', 'sums_in_chunks', 'slopes_in_chunks', 'InChunks',
-           'contrastive', 'in_chunks', 'TextTower', 'check_tokens', 'VisionTower', 'check_side', 'Bottleneck',
+           'contrastive', 'in_chunks', 'TextTower', 'check_tokens', 'VisionTower', 'check_tower_input', 'Bottleneck',
            'groups_of_blocks', 'ResNetTower', 'CLIP', 'clip_loss', 'official_clip', 'as_official', 'CBOWTower']
 
 # %% ../../nbs/53_clip.ipynb #imports
@@ -223,7 +223,7 @@ class VisionTower(nn.Module):
         x: Tensor,  # [b c h w]
         first: Tensor | None = None,  # [b d], in place of the class token
     ) -> Tensor:  # [b out]
-        check_side(x, self.shape)
+        check_tower_input(x, self.shape)
         h = self.patches(x).flatten(2).mT
         first = self.first if first is None else first
         first = first.to(h.dtype).expand(len(h), -1)
@@ -231,7 +231,7 @@ class VisionTower(nn.Module):
         return self.after(self.transformer(h)[:, 0]) @ self.out
 
 
-def check_side(x: Tensor, shape: tuple[int, int, int]):
+def check_tower_input(x: Tensor, shape: tuple[int, int, int]):
     "A `Problem` unless x is [b *shape]."
     if x.ndim != 4 or tuple(x.shape[1:]) != shape:
         raise Problem(f'This tower reads pictures [b {" ".join(map(str, shape))}], not '
@@ -321,7 +321,7 @@ class ResNetTower(nn.Module):
         self.pool = AttentionPool(channels_out, (side // shrunk)**2, out, heads)
 
     def forward(self, x: Tensor) -> Tensor:  # [b c h w] -> [b out]
-        check_side(x, self.shape)
+        check_tower_input(x, self.shape)
         for conv, norm in zip(self.convs, self.norms):
             x = F.relu(norm(conv(x)))
         x = self.mean(x)

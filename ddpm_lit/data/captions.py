@@ -6,10 +6,10 @@
 __all__ = ['STYLES', 'SHAPES', 'COLOURS', 'SIZES', 'GROUNDS', 'PLACES', 'RELATIONS', 'OPPOSITE', 'WORDINGS', 'PLAIN', 'LEXICON',
            'THING', 'GRAMMAR', 'HELD', 'DISTANCE', 'AREA', 'Captioned', 'join', 'chosen', 'with_article', 'Emoji',
            'tiles', 'smaller', 'small_tiles', 'describes_emoji', 'emoji_table', 'emoji', 'all_but_held', 'shifted',
-           'CaptionBatches', 'Thing', 'Scene', 'Ordered', 'sentence', 'forget', 'in_order', 'every_scene', 'either',
-           'read', 'attributes', 'agrees', 'fraction', 'scenes', 'middles', 'coverage', 'poses', 'rgb', 'render',
-           'shapes', 'Fits', 'ink_of', 'moments', 'around', 'fit', 'check_readable', 'arrangements', 'best_arrangement',
-           'parse', 'scene_of']
+           'CaptionBatches', 'Thing', 'Scene', 'Ordered', 'scene_sentence', 'forget', 'in_order', 'every_scene',
+           'either', 'read', 'attributes', 'agrees', 'fraction', 'scenes', 'middles', 'coverage', 'poses', 'rgb',
+           'render', 'shapes', 'Fits', 'ink_of', 'moments', 'around', 'fit_thing', 'check_readable', 'arrangements',
+           'best_arrangement', 'parse', 'scene_of']
 
 # %% ../../nbs/50_captions.ipynb #imports
 import functools
@@ -360,7 +360,8 @@ class Scene:
 
     def say(self, rng=None, turned: float = .5) -> str:  # turned: share of "b right of a"
         "All that is known in plain words; with a generator some of it, in varied words."
-        return sentence(self) if rng is None else sentence(forget(self, rng), rng, turned)
+        said = self if rng is None else forget(self, rng)
+        return scene_sentence(said, rng, turned)
 
 
 @dataclass(frozen=True)
@@ -380,7 +381,7 @@ WORDINGS = {'small': ('small', 'little'), 'large': ('large', 'big'),
             **{f'on {g}': (f'on {g}', f'on a {g} background') for g in GROUNDS}}
 
 
-def sentence(scene: Scene, rng=None, turned: float = .5) -> str:
+def scene_sentence(scene: Scene, rng=None, turned: float = .5) -> str:
     "A scene in words; a generator chooses a wording, and turns a share around."
     def word(w):
         return chosen(WORDINGS.get(w, (w,)), rng)
@@ -701,7 +702,7 @@ def around(area: Tensor, x: Tensor, y: Tensor, h: int, wide: float) -> Tensor:  
     return near_x[:, None] & near_y[..., None]
 
 
-def fit(d: Tensor, ground: Tensor, faint=.3, wide=.96, least=.3) -> Fits:
+def fit_thing(d: Tensor, ground: Tensor, faint=.3, wide=.96, least=.3) -> Fits:
     "Colour by projection, place and radius by moments, shape by drawing. Eq. 50.8-50.10."
     k, a, length = ink_of(d, ground)
     n, h, _ = a.shape
@@ -750,7 +751,7 @@ def arrangements(d: Tensor, ground: Tensor) -> dict[str | None, list[Fits]]:
     first = torch.arange(d.shape[-1], device=d.device) < d.shape[-1] // 2
     halves = {None: [first | True], 'left of': [first, ~first],
               'above': [first[:, None], ~first[:, None]]}
-    return {way: [fit(d*half, ground) for half in parts]
+    return {way: [fit_thing(d*half, ground) for half in parts]
             for way, parts in halves.items()}
 
 

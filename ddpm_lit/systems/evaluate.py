@@ -21,10 +21,10 @@ from ..core.level import Level
 from ..core.files import data_dir
 from ..core.problem import Problem, counted, no_progress
 from ..data.images import Images, load_images, to_unit
-from ..diffusion.bits import bits_per_dim, join
+from ..diffusion.bits import bits_per_dim, join_bits
 from ..diffusion.sample import Counted, fixed_large, learned_range
 from ..diffusion.schedule import DiscreteSchedule
-from .draw import Steer, labels, part_of, recipe_denoiser, sample_recipe
+from .draw import Steer, labels, labels_at, recipe_denoiser, sample_recipe
 from ..train.recipe import Recipe
 from ..train.weights import load_weights
 from ..train.measure import (
@@ -96,14 +96,15 @@ def count_bits(model: Model, recipe: Recipe, images: Images,
         for i in starts:
             # as it draws: a network that predicts the noise sees enormous clean data in
             # pure noise
-            denoiser = recipe_denoiser(model, recipe, part_of(label, i, at_once, device))
+            some = labels_at(label, i, at_once, device)
+            denoiser = recipe_denoiser(model, recipe, some)
             counted = Counted(on_cpu(denoiser, device), report)
 
             x0 = to_unit(images.pixels[i:i + at_once])
             parts.append(bits_per_dim(counted, x0, recipe.schedule, levels,
                                       variance, draws))
 
-    b = join(parts)
+    b = join_bits(parts)
     return dict(total=b.total, error=b.error, prior=b.prior, steps=b.steps,
                 decoder=b.decoder, pictures=len(images), draws=draws, levels=levels,
                 variance=variance.__name__, evaluations=evaluations)
