@@ -51,7 +51,8 @@ def save_card(pixels, captions: list[str], p: list[float], title: str,
 def classify_picture(image: str, captions: list[str], truth: str | None, templates,
                      top: int, weights: str, out, device) -> tuple[dict, str]:
     "What `classify` finds, as JSON and in words."
-    from ddpm_lit.clip.zero_shot import classify, fill, tower_picture, ranking, read_picture
+    from ddpm_lit.clip.zero_shot import (
+        classify, fill, ranking, read_picture, tower_picture)
     from ddpm_lit.interop.checkpoints import read_clip
 
     pixels = read_picture(image)

@@ -30,7 +30,8 @@ from ..core.problem import Problem, needed
 PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
 _OTHERS = [b for b in range(256) if b not in PRINTABLE]
 # in the order of their ids
-PRINTED = {b: chr(b) for b in PRINTABLE} | {b: chr(256 + i) for i, b in enumerate(_OTHERS)}
+PRINTED = {b: chr(b) for b in PRINTABLE}
+PRINTED |= {b: chr(256 + i) for i, b in enumerate(_OTHERS)}
 PLACE = {b: i for i, b in enumerate(PRINTED)}  # byte -> id
 BYTE = {c: b for b, c in PRINTED.items()}  # character -> byte
 
@@ -122,8 +123,8 @@ class _StandIn(dict):
 
 STAND_IN = _StandIn()
 CONTRACTED = "'s|'t|'re|'ve|'m|'ll|'d"
-GPT2_WORDS = re.compile(CONTRACTED + r'| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s+',
-                        re.ASCII)
+GPT2_WORDS = re.compile(CONTRACTED + r'| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+'
+                        r'|\s+(?!\S)|\s+', re.ASCII)
 CLIP_WORDS = re.compile(r'<\|startoftext\|>|<\|endoftext\|>|' + CONTRACTED +
                         r'|[A-Za-z]+|[0-9]|[^\sA-Za-z0-9]+', re.ASCII)
 # CLIP's rule ignores case, where a long s is an s, and an iota below a letter is lost

@@ -1085,7 +1085,9 @@ def decode(entry: PictureEntry, row: HeaderInfo, side: tuple[int, int],
         return None
 
 # %% ../../nbs/57_folder.ipynb #bunches
-def bunches(entries: Iterable[PictureEntry], most: int = 64) -> Iterator[list[PictureEntry]]:
+def bunches(
+    entries: Iterable[PictureEntry], most: int = 64
+) -> Iterator[list[PictureEntry]]:
     "Some entries at a time, so that few files are held in memory at once."
     some: list[PictureEntry] = []
     held = 0

@@ -230,7 +230,8 @@ def build_autoencoder(c: dict) -> Autoencoder:
     parts = dict(base=1, mults=widths, depth=c['layers_per_block'], norm=norm,
                  middle=True)
     channels, latent = c['in_channels'], c['latent_channels']
-    encoder = PictureEncoder(channels, latent, down=partial(Downsample, corner=True), **parts)
+    down = partial(Downsample, corner=True)
+    encoder = PictureEncoder(channels, latent, down=down, **parts)
     decoder = LatentDecoder(channels, latent, up=Upsample, **parts)
     return Autoencoder(encoder, decoder, channels, latent, 2**(len(widths) - 1),
                        quant=c['use_quant_conv'])

@@ -6,12 +6,12 @@
 __all__ = ['NETWORKS', 'OF_PICTURES', 'OWN', 'network_for', 'is_whole', 'check_shape', 'check_options', 'unet', 'check_network',
            'try_network', 'AugmentedUNet', 'PictureModel', 'not_at_hand', 'pictures', 'MovedBatches', 'plan',
            'batch_at', 'looks_for', 'seconds_of_step', 'recipe_for_time', 'memory_taken', 'duration_text',
-           'expectation', 'about', 'as_recipe', 'check_made', 'check_begins', 'continued', 'is_other_network',
-           'of_network', 'planned_as', 'held_out', 'remembered', 'differences', 'sides_of', 'read_source',
-           'source_beside', 'run_beside', 'has_own_pictures', 'run_pictures', 'few_samples', 'previews', 'logged',
-           'OwnSystem', 'plan_found', 'about_found', 'spelled', 'check_learned', 'check_source_side', 'named_after',
-           'source_of', 'what_to_train', 'own_system', 'drawn_by', 'plan_source', 'remarks_on', 'plan_in_time', 'Watch',
-           'watched', 'take_steps', 'used_by', 'train_recipe', 'final_weights']
+           'expectation', 'about', 'as_recipe', 'check_made', 'check_begins', 'continued', 'of_network', 'planned_as',
+           'held_out', 'remembered', 'differences', 'sides_of', 'read_source', 'source_beside', 'run_beside',
+           'has_own_pictures', 'run_pictures', 'few_samples', 'previews', 'logged', 'OwnSystem', 'plan_found',
+           'about_found', 'spelled', 'check_learned', 'check_source_side', 'named_after', 'source_of', 'begun_in',
+           'what_to_train', 'own_system', 'drawn_by', 'plan_source', 'remarks_on', 'plan_in_time', 'Watch', 'watched',
+           'take_steps', 'used_by', 'train_recipe', 'final_weights']
 
 # %% ../../nbs/58_own.ipynb #imports
 import contextlib
@@ -212,8 +212,7 @@ def plan(
     name: str,
     augment: bool | None = None,  # None: below 5,000 pictures
     source: dict | None = None,   # where the pictures come from, for the run's records
-    schedule: str | None = None,  # by name; None: cosine
-    **network,  # net, base, mults, unshuffle, if not as `network_for` says
+    **network,  # net, base, mults, unshuffle, schedule, if not as `network_for` says
 ) -> Recipe:
     "A recipe for these pictures, chosen by their number and size."
     n, channels, h, w = images.pixels.shape
@@ -224,11 +223,10 @@ def plan(
     options = network_for((h, w)) | {k: v for k, v in network.items() if v is not None}
     another = options.get('net', 'unet') != 'unet'
     if another:
-        options = dict(net=options['net'], base=options['base'])
+        options = {k: v for k, v in options.items() if k not in ('mults', 'unshuffle')}
     augment = n < 5000 and not another if augment is None else augment
-    noise = dict(schedule=schedule) if schedule else {}
     recipe = made(dict(maker='pictures', name=name, channels=channels, side=[h, w],
-                       classes=list(images.names), augment=augment, **options, **noise))
+                       classes=list(images.names), augment=augment, **options))
     if another:
         try_network(recipe)
 
@@ -398,11 +396,6 @@ def continued(recipe: Recipe, path) -> Recipe:  # recipe: a plan without `augmen
         spec |= dict(names=list(recipe.names))
     return replace(made(spec), batches=recipe.batches, batch=recipe.batch,
                    steps=recipe.steps, source=recipe.source)
-
-
-def is_other_network(theirs: Recipe) -> bool:
-    "Is it a network of another kind than those planned here?"
-    return theirs.spec.get('maker') != 'pictures'
 
 
 def of_network(said: dict) -> dict:  # said: a source, or the spec of a plan
@@ -675,8 +668,8 @@ def source_of(data: str,                # a folder, a .tar or a .parquet
     source = source.changed(**options)
 
     # each system reads labels or captions, has options of its own, and may have a side
-    chosen = {f.name: getattr(source, f.name) for f in source.options()}
-    chosen = {k: v for k, v in chosen.items() if v is not None}
+    names = {f.name for f in source.options()}
+    chosen = {k: v for k, v in source.given().items() if k in names}
     usual = 'latent' if source.captions is not None else 'ddpm'
     source = source.changed(system=source.system or usual,
                             typed=f'--data {typed} {spelled(chosen)}'.strip())
@@ -685,6 +678,16 @@ def source_of(data: str,                # a folder, a .tar or a .parquet
     return source.changed(side=source.side or own_system(source).side)
 
 # %% ../../nbs/58_own.ipynb #asked-what
+def begun_in(out: str) -> str | Source:
+    "What a run that goes on is of: the name of a recipe, or a source of pictures."
+    settings = Path(out)/'run.json'
+    if not settings.exists():
+        raise Problem(f'There is no run in {out}: name the folder of one as `out`, '
+                      'or leave `resume` out and give a NAME.')
+    begun = Beginning.read(settings)
+    return source_beside(out) if begun.source else begun.recipe
+
+
 def what_to_train(
     name: str | None = None,  # of a recipe
     data: str | None = None,  # own pictures
@@ -709,14 +712,7 @@ def what_to_train(
         raise Problem('Nothing is named: give the NAME of a recipe, '
                       'your own pictures with `data`, '
                       'or a run to go on with as `out` and `resume`.')
-
-    # a run that goes on knows what it is of
-    settings = Path(out)/'run.json'
-    if not settings.exists():
-        raise Problem(f'There is no run in {out}: name the folder of one as `out`, '
-                      'or leave `resume` out and give a NAME.')
-    begun = Beginning.read(settings)
-    return source_beside(out) if begun.source else begun.recipe
+    return begun_in(out)
 
 
 def own_system(source: Source | None) -> OwnSystem:  # None: of other recipes
@@ -742,7 +738,7 @@ def plan_source(found: Folder, source: Source,  # of `read_source`, of `what_to_
         return system.plan(found, source)
     theirs = recipe_of(init)
     check_made(theirs, init)
-    if is_other_network(theirs):
+    if theirs.spec.get('maker') != 'pictures':  # of another kind than those planned here
         found_at = str(found_start(init))  # a path, or the name of shipped weights
         path = os.path.realpath(found_at) if os.path.exists(found_at) else found_at
         source = source.changed(network=path)
