@@ -779,6 +779,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                       'ddpm_lit.data.folder.decode': ('folder.html#decode', 'ddpm_lit/data/folder.py'),
                                       'ddpm_lit.data.folder.file_and_caption': ('folder.html#file_and_caption', 'ddpm_lit/data/folder.py'),
                                       'ddpm_lit.data.folder.fitted': ('folder.html#fitted', 'ddpm_lit/data/folder.py'),
+                                      'ddpm_lit.data.folder.folder_labels': ('folder.html#folder_labels', 'ddpm_lit/data/folder.py'),
                                       'ddpm_lit.data.folder.folder_shelf': ('folder.html#folder_shelf', 'ddpm_lit/data/folder.py'),
                                       'ddpm_lit.data.folder.free_memory': ('folder.html#free_memory', 'ddpm_lit/data/folder.py'),
                                       'ddpm_lit.data.folder.has_captions': ('folder.html#has_captions', 'ddpm_lit/data/folder.py'),

@@ -9,11 +9,11 @@ __all__ = ['FITS', 'NAME_HEADS', 'LABEL_HEADS', 'TEXT_HEADS', 'Said', 'OTHER_END
            'columns_in', 'as_whole', 'opened_parquet', 'has_captions', 'as_row', 'check_texts', 'lines_of', 'json_rows',
            'text_row', 'text_rows', 'parquet_rows', 'captions_in', 'labels_in', 'classes_of', 'PictureEntry',
            'PictureSource', 'wrong_with', 'table_at', 'known_captions', 'known_labels', 'tables_below',
-           'captions_beside', 'is_picture', 'folder_shelf', 'label_and_captions', 'most_of', 'sample_of', 'WholeTar',
-           'Unpacked', 'tar_parts', 'samples', 'columns_of', 'row_entry', 'class_names', 'parquet_entries',
-           'parquet_shelf', 'check_saved', 'saved_shelf', 'one_part', 'shelf_of', 'free_memory', 'check_memory',
-           'listed', 'Folder', 'HeaderInfo', 'look', 'decode', 'bunches', 'check_rows', 'check_choices', 'side_of',
-           'read_headers', 'read_pixels', 'numbered', 'read_folder', 'pictures_with_captions']
+           'captions_beside', 'folder_labels', 'is_picture', 'folder_shelf', 'label_and_captions', 'most_of',
+           'sample_of', 'WholeTar', 'Unpacked', 'tar_parts', 'samples', 'columns_of', 'row_entry', 'class_names',
+           'parquet_entries', 'parquet_shelf', 'check_saved', 'saved_shelf', 'one_part', 'shelf_of', 'free_memory',
+           'check_memory', 'listed', 'Folder', 'HeaderInfo', 'look', 'decode', 'bunches', 'check_rows', 'check_choices',
+           'side_of', 'read_headers', 'read_pixels', 'numbered', 'read_folder', 'pictures_with_captions']
 
 # %% ../../nbs/57_folder.ipynb #imports
 import bz2
@@ -523,6 +523,24 @@ def captions_beside(
         return (), str(e)
 
 
+def folder_labels(
+    root: Path,
+    labels: str | Path | None,
+    folders: dict[str, str],  # the first folder of a path
+    names: Names,
+) -> tuple[dict[str, str], list[PictureEntry]]:  # by file; named, but not there
+    "The labels of files: of a table, or the folders that they are in."
+    if labels is None:
+        return {}, []
+    if labels != 'folders':
+        return known_labels(table_at(labels, root), names)
+    parts = {*folders.values()}
+    if 'train' in parts and parts <= SPLITS:
+        raise Problem(f'{plain(root)} is parted into {" and ".join(sorted(parts))}, '
+                      f'which are no classes: name {plain(root/"train")}.')
+    return folders, []
+
+
 def is_picture(path: Path, name: str) -> bool:
     "Whether it is called as a picture is, or is a link to a folder of them."
     linked = path.is_symlink() and path.is_dir()
@@ -547,19 +565,8 @@ def folder_shelf(
     if captions not in (None, 'folders') and not written:
         raise Problem(f'{plain(tables[0])} names no file of {plain(root)}: write a file, '
                       'a tab and its caption on each line.')
-    labelled: dict[str, str] = {}
-    if labels not in (None, 'folders'):
-        labelled, not_there = known_labels(table_at(labels, root), names)
-        gone += not_there
-    named = written.keys() | labelled.keys()
-
-    # labels: from a table, or the first folder of each path
-    if labels == 'folders':
-        labelled = folders
-        parts = {*folders.values()}
-        if 'train' in parts and parts <= SPLITS:
-            raise Problem(f'{plain(root)} is parted into {" and ".join(sorted(parts))}, '
-                          f'which are no classes: name {plain(root/"train")}.')
+    labelled, not_there = folder_labels(root, labels, folders, names)
+    named = written.keys() | (set() if labels == 'folders' else labelled.keys())
 
     # captions: from tables and from files beside the pictures, or the first folder
     texts = {n: p for n, p in files.items() if captions is None and p not in tables}
@@ -578,7 +585,7 @@ def folder_shelf(
     # an entry for each picture, and for each file that a table names
     found = [entry(name, path) for name, path in files.items()
              if name in named or is_picture(path, name)]
-    return PictureSource(lambda: found + gone)
+    return PictureSource(lambda: found + gone + not_there)
 
 # %% ../../nbs/57_folder.ipynb #tar-shelf
 # Code: samples of a tar
