@@ -366,9 +366,9 @@ def diagram(boxes: dict[str, tuple[float, float]],  # words -> where, in inches
     # an arrow from edge to edge, and its words half way
     for a, b, words in arrows:
         ends = [drawn[name].get_bbox_patch() for name in (a, b)]
-        look = dict(arrowstyle='->', color='.4', patchA=ends[0], patchB=ends[1],
+        line = dict(arrowstyle='->', color='.4', patchA=ends[0], patchB=ends[1],
                     shrinkA=2, shrinkB=3)
-        ax.annotate('', boxes[b], boxes[a], arrowprops=look)
+        ax.annotate('', boxes[b], boxes[a], arrowprops=line)
         middle = [(u + v)/2 for u, v in zip(boxes[a], boxes[b])]
         if words:
             ax.text(*middle, words, ha='center', va='center', fontsize=8, color='.3',

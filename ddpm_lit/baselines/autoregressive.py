@@ -42,6 +42,7 @@ class MaskedLinear(nn.Linear):
 
     def __init__(self, ranks_in: Tensor, ranks_out: Tensor,  # [in], [out] whole numbers
                  strict: bool = False):  # lower ranks only
+        self.mask: Tensor
         super().__init__(len(ranks_in), len(ranks_out))
         out = ranks_out[:, None]
         mask = out > ranks_in if strict else out >= ranks_in
@@ -161,7 +162,7 @@ class CausalPixels(Baseline):
     @torch.no_grad()
     def sample(self, n: int) -> Tensor:  # [n 1 h w]
         "Draw, pixel after pixel, each by an evaluation of all rows so far. Eq. 33.1."
-        x = self.start[0].bias.new_zeros(n, 1, *self.size)
+        x = next(self.parameters()).new_zeros(n, 1, *self.size)
         for r in range(self.size[0]):
             for c in range(self.size[1]):
                 p = self(x[:, :, :r + 1])[:, :, r, c].softmax(1)

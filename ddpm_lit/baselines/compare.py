@@ -20,7 +20,7 @@ from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Callable, Iterator
+from typing import Any, Callable, Iterator
 import torch
 from torch import Tensor, nn
 from ..core.files import check_output, data_dir, read_json, replacing
@@ -98,10 +98,10 @@ def diffusion_pictures() -> Diffusion:
 @dataclass(frozen=True)
 class Contender:
     "A family: how it is built and trained on each of the two data sets."
-    build: dict[str, Callable[[], nn.Module]]  # data set -> untrained model
+    build: dict[str, Callable[[], Any]]  # data set -> untrained model
     settings: dict[str, dict]  # data set -> batch, and arguments of `fit`
-    loss: Loss = own_loss
-    training: Callable[[nn.Module], Training] = Training
+    loss: Callable[..., Tensor] = own_loss  # as `Loss`, of what is built
+    training: Callable[..., Training] = Training
 
 
 def both(points, pictures) -> dict:
@@ -354,7 +354,7 @@ def rank(J: Tensor, tol: float = 1e-4) -> int:
     return int((values > tol*values[0]).sum())
 
 # %% ../../nbs/37_compare.ipynb #judge
-def count_evaluations(model: nn.Module) -> int:
+def count_evaluations(model: Any) -> int:  # a baseline, or `Diffusion`
     "Evaluations of the network for one sample."
     net = model
     if isinstance(model, Diffusion):
@@ -375,7 +375,7 @@ def count_evaluations(model: nn.Module) -> int:
     return len(calls)
 
 
-def timed_samples(model: nn.Module, n: int) -> tuple[Tensor, float]:  # [n ...]
+def timed_samples(model: Any, n: int) -> tuple[Tensor, float]:  # [n ...]
     "Samples, and CPU-seconds for a thousand."
     model.sample(2)
     began = time.process_time()
@@ -383,11 +383,11 @@ def timed_samples(model: nn.Module, n: int) -> tuple[Tensor, float]:  # [n ...]
     return x, (time.process_time() - began)*1000/n
 
 
-def cost(model: nn.Module, x: Tensor, size: int = 2000) -> Tensor:  # [b ...] -> [b]
+def cost(model: Any, x: Tensor, size: int = 2000) -> Tensor:  # [b ...] -> [b]
     "Nats, in parts of the batch; a bound by random draws is the mean of eight of them."
     random = model.likelihood == 'bound' and not isinstance(model, Diffusion)
     draws = 8 if random else 1
-    parts = [sum(model.nats(part).detach() for _ in range(draws))/draws
+    parts = [torch.as_tensor(sum(model.nats(part).detach() for _ in range(draws))/draws)
              for part in x.split(size)]
     return torch.cat(parts)
 

@@ -8,6 +8,7 @@ __all__ = ['POINTS', 'PICTURES', 'GREY', 'Flow', 'Affine', 'Coupling', 'flow_poi
 
 # %% ../../nbs/35_flow.ipynb #imports
 import math
+from typing import Any
 import torch
 from torch import Tensor, nn
 from ..core.problem import Problem
@@ -21,7 +22,7 @@ class Flow(Baseline):
 
     def __init__(self, layers: list[nn.Module], shape: tuple[int, ...]):  # of one example
         super().__init__()
-        self.layers = nn.ModuleList(layers)
+        self.layers: Any = nn.ModuleList(layers)  # each with an `inverse`
         self.shape = tuple(shape)
         self.d = math.prod(shape)
 
@@ -75,6 +76,8 @@ class Coupling(nn.Module):
 
     def __init__(self, stay: Tensor, width: int):  # stay [d], true for those that stay
         super().__init__()
+        self.a: Tensor
+        self.b: Tensor
         self.register_buffer('a', stay.nonzero()[:, 0])
         self.register_buffer('b', (~stay).nonzero()[:, 0])
         if not (len(self.a) and len(self.b)):

@@ -84,7 +84,7 @@ def modes(x: Tensor,  # [b d]
 
 def covered(share: Tensor) -> int:
     "How many modes get a quarter of an equal share or more. Eq. 36.9."
-    return (share*len(share) >= 1/4).sum().item()
+    return int((share*len(share) >= 1/4).sum())
 
 # %% ../../nbs/36_gan.ipynb #constructors
 def layers(*widths: int) -> list[nn.Module]:

@@ -60,7 +60,8 @@ class VAE(Baseline):
         self.decoder = network(latents, width, 2*d, depth, first)
         with torch.no_grad():
             for net in (self.encoder, self.decoder):
-                net[-1].bias.chunk(2)[1].fill_(start)
+                *_, bias = net.parameters()
+                bias.chunk(2)[1].fill_(start)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:  # [b ...] -> [b latents] both
         "Mean and std of q(z | x). Eq. 34.2."
@@ -116,7 +117,7 @@ class VAE(Baseline):
     @torch.no_grad()
     def sample(self, n: int) -> Tensor:  # [n ...]
         "Draw z, then x: one evaluation. Eq. 34.1."
-        like = self.decoder[0].weight
+        like = next(self.decoder.parameters())
         z = torch.randn(n, self.latents, dtype=like.dtype, device=like.device)
         x = torch.normal(*self.decode(z))
         return to_unit(to_bytes(x)).to(x) if self.bytes else x

@@ -23,7 +23,7 @@ import sys
 import time
 from difflib import get_close_matches
 from functools import wraps
-from typing import Callable
+from typing import Any, Callable
 import click
 import ddpm_lit
 from ..core.files import check_new, check_output, check_unnamed, shipped_data
@@ -98,7 +98,7 @@ def in_backquotes(name: str, sentence: str) -> str:
 
 def spellings(params: list[click.Parameter]) -> dict[str, str]:
     "Each option as it is typed, by its name in the library and by its own."
-    spelled = {}
+    spelled: dict[str, str] = {}
     for p in params:
         if isinstance(p, click.Option):
             option = p.opts[0]
@@ -168,7 +168,7 @@ class Command(click.Command):
             check_unnamed(out)
 
         # no file that is read may be written over
-        words = []
+        words: list = []
         for name, value in given.items():
             if name != 'out':
                 words += value if isinstance(value, tuple) else [value]
@@ -296,8 +296,7 @@ def failure(e: BaseException) -> tuple[str, int]:  # a sentence, an exit code
         return str(e), 1
 
     # what this machine lacks or does not allow
-    whole_package = isinstance(e, ModuleNotFoundError) and e.name and '.' not in e.name
-    if whole_package:
+    if isinstance(e, ModuleNotFoundError) and e.name and '.' not in e.name:
         package = package_of(e.name)
         return (f'this needs the package {package}, which is not installed: '
                 f'pip install {package}.'), 1
@@ -512,7 +511,7 @@ class Terminal:
                  line: str) -> tuple[str, str, int | None]:  # output, errors, exit code
         "What `ddpm_lit line` prints, and how it ends."
         out, err = io.StringIO(), io.StringIO()
-        code = None
+        code: Any = None
         back = os.getcwd()
 
         try:
@@ -532,7 +531,7 @@ class Terminal:
         return code
 
 # %% ../../nbs/80_command.ipynb #options
-class Finite:
+class Finite(click.ParamType):
     "Not NaN and not infinity, which click takes for numbers."
     def convert(self, value, param, ctx):
         number = super().convert(value, param, ctx)
@@ -632,7 +631,7 @@ def grouped(into: str, *added: Callable) -> Callable:
 
         for each in reversed(added):
             each(command)
-        names = [p.name for p in command.__click_params__[:-len(added) - 1:-1]]
+        names = [p.name for p in vars(command)['__click_params__'][:-len(added) - 1:-1]]
         return command
 
     return add

@@ -12,6 +12,7 @@ import math
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any, Callable
 import click
 from .base import (Bars, Command, Count, Range, emit, find_system, note, options,
                                start)
@@ -26,7 +27,7 @@ class Ask:
     steps: int | None  # None: as many as fit into these seconds
     n: int             # digits on each sheet
     seed: int
-    device: object     # a torch.device
+    device: Any        # a torch.device
     details: dict = field(default_factory=dict)  # what is printed besides the pictures
 
 # %% ../../nbs/85_demo.ipynb #demo-parts
@@ -217,7 +218,8 @@ def show_blended(path, ask: Ask, model, recipe) -> str:
             'of both, interpolated step by step.')
 
 # %% ../../nbs/85_demo.ipynb #draw-pieces
-PIECES = {  # the picture: (the shipped weights that it needs, what draws it)
+# the picture: (the shipped weights that it needs, what draws it)
+PIECES: dict[str, tuple[str | None, Callable[..., str]]] = {
     '1_forward.png': (None, show_forward),
     '2_swiss_roll.png': (None, show_roll),
     '3_digits_from_scratch.png': (None, show_from_scratch),
@@ -235,9 +237,9 @@ def draw_pieces(out: Path, ask: Ask) -> list[dict]:  # path, shows
     from ddpm_lit.train.weights import load_weights
 
     # the shipped networks, each read once
-    trained = {None: ()}
-    for weights in [w for w, _ in PIECES.values() if w]:
-        if weights not in trained:
+    trained: dict[str | None, tuple | None] = {None: ()}
+    for weights, _ in PIECES.values():
+        if weights and weights not in trained:
             try:
                 model, recipe = load_weights(weights)
                 trained[weights] = model.to(ask.device), recipe
@@ -248,12 +250,13 @@ def draw_pieces(out: Path, ask: Ask) -> list[dict]:  # path, shows
     # the pictures, each the same whatever was drawn before it
     pictures = []
     for name, (weights, piece) in PIECES.items():
-        if trained[weights] is None:
+        network = trained[weights]
+        if network is None:
             continue
         with torch.random.fork_rng():
             torch.manual_seed(ask.seed)
             pictures.append(dict(path=str(out/name),
-                                 shows=piece(out/name, ask, *trained[weights])))
+                                 shows=piece(out/name, ask, *network)))
     return pictures
 
 # %% ../../nbs/85_demo.ipynb #demo

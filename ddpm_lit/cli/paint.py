@@ -41,9 +41,9 @@ def save_card(pixels, captions: list[str], p: list[float], title: str,
               marked: int | None, out):
     "The picture beside its captions and their shares, as PNG."
     from ddpm_lit import show
-    from ddpm_lit.clip.zero_shot import fitted
+    from ddpm_lit.clip.zero_shot import tower_picture
     from ddpm_lit.data.images import to_unit
-    picture = to_unit(fitted(pixels, min(224, *pixels.shape[1:])))[0]
+    picture = to_unit(tower_picture(pixels, min(224, *pixels.shape[1:])))[0]
     show.card(picture, captions, p, title, marked)
     show.save_figure(out)
 
@@ -51,7 +51,8 @@ def save_card(pixels, captions: list[str], p: list[float], title: str,
 def classify_picture(image: str, captions: list[str], truth: str | None, templates,
                      top: int, weights: str, out, device) -> tuple[dict, str]:
     "What `classify` finds, as JSON and in words."
-    from ddpm_lit.clip.zero_shot import classify, fill, fitted, ranking, read_picture
+    from ddpm_lit.clip.zero_shot import (
+        classify, fill, ranking, read_picture, tower_picture)
     from ddpm_lit.interop.checkpoints import read_clip
 
     pixels = read_picture(image)
@@ -62,7 +63,7 @@ def classify_picture(image: str, captions: list[str], truth: str | None, templat
     # p(caption | picture), and the captions to show
     reader = read_clip(weights)
     reader.clip.to(device)
-    x = fitted(pixels, reader.side, reader.official)
+    x = tower_picture(pixels, reader.side, reader.official)
     p = classify(reader, x, captions, templates)[0].tolist()
     filled = fill(templates[0], captions)
     order, marked, rank, title = ranking(p, captions, truth, top)

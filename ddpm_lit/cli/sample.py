@@ -241,7 +241,7 @@ def eval_samples(name: str, found: str, model, recipe, n: int, seed: int,
     used, notes = fingerprints(found, recipe, read_by)
 
     # a row for each weight of guidance; bits do not depend on it
-    rows = []
+    rows: list[dict] = []
     for w in options['weights'] or (None,):
         clock = time.process_time()
         with Bars() as bars:
@@ -268,7 +268,7 @@ def eval_pictures(name: str, found: str, model, recipe, n: int, seed: int,
     from ddpm_lit.systems.draw import steering
     from ddpm_lit.systems.evaluate import fingerprint
     from ddpm_lit.systems.copies import pictures_verdict, weigh_pictures
-    from ddpm_lit.systems.own import pictures_of
+    from ddpm_lit.systems.own import run_pictures
 
     # one weight of guidance, or none
     if len(options['weights']) > 1:
@@ -280,8 +280,8 @@ def eval_pictures(name: str, found: str, model, recipe, n: int, seed: int,
 
     # the pictures again, parted as the training did it
     with Bars() as bars:
-        train, held = pictures_of(found, recipe, options['data'],
-                                  partial(bars, 'read pictures'))
+        train, held = run_pictures(found, recipe, options['data'],
+                                   partial(bars, 'read pictures'))
         got = weigh_pictures(model, recipe, train, held, min(n, 2000), seed,
                              options['label'], features, sampler=options['sampler'],
                              steps=options['steps'],
@@ -306,7 +306,7 @@ def eval_weights(name: str, n: int, seed: int, device,
     from ddpm_lit.systems.own import has_own_pictures
     from ddpm_lit.train.run import found_start, open_weights
 
-    found = found_start(name)
+    found = str(found_start(name))
     model, recipe = open_weights(name)
 
     # own pictures have a measure of their own

@@ -9,6 +9,7 @@ __all__ = ['compare_command', 'parity_row', 'parity_command', 'presets_command',
 # %% ../../nbs/86_tools.ipynb #imports
 import os
 from pathlib import Path
+from typing import Any
 import click
 from .base import Bar, Bars, Command, Count, Range, options, start, emit
 from ..core.files import check_unnamed
@@ -129,7 +130,7 @@ def bench_command(parts, peers, rounds, seconds, seeds, data, out, device, threa
     from ddpm_lit.train.measure import machine
 
     device = start(device, threads or 1)
-    found = dict(machine=machine(device))
+    found: dict[str, Any] = dict(machine=machine(device))
 
     # times; an unknown name is refused before any of them
     names = [p for p in parts or PARTS if p != 'quality']

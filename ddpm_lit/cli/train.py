@@ -189,7 +189,7 @@ def train_command(name, own, run, given, watch, place, as_json):
     out, resume = run['out'], run['resume']
     init = True if run['init'] == 'shipped' else run['init'] or False
     prepare = checkpoint_activations if place['recompute'] else identity
-    command = click.get_current_context().command
+    command: Any = click.get_current_context().command
 
     def tell(words):
         note(command.in_options(words))

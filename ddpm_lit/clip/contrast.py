@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['OFFICIAL', 'MEAN', 'STD', 'unit', 'contrastive_plainly', 'health', 'sums_in_chunks', 'slopes_in_chunks', 'InChunks',
-           'contrastive', 'in_chunks', 'TextTower', 'check_tokens', 'VisionTower', 'check_side', 'Bottleneck',
+           'contrastive', 'in_chunks', 'TextTower', 'check_tokens', 'VisionTower', 'check_tower_input', 'Bottleneck',
            'groups_of_blocks', 'ResNetTower', 'CLIP', 'clip_loss', 'official_clip', 'as_official', 'CBOWTower']
 
 # %% ../../nbs/53_clip.ipynb #imports
 import math
-from typing import Callable, Sequence
+from typing import Any, Callable, Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -209,7 +209,7 @@ class VisionTower(nn.Module):
         # the row of (53.15): [e; patches A] + P
         std = width**-.5
         self.patches = nn.Conv2d(channels, width, patch, patch, bias=False)
-        self.first = nn.Parameter(std*torch.randn(width))
+        self.first: Any = nn.Parameter(std*torch.randn(width))  # a `NoisedCLIP`: None
         self.places = nn.Parameter(std*torch.randn((side // patch)**2 + 1, width))
 
         # norm, transformer, norm and W
@@ -223,7 +223,7 @@ class VisionTower(nn.Module):
         x: Tensor,  # [b c h w]
         first: Tensor | None = None,  # [b d], in place of the class token
     ) -> Tensor:  # [b out]
-        check_side(x, self.shape)
+        check_tower_input(x, self.shape)
         h = self.patches(x).flatten(2).mT
         first = self.first if first is None else first
         first = first.to(h.dtype).expand(len(h), -1)
@@ -231,7 +231,7 @@ class VisionTower(nn.Module):
         return self.after(self.transformer(h)[:, 0]) @ self.out
 
 
-def check_side(x: Tensor, shape: tuple[int, int, int]):
+def check_tower_input(x: Tensor, shape: tuple[int, int, int]):
     "A `Problem` unless x is [b *shape]."
     if x.ndim != 4 or tuple(x.shape[1:]) != shape:
         raise Problem(f'This tower reads pictures [b {" ".join(map(str, shape))}], not '
@@ -313,7 +313,7 @@ class ResNetTower(nn.Module):
             nn.Conv2d(channels, half, 3, stem[0], 1, bias=False),
             nn.Conv2d(half, half, 3, 1, 1, bias=False),
             nn.Conv2d(half, width, 3, 1, 1, bias=False)])
-        self.norms = nn.ModuleList([nn.BatchNorm2d(c.out_channels) for c in self.convs])
+        self.norms = nn.ModuleList([nn.BatchNorm2d(c) for c in (half, half, width)])
         self.mean = nn.AvgPool2d(stem[1]) if stem[1] > 1 else nn.Identity()
 
         # the blocks, and attention in place of a mean
@@ -321,7 +321,7 @@ class ResNetTower(nn.Module):
         self.pool = AttentionPool(channels_out, (side // shrunk)**2, out, heads)
 
     def forward(self, x: Tensor) -> Tensor:  # [b c h w] -> [b out]
-        check_side(x, self.shape)
+        check_tower_input(x, self.shape)
         for conv, norm in zip(self.convs, self.norms):
             x = F.relu(norm(conv(x)))
         x = self.mean(x)
@@ -335,8 +335,8 @@ class CLIP(nn.Module):
 
     def __init__(
         self,
-        image: nn.Module,
-        text: nn.Module,
+        image: Any,  # a tower: pictures [b *shape] -> [b d]
+        text: Any,  # and one: tokens [b l] -> [b d]
         chunk: int | None = None,  # train in chunks of so many (53.13)
     ):
         super().__init__()
@@ -380,7 +380,7 @@ clip_loss.joint = True
 def official_clip(
     out: int,
     side: int,
-    layers: int | Sequence[int],
+    layers: Any,  # int; of a residual network Sequence[int]
     width: int,
     patch: int | None,  # None: a residual network
     text_width: int,
@@ -390,6 +390,7 @@ def official_clip(
     size: int = 49_408,
 ) -> CLIP:
     "CLIP as published, over patches or with a residual network. Eq. 53.14-53.16."
+    image: nn.Module
     if patch is None:
         image = ResNetTower(side, width, layers, width*32 // 64, out)
     else:

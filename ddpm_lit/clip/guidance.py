@@ -6,7 +6,7 @@
 __all__ = ['caption_log_prob', 'NoisedCLIP', 'noised_clip_loss', 'clean_guess_log_prob']
 
 # %% ../../nbs/54_clip_guidance.ipynb #imports
-from typing import Callable
+from typing import Any, Callable
 import torch
 from torch import Tensor, nn
 from .contrast import CLIP, VisionTower, contrastive, unit
@@ -19,7 +19,7 @@ from ..nets.unet import TimeEmbedding
 
 # %% ../../nbs/54_clip_guidance.ipynb #match
 def caption_log_prob(
-    clip: CLIP,  # or any object with embed_image(x, t), embed_text(tokens) and a scale
+    clip: Any,  # a CLIP, or what has embed_image(x, t), embed_text(tokens) and a scale
     caption: Tensor,  # one for all or one for each: tokens [b l] or embeddings [b d]
     clip_scale: float | None = None,  # multiplies f.g: s in GLIDE's paper
     grad_scale: float | None = None,  # multiplies exp(logit_scale) f.g: GLIDE's code

@@ -9,7 +9,7 @@ __all__ = ['CLOSENESS', 'at_side', 'through', 'Residual', 'JudgeClassifier', 'ju
            'with_nearest', 'untrained', 'closeness_of_new', 'originality', 'expected_copies', 'features', 'drawings_of',
            'shown_row', 'feature_rows', 'copy_row', 'weigh_emoji', 'emoji_report', 'quarter_features', 'held_drawings',
            'quarter_distance', 'quarter_row', 'nearest_in_words', 'nearest_drawings', 'mean_drawings', 'baseline_rows',
-           'filled', 'correct_attributes', 'of_others', 'attribute_rows', 'weigh_scenes', 'judge_classifier']
+           'filled_in', 'correct_attributes', 'of_others', 'attribute_rows', 'weigh_scenes', 'judge_classifier']
 
 # %% ../../nbs/56_judges.ipynb #imports
 import copy
@@ -70,7 +70,7 @@ class Residual(nn.Module):
         self.norm1 = nn.BatchNorm2d(c)
         self.conv2 = nn.Conv2d(c, c, 3, padding=1, bias=False)
         self.norm2 = nn.BatchNorm2d(c)
-        self.skip = nn.Identity()
+        self.skip: nn.Module = nn.Identity()
         if (c_in, step) != (c, 1):
             self.skip = nn.Conv2d(c_in, c, step, step, bias=False)
 
@@ -644,7 +644,7 @@ def baseline_rows(
     return out
 
 # %% ../../nbs/56_judges.ipynb #scenes
-def filled(scene: Scene, rng) -> Scene:
+def filled_in(scene: Scene, rng) -> Scene:
     "A scene that can be drawn: what the caption leaves open is chosen by chance."
 
     def pick(said, options):
@@ -717,7 +717,7 @@ def weigh_scenes(
 
     # the pictures, and scenes drawn for the same captions
     seen = parse(pictures.detach().float().cpu())
-    scenes = [filled(s, rng) for s in asked]
+    scenes = [filled_in(s, rng) for s in asked]
     best = parse(render(scenes, h, poses(scenes, rng)))
     own = correct_attributes(seen, asked)
     real = correct_attributes(best, asked)

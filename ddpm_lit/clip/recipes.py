@@ -12,7 +12,7 @@ __all__ = ['PAIRS', 'small_clip', 'both_worlds', 'clip_recipe']
 from functools import partial
 from typing import Callable
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from .contrast import (
     CLIP, CBOWTower, ResNetTower, TextTower, VisionTower, clip_loss)
 from .tokens import caption_tokenizer
@@ -33,6 +33,7 @@ def small_clip(
     tokens = caption_tokenizer()
 
     # the tower of pictures (53.15, 53.16)
+    pictures: nn.Module
     if image == 'resnet':
         pictures = ResNetTower(32, 32, (1, 1, 1), 8, 128, stem=(2, 1))
         # 1.7 times as fast on a CPU
@@ -41,6 +42,7 @@ def small_clip(
         pictures = VisionTower(32, 8, 192, 3, 3, 128)
 
     # the tower of sentences (53.14, 53.18)
+    sentences: nn.Module
     if text == 'transformer':
         sentences = TextTower(tokens.size, tokens.length, 128, 3, 4, 128)
     else:

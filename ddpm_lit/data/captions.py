@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['STYLES', 'SHAPES', 'COLOURS', 'SIZES', 'GROUNDS', 'PLACES', 'RELATIONS', 'OPPOSITE', 'WORDINGS', 'PLAIN', 'LEXICON',
            'THING', 'GRAMMAR', 'HELD', 'DISTANCE', 'AREA', 'Captioned', 'join', 'chosen', 'with_article', 'Emoji',
-           'tiles', 'smaller', 'small_tiles', 'emoji_table', 'emoji', 'all_but_held', 'shifted', 'CaptionBatches',
-           'Thing', 'Scene', 'Ordered', 'sentence', 'forget', 'in_order', 'every_scene', 'either', 'read', 'attributes',
-           'agrees', 'fraction', 'scenes', 'middles', 'coverage', 'poses', 'rgb', 'render', 'shapes', 'Fits', 'ink_of',
-           'moments', 'around', 'fit', 'check_readable', 'arrangements', 'best_arrangement', 'parse', 'scene_of']
+           'tiles', 'smaller', 'small_tiles', 'describes_emoji', 'emoji_table', 'emoji', 'all_but_held', 'shifted',
+           'CaptionBatches', 'Thing', 'Scene', 'Ordered', 'scene_sentence', 'forget', 'in_order', 'every_scene',
+           'either', 'read', 'attributes', 'agrees', 'fraction', 'scenes', 'middles', 'coverage', 'poses', 'rgb',
+           'render', 'shapes', 'Fits', 'ink_of', 'moments', 'around', 'fit_thing', 'check_readable', 'arrangements',
+           'best_arrangement', 'parse', 'scene_of']
 
 # %% ../../nbs/50_captions.ipynb #imports
 import functools
@@ -17,7 +18,7 @@ import itertools
 import json
 import math
 import re
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Callable, Iterable, Sequence
 import numpy as np
@@ -138,8 +139,8 @@ class Emoji:
 
         # one to three keywords, with the name or without
         n = 1 + int(rng.random()*3)
-        words = {chosen(self.keywords or (name,), rng) for _ in range(n)}
-        words = ', '.join(sorted(words))
+        some = {chosen(self.keywords or (name,), rng) for _ in range(n)}
+        words = ', '.join(sorted(some))
         return f'{name}, {words}' if form == 8 else f'{style} emoji: {words}'
 
 # %% ../../nbs/50_captions.ipynb #emoji
@@ -176,6 +177,16 @@ def small_tiles(path: Path, n: int, size: int,
     return smaller(tiles(path, n), size)
 
 # %% ../../nbs/50_captions.ipynb #emoji-table
+def describes_emoji(r) -> bool:
+    "Whether a row has all fields, of the right types."
+    texts = dict.fromkeys(('name', 'group', 'subgroup', 'family', 'char', 'split'), str)
+    kinds = texts | dict(keywords=list, tiles=dict, held_style=object)
+    return (isinstance(r, dict) and r.keys() >= kinds.keys()
+            and all(isinstance(r[k], kind) for k, kind in kinds.items())
+            and all(isinstance(word, str) for word in r['keywords'])
+            and all(type(i) is int and i >= 0 for i in r['tiles'].values()))
+
+
 def emoji_table() -> list[dict]:
     "What is known of each emoji."
     path = data_dir('emoji', 'base.jsonl')
@@ -185,24 +196,8 @@ def emoji_table() -> list[dict]:
     except (ValueError, RecursionError) as e:
         raise Problem(f'{path} is not a whole table ({e}): fetch it again.') from e
 
-    def right(r):
-        "Whether a row has all fields, of the right types."
-        if not isinstance(r, dict) or 'held_style' not in r:
-            return False
-        for k in ('name', 'group', 'subgroup', 'family', 'char', 'split'):
-            if not isinstance(r.get(k), str):
-                return False
-
-        words = r.get('keywords')
-        tiles = r.get('tiles')
-        if not isinstance(words, list) or not isinstance(tiles, dict):
-            return False
-
-        return (all(isinstance(word, str) for word in words)
-                and all(type(i) is int and i >= 0 for i in tiles.values()))
-
     for k, r in enumerate(table, 1):
-        if not right(r):
+        if not describes_emoji(r):
             raise Problem(f'Line {k} of {path} does not describe an emoji: fetch the '
                           'file again.')
     return table
@@ -237,13 +232,11 @@ def emoji(split: str = 'train',  # or 'test', 'all'; a family is on one side onl
         path = data_dir('emoji', f'base-{style}-64.webp')
         n = 1 + max(r['tiles'][style] for r in drawn)
         # small sheets are kept in memory, since many chapters ask for them again
-        if size > 32:
-            pixels.append(smaller(tiles(path, n)[places], size))
-        else:
-            pixels.append(small_tiles(path, n, size, path.stat().st_mtime_ns)[places])
-        for r in mine:
-            rows.append(Emoji(r['name'], tuple(r['keywords']), r['group'], r['subgroup'],
-                              style, r['family'], r['char'], r['held_style'] == style))
+        pixels.append(smaller(tiles(path, n)[places], size) if size > 32 else
+                      small_tiles(path, n, size, path.stat().st_mtime_ns)[places])
+        rows += [Emoji(r['name'], tuple(r['keywords']), r['group'], r['subgroup'],
+                       style, r['family'], r['char'], r['held_style'] == style)
+                 for r in mine]
     return Captioned(torch.cat(pixels), tuple(rows))
 
 # %% ../../nbs/50_captions.ipynb #all-but-held
@@ -293,8 +286,8 @@ class CaptionBatches:
         self.shift = shift
         self.keep = keep
 
-        self.epoch = None
-        self.known = {}
+        self.epoch: int | None = None
+        self.known: dict[str, Tensor] = {}
 
     def words(self, step: int):  # rows [b], the captions, and the generator that goes on
         "The images of a step, and what is said of them."
@@ -367,7 +360,8 @@ class Scene:
 
     def say(self, rng=None, turned: float = .5) -> str:  # turned: share of "b right of a"
         "All that is known in plain words; with a generator some of it, in varied words."
-        return sentence(self) if rng is None else sentence(forget(self, rng), rng, turned)
+        said = self if rng is None else forget(self, rng)
+        return scene_sentence(said, rng, turned)
 
 
 @dataclass(frozen=True)
@@ -387,7 +381,7 @@ WORDINGS = {'small': ('small', 'little'), 'large': ('large', 'big'),
             **{f'on {g}': (f'on {g}', f'on a {g} background') for g in GROUNDS}}
 
 
-def sentence(scene: Scene, rng=None, turned: float = .5) -> str:
+def scene_sentence(scene: Scene, rng=None, turned: float = .5) -> str:
     "A scene in words; a generator chooses a wording, and turns a share around."
     def word(w):
         return chosen(WORDINGS.get(w, (w,)), rng)
@@ -402,7 +396,7 @@ def sentence(scene: Scene, rng=None, turned: float = .5) -> str:
         # in either order: "a left of b" or, turned around, "b right of a"
         if rng is not None and rng.random() >= 1 - turned:
             said = said[::-1]
-            where = OPPOSITE.get(where)
+            where = OPPOSITE.get(where or '')
         said.insert(1, word(where or 'and'))
     elif where:
         said.append(where)
@@ -477,24 +471,26 @@ def read(caption: str) -> Scene:
     # each group of the pattern in its plain wording
     plain = [PLAIN.get(w, w) for w in m.groups()]
     size, colour, shape, place, way, size2, colour2, shape2, ground = plain
-    things = (Thing(shape, colour, size),)
+    things = [Thing(shape, colour, size)]
     if shape2:
-        things += (Thing(shape2, colour2, size2),)
+        things.append(Thing(shape2, colour2, size2))
 
     # the left or upper thing first; "a and b" in no order, so in one order
+    where: str | None = place or way
     for first, opposite in OPPOSITE.items():
-        if way == opposite:
-            things = things[::-1]
-            way = first
-    if way == 'and':
-        things = tuple(sorted(things, key=str))
-        way = None
-    return Scene(things, place or way, ground and ground.removeprefix('on '))
+        if where == opposite:
+            things.reverse()
+            where = first
+    if where == 'and':
+        things.sort(key=str)
+        where = None
+    return Scene(tuple(things), where, ground and ground.removeprefix('on '))
 
 # %% ../../nbs/50_captions.ipynb #agree
 def attributes(scene: Scene | None, caption: Scene | str) -> dict[str, bool]:
     "What a caption says, attribute by attribute, and whether the scene bears it out."
     asked = read(caption) if isinstance(caption, str) else caption
+    shown = scene or Scene(())  # nothing is borne out
 
     def verdict(things, where):
         same = len(things) == len(asked.things)
@@ -510,18 +506,14 @@ def attributes(scene: Scene | None, caption: Scene | str) -> dict[str, bool]:
         if asked.where:
             said['where'] = where == asked.where
         if asked.ground:
-            said['ground'] = scene is not None and scene.ground == asked.ground
+            said['ground'] = shown.ground == asked.ground
         return said
 
-    if scene is None:
-        return verdict((), None)
-
     # of two things the better of both orders
-    first = verdict(scene.things, scene.where)
-    if len(scene.things) == 1:
-        return first
-    second = verdict(scene.things[::-1], OPPOSITE.get(scene.where))
-    return second if sum(second.values()) > sum(first.values()) else first
+    verdicts = [verdict(shown.things, shown.where)]
+    if len(shown.things) == 2:
+        verdicts.append(verdict(shown.things[::-1], OPPOSITE.get(shown.where or '')))
+    return max(verdicts, key=lambda said: sum(said.values()))
 
 
 def agrees(scene: Scene | None, caption: Scene | str) -> bool:
@@ -605,7 +597,7 @@ def poses(scenes: Sequence[Scene], rng=None) -> Tensor:  # [n 2 3] across, down,
     return p + torch.from_numpy(off).float()
 
 
-def rgb(table: dict, names: Iterable[str]) -> Tensor:  # [n 3] in [-1, 1]
+def rgb(table: dict, names: Iterable[str | None]) -> Tensor:  # [n 3] in [-1, 1]
     "The colours of some names."
     colours = torch.tensor([table[n] for n in names], dtype=torch.uint8)
     return to_unit(colours.reshape(-1, 3))
@@ -615,8 +607,7 @@ def render(scenes: Sequence[Scene], size: int = 32,
            pose: Tensor | None = None) -> Tensor:  # [n 3 size size] in [-1, 1]
     "Images of scenes: each thing covers its share of the ground. Eq. 50.7."
     for s in scenes:
-        of_things = [v for thing in s.things for v in (thing.colour, thing.size)]
-        if None in (s.where, s.ground, *of_things):
+        if None in (s.where, s.ground, *itertools.chain(*map(astuple, s.things))):
             raise Problem('A scene that leaves something open cannot be drawn: say its '
                           'colours, sizes, place and ground.')
     if size < 1 or 64 % size:
@@ -711,7 +702,7 @@ def around(area: Tensor, x: Tensor, y: Tensor, h: int, wide: float) -> Tensor:  
     return near_x[:, None] & near_y[..., None]
 
 
-def fit(d: Tensor, ground: Tensor, faint=.3, wide=.96, least=.3) -> Fits:
+def fit_thing(d: Tensor, ground: Tensor, faint=.3, wide=.96, least=.3) -> Fits:
     "Colour by projection, place and radius by moments, shape by drawing. Eq. 50.8-50.10."
     k, a, length = ink_of(d, ground)
     n, h, _ = a.shape
@@ -760,7 +751,7 @@ def arrangements(d: Tensor, ground: Tensor) -> dict[str | None, list[Fits]]:
     first = torch.arange(d.shape[-1], device=d.device) < d.shape[-1] // 2
     halves = {None: [first | True], 'left of': [first, ~first],
               'above': [first[:, None], ~first[:, None]]}
-    return {way: [fit(d*half, ground) for half in parts]
+    return {way: [fit_thing(d*half, ground) for half in parts]
             for way, parts in halves.items()}
 
 

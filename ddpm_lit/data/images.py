@@ -6,11 +6,10 @@
 __all__ = ['UNWARNED', 'TURNS', 'PICTURE_FORMATS', 'PICTURE_BYTES', 'PICTURE_PIXELS', 'PICTURE_SIDE', 'PICTURE_PIECES',
            'TIFF_STARTS', 'PICTURE_ENDINGS', 'DATASETS', 'to_unit', 'to_bytes', 'Images', 'read_idx', 'read_digits',
            'part_of', 'mnist', 'Batches', 'square', 'plain', 'Unwarned', 'quiet_pillow', 'orientation', 'upright',
-           'is_grey', 'OtherNumbers', 'deep_grey', 'over_white', 'on_white', 'LimitedReads', 'CountedFile',
-           'CountedBytes', 'check_file', 'is_tiff', 'why_not', 'picture_in', 'drafted', 'read_pictures', 'by_number',
-           'holds_run', 'files_below', 'picture_files', 'folder', 'Files', 'on_disk', 'cache_dir', 'fetched',
-           'read_pickled_cifar', 'read_cifar', 'fashion_mnist', 'cifar10', 'celeba', 'kept_in', 'in_folder',
-           'load_images']
+           'is_grey', 'OtherNumbers', 'deep_grey', 'over_white', 'on_white', 'CountedFile', 'check_file', 'is_tiff',
+           'why_not', 'picture_in', 'drafted', 'read_pictures', 'by_number', 'holds_run', 'files_below',
+           'picture_files', 'folder', 'Files', 'on_disk', 'cache_dir', 'fetched', 'read_pickled_cifar', 'read_cifar',
+           'fashion_mnist', 'cifar10', 'celeba', 'kept_in', 'in_folder', 'load_images']
 
 # %% ../../nbs/23_digits.ipynb #imports
 import contextlib
@@ -31,7 +30,7 @@ import zlib
 from dataclasses import dataclass, replace
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import Callable, Iterable
+from typing import Callable, Iterable, cast
 import numpy as np
 import torch
 from torch import Tensor
@@ -151,7 +150,7 @@ class Batches:
         self.seed = seed
         self.drop = drop
         self.flip = flip
-        self.epoch = None
+        self.epoch: int | None = None
 
     def __call__(self, step: int):  # x0 [b c h w], label [b] or [b k] if there are any
         # the epoch, and the batch in it (23.5)
@@ -351,23 +350,15 @@ PICTURE_SIDE = 65_535  # and on a side of it, as in a JPEG
 PICTURE_PIECES = 1 << 19  # the most pieces in which a decoder may ask for a file
 
 
-class LimitedReads:
+class CountedFile(io.BufferedReader):
     "A file that ends a reader who walks on and on through parts of a few bytes."
     asked = 0
 
-    def read(self, *size):
+    def read(self, size: int | None = -1) -> bytes:
         self.asked += 1
         if self.asked > PICTURE_PIECES:
             raise OverflowError(f'it is in more than {PICTURE_PIECES:,} pieces')
-        return super().read(*size)
-
-
-class CountedFile(LimitedReads, io.BufferedReader):
-    "A file on the disk."
-
-
-class CountedBytes(LimitedReads, io.BytesIO):
-    "A file in memory."
+        return super().read(size)
 
 
 def check_file(path, name: str = '', most: int | None = PICTURE_BYTES):
@@ -428,8 +419,8 @@ def picture_in(
     # whatever a decoder raises, it is the file that cannot be decoded
     try:
         # a file by its name would be mapped, and Pillow maps a turned TIFF wrongly
-        counted = CountedBytes(source) if in_memory else CountedFile(open_input(source).detach())
-        with counted as file:
+        raw = io.BytesIO(source) if in_memory else open_input(source).detach()
+        with CountedFile(raw) as file:
             with UNWARNED, Image.open(file, formats=PICTURE_FORMATS) as image:
                 large = image.width*image.height > PICTURE_PIXELS
                 if large or max(image.size) > PICTURE_SIDE:
@@ -476,7 +467,7 @@ PICTURE_ENDINGS = ('.png', '.jpg', '.jpeg', '.webp', '.gif', '.bmp', '.tif', '.t
                    '.ppm', '.pgm', '.pbm')
 
 
-def by_number(path) -> list:
+def by_number(path) -> tuple[list, str]:
     "A key to sort paths by: part by part as written, numbers in them by size, so 9 before 10."
     def key(part):
         pieces = re.split('([0-9]+)', part)
@@ -546,12 +537,13 @@ def on_disk(
 ) -> Images:
     "All pictures below a folder, read when they are wanted."
     paths = picture_files(path)
+    pixels = cast(Tensor, Files(paths, size))  # as far as `Batches` asks
     if not labelled:
-        return Images(Files(paths, size))
+        return Images(pixels)
     names = sorted({p.parent.name for p in paths})
     at = {name: i for i, name in enumerate(names)}
     label = torch.tensor([at[p.parent.name] for p in paths])
-    return Images(Files(paths, size), label, tuple(names))
+    return Images(pixels, label, tuple(names))
 
 # %% ../../nbs/23_digits.ipynb #sets
 # Where fetched data are kept, and how they are fetched
@@ -653,8 +645,9 @@ def cifar10(split: str, size: int | None, n: int | None) -> Images:
     for home, end in (('cifar-10-batches-bin', '.bin'), ('cifar-10-batches-py', '')):
         files = [cache_dir()/home/f'{part}{end}' for part in parts]
         if all(f.exists() for f in files):
-            pixels, label = zip(*[read_cifar(f) for f in files])
-            return Images(torch.cat(pixels), torch.cat(label), names)
+            read = [read_cifar(f) for f in files]
+            pixels, label = map(torch.cat, zip(*read))
+            return Images(pixels, label, names)
 
     data = fetched('CIFAR10',
                    'the folder cifar-10-batches-bin, or cifar-10-batches-py, with its '

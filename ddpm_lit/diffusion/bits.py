@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LastStep', 'to_bits', 'density_to_grey', 'byte_nats', 'Bits', 'chain_log_snr', 'step_chances', 'draw_steps',
-           'noised_guess', 'bits_per_dim', 'join', 'continuous_nats']
+           'noised_guess', 'bits_per_dim', 'join_bits', 'continuous_nats']
 
 # %% ../../nbs/30_bits.ipynb #imports
 import math
@@ -174,7 +174,7 @@ def bits_per_dim(
                 rmse=127.5*mse.sqrt())
 
 # %% ../../nbs/30_bits.ipynb #join
-def join(parts: list[Bits]) -> Bits:  # all with the same number of draws
+def join_bits(parts: list[Bits]) -> Bits:  # all with the same number of draws
     "One bound for pictures that were handled in several parts. Eq. 30.3."
     each = torch.cat([p.each for p in parts])
     share = [len(p.each)/len(each) for p in parts]

@@ -19,7 +19,7 @@ import math
 import os
 import re
 from pathlib import Path
-from typing import Callable, NamedTuple
+from typing import Any, Callable, NamedTuple
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
@@ -124,7 +124,7 @@ def from_shards(index: Path) -> dict[str, Tensor]:
         raise Problem(f'{index} is no index of files beside it: fetch it again.')
 
     # the tensors of all files, which have to be those of the index
-    state = {}
+    state: dict[str, Tensor] = {}
     for name in sorted({*names.values()}):
         state |= read_state(index.parent/name)
 
@@ -686,7 +686,7 @@ def open_unclip(path, device=None) -> TextToImage:  # a folder
     config = unclip_config(path)
 
     # all tensors, each under the name of its part
-    state = {}
+    state: dict[str, Tensor] = {}
     for part in UNCLIP_FOLDERS:
         state |= {f'{part}.{k}': w for k, w in read_state(path/part).items()}
 
@@ -749,7 +749,7 @@ def paint_captions(
     many = n*len(captions)
     counted = run_counter(progress, model.evaluations(steps)*math.ceil(many/at_once))
 
-    done = None
+    done: Any = None
     for i in range(0, many, at_once):
         # each with noise of its own
         places = range(i, min(i + at_once, many))

@@ -221,6 +221,7 @@ def clip_layout(state: dict[str, Tensor]) -> NameTable:
 
 def clip_of_sizes(found: dict, heads: dict, act: Callable[[Tensor], Tensor]) -> CLIP:
     "A CLIP of the sizes that a state has. Eq. 75.2."
+    tower: Callable[..., nn.Module]
     if found['patch'] is None:
         tower = partial(ResNetTower, found['side'])
     else:

@@ -26,7 +26,7 @@ from .unet import (
     KINDS, Fixture, Kind, build_empty, load_official, only, options)
 from ..nets.dit import DiT, sin_cos
 from ..nets.unet import Downsample, TimeEmbedding, Upsample
-from ..systems.autoencoder import Autoencoder, Decoder, Encoder
+from ..systems.autoencoder import Autoencoder, LatentDecoder, PictureEncoder
 
 # %% ../../nbs/78_latent_layouts.ipynb #dialects
 class Dialect(NamedTuple):
@@ -230,8 +230,9 @@ def build_autoencoder(c: dict) -> Autoencoder:
     parts = dict(base=1, mults=widths, depth=c['layers_per_block'], norm=norm,
                  middle=True)
     channels, latent = c['in_channels'], c['latent_channels']
-    encoder = Encoder(channels, latent, down=partial(Downsample, corner=True), **parts)
-    decoder = Decoder(channels, latent, up=Upsample, **parts)
+    down = partial(Downsample, corner=True)
+    encoder = PictureEncoder(channels, latent, down=down, **parts)
+    decoder = LatentDecoder(channels, latent, up=Upsample, **parts)
     return Autoencoder(encoder, decoder, channels, latent, 2**(len(widths) - 1),
                        quant=c['use_quant_conv'])
 

@@ -75,7 +75,7 @@ def same_list(numbers):
 
 
 # the only names that may be called, and the functions of ours that stand for them
-CALLS = {
+CALLS: dict[str, Callable] = {
     'collections OrderedDict': new_dict,
     'torch._utils _rebuild_tensor_v2': new_window,
     'torch._utils _rebuild_parameter': same_tensor,
@@ -232,7 +232,7 @@ def from_zip(path) -> dict[str, Tensor]:
 # %% ../../nbs/79_checkpoints.ipynb #from-stream
 def from_stream(path) -> dict[str, Tensor]:
     "The tensors of a file as PyTorch wrote it before version 1.6."
-    rows = {}  # that the programs mention
+    rows: dict[str, Storage] = {}  # that the programs mention
     where = {}  # each of them begins
     machine = weights_machine(path, rows)
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
@@ -194,7 +194,7 @@ def projection(net: UNet, key: str) -> nn.Module | None:
     return net.get_submodule(f'{place}.attn')
 
 # %% ../../nbs/71_unet_layouts.ipynb #official
-def to_official(net: UNet, layout: Layout | None = None) -> dict[str, Tensor]:
+def to_official(net: Any, layout: Layout | None = None) -> dict[str, Tensor]:
     "The state of a network in an official dialect, by default the one it was read from."
     layout = layout or net.layout
     state = {}
@@ -203,8 +203,8 @@ def to_official(net: UNet, layout: Layout | None = None) -> dict[str, Tensor]:
     return state
 
 
-def load_official(net: UNet, state: dict[str, Tensor], layout: Layout,
-                  origin: str = 'This state') -> UNet:
+def load_official(net: Any, state: dict[str, Tensor], layout: Layout,
+                  origin: str = 'This state') -> Any:  # net
     "Fill a network from an official state; a `Problem` names a key that does not fit."
     theirs = to_official(net, layout)
 

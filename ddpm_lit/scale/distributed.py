@@ -8,7 +8,7 @@ __all__ = ['PATIENCE', 'RUNS', 'GATHERED_LOSSES', 'BLOCKS', 'STATE', 'H100', 'EN
            'GatheredContrastive', 'gathered', 'contrastive_gathered', 'LossModule', 'DataParallelRun', 'WholeState',
            'replicate_scalars', 'Rows', 'rows_here', 'wanted_rows', 'read_rows', 'ShardedRun', 'checkpoint_activations',
            'ring_volume', 'ring_seconds', 'sharded_volume', 'ActivationMemory', 'memory', 'Device', 'step_seconds',
-           'plan']
+           'plainest_engine']
 
 # %% ../../nbs/72_distributed.ipynb #imports
 import contextlib
@@ -632,8 +632,8 @@ ENGINES = {'whole': {},
            'both': dict(shard=True, recompute=True)}
 
 
-def plan(p: Preset, k: ActivationMemory, N: int, narrow: float = 1.,
-         d: Device = H100) -> dict | None:  # None: nothing fits
+def plainest_engine(p: Preset, k: ActivationMemory, N: int, narrow: float = 1.,
+                    d: Device = H100) -> dict | None:  # None: nothing fits
     "The plainest engine that trains a preset on N devices. Eq. 70.7, 72.9-72.11."
     batch = (p.regime.batch or 512)/N
     for name, engine in ENGINES.items():

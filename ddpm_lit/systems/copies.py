@@ -9,10 +9,11 @@ __all__ = ['small', 'nearness', 'copy_meter', 'picture_features', 'weigh_picture
 # written in notebook 58
 
 # %% ../../nbs/58_own.ipynb #imports-copies
-from typing import Callable
+from typing import Any, Callable
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
+from ..core.denoiser import Model
 from ..core.problem import Problem, counted
 from ..data.images import Images, to_bytes, to_unit
 from .draw import labels, sample_recipe
@@ -69,7 +70,7 @@ def copy_meter(x: Tensor,      # [n c h w] in [-1, 1]: samples
                 rho=rho, usual=usual, row=row)
 
 # %% ../../nbs/58_own.ipynb #weigh
-def picture_features(net: nn.Module) -> Callable[[Tensor], Tensor]:  # [b c h w] -> [b 96]
+def picture_features(net: Any) -> Callable[[Tensor], Tensor]:  # [b c h w] -> [b 96]
     "Features of pictures of any size by the judge classifier. Eq. 56.2."
     def features(x):
         x = x.float().expand(-1, 3, -1, -1)
@@ -78,7 +79,7 @@ def picture_features(net: nn.Module) -> Callable[[Tensor], Tensor]:  # [b c h w]
     return features
 
 
-def weigh_pictures(model: nn.Module, recipe: Recipe,
+def weigh_pictures(model: Model, recipe: Recipe,
                    train: Images | None,  # None: it is not known what that was
                    held: Images,
                    n: int = 500, seed: int = 0, label: str | int | None = None,

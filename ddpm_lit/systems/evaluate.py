@@ -13,18 +13,18 @@ import time
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Callable
+from typing import Callable, Iterable
 import torch
-from torch import Tensor, nn
-from ..core.denoiser import Denoiser, Prediction
+from torch import Tensor
+from ..core.denoiser import Denoiser, Model, each_part
 from ..core.level import Level
 from ..core.files import data_dir
 from ..core.problem import Problem, counted, no_progress
 from ..data.images import Images, load_images, to_unit
-from ..diffusion.bits import bits_per_dim, join
+from ..diffusion.bits import bits_per_dim, join_bits
 from ..diffusion.sample import Counted, fixed_large, learned_range
 from ..diffusion.schedule import DiscreteSchedule
-from .draw import Steer, labels, part_of, recipe_denoiser, sample_recipe
+from .draw import Steer, labels, labels_at, recipe_denoiser, sample_recipe
 from ..train.recipe import Recipe
 from ..train.weights import load_weights
 from ..train.measure import (
@@ -62,12 +62,12 @@ def on_cpu(denoiser: Denoiser, device: torch.device) -> Denoiser:
     "The denoiser, called on the processor: bits need float64, which few devices have."
     def moved(x, t):
         p = denoiser(x.to(device), Level(t.log_snr.to(device)))
-        return Prediction(*(v if v is None else v.cpu() for v in p))
+        return each_part(Tensor.cpu, p)
 
     return moved
 
 
-def count_bits(model: nn.Module, recipe: Recipe, images: Images,
+def count_bits(model: Model, recipe: Recipe, images: Images,
                label: Tensor | None = None,  # [n], what the network is given
                draws: int = 16,              # levels of the bound, for each picture
                seed: int = 0, at_once: int = 256,
@@ -75,8 +75,8 @@ def count_bits(model: nn.Module, recipe: Recipe, images: Images,
                ) -> dict:  # bits per dimension
     "The bound on the bits of real pictures, a part at a time. Eq. 30.3."
     device = next(model.parameters()).device
-    discrete = isinstance(recipe.schedule, DiscreteSchedule)
-    levels = len(recipe.schedule) if discrete else 1000
+    schedule = recipe.schedule
+    levels = len(schedule) if isinstance(schedule, DiscreteSchedule) else 1000
 
     # the variance with which it draws
     learned = getattr(model, 'learned_variance', False)
@@ -96,14 +96,15 @@ def count_bits(model: nn.Module, recipe: Recipe, images: Images,
         for i in starts:
             # as it draws: a network that predicts the noise sees enormous clean data in
             # pure noise
-            denoiser = recipe_denoiser(model, recipe, part_of(label, i, at_once, device))
+            some = labels_at(label, i, at_once, device)
+            denoiser = recipe_denoiser(model, recipe, some)
             counted = Counted(on_cpu(denoiser, device), report)
 
             x0 = to_unit(images.pixels[i:i + at_once])
             parts.append(bits_per_dim(counted, x0, recipe.schedule, levels,
                                       variance, draws))
 
-    b = join(parts)
+    b = join_bits(parts)
     return dict(total=b.total, error=b.error, prior=b.prior, steps=b.steps,
                 decoder=b.decoder, pictures=len(images), draws=draws, levels=levels,
                 variance=variance.__name__, evaluations=evaluations)
@@ -115,12 +116,12 @@ FROM_TRAINING = ('Real pictures are drawn as those of the training were: if thes
 
 def given_label(real: Images, asked: Tensor | None, label) -> Tensor | None:  # [n]
     "What the network is given when the bits of real pictures are counted."
-    if asked is None:
+    if asked is None or real.label is None:
         return None
     return torch.full_like(real.label, -1) if label == 'none' else real.label
 
 
-def evaluate(model: nn.Module, recipe: Recipe, n: int = 2000,
+def evaluate(model: Model, recipe: Recipe, n: int = 2000,
              label: str | int | None = None,  # as for `labels`
              sampler: str | None = None, steps: int | None = None,
              seed: int = 0, at_once: int = 256,
@@ -134,25 +135,25 @@ def evaluate(model: nn.Module, recipe: Recipe, n: int = 2000,
     began = time.perf_counter()
     asked = labels(recipe, n, label)
     real = real_data(recipe, n, label, seed)
-    # before the work: it may be missing
-    reader = load_classifier() if isinstance(real, Images) else None
+    # before the work: the classifier of digits may be missing
+    if isinstance(real, Images):
+        wanted = None if label == 'none' else asked
+        measure = partial(weigh_digits, asked=wanted, images=real, net=load_classifier())
+    else:
+        measure = partial(weigh, real=real, features=features or flattened)
     drawn = sample_recipe(model, recipe, n, asked, seed, steps, sampler, at_once, steer,
                           progress=partial(progress, f'sample {recipe.name}'))
     at_drawn = time.perf_counter()
 
     with torch.random.fork_rng():
         torch.manual_seed(seed)  # the shuffles of the test
-        if reader:
-            wanted = None if label == 'none' else asked
-            found = weigh_digits(drawn.x, wanted, real, reader)
-        else:
-            found = weigh(drawn.x, real, features or flattened)
-            if len(recipe.shape) == 3:
-                found['warnings'].insert(0, FROM_TRAINING)
+        found = measure(drawn.x)
+    if isinstance(real, Tensor) and len(recipe.shape) == 3:
+        found['warnings'].insert(0, FROM_TRAINING)
     at_weighed = time.perf_counter()
 
     bits = None
-    if reader and bits_pictures and bits_draws:
+    if isinstance(real, Images) and bits_pictures and bits_draws:
         some = real[:bits_pictures]
         bits = count_bits(model, recipe, some, given_label(some, asked, label),
                           bits_draws, seed, at_once,
@@ -274,7 +275,8 @@ def verdict(r: dict) -> str:  # r: of `evaluate`, with a name and warnings
     return '\n'.join(lines)
 
 # %% ../../nbs/44_evaluate.ipynb #judged
-Judge = Callable[[int, int], object]  # (n, seed) -> (per cent done, rows), part by part
+# (n, seed) -> (per cent done, rows), part by part
+Judge = Callable[[int, int], Iterable[tuple[int, list[dict]]]]
 
 
 def judged(name: str, judge: Judge, n: int, seed: int, device: torch.device,

@@ -11,7 +11,7 @@ __all__ = ['GLIDE', 'TextEncoder', 'TextUNet', 'Glide', 'official_glide', 'small
 # %% ../../nbs/60_glide.ipynb #imports
 import math
 from functools import cache, partial
-from typing import Callable, Sequence
+from typing import Any, Callable, Sequence
 import torch
 from torch import Tensor, nn
 from ..clip.guidance import noised_clip_loss
@@ -60,6 +60,7 @@ class TextEncoder(nn.Module):
 
         # the empty caption moves with the module, and is no weight
         nothing = torch.full((length,), pad) if empty is None else empty[:length].clone()
+        self.empty: Tensor
         self.register_buffer('empty', nothing[None], persistent=False)
 
         nn.init.normal_(self.pieces.weight, std=.02)
@@ -103,7 +104,7 @@ class TextUNet(nn.Module):
 
 class Glide(Model):
     "A denoiser that is conditioned on a caption. Eq. 60.3 (GLIDE section 4.1)."
-    def __init__(self, net: nn.Module, text: TextEncoder,
+    def __init__(self, net: nn.Module, text: Any,  # a `TextEncoder`
                  parameterization: Parameterization = from_v,
                  level_input: Callable[[Level], Tensor] = level_time):
         super().__init__(net, parameterization, level_input, learned_variance=True)
@@ -205,9 +206,9 @@ def caption_batches(pictures: Callable[[int], Captioned],  # seed -> pictures
 
 # %% ../../nbs/60_glide.ipynb #registered
 # what GLIDE, its inpainting model and DALL-E 2's decoder have in common
-GLIDE = dict(shape=(3, 32, 32), loss=hybrid(Cosine(), 1000, weight=sqrt_min_snr),
-             batch=64, limit=1., sampler='dpmpp_2m', sample_steps=20,
-             data=('emoji', 'vocab'))
+GLIDE: dict[str, Any] = dict(
+    shape=(3, 32, 32), loss=hybrid(Cosine(), 1000, weight=sqrt_min_snr), batch=64,
+    limit=1., sampler='dpmpp_2m', sample_steps=20, data=('emoji', 'vocab'))
 
 for name, pictures, steps in (('glide', mostly_emoji, 12_000),
                               ('glide-in-order', two_in_order, 900),
@@ -243,7 +244,7 @@ def asked_scenes(objects: int, split: str, n: int, seed: int) -> list[str]:
 def asked_emoji(part: str, n: int, seed: int) -> list[Emoji]:
     "n drawings of a part: 'trained on', 'new styles' or 'new names'."
     if part == 'new names':
-        rows = emoji('test', 32).rows
+        rows = [*emoji('test', 32).rows]
     else:
         held = part == 'new styles'
         rows = [row for row in emoji('train', 32).rows if row.held == held]
@@ -264,7 +265,7 @@ class Inpaint(nn.Module):
                 known: Tensor | None,  # [b c h w]; None: nothing is known
                 mask: Tensor | None,   # [b 1 h w], 1 where `known` is known
                 *condition, **named) -> Tensor:
-        if known is None:
+        if known is None or mask is None:
             known = x.new_zeros(len(x), self.channels, *x.shape[2:])
             mask = x.new_zeros(len(x), 1, *x.shape[2:])
         known = known.to(x)
@@ -334,7 +335,7 @@ def ladder(model: Glide, side: int, *condition, channels: int = 3
            ) -> list[tuple[str, int, int, bool]]:  # what `show.ladder` draws
     "The steps of its U-Net as they run: name, side, channels; does it read the tokens?"
     net = next(m for m in model.modules() if isinstance(m, UNet))
-    names = {}
+    names: dict[nn.Module, str] = {}
     for part in ('first', 'down', 'middle', 'up', 'last'):
         m = getattr(net, part)
         if isinstance(m, nn.ModuleList):
@@ -352,7 +353,7 @@ def ladder(model: Glide, side: int, *condition, channels: int = 3
     device = next(model.parameters()).device
     try:
         x = torch.zeros(1, channels, side, side, device=device)
-        model.given(None, *condition)(x, Level(0.))
+        model.given(None, *condition)(x, Level(torch.tensor(0.)))
     finally:
         for hook in hooks:
             hook.remove()

@@ -11,7 +11,7 @@ __all__ = ['LATENT', 'LogitNormal', 'flow_loss', 'flow_time', 'LatentDiffusion',
 import math
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Callable, ClassVar
+from typing import Any, Callable, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -72,6 +72,10 @@ def flow_time(t: Level) -> Tensor:
 # %% ../../nbs/67_latent.ipynb #model
 class LatentDiffusion(Model):
     "A denoiser of standardised latents, conditioned on a caption. Eq. 67.1."
+    net: Any  # a `TextUNet` of a `DiT`
+    mean: Tensor
+    std: Tensor
+    probe: Tensor
 
     def __init__(self, net: nn.Module, text: TextEncoder,
                  channels: int = 8, side: int = 8):  # of a latent
@@ -113,7 +117,7 @@ def check_pair(model: LatentDiffusion, auto: Autoencoder,
     "A `Problem` unless the model was trained in the latents of this autoencoder."
     off = math.inf
     if auto.latent == len(model.mean):
-        off = (probe_of(model, auto) - model.probe).square().mean().sqrt()
+        off = (probe_of(model, auto) - model.probe).square().mean().sqrt().item()
     if not off <= tolerance:
         raise Problem('This transformer was trained in the latents of another '
                       'autoencoder: use the two that were trained together.')
@@ -165,9 +169,10 @@ def in_latents(model: LatentDiffusion) -> LatentDiffusion:
     return model
 
 
-LATENT = dict(shape=(8, 8, 8), schedule=LogitNormal(.7, 1.2), loss=flow_loss, batch=64,
-              start=in_latents, settings=dict(lr=1e-3, warmup=300, halflife=500.),
-              sampler='', data=('emoji', 'vocab'))
+LATENT: dict[str, Any] = dict(
+    shape=(8, 8, 8), schedule=LogitNormal(.7, 1.2), loss=flow_loss, batch=64,
+    start=in_latents, settings=dict(lr=1e-3, warmup=300, halflife=500.),
+    sampler='', data=('emoji', 'vocab'))
 
 # scenes are learned long before names, so most pictures are emoji
 register(Recipe('latent', small_latent, partial(LatentBatches, often=16),
@@ -215,7 +220,7 @@ def sampled_latents(part: Part, model: LatentDiffusion, auto: Autoencoder,
         denoiser = replacement(denoiser, known, keep, part.noise)
 
     # from noise, or from the picture, noised to the first level
-    shape = len(part.at), *model.probe.shape
+    shape = (len(part.at), *model.probe.shape)
     eps = part.noise(torch.empty(shape, device=request.device))
     z = noised_start(eps, known, levels, request.strength)
     return last(dpmpp_2m(denoiser, levels, z))

@@ -11,7 +11,7 @@ __all__ = ['TUNING_RATES', 'LoRALinear', 'attention_layers', 'put', 'adapted', '
 import json
 import math
 from functools import partial
-from typing import Callable
+from typing import Any, Callable
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -155,7 +155,7 @@ def save_adapter(path, model: nn.Module,
 def is_adapter(card: dict) -> bool:
     "Whether this is the card of an adapter: with a rank and an alpha that can be."
     rank = card.get('rank')
-    alpha = card.get('alpha')
+    alpha: Any = card.get('alpha')
     return all((
         card['recipe'] == 'adapter',
         type(rank) is int and rank > 0,
@@ -290,7 +290,7 @@ def tune(name: str,            # weights of a LatentDiffusion: 'latent', or a pa
                         warmup=20, seed=seed):
         if watch:
             watch(progress, training.average)
-    return training.average
+    return training.averaged()
 
 # %% ../../nbs/68_lora.ipynb #share-code
 def scale_adapter(model: nn.Module, share: float) -> nn.Module:

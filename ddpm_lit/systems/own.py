@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['NETWORKS', 'OF_PICTURES', 'OWN', 'network_for', 'is_whole', 'check_shape', 'check_options', 'unet', 'check_network',
            'try_network', 'AugmentedUNet', 'PictureModel', 'not_at_hand', 'pictures', 'MovedBatches', 'plan',
-           'batch_at', 'looks_for', 'rehearse', 'recipe_for_time', 'memory_taken', 'duration_text', 'expectation',
-           'about', 'as_recipe', 'check_made', 'check_begins', 'continued', 'is_other_network', 'of_network',
-           'planned_as', 'held_out', 'remembered', 'differences', 'sides_of', 'read_source', 'source_beside',
-           'run_beside', 'has_own_pictures', 'pictures_of', 'few_samples', 'previews', 'logged', 'OwnSystem',
-           'plan_found', 'about_found', 'spelled', 'check_learned', 'check_side', 'named_after', 'source_of',
-           'what_to_train', 'system_of', 'drawn_by', 'plan_source', 'remarks_on', 'plan_in_time', 'Watch', 'watched',
+           'batch_at', 'looks_for', 'seconds_of_step', 'recipe_for_time', 'memory_taken', 'duration_text',
+           'expectation', 'about', 'as_recipe', 'check_made', 'check_begins', 'continued', 'of_network', 'planned_as',
+           'held_out', 'remembered', 'differences', 'sides_of', 'read_source', 'source_beside', 'run_beside',
+           'has_own_pictures', 'run_pictures', 'few_samples', 'previews', 'logged', 'OwnSystem', 'plan_found',
+           'about_found', 'spelled', 'check_learned', 'check_source_side', 'named_after', 'source_of', 'begun_in',
+           'what_to_train', 'own_system', 'drawn_by', 'plan_source', 'remarks_on', 'plan_in_time', 'Watch', 'watched',
            'take_steps', 'used_by', 'train_recipe', 'final_weights']
 
 # %% ../../nbs/58_own.ipynb #imports
@@ -212,8 +212,7 @@ def plan(
     name: str,
     augment: bool | None = None,  # None: below 5,000 pictures
     source: dict | None = None,   # where the pictures come from, for the run's records
-    schedule: str | None = None,  # by name; None: cosine
-    **network,  # net, base, mults, unshuffle, if not as `network_for` says
+    **network,  # net, base, mults, unshuffle, schedule, if not as `network_for` says
 ) -> Recipe:
     "A recipe for these pictures, chosen by their number and size."
     n, channels, h, w = images.pixels.shape
@@ -224,11 +223,10 @@ def plan(
     options = network_for((h, w)) | {k: v for k, v in network.items() if v is not None}
     another = options.get('net', 'unet') != 'unet'
     if another:
-        options = dict(net=options['net'], base=options['base'])
+        options = {k: v for k, v in options.items() if k not in ('mults', 'unshuffle')}
     augment = n < 5000 and not another if augment is None else augment
-    noise = dict(schedule=schedule) if schedule else {}
     recipe = made(dict(maker='pictures', name=name, channels=channels, side=[h, w],
-                       classes=list(images.names), augment=augment, **options, **noise))
+                       classes=list(images.names), augment=augment, **options))
     if another:
         try_network(recipe)
 
@@ -257,8 +255,8 @@ def looks_for(n: int) -> int:
     return min(max(300*n, 64_000), 640_000)
 
 # %% ../../nbs/58_own.ipynb #plan-2
-def rehearse(recipe: Recipe, batch: int, device: str | torch.device = 'cpu',
-             steps: int = 6) -> float:
+def seconds_of_step(recipe: Recipe, batch: int, device: str | torch.device = 'cpu',
+                    steps: int = 6) -> float:
     "Seconds of one step of training on this machine: the median of a few."
     device = torch.device(device)
     with torch.random.fork_rng():
@@ -278,14 +276,14 @@ def recipe_for_time(
 ) -> tuple[Recipe, float]:  # seconds of a step
     "The recipe with as many steps as fit into a time on this machine."
     size = batch or recipe.batch
-    each = rehearse(recipe, size, device)
+    each = seconds_of_step(recipe, size, device)
     if not seconds:
         return replace(recipe, batch=size), each
 
     # in a short time: many small steps in place of few large ones
     if short_batch and not batch and size > short_batch and seconds/each < 2000:
         size = short_batch
-        each = rehearse(recipe, size, device)
+        each = seconds_of_step(recipe, size, device)
     return replace(recipe, batch=size, steps=steps_that_fit(seconds, each)), each
 
 
@@ -400,11 +398,6 @@ def continued(recipe: Recipe, path) -> Recipe:  # recipe: a plan without `augmen
                    steps=recipe.steps, source=recipe.source)
 
 
-def is_other_network(theirs: Recipe) -> bool:
-    "Is it a network of another kind than those planned here?"
-    return theirs.spec.get('maker') != 'pictures'
-
-
 def of_network(said: dict) -> dict:  # said: a source, or the spec of a plan
     "What is said there of the network."
     return {k: said[k] for k in ('augment', 'base', 'net', 'schedule') if k in said}
@@ -508,13 +501,13 @@ def has_own_pictures(found: str, recipe: Recipe) -> bool:
     "Whether a model is evaluated on pictures of its own, and not on captions."
     if recipe.spec.get('maker') in OF_PICTURES:
         return True
-    return run_beside(found) and system_of(source_beside(found)).reads == 'labels'
+    return run_beside(found) and own_system(source_beside(found)).reads == 'labels'
 
 
-def pictures_of(found: str, recipe: Recipe,
-                data: str | None = None,  # where they are now; None: as its run says
-                progress: Callable[[int, int], None] = no_progress,
-                ) -> tuple[Images | None, Images]:  # trained on, if known; held out
+def run_pictures(found: str, recipe: Recipe,
+                 data: str | None = None,  # where they are now; None: as its run says
+                 progress: Callable[[int, int], None] = no_progress,
+                 ) -> tuple[Images | None, Images]:  # trained on, if known; held out
     "The pictures of a run, parted as its training did it; else all of those in `data`."
     here = os.path.realpath(data) if data else None
     if run_beside(found):
@@ -531,14 +524,14 @@ def pictures_of(found: str, recipe: Recipe,
     return None, read_source(source, progress).images()
 
 # %% ../../nbs/58_own.ipynb #watch
-def few_samples(model: nn.Module, recipe: Recipe, n: int = 16, steps: int = 20) -> Tensor:
+def few_samples(model: Model, recipe: Recipe, n: int = 16, steps: int = 20) -> Tensor:
     "Some samples, the classes in turn."
     return sample_recipe(model, recipe, n, labels(recipe, n), steps=steps).x
 
 
 def previews(run: Run, lines: Iterator[dict], every: int,  # steps
              keep: Callable[[int, Tensor], None],  # what is done with a step's samples
-             draw: Callable[[nn.Module, Recipe], Tensor] = few_samples) -> Iterator[dict]:
+             draw: Callable[[Model, Recipe], Tensor] = few_samples) -> Iterator[dict]:
     "The lines of a run; on the way samples of its average, always from the same noise."
     if every < 1:
         raise Problem(f'Samples every {every} steps make no sense: give 1 or more.')
@@ -567,7 +560,7 @@ class OwnSystem:
     plan: Callable[[Folder, Source], Recipe]
     about: Callable[[Recipe, float], str]  # the plan in words; seconds of a step
     # samples on the way; None: it draws none
-    draw: Callable[[nn.Module, Recipe], Tensor] | None
+    draw: Callable[[Model, Recipe], Tensor] | None
     # beside pictures: 'labels' or 'captions'; it has the options of `Source` for these
     reads: str
     side: int | None = None         # of its pictures; None: any
@@ -626,7 +619,7 @@ def spelled(options: dict) -> str:
 
 def check_learned(source: Source):
     "A `Problem` unless the system of a source has all the options that are given."
-    system = system_of(source)
+    system = own_system(source)
     for f in source.options():
         reads = f.metadata.get('reads')
         if reads not in (None, system.reads) and getattr(source, f.name) is not None:
@@ -636,13 +629,13 @@ def check_learned(source: Source):
         find_schedule(source.schedule)
 
 
-def check_side(source: Source):
+def check_source_side(source: Source):
     "A `Problem`, before pictures are read, unless its system learns them at that side."
     sides = sides_of(source)
     if sides is None:
         return
     check_shape(1, sides)
-    takes = system_of(source).side
+    takes = own_system(source).side
     if takes and sides != (takes, takes):
         raise Problem(f'{source.system} takes pictures of {takes} x {takes}: leave '
                       '`side` out.')
@@ -675,16 +668,26 @@ def source_of(data: str,                # a folder, a .tar or a .parquet
     source = source.changed(**options)
 
     # each system reads labels or captions, has options of its own, and may have a side
-    chosen = {f.name: getattr(source, f.name) for f in source.options()}
-    chosen = {k: v for k, v in chosen.items() if v is not None}
+    names = {f.name for f in source.options()}
+    chosen = {k: v for k, v in source.given().items() if k in names}
     usual = 'latent' if source.captions is not None else 'ddpm'
     source = source.changed(system=source.system or usual,
                             typed=f'--data {typed} {spelled(chosen)}'.strip())
     check_learned(source)
-    check_side(source)
-    return source.changed(side=source.side or system_of(source).side)
+    check_source_side(source)
+    return source.changed(side=source.side or own_system(source).side)
 
 # %% ../../nbs/58_own.ipynb #asked-what
+def begun_in(out: str) -> str | Source:
+    "What a run that goes on is of: the name of a recipe, or a source of pictures."
+    settings = Path(out)/'run.json'
+    if not settings.exists():
+        raise Problem(f'There is no run in {out}: name the folder of one as `out`, '
+                      'or leave `resume` out and give a NAME.')
+    begun = Beginning.read(settings)
+    return source_beside(out) if begun.source else begun.recipe
+
+
 def what_to_train(
     name: str | None = None,  # of a recipe
     data: str | None = None,  # own pictures
@@ -709,24 +712,17 @@ def what_to_train(
         raise Problem('Nothing is named: give the NAME of a recipe, '
                       'your own pictures with `data`, '
                       'or a run to go on with as `out` and `resume`.')
-
-    # a run that goes on knows what it is of
-    settings = Path(out)/'run.json'
-    if not settings.exists():
-        raise Problem(f'There is no run in {out}: name the folder of one as `out`, '
-                      'or leave `resume` out and give a NAME.')
-    begun = Beginning.read(settings)
-    return source_beside(out) if begun.source else begun.recipe
+    return begun_in(out)
 
 
-def system_of(source: Source | None) -> OwnSystem:  # None: of other recipes
+def own_system(source: Source | None) -> OwnSystem:  # None: of other recipes
     "The system that learns own pictures of a source."
     return OWN.find(source.system if source and source.system else 'ddpm')
 
 
-def drawn_by(source: Source | None) -> Callable[[nn.Module, Recipe], Tensor]:
+def drawn_by(source: Source | None) -> Callable[[Model, Recipe], Tensor]:
     "How samples are drawn on the way; a `Problem` if the system of a source draws none."
-    draw = system_of(source).draw
+    draw = own_system(source).draw
     if not draw:
         raise Problem(f'{source and source.system} draws nothing: leave `preview` out.')
     return draw
@@ -735,14 +731,14 @@ def drawn_by(source: Source | None) -> Callable[[nn.Module, Recipe], Tensor]:
 def plan_source(found: Folder, source: Source,  # of `read_source`, of `what_to_train`
                 init: bool | str = False) -> Recipe:  # as for `open_run`
     "A recipe by the system of a source, for the pictures that were found there."
-    system = system_of(source)
+    system = own_system(source)
 
     # weights that it begins with bring their network
     if system.reads != 'labels' or not isinstance(init, str):
         return system.plan(found, source)
     theirs = recipe_of(init)
     check_made(theirs, init)
-    if is_other_network(theirs):
+    if theirs.spec.get('maker') != 'pictures':  # of another kind than those planned here
         found_at = str(found_start(init))  # a path, or the name of shipped weights
         path = os.path.realpath(found_at) if os.path.exists(found_at) else found_at
         source = source.changed(network=path)
@@ -757,7 +753,7 @@ def plan_source(found: Folder, source: Source,  # of `read_source`, of `what_to_
 def remarks_on(found: Folder, source: Source) -> list[str]:
     "What was found, and which of it the system of a source will not learn."
     said = found.remarks()
-    reads = system_of(source).reads
+    reads = own_system(source).reads
     if reads == 'labels' and any(found.captions):
         said.append("Captions are not learned here: `system='latent'` learns them, and "
                     'so do glide and clip.')
@@ -785,7 +781,7 @@ def plan_in_time(
     "The recipe with as many steps as there is time for, by how long a step takes here."
     if micro:
         check_parts(recipe.build(), recipe.loss, micro)
-    system = system_of(recipe.source)
+    system = own_system(recipe.source)
     if system.reads == 'captions':
         note('old pictures are prepared, and a few steps tried: a minute or two.')
 

@@ -11,7 +11,7 @@ __all__ = ['TextFeatures', 'encode_text', 'extend_block', 'extend_row', 'check_l
 # %% ../../nbs/62_prior.ipynb #imports
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Callable, NamedTuple, Sequence
+from typing import Any, Callable, NamedTuple, Sequence
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ from ..diffusion.sample import ancestral, fixed_small, last
 from ..diffusion.schedule import Cosine, grid
 from ..guide.cfg import cfg_batched
 from ..nets.attention import attend, in_heads
-from ..nets.transformer import Block, Transformer, gelu
+from ..nets.transformer import Transformer, gelu
 from ..nets.unet import TimeEmbedding
 from ..train.recipe import Recipe, register
 from ..train.weights import load_weights
@@ -60,7 +60,7 @@ def encode_text(clip: CLIP, tokens: Tensor) -> TextFeatures:  # [b l]
 
 # %% ../../nbs/62_prior.ipynb #onward
 def extend_block(
-    block: Block, x: Tensor, may: Tensor, past: Sequence[Tensor]
+    block: Any, x: Tensor, may: Tensor, past: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:  # -> x, keys and values with the new ones
     "A block for new positions, given keys and values of those before. Eq. 52.7, 62.4."
     q, k, v = in_heads(block.attn.qkv(block.norm1(x)), 3, block.attn.heads)
@@ -151,6 +151,10 @@ class PriorNet(nn.Module):
 # %% ../../nbs/62_prior.ipynb #net-3
 class Prior(Model):
     "A denoiser of image embeddings given a caption, with units. Eq. 62.2, 62.3."
+    net: PriorNet
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, net: PriorNet,
                  level_input: Callable[[Level], Tensor] = level_time):
         super().__init__(net, from_x0, level_input)
@@ -261,7 +265,7 @@ def sample_prior(
         denoiser = prior.given(*many)
     else:
         denoiser = cfg_batched(prior, many, guidance_scale=guidance_scale,
-                               instead_of=tuple(empty))
+                               instead_of=tuple(empty or ()))
 
     # DDPM's steps, then back to unit vectors
     x = last(ancestral(denoiser, grid(Cosine(), steps), noise(many[0]), variance, noise))
@@ -297,6 +301,12 @@ def residual_variance(
 # %% ../../nbs/62_prior.ipynb #code
 class PCAQuantizer(nn.Module):
     "Principal coordinates in buckets. Eq. 62.9, 62.10 (unCLIP section 2.2)."
+    mean: Tensor
+    axes: Tensor
+    edges: Tensor
+    centres: Tensor
+    dot_edges: Tensor
+
     def __init__(self, dim: int, k: int, buckets: int):  # k: coordinates kept
         super().__init__()
         self.k = k

@@ -162,7 +162,8 @@ def upsampling_batches(pictures: Callable[[int], Captioned],  # seed -> pictures
 
         def at(step):
             # `fit` seeds torch for each step, so seed and step decide on all of it
-            x0, tokens = recoloured(*pairs(step), recolour)
+            x0, tokens = pairs(step)
+            x0, tokens = recoloured(x0, tokens, recolour)
             u = most*torch.rand(len(x0)).to(x0)
             return x0, tokens, noise_augmented(spoiled(lower(x0)), u), u
 
@@ -352,7 +353,7 @@ def upsampled(part: Part, x: Tensor,  # [n 3 32 32]
         return keep(hold(part.counted(denoiser)))
 
     model = weights_on(name, request.device)
-    known = ()
+    known: list[Tensor] = []
     if isinstance(model, InpaintingUpsampler):
         known = [v.expand(len(x), -1, -1, -1) for v in known_at(request, 64)]
     return upsample(model, x, part.tokens, *known, steps=request.steps[1], edit=edit,
@@ -370,6 +371,7 @@ def in_cascade(request: Request, denoiser_of: DenoiserOf, upsampler: str,
     def first(part, _):
         return first_stage(part, denoiser_of(request, part.tokens, part.at))
 
-    stages = {32: first, 64: partial(upsampled, name=upsampler, consistent=consistent)}
+    second = partial(upsampled, name=upsampler, consistent=consistent)
+    stages: dict[int, Callable] = {32: first, 64: second}
     evaluations = len(first_levels(request)) + request.steps[1]
     return in_stages(request, stages, evaluations, progress, at_once)

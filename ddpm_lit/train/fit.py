@@ -104,7 +104,7 @@ class Training:
             value = value + part.detach()
         return value, nn.utils.clip_grad_norm_(self.model.parameters(), clip)
 
-    def averaged(self) -> nn.Module:
+    def averaged(self) -> Any:  # as `Recipe.build` makes it
         "The model to keep."
         return self.average
 

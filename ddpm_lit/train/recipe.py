@@ -41,7 +41,7 @@ class Recipe:
     sampler: str = 'ddim'         # how it is sampled by default; '': not at all
     sample_steps: int = 50        # and in how many steps
     # what a new run makes of the untrained model: it may begin with another's weights
-    start: Callable[[Model], Model] = identity
+    start: Callable[[Any], Any] = identity
     names: tuple[str, ...] = ()   # of the classes
     # how a file says what it holds: a maker in MAKERS and its arguments, as JSON;
     # empty for recipes that are known by name

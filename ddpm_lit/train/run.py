@@ -542,7 +542,7 @@ def is_foreign(path) -> bool:
 OPENERS = Registry('opener of weights')
 
 
-def open_weights(name: str) -> tuple[nn.Module, Recipe]:
+def open_weights(name: str) -> tuple[Any, Recipe]:  # as `load_weights`
     "Weights of ours as `find_weights` finds them, or somebody else's denoiser (88)."
     if is_foreign(name):
         return OPENERS.find('published')(name)

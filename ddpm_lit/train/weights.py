@@ -14,6 +14,7 @@ import json
 import os
 import re
 from pathlib import Path
+from typing import Any
 import torch
 from torch import Tensor, nn
 from safetensors import SafetensorError, safe_open
@@ -21,7 +22,6 @@ from .. import __version__
 from ..core.files import check_tensors, data_dir, replacing
 from ..core.problem import Problem, printable
 from ..core.registry import UnknownName
-from ..core.denoiser import Model
 from ..core.level import append_dims
 from ..core.tensors import check_same, load_strictly, read_tensors, write_tensors
 from .recipe import RECIPES, Recipe, find_recipe, made
@@ -183,7 +183,7 @@ def weights_file(name: str) -> Path:  # name: a shipped one, or a path
 
 def load_weights(
     name: str,  # a shipped name, or the path of a file that `save_weights` wrote
-) -> tuple[Model, Recipe]:  # in eval mode, on the CPU, float32
+) -> tuple[Any, Recipe]:  # as `build` makes it: in eval mode, on the CPU, float32
     "A trained model, and the recipe that it came from."
     path = weights_file(name)
     tensors = out_of_rows(read_tensors(path), path)
