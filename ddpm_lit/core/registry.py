@@ -97,6 +97,12 @@ class Registry(dict):
         self._put(name, thing[0], owner)
         return None
 
+    def add_all(self, things: dict):
+        "Make several things known, each by its name."
+        owner = caller()
+        for name, thing in things.items():
+            self._put(name, thing, owner)
+
     def _decorate(self, name, owner, thing):
         self._put(name, thing, owner)
         return thing

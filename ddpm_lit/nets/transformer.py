@@ -26,24 +26,24 @@ class SelfAttention(nn.Module):
 
     def forward(self,
                 x: Tensor,  # [b l d]
-                may: Tensor | None = None,  # [b 1 l m+l] True where i may read j
-                nothing: Tensor | None = None,  # [b 1 l 1] True where i may read none
-                extra: Tensor | None = None,  # [b m tokens]
+                mask: Tensor | None = None,  # [b 1 l m+l] True where i may read j
+                empty: Tensor | None = None,  # [b 1 l 1] True where i may read none
+                context: Tensor | None = None,  # [b m tokens], the further tokens
                 ) -> Tensor:  # [b l d]
         q, k, v = in_heads(self.qkv(x), 3, self.heads)
 
         # further keys and values come first
-        if extra is not None:
-            k_extra, v_extra = in_heads(self.kv(extra), 2, self.heads)
-            k = torch.cat([k_extra, k], 2)
-            v = torch.cat([v_extra, v], 2)
+        if context is not None:
+            k_context, v_context = in_heads(self.kv(context), 2, self.heads)
+            k = torch.cat([k_context, k], 2)
+            v = torch.cat([v_context, v], 2)
 
         # a query without keys reads all of them, and its output is set to 0
-        if nothing is not None and may is not None:
-            may = may | nothing
-        a = attend(q, k, v, may)  # [b n l d/n]
-        if nothing is not None:
-            a = a.masked_fill(nothing, 0.)
+        if empty is not None and mask is not None:
+            mask = mask | empty
+        a = attend(q, k, v, mask)  # [b n l d/n]
+        if empty is not None:
+            a = a.masked_fill(empty, 0.)
         return self.out(a.transpose(1, 2).flatten(2))
 
 # %% ../../nbs/52_transformer.ipynb #allowed
@@ -52,10 +52,10 @@ def allowed(
         causal: bool = False,
         mask: Tensor | None = None,  # [b l] True where a position may be read
         m: int = 0,  # so many further tokens stand before, which all may read,
-        extra_mask: Tensor | None = None,  # [b m] save where this is False
+        context_mask: Tensor | None = None,  # [b m] save where this is False
         ) -> tuple[Tensor | None, Tensor | None]:  # [b 1 l m+l], [b 1 l 1]; or no limit
     "Which keys each query may read, and which queries may read none. Eq. 52.4."
-    if not causal and mask is None and extra_mask is None:
+    if not causal and mask is None and context_mask is None:
         return None, None
 
     # the row itself: [1 l l] or [1 1 l], with a mask [b ...]
@@ -68,15 +68,15 @@ def allowed(
         own = own & mask[:, None]
 
     # further tokens: [1 1 m] or [b 1 m]
-    more = own.new_ones(1, 1, m) if extra_mask is None else extra_mask[:, None]
+    more = own.new_ones(1, 1, m) if context_mask is None else context_mask[:, None]
     b = max(len(own), len(more))
     l = own.shape[1]
-    may = torch.cat([more.expand(b, l, m), own.expand(b, l, -1)], -1)[:, None]
+    pairs = torch.cat([more.expand(b, l, m), own.expand(b, l, -1)], -1)[:, None]
 
     # without a mask each may read itself
     if causal and mask is None:
-        return may, None
-    return may, ~may.any(-1, keepdim=True)
+        return pairs, None
+    return pairs, ~pairs.any(-1, keepdim=True)
 
 # %% ../../nbs/52_transformer.ipynb #gelu
 def quick_gelu(x: Tensor) -> Tensor:
@@ -101,9 +101,9 @@ class Block(nn.Module):
         self.outer = nn.Linear(4*width, width)
         self.act = act
 
-    def forward(self, x: Tensor, may=None, nothing=None,
-                extra: Tensor | None = None) -> Tensor:  # as `SelfAttention`'s
-        y = x + self.attn(self.norm1(x), may, nothing, extra)
+    def forward(self, x: Tensor, mask=None, empty=None,
+                context: Tensor | None = None) -> Tensor:  # as `SelfAttention`'s
+        y = x + self.attn(self.norm1(x), mask, empty, context)
         return y + self.outer(self.act(self.inner(self.norm2(y))))
 
 # %% ../../nbs/52_transformer.ipynb #transformer
@@ -127,31 +127,31 @@ class Transformer(nn.Module):
     def forward(self,
                 x: Tensor,  # [b l d], places already added
                 mask: Tensor | None = None,  # [b l] True where a position may be read
-                extra: Tensor | None = None,  # [b m tokens] further tokens
-                extra_mask: Tensor | None = None,  # [b m] True where one may be read
+                context: Tensor | None = None,  # [b m tokens] further tokens
+                context_mask: Tensor | None = None,  # [b m] True where one may be read
                 ) -> Tensor:  # [b l d]
-        check_input(self, x, mask, extra, extra_mask)
-        m = 0 if extra is None else extra.shape[1]
-        may, nothing = allowed(x, self.causal, mask, m, extra_mask)
+        check_input(self, x, mask, context, context_mask)
+        m = 0 if context is None else context.shape[1]
+        pairs, empty = allowed(x, self.causal, mask, m, context_mask)
         for block in self.blocks:
-            x = block(x, may, nothing, extra)
+            x = block(x, pairs, empty, context)
         return x
 
 # %% ../../nbs/52_transformer.ipynb #check-input
-def check_input(net: Transformer, x: Tensor, mask, extra, extra_mask):
+def check_input(net: Transformer, x: Tensor, mask, context, context_mask):
     "A `Problem` that says what does not fit."
     if x.ndim != 3 or x.shape[2] != net.width:
         raise Problem(f'This transformer reads [b l {net.width}], not {[*x.shape]}.')
-    if extra is not None and not net.tokens:
+    if context is not None and not net.tokens:
         raise Problem('This transformer was built without further tokens: give their '
                       'width as tokens.')
-    if extra is not None:
-        flat = extra.ndim != 3
-        if flat or len(extra) != len(x) or extra.shape[2] != net.tokens:
+    if context is not None:
+        flat = context.ndim != 3
+        if flat or len(context) != len(x) or context.shape[2] != net.tokens:
             raise Problem(f'The further tokens should be [{len(x)} m {net.tokens}], not '
-                          f'{[*extra.shape]}.')
+                          f'{[*context.shape]}.')
 
-    for name, m, what in (('mask', mask, x), ('extra_mask', extra_mask, extra)):
+    for name, m, what in (('mask', mask, x), ('context_mask', context_mask, context)):
         if m is None:
             continue
         if what is None or m.dtype != torch.bool or m.shape != what.shape[:2]:

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['OURS', 'RESERVED', 'OPENERS', 'Stopped', 'Cut', 'Asked', 'is_line', 'line_in', 'read_log', 'lines_of_others', 'Log',
            'thin', 'read_settings', 'commands_before', 'leftovers', 'check_inside', 'check_unused', 'new_settings',
-           'check_same_run', 'old_settings', 'choose_settings', 'Team', 'Run', 'lock', 'alone', 'no_weights',
+           'check_same_run', 'old_settings', 'choose_settings', 'Team', 'Run', 'lock', 'locked', 'no_weights',
            'find_weights', 'is_foreign', 'open_weights', 'recipe_of', 'found_start', 'starting_model', 'data_digests',
-           'check_began', 'claim', 'check_replaced', 'restore', 'Place', 'open_run', 'Meter', 'gradient_cut',
+           'check_began', 'write_settings', 'check_replaced', 'restore', 'Place', 'open_run', 'Meter', 'gradient_cut',
            'listening_for_stop', 'go', 'seconds_a_step', 'steps_that_fit', 'a_fast_one', 'quick_fit',
            'folder_of_weights', 'write_weights']
 
@@ -404,7 +404,7 @@ def lock(folder: int, out: Path):  # folder: its open file
 
 
 @contextlib.contextmanager
-def alone(out, new: bool):  # new: may the folder be made?
+def locked(out, new: bool):  # new: may the folder be made?
     "No other process trains here meanwhile; a new folder that stays empty is removed."
     out = Path(out)
     made = new and not out.exists()
@@ -572,7 +572,7 @@ def check_began(out: Path, old: dict[str, str], began: dict[str, str]):
                           'bring that back, or start another run with another `out`.')
 
 
-def claim(run: Run, resume: bool):
+def write_settings(run: Run, resume: bool):
     "Make a folder that of a run: write its settings, remove half-written files."
     note = run.out/'run.json'
     if not resume or read_settings(note) != run.settings.given():
@@ -679,7 +679,7 @@ def open_run(
 
     # from here on the folder is its own
     if team.first:
-        claim(run, resume)
+        write_settings(run, resume)
     run.log = Log(out/'log.jsonl', training.step, team.first)
     return run
 
