@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'DOES', 'SEED', 'SHARED', 'LazyGroup', 'spellings', 'is_same_file', 'check_apart', 'Command',
-           'remark_on_data', 'command', 'traceback_file', 'our_mistake', 'broken_package', 'failure', 'importing',
-           'stoppable', 'nowhere', 'ignore_closed_stderr', 'say', 'import_matplotlib', 'undisturbed', 'run_command',
-           'main', 'Terminal', 'Finite', 'Count', 'Number', 'Range', 'options', 'grouped', 'start', 'finite', 'emit',
-           'note', 'Bar', 'Bars', 'find_system', 'single_spaced']
+           'remark_on_data', 'command', 'traceback_file', 'our_mistake', 'broken_package', 'lacking', 'failure',
+           'importing', 'stoppable', 'nowhere', 'ignore_closed_stderr', 'say', 'import_matplotlib', 'undisturbed',
+           'run_command', 'main', 'Terminal', 'Finite', 'Count', 'Number', 'Range', 'options', 'grouped', 'start',
+           'finite', 'emit', 'note', 'Bar', 'Bars', 'find_system', 'single_spaced']
 
 # %% ../../nbs/80_command.ipynb #imports
 import contextlib
@@ -260,6 +260,27 @@ def broken_package(e: BaseException) -> str | None:  # None: that is not the rea
     return package_of(foreign[-1]) if foreign else None  # the innermost
 
 
+def lacking(e: BaseException) -> str | None:  # None: nothing of the kind
+    "What this machine lacks or does not allow, where an error is due to that."
+    if isinstance(e, ModuleNotFoundError) and e.name and '.' not in e.name:
+        package = package_of(e.name)
+        return (f'this needs the package {package}, which is not installed: '
+                f'pip install {package}.')
+    if no_memory(e):
+        return ('there is not enough memory: ask for a smaller --batch, --n or --side, '
+                'or free some.')
+    broken = broken_package(e)
+    if broken:
+        return (f'the package {broken} is installed, but cannot be imported ({e}): '
+                f'install it anew, pip install --force-reinstall {broken}.')
+    if isinstance(e, ValueError) and 'null byte' in str(e):
+        return 'a name holds a sign that no file can have in its name: give another one.'
+    if isinstance(e, OSError):
+        return (f'{e.filename or "the output"} could not be used ({e.strerror or e}): '
+                'check the name, the permissions and the free space.')
+    return None
+
+
 def failure(e: BaseException) -> tuple[str, int]:  # a sentence, an exit code
     "The sentence and the exit code for an error."
     if isinstance(e, click.ClickException):
@@ -274,30 +295,8 @@ def failure(e: BaseException) -> tuple[str, int]:  # a sentence, an exit code
         return 'stopped.', 130
 
     # what the user can put right
-    if isinstance(e, Problem):
-        return str(e), 1
-
-    # what this machine lacks or does not allow
-    whole_package = isinstance(e, ModuleNotFoundError) and e.name and '.' not in e.name
-    if whole_package:
-        package = package_of(e.name)
-        return (f'this needs the package {package}, which is not installed: '
-                f'pip install {package}.'), 1
-    if no_memory(e):
-        return ('there is not enough memory: ask for a smaller --batch, --n or --side, '
-                'or free some.'), 1
-    broken = broken_package(e)
-    if broken:
-        return (f'the package {broken} is installed, but cannot be imported ({e}): '
-                f'install it anew, pip install --force-reinstall {broken}.'), 1
-    if isinstance(e, ValueError) and 'null byte' in str(e):
-        return ('a name holds a sign that no file can have in its name: '
-                'give another one.'), 1
-    if isinstance(e, OSError):
-        return (f'{e.filename or "the output"} could not be used ({e.strerror or e}): '
-                'check the name, the permissions and the free space.'), 1
-
-    return our_mistake(e)
+    words = str(e) if isinstance(e, Problem) else lacking(e)
+    return (words, 1) if words else our_mistake(e)
 
 # %% ../../nbs/80_command.ipynb #importing
 def importing(frame) -> bool:

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Sampler', 'SAMPLERS', 'Gaussian', 'fixed_small', 'fixed_large', 'learned_range', 'exact', 'reverse', 'steps',
-           'ancestral', 'last', 'ddim', 'watched_sampler', 'find_sampler', 'edit_x0', 'clamp_x0', 'Counted', 'respace']
+           'ancestral', 'last', 'ddim', 'watched_sampler', 'find_sampler', 'edit_x0', 'clamp_x0', 'Counted',
+           'by_stride', 'by_sections', 'respace']
 
 # %% ../../nbs/14_sample.ipynb #imports
 import math
@@ -211,6 +212,23 @@ class Counted:
         return self.denoiser(x, t)
 
 # %% ../../nbs/14_sample.ipynb #respace
+def by_stride(T: int, n: int) -> list[int] | None:  # None: no stride takes so many
+    "n of T timesteps, by the smallest stride that takes as many."
+    taken = (range(1, T + 1, stride) for stride in range(1, T + 1))
+    return next(([*steps] for steps in taken if len(steps) == n), None)
+
+
+def by_sections(sizes: list[int], counts: list[int]) -> list[int]:
+    "Timesteps evenly within each section, both its ends among them."
+    chosen = []
+    for first, n, size in zip(accumulate(sizes, initial=1), counts, sizes):
+        # the stride is added up, as the authors do it, so that halves are rounded as theirs
+        stride = (size - 1)/max(n - 1, 1)
+        places = accumulate(repeat(stride, n - 1), initial=0.)
+        chosen += [first + round(i) for i in places]
+    return chosen
+
+
 def respace(schedule: DiscreteSchedule,
             spec: str,  # "250", "ddim25", or counts per section as in "10,10,3,2,2"
             ) -> Grid:
@@ -231,21 +249,11 @@ def respace(schedule: DiscreteSchedule,
     if any(not 1 <= n <= size for n, size in zip(counts, sizes)):
         raise Problem(f'"{spec}" does not fit into {T} timesteps: ask for fewer.')
 
+    chosen: list[int] | None = by_sections(sizes, counts)
     if spec.startswith('ddim'):
-        # the smallest stride that takes as many as asked
-        strides = [n for n in range(1, T + 1) if [len(range(0, T, n))] == counts]
-        if not strides:
-            raise Problem(f'No stride takes "{spec}" from {T} timesteps: '
-                          f'write "{counts[0]}".')
-        chosen = [*range(1, T + 1, strides[0])]
-    else:
-        # both ends of each section, and evenly between them; the stride is added up, as
-        # the authors do it, so that halves are rounded as theirs are
-        chosen = []
-        for first, n, size in zip(accumulate(sizes, initial=1), counts, sizes):
-            stride = (size - 1)/max(n - 1, 1)
-            places = accumulate(repeat(stride, n - 1), initial=0.)
-            chosen += [first + round(i) for i in places]
-
+        chosen = by_stride(T, counts[0]) if k == 1 else None
+    if chosen is None:
+        raise Problem(f'No stride takes "{spec}" from {T} timesteps: '
+                      f'write "{counts[0]}".')
     step = torch.tensor(chosen).flip(0)
     return Grid(torch.cat([schedule.log_snr[step - 1], CLEAN.log_snr[None]]), step)

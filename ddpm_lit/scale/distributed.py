@@ -198,6 +198,13 @@ class SumOverProcesses(torch.autograd.Function):
 
 class SharedNorm(nn.BatchNorm2d):
     "Normalizes by mean and variance of the batches of all processes. Eq. 72.2."
+    def __init__(self, norm: nn.BatchNorm2d, team: Team):
+        super().__init__(norm.num_features, norm.eps, norm.momentum)
+        self._parameters = norm._parameters
+        self._buffers = norm._buffers
+        self.train(norm.training)
+        self.team = team
+
     def forward(self, x: Tensor) -> Tensor:  # [b c h w]
         if not self.training:
             return super().forward(x)
@@ -222,10 +229,10 @@ class SharedNorm(nn.BatchNorm2d):
 
 def share_norms(model: nn.Module, team: Team) -> nn.Module:
     "Let each batch normalization of a model see the batches of all."
-    for m in model.modules():
-        if type(m) is nn.BatchNorm2d:
-            m.__class__ = SharedNorm
-            m.team = team
+    for parent in model.modules():
+        for name, m in parent.named_children():
+            if type(m) is nn.BatchNorm2d:
+                setattr(parent, name, SharedNorm(m, team))
     return model
 
 # %% ../../nbs/72_distributed.ipynb #contrast
