@@ -2806,7 +2806,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                         'ddpm_lit/train/watch.py'),
                                       'ddpm_lit.train.watch.writer_for': ('own.html#writer_for', 'ddpm_lit/train/watch.py')},
             'ddpm_lit.train.weights': { 'ddpm_lit.train.weights.card_in': ('fit.html#card_in', 'ddpm_lit/train/weights.py'),
-                                        'ddpm_lit.train.weights.in_bits': ('fit.html#in_bits', 'ddpm_lit/train/weights.py'),
+                                        'ddpm_lit.train.weights.in_few_bits': ('fit.html#in_few_bits', 'ddpm_lit/train/weights.py'),
                                         'ddpm_lit.train.weights.in_rows': ('fit.html#in_rows', 'ddpm_lit/train/weights.py'),
                                         'ddpm_lit.train.weights.is_newer': ('fit.html#is_newer', 'ddpm_lit/train/weights.py'),
                                         'ddpm_lit.train.weights.load_weights': ('fit.html#load_weights', 'ddpm_lit/train/weights.py'),

@@ -171,7 +171,8 @@ def sample_command(name, out, n, captions, seed, each, device, threads, as_json,
     if not named:
         check_unnamed(out)
 
-    draw = Draw(name, n or (1 if captions else 64), seed, start(device, threads), out, each)
+    draw = Draw(name, n or (1 if captions else 64), seed, start(device, threads), out,
+                each)
 
     # a model of sentences
     if captions:

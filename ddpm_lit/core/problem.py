@@ -56,7 +56,8 @@ class Problem(Exception):
     def names(self) -> tuple[str, ...]:
         "The arguments and functions that the sentence names, in backquotes."
         found: dict[str, None] = {}
-        respelled(super().__str__(), lambda code: str(found.setdefault(code.split('=')[0])))
+        respelled(super().__str__(),
+                  lambda code: str(found.setdefault(code.split('=')[0])))
         return tuple(found)
 
 

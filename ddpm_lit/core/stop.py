@@ -28,7 +28,7 @@ ENDS = 'SIGINT', 'SIGTERM', 'SIGHUP', 'SIGQUIT'
 
 
 def end_signals(names: Iterable[str] = ENDS) -> list[int]:
-    "The numbers of signals that ask for an end; nohup lets that of a terminal be ignored."
+    "Signals that ask for an end, by number; that of a terminal unless nohup ignores it."
     numbers = [getattr(signal, name) for name in names
                if hasattr(signal, name)]  # Windows has two of them
     return [n for n in numbers if signal.Signals(n).name != 'SIGHUP'
@@ -49,7 +49,7 @@ def answering(numbers: Iterable[int],
               how: Callable,  # (number, frame)
               raises: type[BaseException] = Stop,
               lost: Callable[[], object] = lambda: None) -> Iterator[dict]:
-    "A block in which signals call a function; `lost`, where Python ignores what it raises."
+    "A block in which signals call a function; `lost`, if Python ignores what it raises."
     def ignored(unraisable):
         if isinstance(unraisable.exc_value, raises):
             lost()

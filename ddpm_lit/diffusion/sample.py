@@ -35,7 +35,7 @@ class Gaussian:
         "The step that this noise makes. Eq. 14.1."
         return self.mean + self.std*noise
 
-    def tilt(self, g: Tensor) -> 'Gaussian':  # g [b ...], the gradient of log r at the mean
+    def tilt(self, g: Tensor) -> 'Gaussian':  # g [b ...]: grad log r at the mean
         "The step times r(x): exact if log r is linear, else to first order. Eq. 14.2."
         return Gaussian(self.mean + self.std**2*g, self.std)
 
@@ -222,7 +222,7 @@ def by_sections(sizes: list[int], counts: list[int]) -> list[int]:
     "Timesteps evenly within each section, both its ends among them."
     chosen = []
     for first, n, size in zip(accumulate(sizes, initial=1), counts, sizes):
-        # the stride is added up, as the authors do it, so that halves are rounded as theirs
+        # the stride is added up, so that halves are rounded as the authors' are
         stride = (size - 1)/max(n - 1, 1)
         places = accumulate(repeat(stride, n - 1), initial=0.)
         chosen += [first + round(i) for i in places]

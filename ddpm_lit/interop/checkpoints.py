@@ -82,8 +82,8 @@ def file_in(path: Path) -> Path:
 
     # there are none: what is the folder instead?
     if is_unclip(path):
-        raise Problem(f'{path} holds a whole unCLIP, which draws from a sentence: open it '
-                      'with `open_text_to_image`.')
+        raise Problem(f'{path} holds a whole unCLIP, which draws from a sentence: open '
+                      'it with `open_text_to_image`.')
 
     parts = sorted({p.parent.name for p in path.glob('*/config.json')})
     if parts:

@@ -732,7 +732,8 @@ def gradient_cut(run: Run) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def listening_for_stop(run: Run) -> Iterator[Callable]:  # what `fit` enters around a gradient
+def listening_for_stop(
+        run: Run) -> Iterator[Callable]:  # what `fit` enters around each gradient
     "Requests to stop are heard meanwhile, even within a step, if nobody waits for it."
     if run.team.size > 1:  # each process ends the step that all have begun
         with run.asked.listening():
