@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from ..core.files import check_output, data_dir, read_json, replacing
 from ..core.problem import Problem, end_with_parent, in_package_folder
+from ..core.stop import answering, end_signals
 from ..core.denoiser import Denoiser, Model, from_v
 from ..core.level import Level
 from ..data.images import Batches, load_images, to_unit
@@ -213,24 +214,18 @@ def interrupts_held():
     "Ctrl-C and `kill` come after the block; processes started in it never see a Ctrl-C."
     held: list[int] = []
 
-    def hold(number, frame):
-        held.append(number)
-
-    old = {}
-    with contextlib.suppress(ValueError):  # only the main thread is asked
-        for number in (signal.SIGINT, signal.SIGTERM):
-            old[number] = signal.signal(number, hold)
-
     # what this thread has blocked is blocked in the processes that it starts
     mask = getattr(signal, 'pthread_sigmask', None)
     before = mask(signal.SIG_BLOCK, {signal.SIGINT}) if mask else None
     try:
-        yield
+        with answering(end_signals(('SIGINT', 'SIGTERM')),
+                       lambda number, frame: held.append(number)):
+            try:
+                yield
+            finally:
+                if mask:
+                    mask(signal.SIG_SETMASK, before)
     finally:
-        if mask:
-            mask(signal.SIG_SETMASK, before)
-        for number, handler in old.items():
-            signal.signal(number, handler)
         if held:
             signal.raise_signal(held[0])
 

@@ -1,17 +1,8 @@
 """The command line: `main` is what the installed command calls; each command has a module here.
 
-Nothing is imported before a signal has an answer: Ctrl-C and `kill` end in a sentence from here on.
+Little is imported before a signal has an answer: Ctrl-C and `kill` end in a sentence from here on.
 """
 __all__ = ['command', 'main']
-
-
-def stop(number, frame):
-    "Nothing is begun yet, so there is nothing to put in order."
-    import os
-    try:
-        os.write(2, b'ddpm_lit: stopped.\n')
-    finally:
-        os._exit(128 + number)
 
 
 def main(args: list[str] | None = None):  # None: those of the terminal
@@ -20,25 +11,23 @@ def main(args: list[str] | None = None):  # None: those of the terminal
         from .base import main as run
         return run(args)
 
-    signals = []
     try:
         import signal
-        for name in ('SIGINT', 'SIGTERM', 'SIGHUP', 'SIGQUIT'):  # Windows has two of them
-            number = getattr(signal, name, None)
-            # nohup lets the end of a terminal be ignored
-            kept = name == 'SIGHUP' and number and signal.getsignal(number) == signal.SIG_IGN
-            if number and not kept:
-                signals.append(number)
-                signal.signal(number, stop)
+        from ..core.stop import answer, end_at_once, end_signals
+        signals = end_signals()
+        # nothing is begun yet, so there is nothing to put in order
+        answer(signals, end_at_once)
 
         from .base import main as run
-        run()
+        try:
+            run()
+        finally:
+            # what has been said and done is not disturbed while Python ends
+            answer(signals, signal.SIG_IGN)
     except KeyboardInterrupt:  # in the first of these lines
-        stop(2, None)
-    finally:
-        # what has been said and done is not disturbed while Python ends
-        for number in signals:
-            signal.signal(number, signal.SIG_IGN)
+        import os
+        os.write(2, b'ddpm_lit: stopped.\n')
+        os._exit(130)
 
 
 def __getattr__(name):

@@ -10,7 +10,7 @@ from typing import Any, Callable
 import torch
 from torch import Tensor, nn
 from .contrast import CLIP, VisionTower, contrastive, unit
-from ..core.problem import Problem
+from ..core.problem import Problem, check_each
 from ..core.denoiser import Denoiser, level_time, time_of_each
 from ..core.level import CLEAN, Level
 from ..diffusion.forward import q_sample
@@ -36,9 +36,7 @@ def caption_log_prob(
         s = clip_scale if grad_scale is None else grad_scale*float(clip.scale)
 
     def log_match(x, t):
-        if len(z) not in (1, len(x)):
-            raise Problem(f'{len(z)} sentences do not fit {len(x)} pictures: give one '
-                          'for each, or one for all.')
+        check_each(len(z), 'sentences', len(x), 'pictures')
         if clean_only and (t.sigma > 0).any():
             raise Problem('This CLIP has seen clean pictures only: ask it about '
                           'the clean guess, with clean_guess_log_prob, or train a '

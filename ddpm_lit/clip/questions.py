@@ -367,5 +367,4 @@ def judge(
     yield 100, by_probe('new emoji', test, train, held, reader)
 
 
-for name in ('clip', *PAIRS):
-    JUDGES.add(name, judge)
+JUDGES.add_all(dict.fromkeys(('clip', *PAIRS), judge))

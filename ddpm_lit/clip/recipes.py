@@ -79,6 +79,5 @@ def clip_recipe(name: str, image: str = 'resnet', text: str = 'transformer') -> 
 
 PAIRS = {f'clip-{image}-{text}': (image, text)
          for image in ('resnet', 'vit') for text in ('transformer', 'cbow')}
-for name, towers in PAIRS.items():
-    register(clip_recipe(name, *towers))
+register(*(clip_recipe(name, *towers) for name, towers in PAIRS.items()))
 register(clip_recipe('clip'))  # the pair that does best (55)

@@ -10,7 +10,7 @@ __all__ = ['Parameterization', 'Prediction', 'each_part', 'Denoiser', 'from_eps'
 from typing import Callable, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
-from .problem import Problem
+from .problem import Problem, check_each
 from .level import Level
 
 # %% ../../nbs/02_denoiser.ipynb #prediction
@@ -77,9 +77,7 @@ def for_each(c: int | Tensor, x: Tensor) -> Tensor:  # [], [1 ...] or [b ...] ->
     "A condition as one row for each sample of x. Eq. 02.11."
     c = torch.as_tensor(c, device=x.device)
     c = c[None] if c.ndim == 0 else c
-    if len(c) not in (1, len(x)):
-        raise Problem(f'{len(c)} conditions do not fit {len(x)} samples: '
-                      'give one for each, or one for all.')
+    check_each(len(c), 'conditions', len(x))
     return c if len(c) == len(x) else c.expand(len(x), *c.shape[1:])
 
 

@@ -87,8 +87,6 @@ class SafeUnpickler:
                 if op.name == 'STOP':
                     return self.take(1)[0]
                 self.step(op.name, arg)
-        except Problem:
-            raise
         except (ValueError, LookupError, TypeError, OverflowError) as e:
             raise Problem(f'{self.origin} is no whole pickle '
                           f'({e or type(e).__name__}): {self.advice}.') from e

@@ -35,7 +35,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from ..core.files import data_dir, open_input, read_text
-from ..core.problem import Problem
+from ..core.problem import Problem, printable, shortened
 from ..core.level import append_dims
 from ..core.registry import Registry
 from ..core.unpickle import NUMPY_CALLS, SafeUnpickler, read_array, text_of
@@ -85,8 +85,6 @@ def read_idx(path) -> Tensor:  # uint8, of the shape that the file says
             shape = [int.from_bytes(head[i:i + 4], 'big') for i in range(0, len(head), 4)]
             # not more than it says, whatever it unpacks to
             raw = f.read(min(math.prod(shape), 1 << 30) + 1)
-    except Problem:
-        raise
     except (OSError, ValueError, EOFError, zlib.error) as e:
         raise Problem(f'{path} cannot be read ({e}): fetch it again.') from e
 
@@ -207,12 +205,7 @@ def square(
 # Names that a terminal can show, and readers that print nothing of their own
 def plain(text, most: int = 100) -> str:
     "A name as a terminal can show it: one line, no invisible signs, the middle of a long one cut."
-    text = str(text)
-    if not text.isprintable():
-        text = ''.join(c if c.isprintable() else c.encode('unicode_escape').decode()
-                       for c in text)
-    half = most // 2
-    return text if len(text) <= most else f'{text[:half - 3]}...{text[-half:]}'
+    return shortened(printable(str(text)), most, most // 2)
 
 
 class Unwarned:
@@ -613,8 +606,6 @@ def read_cifar(path: Path) -> tuple[Tensor, Tensor]:
         if (pixels.dtype != torch.uint8 or pixels.ndim != 2 or pixels.shape[1] != 3072
                 or label.shape != pixels.shape[:1] or not (label < 10).all()):
             raise ValueError('other numbers than expected')
-    except Problem:
-        raise
     except (OSError, ValueError, RuntimeError) as e:
         raise Problem(f'{path} is not a whole file of CIFAR-10 ({e}): '
                       'fetch it again.') from e

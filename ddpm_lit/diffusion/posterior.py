@@ -8,7 +8,7 @@ __all__ = ['posterior', 'gaussian_kl', 'posterior_kl']
 # %% ../../nbs/12_posterior.ipynb #imports
 from torch import Tensor
 from ..core.level import Level
-from .forward import new_noise, ordered
+from .forward import check_order, new_noise
 
 # %% ../../nbs/12_posterior.ipynb #posterior
 def posterior(x0: Tensor,  # [b ...] clean data
@@ -17,7 +17,7 @@ def posterior(x0: Tensor,  # [b ...] clean data
               t: Level,  # the level of x_t
               ) -> tuple[Tensor, Tensor]:  # mean [b ...], std [] or [b 1 ... 1]
     "Mean and standard deviation of q(x_s | x_t, x0). Eq. 12.4 (DDPM eq. 6-7)."
-    ordered(s, t)
+    check_order(s, t)
     c = new_noise(s, t)
     mean = s.signal*c*x0 + (s.sigma/t.sigma)**2*t.signal/s.signal*x_t
     return mean, s.sigma*c.sqrt()

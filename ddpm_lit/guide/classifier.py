@@ -10,12 +10,12 @@ __all__ = ['LogLikelihood', 'Place', 'label_log_prob', 'gradient', 'guide', 'at_
 from typing import Callable, Iterator
 import torch
 from torch import Tensor, nn
-from ..core.problem import Problem
+from ..core.problem import Problem, check_each
 from ..core.denoiser import Denoiser, add_score, level_time, time_of_each
 from ..core.level import Level
 from ..data.images import Batches, mnist
 from ..diffusion.forward import q_sample
-from ..diffusion.sample import Kernel, fixed_small, reverse, steps
+from ..diffusion.sample import Gaussian, fixed_small, reverse, steps
 from ..diffusion.schedule import Grid
 from ..nets.encoder import small_encoder
 from ..train.recipe import Recipe, register
@@ -33,9 +33,7 @@ def label_log_prob(classify: Callable[[Tensor, Level], Tensor],  # -> [b k]
 
     def log_match(x, t):
         logs = classify(x, t)
-        if label.numel() not in (1, len(x)):
-            raise Problem(f'{label.numel()} labels do not fit {len(x)} samples: give one '
-                          'for each, or one for all.')
+        check_each(label.numel(), 'labels', len(x))
         on_cpu = label.device.type == 'cpu'  # on a GPU the check would wait for it
         if on_cpu and not ((label >= 0) & (label < logs.shape[1])).all():
             raise Problem(f'The labels are 0 to {logs.shape[1] - 1}, and '
@@ -85,15 +83,15 @@ def guide(denoiser: Denoiser, log_match: LogLikelihood,
 
 # %% ../../nbs/40_classifier.ipynb #tilt
 # (step, x_t, s, t) -> the point and the level at which the classifier is evaluated
-Place = Callable[[Kernel, Tensor, Level, Level], tuple[Tensor, Level]]
+Place = Callable[[Gaussian, Tensor, Level, Level], tuple[Tensor, Level]]
 
 
-def at_start(k: Kernel, x: Tensor, s: Level, t: Level) -> tuple[Tensor, Level]:
+def at_start(k: Gaussian, x: Tensor, s: Level, t: Level) -> tuple[Tensor, Level]:
     "At x_t and its level, as ADM's Algorithm 1 and code do."
     return x, t
 
 
-def at_mean(k: Kernel, x: Tensor, s: Level, t: Level) -> tuple[Tensor, Level]:
+def at_mean(k: Gaussian, x: Tensor, s: Level, t: Level) -> tuple[Tensor, Level]:
     "At the mean of the step and the level it leads to: ADM's derivation. Eq. 40.6."
     return k.mean, s
 
@@ -101,7 +99,7 @@ def at_mean(k: Kernel, x: Tensor, s: Level, t: Level) -> tuple[Tensor, Level]:
 def tilted_step(denoiser: Denoiser, log_match: LogLikelihood,
                 x: Tensor, s: Level, t: Level,
                 classifier_scale: float = 1., variance=fixed_small,
-                place: Place = at_start) -> Kernel:
+                place: Place = at_start) -> Gaussian:
     "The denoiser's step, tilted towards y: the mean form. Eq. 40.6 (ADM Algorithm 1)."
     k = reverse(denoiser, x, s, t, variance)
     if not k.std.any():

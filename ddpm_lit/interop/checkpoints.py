@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['PATTERNS', 'UNCLIP_FOLDERS', 'WHOLE_UNCLIP', 'FILE_KINDS', 'DRAWS', 'NEW_ORDER', 'BETAS', 'MISSING', 'MEANS',
-           'MOST_TIMESTEPS', 'HINTS', 'SCHEDULERS', 'KARLO_SCHEDULE', 'ACTS', 'INCEPTION', 'ArgumentProblem',
-           'is_unclip', 'file_in', 'read_configuration', 'from_shards', 'read_state', 'is_ours', 'FileKind',
-           'kind_of_file', 'other_kind', 'way_up_of', 'openai_sizes', 'check_side', 'denoiser_of', 'by_preset',
-           'of_this_size', 'from_openai', 'home_of', 'betas_in', 'schedule_of', 'diffusers_configs', 'check_diffusers',
-           'from_diffusers', 'open_denoiser', 'TextToImage', 'glide_sizes', 'glide_at', 'open_glide', 'unclip_config',
+           'MOST_TIMESTEPS', 'HINTS', 'SCHEDULERS', 'KARLO_SCHEDULE', 'ACTS', 'INCEPTION', 'is_unclip', 'file_in',
+           'read_configuration', 'from_shards', 'read_state', 'is_ours', 'FileKind', 'kind_of_file', 'other_kind',
+           'way_up_of', 'openai_sizes', 'check_side', 'denoiser_of', 'by_preset', 'of_this_size', 'from_openai',
+           'home_of', 'betas_in', 'schedule_of', 'diffusers_configs', 'check_diffusers', 'from_diffusers',
+           'open_denoiser', 'TextToImage', 'glide_sizes', 'glide_at', 'open_glide', 'unclip_config',
            'check_block_counts', 'open_unclip', 'open_text_to_image', 'paint_captions', 'clip_options', 'clip_at',
            'open_model', 'asks_unlabelled', 'sample_model', 'is_folder_of_others', 'read_clip', 'inception_features',
            'save_official']
@@ -49,14 +49,6 @@ from ..train.weights import load_weights
 from ..train.run import find_weights, is_foreign
 
 # %% ../../nbs/79_checkpoints.ipynb #folder
-class ArgumentProblem(Problem):
-    "A `Problem` that arguments or functions put right: their names, for a command line."
-
-    def __init__(self, message: str, *names: str):
-        super().__init__(message)
-        self.names = names
-
-
 PATTERNS = ('*.safetensors.index.json', '*.safetensors', '*.bin.index.json', '*.bin',
             '*.pt')
 UNCLIP_FOLDERS = ('text_encoder', 'prior', 'text_proj', 'decoder', 'super_res_first',
@@ -90,9 +82,8 @@ def file_in(path: Path) -> Path:
 
     # there are none: what is the folder instead?
     if is_unclip(path):
-        raise ArgumentProblem(f'{path} holds a whole unCLIP, which draws from a '
-                              'sentence: open it with open_text_to_image.',
-                              'open_text_to_image')
+        raise Problem(f'{path} holds a whole unCLIP, which draws from a sentence: open '
+                      'it with `open_text_to_image`.')
 
     parts = sorted({p.parent.name for p in path.glob('*/config.json')})
     if parts:
@@ -159,7 +150,7 @@ def is_ours(path) -> bool:
         check_tensors(path)
         with safe_open(path, 'pt') as f:
             return 'recipe' in (f.metadata() or {})
-    except (SafetensorError, OSError, ValueError):  # and a `Problem`, which is one
+    except (SafetensorError, OSError, ValueError, Problem):
         return False
 
 # %% ../../nbs/79_checkpoints.ipynb #sort
@@ -213,10 +204,10 @@ def kind_of_file(state, origin: str = 'This state') -> FileKind:  # a state, or 
                   f'{", ".join(s.mark for s in FILE_KINDS)}.')
 
 
-def other_kind(origin: str, sort: FileKind, wanted: str) -> ArgumentProblem:
+def other_kind(origin: str, sort: FileKind, wanted: str) -> Problem:
     "The error for a file that is not what was wanted, and which function takes it."
-    how = sort.how.format(sort.opener)
-    return ArgumentProblem(f'{origin} is {sort.what}, {wanted}: {how}.', sort.opener)
+    how = sort.how.format(f'`{sort.opener}`')
+    return Problem(f'{origin} is {sort.what}, {wanted}: {how}.')
 
 # %% ../../nbs/79_checkpoints.ipynb #way-up
 def way_up_of(state: dict[str, Tensor]) -> tuple[int, bool, bool]:
@@ -294,8 +285,8 @@ BETAS = dict(linear=linear, cosine=cosine)  # as published
 def check_side(name: str, side: int, factor: int):
     "A picture must be halved on each level without a rest."
     if side % factor:
-        raise ArgumentProblem(f'{name} halves its pictures down to 1/{factor}: give a '
-                              f'side that is a multiple of {factor}, not {side}.', 'side')
+        raise Problem(f'{name} halves its pictures down to 1/{factor}: give a `side` '
+                      f'that is a multiple of {factor}, not {side}.')
 
 
 def denoiser_of(net: UNet, side: int, S: DiscreteSchedule, name: str,
@@ -307,9 +298,9 @@ def denoiser_of(net: UNet, side: int, S: DiscreteSchedule, name: str,
     c = net.channels_in
     out = net.last.out_channels
     if c == 6:
-        raise ArgumentProblem(f'{name} reads 6 channels, a noisy picture and a small '
-                              'one: it is an upsampler, which generates nothing by '
-                              'itself; unet_openai (71) builds it.', 'unet_openai')
+        raise Problem(f'{name} reads 6 channels, a noisy picture and a small one: it is '
+                      'an upsampler, which generates nothing by itself; `unet_openai` '
+                      '(71) builds it.')
     if out not in (c, 2*c):
         raise Problem(f'{name} reads {c} channels and predicts {out}: a denoiser '
                       f'predicts {c}, or {2*c} with a variance, so this is another '
@@ -333,8 +324,8 @@ def by_preset(state: dict[str, Tensor], layout: str, p: Preset, name: str,
               order: str | None) -> tuple[Model, Recipe]:
     "The published denoiser of that name. Eq. 79.3."
     if p.kind != 'denoiser' or not p.name.startswith(('ddpm', 'iddpm', 'adm')):
-        raise ArgumentProblem(f'The preset {p.name} is no denoiser that draws by itself: '
-                              'choose a ddpm, iddpm or adm.', 'preset')
+        raise Problem(f'{p.name} is no denoiser that draws by itself: choose a ddpm, '
+                      'iddpm or adm as `preset`.')
 
     # the order of its attention is known
     if not order:
@@ -377,13 +368,11 @@ def from_openai(state: dict[str, Tensor], name: str, order: str | None, heads: i
             guess = (f'; or, as it is as large as {" and ".join(near)}, '
                      f"`preset='{near[0]}'` if it is that")
         what, given_by = zip(*(MISSING[k] for k in lacks))
-        raise ArgumentProblem(f'{name} does not say {", ".join(what)}: give '
-                              f'{", and ".join(given_by)}{guess}.',
-                              *lacks, *['preset']*bool(near))
+        raise Problem(f'{name} does not say {", ".join(what)}: give '
+                      f'{", and ".join(given_by)}{guess}.')
 
     if heads and head_width:
-        raise ArgumentProblem('heads and head_width say the same: give one of them.',
-                              'heads', 'head_width')
+        raise Problem('`heads` and `head_width` say the same: give one of them.')
 
     # the rest is in the shapes
     c = openai_sizes(state, name)
@@ -457,13 +446,12 @@ def diffusers_configs(path: Path, schedule: str | None) -> tuple[Path, Path | No
 
     # what is in neither has to be given
     if not about.is_file():
-        raise ArgumentProblem(f'{path} says nothing of its heads and norms: give the '
-                              'folder that holds its config.json, or preset if it is a '
-                              'published one.', 'preset')
+        raise Problem(f'{path} says nothing of its heads and norms: give the folder that '
+                      'holds its config.json, or `preset` if it is a published one.')
     if not (scheduler or schedule):
-        raise ArgumentProblem(f'{path} does not say its schedule, as there is no '
-                              'scheduler_config.json: give schedule="linear" or '
-                              '"cosine".', 'schedule')
+        raise Problem(f'{path} does not say its schedule, as there is no '
+                      "scheduler_config.json: give `schedule='linear'` or "
+                      "`schedule='cosine'`.")
     return about, scheduler
 
 
@@ -474,8 +462,7 @@ def check_diffusers(path: Path, about: Path, c: dict, n: int, side):
                       'here: give the file of such a network.')
 
     if type(side) is not int or side < 1:
-        raise ArgumentProblem(f'{path} does not say the side of its pictures: give side.',
-                              'side')
+        raise Problem(f'{path} does not say the side of its pictures: give `side`.')
 
     # a depth beyond the number of tensors is not even begun
     depth = c.get('layers_per_block', 2)
@@ -528,23 +515,22 @@ def open_denoiser(path,  # a file, an index or a folder
     if sort.name not in DRAWS:
         raise other_kind(name, sort, 'which draws nothing by itself')
     if layout not in ('auto', sort.name):
-        raise ArgumentProblem(f'{name} is {sort.what}, not in that of {layout}: leave '
-                              'layout="auto".', 'layout')
+        raise Problem(f'{name} is {sort.what}, not in that of {layout}: leave '
+                      "`layout='auto'`.")
 
     # by the name of a published model, or
     if preset:
         if heads or head_width or schedule or side:
-            raise ArgumentProblem('preset says heads, schedule and side: leave the other '
-                                  'arguments out.', 'preset')
+            raise Problem('`preset` says heads, schedule and side: leave the other '
+                          'arguments out.')
         return by_preset(state, sort.name, find_preset(preset), name, order)
 
     # by shapes and arguments, or by the configuration beside it
     if sort.name == 'openai':
         return from_openai(state, name, order, heads, head_width, schedule, side)
     if order or heads or head_width:
-        raise ArgumentProblem("order, heads and head_width are for OpenAI's files: "
-                              "diffusers' say it in config.json.",
-                              'order', 'heads', 'head_width')
+        raise Problem("`order`, `heads` and `head_width` are for OpenAI's files: "
+                      "diffusers' say it in config.json.")
     return from_diffusers(state, Path(path), schedule, side)
 
 # %% ../../nbs/79_checkpoints.ipynb #text-to-image
@@ -572,7 +558,7 @@ def glide_sizes(state: dict[str, Tensor], origin: str = 'This state') -> dict:
 
 # %% ../../nbs/79_checkpoints.ipynb #text-to-image-glide
 HINTS = {
-    'upsample': ': give it as upsampler, beside the base model',
+    'upsample': ': give it as `upsampler`, beside the base model',
     'inpaint': ': it fills holes, in Python, as notebook 76 shows',
 }
 
@@ -587,15 +573,14 @@ def glide_at(path, kind: str, device=None) -> nn.Module:
     if sort.name != 'glide' and kind == 'base':
         raise other_kind(name, sort, "and no model of GLIDE's")
     if sort.name != 'glide':
-        raise ArgumentProblem(f'{name} is {sort.what}, and upsampler takes GLIDE\'s '
-                              'model "upsample".', 'upsampler')
+        raise Problem(f'{name} is {sort.what}, and `upsampler` takes GLIDE\'s model '
+                      '"upsample".')
 
     with described_by(name):
         found = kind_of(state, name)
     if found != kind:
-        raise ArgumentProblem(f'{name} is GLIDE\'s model "{found}", where "{kind}" '
-                              f'belongs{HINTS.get(found, "")}.',
-                              *['upsampler']*(found == 'upsample'))
+        raise Problem(f'{name} is GLIDE\'s model "{found}", where "{kind}" '
+                      f'belongs{HINTS.get(found, "")}.')
 
     with described_by(name):
         net = load_glide(state, kind, glide_sizes(state, name))
@@ -727,9 +712,8 @@ def open_text_to_image(path, upsampler=None,  # GLIDE's second file
     if not is_unclip(path):
         return open_glide(path, upsampler, side, device)
     if upsampler is not None or side:
-        raise ArgumentProblem('upsampler and side are for GLIDE\'s files: Karlo\'s '
-                              'folder holds its upsamplers and says their sides.',
-                              'upsampler', 'side')
+        raise Problem('`upsampler` and `side` are for GLIDE\'s files: Karlo\'s folder '
+                      'holds its upsamplers and says their sides.')
     return open_unclip(path, device)
 
 # %% ../../nbs/79_checkpoints.ipynb #draw-captions

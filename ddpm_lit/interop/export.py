@@ -39,7 +39,7 @@ from ..diffusion.loss import hybrid, l_simple
 from ..diffusion.schedule import DiscreteSchedule, Schedule, cosine, linear
 from ..front import card_of
 from .checkpoints import (
-    MEANS, MISSING, ArgumentProblem, clip_at, is_ours)
+    MEANS, MISSING, clip_at, is_ours)
 from .checkpoints import kind_of_file, open_denoiser, read_state
 from .checkpoints import schedule_of
 from .clip import OPENAI, TRANSFORMERS
@@ -962,7 +962,7 @@ def open_published(path: str) -> tuple[nn.Module, Recipe]:
     "Somebody else's denoiser, and a recipe that says how it is built: to train it on."
     try:
         model, recipe = open_denoiser(path)
-    except ArgumentProblem as e:
+    except Problem as e:
         if not {*MISSING, 'preset'} & {*e.names}:  # it is something else
             raise
         # there are options for this where it is exported

@@ -269,8 +269,6 @@ def read_pickled(path) -> dict[str, Tensor]:
         with open_input(path) as f:
             is_zip = f.read(2) == b'PK'
         return from_zip(path) if is_zip else from_stream(path)
-    except Problem:
-        raise
     except (ValueError, LookupError, TypeError, AttributeError, StopIteration,
             OverflowError, EOFError, OSError, RuntimeError, struct.error,
             zipfile.BadZipFile, zlib.error) as e:

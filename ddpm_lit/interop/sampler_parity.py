@@ -24,7 +24,7 @@ from ..diffusion.loss import bound_term, decoder_nats, hybrid, l_simple, prior_n
 from ..diffusion.loss import weighted, x0_weight
 from ..diffusion.oracle import Mixture
 from ..diffusion.posterior import posterior
-from ..diffusion.sample import Kernel, ancestral, clamp_x0, ddim, fixed_large
+from ..diffusion.sample import Gaussian, ancestral, clamp_x0, ddim, fixed_large
 from ..diffusion.sample import fixed_small, last, learned_range, respace, reverse
 from ..diffusion.sample import steps
 from ..diffusion.schedule import DiscreteSchedule, cosine, karras, linear, linear_scaled
@@ -130,7 +130,7 @@ def step_row(p: Timestep, d: Denoiser) -> dict[str, Tensor]:
 
     # guidance by moving the mean of the step
     tilted = reverse(d, x, s, t, large).tilt(g).mean
-    moved = Kernel(tilted, fixed_large(None, None, s, t))
+    moved = Gaussian(tilted, fixed_large(None, None, s, t))
     return {
         'p_sample.*': last(ancestral(d, [t, s], x, fixed_large, noise)),
         'p_sample_cond.*': moved.sample(noise(x)),

@@ -496,8 +496,6 @@ def described_by(about, verdict: str = 'describes nothing that can be built'):
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # of layers without numbers
             yield
-    except Problem:
-        raise
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError,
             RuntimeError, AssertionError) as e:
         if no_memory(e):

@@ -58,7 +58,7 @@ class DiTBlock(nn.Module):
         shift1, scale1, gate1, shift2, scale2, gate2 = self.ada(c).chunk(6, 1)
 
         # each patch learns from the others, and from the words
-        a = self.attn(modulate(self.norm1(h), shift1, scale1), extra=words)
+        a = self.attn(modulate(self.norm1(h), shift1, scale1), context=words)
         h = torch.addcmul(h, gate1[:, None], a)
 
         # a small network for each patch alone

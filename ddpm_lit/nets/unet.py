@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from ..core.level import widest
-from ..core.problem import Problem
+from ..core.problem import Problem, check_each
 from .attention import attend, heads_of, in_heads
 from .mlp import sinusoid
 
@@ -311,9 +311,7 @@ def check_given(net, x: Tensor, t: Tensor, label, emb,  # net: a UNet or a DiT
     check_picture(x, net.channels_in, net.factor)
     n = x.shape[0]  # a number, or a name for it in a graph: len(x) would fix it
 
-    if t.numel() not in (1, n):
-        raise Problem(f'{t.numel()} times do not fit {n} pictures: give one for '
-                      'each, or one for all.')
+    check_each(t.numel(), 'times', n, 'pictures')
     if emb is not None and emb.shape[1:] != (net.emb,):
         raise Problem(f'The vector emb should be [b {net.emb}], not {[*emb.shape]}.')
     if tokens is not None and tokens.shape[2:] != (net.tokens,):
@@ -330,9 +328,7 @@ def check_label(net, label: Tensor, n: int) -> Tensor:  # net: a UNet or a DiT
     if not net.classes:
         raise Problem('This network knows no labels: call it without one, or build '
                       'it with classes.')
-    if label.numel() not in (1, n):
-        raise Problem(f'{label.numel()} labels do not fit {n} pictures: give '
-                      'one for each, or one for all.')
+    check_each(label.numel(), 'labels', n, 'pictures')
 
     # to read a label makes a GPU wait, and cannot stand in a compiled graph
     readable = label.device.type == 'cpu' and not torch.compiler.is_compiling()

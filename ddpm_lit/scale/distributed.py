@@ -32,6 +32,7 @@ from torch.utils.checkpoint import checkpoint
 from ..clip.contrast import clip_loss, slopes_in_chunks, sums_in_chunks
 from ..core.files import check_tensors
 from ..core.problem import Problem
+from ..core.stop import answer
 from ..core.level import Level
 from ..diffusion.forward import q_sample
 from ..diffusion.loss import Loss
@@ -136,9 +137,6 @@ def _started() -> tuple[Team, int]:
     return Team(rank, size), local
 
 
-def _end_next_time(*_):
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
 # %% ../../nbs/72_distributed.ipynb #together-run-2
 @contextlib.contextmanager
 def join_group(device: torch.device) -> Iterator[tuple[Team, torch.device]]:
@@ -163,8 +161,7 @@ def join_group(device: torch.device) -> Iterator[tuple[Team, torch.device]]:
 
     # torchrun sends SIGTERM to all when one has ended: the first is ignored, so that the
     # error is still reported; the second ends the process at once
-    with contextlib.suppress(ValueError):
-        signal.signal(signal.SIGTERM, _end_next_time)
+    answer([signal.SIGTERM], lambda *_: answer([signal.SIGTERM], signal.SIG_DFL))
 
     error = None  # that of the body
     try:
@@ -201,6 +198,13 @@ class SumOverProcesses(torch.autograd.Function):
 
 class SharedNorm(nn.BatchNorm2d):
     "Normalizes by mean and variance of the batches of all processes. Eq. 72.2."
+    def __init__(self, norm: nn.BatchNorm2d, team: Team):
+        super().__init__(norm.num_features, norm.eps, norm.momentum)
+        self._parameters = norm._parameters
+        self._buffers = norm._buffers
+        self.train(norm.training)
+        self.team = team
+
     def forward(self, x: Tensor) -> Tensor:  # [b c h w]
         if not self.training:
             return super().forward(x)
@@ -225,10 +229,10 @@ class SharedNorm(nn.BatchNorm2d):
 
 def share_norms(model: nn.Module, team: Team) -> nn.Module:
     "Let each batch normalization of a model see the batches of all."
-    for m in model.modules():
-        if type(m) is nn.BatchNorm2d:
-            m.__class__ = SharedNorm
-            m.team = team
+    for parent in model.modules():
+        for name, m in parent.named_children():
+            if type(m) is nn.BatchNorm2d:
+                setattr(parent, name, SharedNorm(m, team))
     return model
 
 # %% ../../nbs/72_distributed.ipynb #contrast

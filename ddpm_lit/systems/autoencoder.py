@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from ..core.problem import Problem
 from ..data.captions import Captioned, CaptionBatches, all_but_held, join, shapes
 from ..data.images import to_unit
-from ..diffusion.sample import Kernel
+from ..diffusion.sample import Gaussian
 from ..nets.unet import (
     Attention, Norm, Resample, check_picture, double, halve, norm_small)
 from ..train.recipe import Recipe, register
@@ -135,12 +135,12 @@ class Autoencoder(nn.Module):
         self.quant = nn.Conv2d(2*latent, 2*latent, 1) if quant else nn.Identity()
         self.post_quant = nn.Conv2d(latent, latent, 1) if quant else nn.Identity()
 
-    def encode(self, x: Tensor) -> Kernel:  # [b c f*h f*w] in [-1, 1]
+    def encode(self, x: Tensor) -> Gaussian:  # [b c f*h f*w] in [-1, 1]
         "q(z | x): mean and std, [b latent h w] both. Eq. 65.1."
         check_picture(x, self.channels, self.factor)
         out = self.quant(self.encoder(F.pixel_unshuffle(x, self.unshuffle))).to(x.dtype)
         mean, log_var = out.chunk(2, 1)
-        return Kernel(mean, (log_var.clamp(-30, 20)/2).exp())
+        return Gaussian(mean, (log_var.clamp(-30, 20)/2).exp())
 
     def decode(self, z: Tensor) -> Tensor:  # [b latent h w] -> [b c f*h f*w]
         "The picture of a latent. Eq. 65.1."
@@ -166,7 +166,7 @@ def small_autoencoder(base: int = 64, mults: Sequence[int] = (1, 2, 4), depth: i
     return Autoencoder(encoder, decoder, 3, latent, factor, unshuffle=2)
 
 # %% ../../nbs/65_autoencoder.ipynb #kl
-def kl_nats(q: Kernel) -> Tensor:  # [b]
+def kl_nats(q: Gaussian) -> Tensor:  # [b]
     "KL from q(z | x) to N(0, I), the rate of a latent. Eq. 65.3."
     return .5*(q.mean**2 + q.std**2 - 1 - 2*q.std.log()).flatten(1).sum(1)
 
@@ -224,7 +224,7 @@ register(Recipe('autoencoder', small_autoencoder, autoencoder_batches, shape=(3,
 
 # %% ../../nbs/65_autoencoder.ipynb #scale
 @torch.no_grad()
-def latent_scale(q: Kernel) -> tuple[Tensor, Tensor]:  # of [n c h w] -> [c 1 1] twice
+def latent_scale(q: Gaussian) -> tuple[Tensor, Tensor]:  # of [n c h w] -> [c 1 1] twice
     "Mean and standard deviation of each channel of the latents. Eq. 65.6."
     mean = q.mean.mean((0, 2, 3))
     var = q.mean.var((0, 2, 3), unbiased=False) + q.std.square().mean((0, 2, 3))
@@ -232,9 +232,9 @@ def latent_scale(q: Kernel) -> tuple[Tensor, Tensor]:  # of [n c h w] -> [c 1 1]
 
 
 @torch.no_grad()
-def encoded(model: Autoencoder, pixels: Tensor, at_once: int = 64) -> Kernel:
+def encoded(model: Autoencoder, pixels: Tensor, at_once: int = 64) -> Gaussian:
     "q(z | x) of bytes [n 3 h w], in parts. Eq. 65.1."
     weight = next(model.parameters())
     parts = [model.encode(to_unit(some.to(weight.device)).to(weight.dtype))
              for some in pixels.split(at_once)]
-    return Kernel(torch.cat([q.mean for q in parts]), torch.cat([q.std for q in parts]))
+    return Gaussian(torch.cat([q.mean for q in parts]), torch.cat([q.std for q in parts]))

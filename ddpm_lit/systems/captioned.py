@@ -414,7 +414,8 @@ def tuning_found(system: str, found: Folder, source: Source) -> Recipe:
 
 PAINTED = 'ddpm_lit paint CAPTION --weights {out}'
 READ = 'ddpm_lit classify PICTURE --weights {out} --among CAPTION CAPTION'
-for name, kind in TUNABLE.items():
-    OWN.add(name, OwnSystem(partial(tuning_found, name), about_tuning,
-                            paint_examples if kind.paint else None, reads='captions',
-                            side=kind.side, use=PAINTED if kind.paint else READ))
+OWN.add_all({
+    name: OwnSystem(partial(tuning_found, name), about_tuning,
+                    paint_examples if kind.paint else None, reads='captions',
+                    side=kind.side, use=PAINTED if kind.paint else READ)
+    for name, kind in TUNABLE.items()})

@@ -22,7 +22,7 @@ from ..core.level import Level
 from ..data.captions import (
     Captioned, CaptionBatches, all_but_held, in_order, join, shapes)
 from ..diffusion.forward import q_sample
-from ..diffusion.sample import Kernel, last
+from ..diffusion.sample import Gaussian, last
 from ..diffusion.schedule import Grid, as_times, grid
 from ..diffusion.solve import StraightPath, dpmpp_2m, from_flow
 from ..guide.edit import pixels, replacement
@@ -124,7 +124,7 @@ def check_pair(model: LatentDiffusion, auto: Autoencoder,
 
 # %% ../../nbs/67_latent.ipynb #data
 @cache
-def latents_of() -> tuple[Captioned, Kernel]:
+def latents_of() -> tuple[Captioned, Gaussian]:
     "Emoji and scenes without what is kept back, and q(z | x) of each. Eq. 65.1."
     one = shapes('train', 2000, 64, 0, objects=1)
     two = shapes('train', 12_000, 64, 1, objects=2)
@@ -148,13 +148,13 @@ class LatentBatches(CaptionBatches):
         captions = Captioned(data.pixels[self.at, :, :1, :1], rows)
         tokenize = partial(caption_tokenizer(), too_long='truncate')
         super().__init__(in_order(captions, turned), tokenize, size, seed, drop)
-        self.q = Kernel((q.mean - mean)/std, q.std/std)
+        self.q = Gaussian((q.mean - mean)/std, q.std/std)
         self.device = device
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:  # [b c h w], [b l]
         rows, texts, _ = self.words(step)
         at = self.at[torch.from_numpy(rows)]
-        q = Kernel(self.q.mean[at], self.q.std[at])
+        q = Gaussian(self.q.mean[at], self.q.std[at])
         z0 = q.sample(torch.randn_like(q.mean))
         return z0.to(self.device), self.tokens(texts).to(self.device)
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from ..clip.tokens import caption_tokenizer
 from ..core.problem import Problem
 from ..data.captions import CaptionBatches, Captioned
-from ..diffusion.sample import Kernel
+from ..diffusion.sample import Gaussian
 from .autoencoder import Autoencoder, encoded
 from .latent import LatentBatches, LatentDiffusion, check_pair
 from ..core.tensors import check_same, read_tensors, tensors_digest, write_tensors
@@ -231,7 +231,7 @@ class TuningBatches(CaptionBatches):
 
         # latents, once
         q = encoded(auto, pictures.pixels)
-        self.q = Kernel((q.mean - model.mean)/model.std, q.std/model.std)
+        self.q = Gaussian((q.mean - model.mean)/model.std, q.std/model.std)
         self.old = LatentBatches(old, seed, 'cpu', drop) if old else None
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:  # [b c h w], [b l]
@@ -239,7 +239,7 @@ class TuningBatches(CaptionBatches):
         at = torch.from_numpy(rows) % self.n
 
         # a latent is drawn anew each time (65.1)
-        z0 = Kernel(self.q.mean[at], self.q.std[at]).sample(
+        z0 = Gaussian(self.q.mean[at], self.q.std[at]).sample(
             torch.randn_like(self.q.mean[at]))
         tokens = self.tokens(texts)
 

@@ -36,7 +36,7 @@ from .draw import labels, sample_recipe
 from ..train.fit import Training, check_parts, fit
 from ..train.recipe import MAKERS, RECIPES, Recipe, find_recipe, made
 from ..train.run import (
-    RESERVED, Cut, Run, alone, found_start, go, open_run,
+    RESERVED, Cut, Run, found_start, go, locked, open_run,
     read_settings, recipe_of, seconds_a_step, steps_that_fit, write_weights)
 from ..train.watch import writer_for
 
@@ -872,7 +872,7 @@ def train_recipe(
     out = Path(out or f'runs/{recipe.name}')
 
     # while nobody else trains there
-    with alone(out, not resume) if place.team.first else contextlib.nullcontext():
+    with locked(out, not resume) if place.team.first else contextlib.nullcontext():
         run = open_run(out, recipe, given, resume, init, place)
         take_steps(run, watch)
     return run

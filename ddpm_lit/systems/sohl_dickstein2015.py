@@ -19,7 +19,7 @@ from ..core.level import CLEAN, Level
 from ..data.images import Batches, load_images
 from ..diffusion.forward import new_noise, q_sample
 from ..diffusion.loss import Loss, bound_term
-from ..diffusion.sample import Kernel, ancestral, learned_range, reverse, steps
+from ..diffusion.sample import Gaussian, ancestral, learned_range, reverse, steps
 from ..diffusion.schedule import DiscreteSchedule, Grid, as_times, one_over_t
 from ..nets.unet import small_unet
 from ..train.recipe import Recipe, register
@@ -198,7 +198,7 @@ register(bound_recipe('diffusion2015-cifar10', 'cifar10', 3, 32, steps=20_000))
 
 # %% ../../nbs/26_sohl_dickstein2015.ipynb #multiplied
 # (a step, the level it leads to) -> the step times r, normalised
-Multiplier = Callable[[Kernel, Level], Kernel]
+Multiplier = Callable[[Gaussian, Level], Gaussian]
 
 
 def tilted(grad_log_r: Callable[[Tensor, Level], Tensor],  # (x [b ...], s) -> [b ...]
@@ -219,7 +219,7 @@ def near(y: Tensor,            # [b ...]
     def product(k, s):
         d2 = std.to(k.mean)**2
         a = torch.where(d2 > 0, k.std**2/(k.std**2 + d2), 1.).to(d2)
-        return Kernel(torch.lerp(k.mean, y.to(d2), a), k.std*(1 - a).sqrt())
+        return Gaussian(torch.lerp(k.mean, y.to(d2), a), k.std*(1 - a).sqrt())
 
     return product
 

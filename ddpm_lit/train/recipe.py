@@ -64,10 +64,12 @@ def check_name(name: str):
                       'called so too: choose the name of a file, without slashes.')
 
 
-def register(recipe: Recipe):
-    "Make a recipe known by its name; it belongs to the module that calls this."
-    check_name(recipe.name)
-    RECIPES.add(recipe.name, recipe, owner=caller())
+def register(*recipes: Recipe):
+    "Make recipes known by their names; they belong to the module that calls this."
+    owner = caller()
+    for recipe in recipes:
+        check_name(recipe.name)
+        RECIPES.add(recipe.name, recipe, owner=owner)
 
 # %% ../../nbs/22_fit.ipynb #find-recipe
 def find_recipe(name: str) -> Recipe:
@@ -93,8 +95,6 @@ def made(spec: dict) -> Recipe:
         check_name(recipe.name)
         return recipe
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as e:
-        if isinstance(e, Problem):
-            raise
         raise Problem(f'The maker {spec["maker"]} cannot use {sorted(arguments)} '
                       f'({e}).') from e
 
