@@ -230,7 +230,7 @@ def eval_samples(name: str, found: str, model, recipe, n: int, seed: int,
     from ddpm_lit.systems.evaluate import verdict
     from ddpm_lit.systems.copies import picture_features
     from ddpm_lit.train.weights import load_weights
-    from ddpm_lit.train.measure import machine
+    from ddpm_lit.core.check import machine
 
     choose_run(recipe)  # before the files are read: it may not draw
 

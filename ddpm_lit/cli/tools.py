@@ -137,7 +137,7 @@ def bench_command(parts, peers, rounds, seconds, seeds, data, out, device, threa
     """Time PARTS of the library, in turns. They are step, small, evaluation, clip-vit,
     clip-resnet, loss-4096, loss-16384 (all of them by default); or quality: how good
     pictures are after equal seconds (hours)."""
-    from ddpm_lit.train.measure import machine
+    from ddpm_lit.core.check import machine
     speed = of_clone('speed')
 
     device = start(device, threads or 1)
