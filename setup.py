@@ -1,6 +1,6 @@
 """Builds the package from settings.ini; data/ travels inside the wheel as ddpm_lit/data_files.
 
-Left out are data/parity, which only checks of this repository read (a wheel stays below 100 MB),
+Left out are what measures the library, ddpm_lit.bench and data/parity (a wheel stays below 100 MB),
 and _modidx.py, nbdev's index of the notebooks, which the library never reads.
 """
 from configparser import ConfigParser
@@ -36,7 +36,8 @@ setup(
     extras_require={extra: cfg[extra + '_requirements'].split()
                     for extra in ('dev', 'docs', 'peers', 'export', 'data')},
     entry_points=dict(console_scripts=cfg['console_scripts'].split()),
-    packages=find_packages(str(here), include=[lib, lib + '.*']) + [files],
+    packages=find_packages(str(here), include=[lib, lib + '.*'],
+                           exclude=[lib + '.bench']) + [files],
     package_dir={lib: lib, files: 'data'},
     package_data={lib: ['py.typed', 'names.json'], files: ['*', '**/*']},
     exclude_package_data={files: ['parity/*', '**/*.tmp']},

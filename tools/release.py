@@ -32,7 +32,7 @@ WORKFLOW = '.github/workflows/release.yml'
 LARGEST = 100_000_000  # bytes: PyPI takes no larger file
 
 # what is in the repository and in neither archive: setup.py and MANIFEST.in leave it out
-LEFT_OUT = ('data/parity/*', '*/_modidx.py', '*.tmp')
+LEFT_OUT = ('data/parity/*', 'ddpm_lit/bench/*', '*/_modidx.py', '*.tmp')
 
 # job -> what its steps do, in this order
 PROMISED = {
@@ -283,8 +283,8 @@ def small_release(at: Path) -> Path:
         (at/name).write_bytes((root/name).read_bytes())
     lib = settings(at)['lib_name']
     small = [f'{lib}/__init__.py', f'{lib}/cli/__init__.py', f'{lib}/py.typed', f'{lib}/names.json',
-             f'{lib}/_modidx.py', 'data/mnist/a.gz', 'data/weights/digits.json',
-             'data/parity/f.json']
+             f'{lib}/_modidx.py', f'{lib}/bench/__init__.py', f'{lib}/bench/speed.py',
+             'data/mnist/a.gz', 'data/weights/digits.json', 'data/parity/f.json']
     for name in small:
         (at/name).parent.mkdir(parents=True, exist_ok=True)
         (at/name).write_text('')
@@ -376,7 +376,8 @@ def tried_archives():
             'with another module': lambda n, b: (n, b'x = 1') if n.endswith('.py') else (n, b),
             'of another version': lambda n, b: (n, b.replace(b'\nVersion: ', b'\nVersion: 9')),
             'with other requirements': lambda n, b: (n, b.replace(b'-Dist: torch<', b'-Dist: t<')),
-            'with parity': lambda n, b: (n.replace('mnist', 'parity'), b)}
+            'with parity': lambda n, b: (n.replace('mnist', 'parity'), b),
+            'with benchmarks': lambda n, b: (n.replace('cli', 'bench'), b)}
         for title, change in changes.items():
             rewritten(wheel, change)
             yield f'a wheel {title}', False, dist_faults(dist, at)

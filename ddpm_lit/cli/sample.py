@@ -244,7 +244,7 @@ def eval_samples(draw: Draw, found: str, model, recipe,
     from ddpm_lit.systems.evaluate import verdict
     from ddpm_lit.systems.copies import picture_features
     from ddpm_lit.train.weights import load_weights
-    from ddpm_lit.train.measure import machine
+    from ddpm_lit.core.check import machine
 
     choose_run(recipe)  # before the files are read: it may not draw
 

@@ -4,21 +4,26 @@
 
 # %% auto #0
 __all__ = ['Error', 'close', 'redrawn', 'passed', 'expect_fail', 'keep_memory', 'give_memory_back', 'forget_notebook', 'setup',
-           'budget', 'pick_device']
+           'budget', 'pick_device', 'machine', 'measurement', 'keep_measurement']
 
 # %% ../../nbs/00_check.ipynb #imports
 import contextlib
 import ctypes
 import gc
+import json
 import os
+import platform
 import random
 import sys
 import warnings
 import weakref
+from pathlib import Path
 from types import ModuleType
 from typing import Callable
 import torch
 from torch import Tensor
+from .. import __version__
+from .files import data_dir, read_json, replacing
 from .problem import Problem
 
 # %% ../../nbs/00_check.ipynb #close
@@ -181,3 +186,39 @@ def pick_device(name: str = 'auto') -> torch.device:
         raise Problem(f'There is no device "{name}" here: '
                       'choose cpu or auto.') from e
     return torch.device(name)
+
+# %% ../../nbs/00_check.ipynb #stored
+def machine(device: torch.device = torch.device('cpu')) -> dict:
+    "Where something ran: processor, cores, threads, versions, device."
+    # Linux names the processor in a file, other systems by a call
+    names = []
+    with contextlib.suppress(OSError):
+        for line in Path('/proc/cpuinfo').read_text().splitlines():
+            if line.startswith('model name'):
+                names.append(line.split(':')[1].strip())
+
+    on_gpu = device.type == 'cuda'
+    return dict(
+        processor=names[0] if names else platform.processor() or platform.machine(),
+        cores=os.cpu_count(), threads=torch.get_num_threads(), torch=torch.__version__,
+        ddpm_lit=__version__,
+        device=torch.cuda.get_device_name(device) if on_gpu else device.type)
+
+def measurement(
+    name: str,                     # the file's, in data/runs
+    what: str = '',                # of one that is made here: what it is,
+    command: str = '',             # the command that makes it,
+    rows: list | dict | None = None,  # and where its rows begin; None: no rows
+) -> dict:  # what, command, machine, rows
+    "A measurement as it is stored, or the beginning of one that is not."
+    path = data_dir('runs')/f'{name}.json'
+    if path.exists() or not what:
+        return read_json(path, 'fetch it again')
+    return dict(what=what, command=command, machine=None, rows=[] if rows is None else rows)
+
+
+def keep_measurement(name: str, found: dict):  # found: as `measurement` gives it
+    "Store a measurement; the machine is this one."
+    found['machine'] = machine()
+    with replacing(data_dir('runs')/f'{name}.json') as p:
+        p.write_text(json.dumps(found, indent=1) + '\n')

@@ -6,8 +6,7 @@
 __all__ = ['NTH', 'BLOCK', 'TEXT', 'VISION', 'RESNET', 'OPENAI', 'TRANSFORMERS_BLOCK', 'TRANSFORMERS_TEXT', 'TRANSFORMERS_VISION',
            'TRANSFORMERS', 'CARRIED', 'GLIDE_MEAN', 'GLIDE_STD', 'GLIDE_BLOCK', 'NOISED_VISION', 'NOISED_TEXT',
            'GLIDE_NAMES', 'GLIDE_CLIP', 'NameTable', 'prefixed', 'sizes', 'clip_layout', 'clip_of_sizes',
-           'clip_from_official', 'load_clip', 'run_clip', 'run_tokens', 'as_glide', 'TimedCLIP', 'nearest_step',
-           'glide_clip', 'run_glide_clip']
+           'clip_from_official', 'load_clip', 'as_glide', 'TimedCLIP', 'nearest_step', 'glide_clip']
 
 # %% ../../nbs/75_clip_layouts.ipynb #imports
 import itertools
@@ -18,17 +17,14 @@ from functools import partial
 from typing import Callable
 import torch
 from torch import Tensor, nn
-from ..clip.contrast import CLIP, ResNetTower, TextTower, VisionTower
-from ..clip.contrast import contrastive, unit
-from ..clip.tokens import clip_tokenizer, glide_tokenizer
+from ..clip.contrast import CLIP, ResNetTower, TextTower, VisionTower, unit
 from ..core.problem import Problem
 from ..core.denoiser import time_of_each
 from ..core.level import Level
 from ..diffusion.schedule import DiscreteSchedule, cosine
-from ..guide.classifier import LogLikelihood, gradient
+from ..guide.classifier import LogLikelihood
 from ..nets.transformer import gelu, quick_gelu
-from .unet import KINDS, Fixture, Kind, Layout, build_empty
-from .unet import load_official, options
+from .unet import Layout, build_empty, load_official, options
 from ..core.tensors import read_tensors
 
 # %% ../../nbs/75_clip_layouts.ipynb #names
@@ -262,47 +258,6 @@ def load_clip(path, **options) -> CLIP:  # those of `clip_from_official`
     "The CLIP in a safetensors file, in either dialect. Eq. 75.2."
     return clip_from_official(read_tensors(path), str(path), **options)
 
-# %% ../../nbs/75_clip_layouts.ipynb #run-clip
-@torch.no_grad()
-def run_clip(f: Fixture, dtype: torch.dtype) -> dict[str, Tensor]:
-    "Features, scores and loss of a published CLIP. Eq. 53.1, 53.3."
-    of_text = f.config.get('text_config', {})
-    of_image = f.config.get('vision_config', {})
-    text_heads = f.config.get('transformer_heads') or of_text['num_attention_heads']
-    image_heads = of_image.get('num_attention_heads')
-    act = gelu if of_image.get('hidden_act') == 'gelu' else quick_gelu
-    clip = clip_from_official(f.weights, f.name, text_heads, image_heads, act).to(dtype)
-
-    image = clip.image(f.inputs['image'].to(dtype))
-    text = clip.text(f.inputs['text'])
-    scores = clip.scale*unit(image) @ unit(text).T
-    loss = contrastive(unit(image), unit(text), clip.scale).mean()
-    return dict(image_features=image, text_features=text, logits_per_image=scores,
-                logits_per_text=scores.T, loss=loss)
-
-
-KINDS.add('clip', Kind(r'openai CLIP class\b|transformers CLIPModel\b', run_clip))
-
-# %% ../../nbs/75_clip_layouts.ipynb #tokens
-def run_tokens(f: Fixture, dtype: torch.dtype) -> dict[str, Tensor]:
-    "Ids, masks, lengths and refusals of CLIP's and GLIDE's tokenizers."
-    texts = f.config['texts']
-
-    clip = clip_tokenizer()
-    n = torch.tensor([len(clip.encode(s)) for s in texts['clip']])
-    rows = clip(texts['clip'], 'truncate')
-
-    glide = glide_tokenizer()
-    m = torch.tensor([len(glide.encode(s)) for s in texts['glide']])
-    plain = glide(texts['glide'], 'truncate')
-    return {'clip.ids_truncated': rows, 'clip.too_long_raises': n > clip.room,
-            'glide_clip.ids': rows, 'glide_clip.len': n.clamp(max=clip.room) + 2,
-            'glide.ids': plain, 'glide.mask': glide.mask(plain),
-            'glide.n_tokens_before_padding': m}
-
-
-KINDS.add('tokens', Kind(r'\btokenizer\b', run_tokens))
-
 # %% ../../nbs/75_clip_layouts.ipynb #noised
 # of a byte, kept by them in float32
 GLIDE_MEAN = (122.77093945, 116.74601272, 104.09373519)
@@ -437,26 +392,3 @@ def glide_clip(
     state = ({f'image_encoder.{k}': v for k, v in image.items()}
              | {f'text_encoder.{k}': v for k, v in text.items()})
     return load_official(clip, state, GLIDE_NAMES)
-
-
-def run_glide_clip(f: Fixture, dtype: torch.dtype) -> dict[str, Tensor]:
-    "Features of GLIDE's noised CLIP, and the gradient of their match by x_t. Eq. 75.3."
-
-    def part(name):
-        return {k.removeprefix(name): v for k, v in f.weights.items()
-                if k.startswith(name)}
-
-    # the fixture counts in its own timesteps
-    clip = glide_clip(part('image_encoder.'), part('text_encoder.'), f.config,
-                      lambda t: t.log_snr).to(dtype)
-    x = f.inputs['x'].to(dtype)
-    t = Level(f.inputs['t'].double())
-    words = f.inputs['tokens'], f.inputs['lens']
-    with torch.no_grad():
-        image = clip.embed_image(x, t)
-        text = clip.embed_text(*words)
-    return dict(raw_image=image, raw_text=text, z_i=unit(image), z_t=unit(text),
-                grad=gradient(clip.given(*words), x, t))
-
-
-KINDS.add('glide-clip', Kind(r'glide-text2im noised CLIP \(', run_glide_clip))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GLIDE_TEXT_BLOCK', 'GLIDE_TEXT', 'GLIDE_BASE', 'GLIDE_UPSAMPLE', 'FAMILY', 'whose', 'GlideLayout', 'Member',
-           'filling', 'member', 'kind_of', 'glide_openai', 'load_glide', 'run_glide', 'fast27', 'sample_glide']
+           'filling', 'member', 'kind_of', 'glide_openai', 'load_glide', 'fast27', 'sample_glide']
 
 # %% ../../nbs/76_glide_layouts.ipynb #imports
 from dataclasses import dataclass
@@ -20,8 +20,8 @@ from ..diffusion.schedule import DiscreteSchedule, Grid, cosine, linear
 from ..guide.cfg import cfg_batched
 from ..nets.unet import UpsamplerUNet
 from .clip import BLOCK, NTH, NameTable, nearest_step, prefixed
-from .unet import KINDS, Fixture, Kind, Layout, build_empty
-from .unet import load_official, only, options, projection
+from .unet import Layout, build_empty, load_official, only, options
+from .unet import projection
 from ..systems.glide import Glide, Inpaint, official_glide
 from ..core.tensors import read_tensors
 
@@ -177,26 +177,6 @@ def load_glide(source,  # the path of a safetensors file, or a state
     net = build_empty(glide_openai, found, config)
     net.text.empty.fill_(net.text.pad)  # the one buffer that no file holds
     return load_official(net, state, net.layout, origin)
-
-# %% ../../nbs/76_glide_layouts.ipynb #kind
-@torch.no_grad()
-def run_glide(f: Fixture, dtype: torch.dtype) -> dict[str, Tensor]:
-    "Outputs of GLIDE's models, and of their text encoder. Eq. 71.2."
-    net = load_glide(f.weights, config=f.config).to(dtype)
-    x = f.inputs['x'].to(dtype)
-    t = f.inputs['t']
-    whole, words = net.text(f.inputs['tokens'], f.inputs['mask'])
-
-    # what else the model reads, in the order of (76.1)
-    inputs = ('inpaint_image', 'inpaint_mask', 'low_res')
-    more = [f.inputs[k].to(dtype) for k in inputs if k in f.inputs]
-    out = dict(pred=net.net(x, t, *more, whole, words), xf_proj=whole, xf_out=words.mT)
-    if 'inpaint_image' in f.inputs:
-        out['pred_nothing_known'] = net.net(x, t, None, None, whole, words)
-    return out
-
-
-KINDS.add('glide', Kind(r'glide-text2im \w*Text2ImUNet\b', run_glide, (1e-10, 1e-5)))
 
 # %% ../../nbs/76_glide_layouts.ipynb #fast
 def fast27(S: DiscreteSchedule) -> Grid:  # of 1,000 steps

@@ -6,8 +6,8 @@
 __all__ = ['DIFFUSERS_AUTOENCODER', 'DIALECTS', 'AUTOENCODER', 'STABLE_DIFFUSION_1', 'DIT_BLOCK', 'DIT_AROUND', 'BLOCKS',
            'EMBEDDING', 'DIT', 'DIT_CLASSES', 'ADJUSTABLE', 'OTHER_HEADS', 'Dialect', 'AutoencoderNames',
            'autoencoder_names', 'opened_with_config', 'agreed', 'shape_of', 'how_many', 'autoencoder_dialect',
-           'autoencoder_sizes', 'build_autoencoder', 'load_autoencoder', 'run_autoencoder', 'DiTNames', 'dit_names',
-           'dit_layout', 'dit_sizes', 'dit_heads', 'load_dit', 'run_dit']
+           'autoencoder_sizes', 'build_autoencoder', 'load_autoencoder', 'DiTNames', 'dit_names', 'dit_layout',
+           'dit_sizes', 'dit_heads', 'load_dit']
 
 # %% ../../nbs/78_latent_layouts.ipynb #imports
 import itertools
@@ -22,8 +22,7 @@ from ..core.files import read_json
 from ..core.problem import Problem
 from .clip import NTH, NameTable, prefixed
 from .unclip import opened
-from .unet import (
-    KINDS, Fixture, Kind, build_empty, load_official, only, options)
+from .unet import build_empty, load_official, only, options
 from ..nets.dit import DiT, sin_cos
 from ..nets.unet import Downsample, TimeEmbedding, Upsample
 from ..systems.autoencoder import Autoencoder, LatentDecoder, PictureEncoder
@@ -260,18 +259,6 @@ def load_autoencoder(source,  # a state, the path of a safetensors file, or a fo
     names = autoencoder_names(d, len(c['block_out_channels']), c['layers_per_block'])
     return load_official(build_empty(build_autoencoder, c), state, names, origin)
 
-# %% ../../nbs/78_latent_layouts.ipynb #run-auto
-@torch.no_grad()
-def run_autoencoder(f: Fixture, dtype: torch.dtype) -> dict[str, Tensor]:
-    "The outputs of diffusers' AutoencoderKL: mean, deviation, decoded. Eq. 65.1, 71.2."
-    net = load_autoencoder(f.weights, f.config).to(dtype)
-    q = net.encode(f.inputs['x'].to(dtype))
-    return dict(mean=q.mean, std=q.std, decoded=net.decode(f.inputs['z'].to(dtype)))
-
-
-KINDS.add('autoencoder', Kind(r'diffusers AutoencoderKL\b', run_autoencoder,
-                              (1e-10, 1e-5)))
-
 # %% ../../nbs/78_latent_layouts.ipynb #dit-names
 DIT_BLOCK = {
     'authors': {
@@ -450,15 +437,3 @@ def load_dit(source,  # a state, the path of a safetensors file, or a folder
         return net
 
     return load_official(build_empty(build), state, dit_names(layout, depth), origin)
-
-# %% ../../nbs/78_latent_layouts.ipynb #run-dit
-@torch.no_grad()
-def run_dit(f: Fixture, dtype: torch.dtype) -> dict[str, Tensor]:
-    "The output of diffusers' DiTTransformer2DModel. Eq. 66.1-66.4, 71.2."
-    net = load_dit(f.weights, f.config).to(dtype)
-    y = f.inputs['y']
-    label = torch.where(y == net.classes, -1, y)  # their null label is the last row
-    return dict(pred=net(f.inputs['x'].to(dtype), f.inputs['t'], label))
-
-
-KINDS.add('dit', Kind(r'diffusers DiTTransformer2DModel\b', run_dit, (1e-10, 1e-5)))

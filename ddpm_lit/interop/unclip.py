@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['UNCLIP_BLOCK', 'UNCLIP_PRIOR', 'PRIOR_OPTIONS', 'STEPS', 'UNCLIP_TEXT', 'KARLO_TEXT', 'KARLO', 'KARLO_ONLY',
            'KARLO_MUTE', 'KARLO_UP', 'TEXT_OPTIONS', 'PriorNames', 'prior_diffusers', 'opened', 'load_prior',
-           'not_causal', 'run_prior', 'encode_text_raw', 'TextProjection', 'MaskedTextUNet', 'Karlo',
-           'RawImageProjection', 'KarloLayout', 'karlo_unet', 'decoder_diffusers', 'load_decoder', 'run_decoder',
-           'bicubic', 'upsampler_diffusers', 'load_upsampler', 'switch_denoisers', 'TextHalf', 'load_text', 'Unclip',
-           'sample_unclip', 'unclip_parts', 'run_unclip']
+           'encode_text_raw', 'TextProjection', 'MaskedTextUNet', 'Karlo', 'RawImageProjection', 'KarloLayout',
+           'karlo_unet', 'decoder_diffusers', 'load_decoder', 'bicubic', 'upsampler_diffusers', 'load_upsampler',
+           'switch_denoisers', 'TextHalf', 'load_text', 'Unclip', 'sample_unclip', 'unclip_parts']
 
 # %% ../../nbs/77_unclip_layouts.ipynb #imports
 import math
@@ -30,8 +29,8 @@ from ..nets.transformer import gelu, quick_gelu
 from ..nets.unet import Attention, UpsamplerUNet, UNet, adm_unet
 from .glide import whose
 from .clip import CARRIED, NTH, TRANSFORMERS, NameTable, nearest_step, prefixed
-from .unet import KINDS, Fixture, Kind, Layout, build_empty
-from .unet import load_official, only, options, unet_diffusers
+from .unet import Layout, build_empty, load_official, only, options
+from .unet import unet_diffusers
 from ..systems.dalle2 import Decoder, ImageProjection
 from ..systems.glide import Glide, TextUNet
 from ..systems.prior import TextFeatures, Prior, PriorNet, encode_text
@@ -117,31 +116,6 @@ def load_prior(source,  # the path of a safetensors file, or a state
     state, origin = opened(source)
     prior = build_empty(prior_diffusers, config)
     return load_official(prior, state, UNCLIP_PRIOR, origin)
-
-# %% ../../nbs/77_unclip_layouts.ipynb #run-prior
-def not_causal(net: PriorNet, x: Tensor, t: Tensor, z_text: Tensor,
-               words: Tensor) -> Tensor:  # [b d]
-    "The original code without a mask: every position attends to every other. Eq. 62.3."
-    rows = torch.cat([net.sentence(z_text, words), net.noised(x, t)], 1)
-    net.transformer.causal = False
-    try:
-        last_row = net.transformer(rows)[:, -1]
-    finally:
-        net.transformer.causal = True
-    return net.out(net.norm(last_row))
-
-
-@torch.no_grad()
-def run_prior(f: Fixture, dtype: torch.dtype) -> dict[str, Tensor]:
-    "Outputs of diffusers' prior, with its mask and without. Eq. 71.2, 77.1."
-    prior = load_prior(f.weights, f.config).to(dtype)
-    i = {k: v.to(dtype) if v.is_floating_point() else v for k, v in f.inputs.items()}
-    pred = prior.net(i['x'], i['t'], *prior.net.read(i['proj'], i['hid'], i['mask']))
-    no_mask = not_causal(prior.net, i['x'], i['t'], i['proj'], i['hid'])
-    return dict(pred=pred, post=prior.unscaled(pred), pred_no_mask=no_mask)
-
-
-KINDS.add('prior', Kind(r'diffusers PriorTransformer\b', run_prior))
 
 # %% ../../nbs/77_unclip_layouts.ipynb #text-features
 @torch.no_grad()
@@ -338,29 +312,6 @@ def load_decoder(text_proj, decoder,  # the paths of two safetensors files, or s
     net = build_empty(decoder_diffusers, config)
     return load_official(net, state, KarloLayout('diffusers'), 'This pair of files')
 
-# %% ../../nbs/77_unclip_layouts.ipynb #run-decoder
-@torch.no_grad()
-def run_decoder(f: Fixture, dtype: torch.dtype) -> dict[str, Tensor]:
-    "The conditions and the prediction of diffusers' decoder. Eq. 71.2, 77.3."
-
-    def part(name):
-        return {k.removeprefix(name): v for k, v in f.weights.items()
-                if k.startswith(name)}
-
-    net = load_decoder(part('text_proj.'), part('decoder.'), f.config).to(dtype)
-    i = {k: v.to(dtype) if v.is_floating_point() else v for k, v in f.inputs.items()}
-
-    # nothing seen comes first, then the embedding
-    z_image = torch.cat([0*i['z_i'], i['z_i']])
-    whole, words, mask = net.encode_condition(
-        z_image, TextFeatures(i['z_t'], i['hid'], i['mask']))
-    pred = net.net(i['x'], i['t'], whole, words, mask)
-    return dict(add=whole, ctx=words, pred=pred)
-
-
-KINDS.add('decoder', Kind(r'diffusers UnCLIPTextProjModel and UNet2DConditionModel\b',
-                          run_decoder))
-
 # %% ../../nbs/77_unclip_layouts.ipynb #upsampler
 def bicubic(low: Tensor, factor: int = 4) -> Tensor:  # [b c h w]: h and w times factor
     "Upsampled by the cubic filter that reproduces straight lines. Eq. 77.8."
@@ -484,7 +435,7 @@ def sample_unclip(
     larger = switch_denoisers(parts.first.given(low), parts.final.given(low), levels)
     return z, x, run(larger, steps[2], 1., fixed_small, 3, large, large)
 
-# %% ../../nbs/77_unclip_layouts.ipynb #run-unclip
+# %% ../../nbs/77_unclip_layouts.ipynb #unclip-parts
 def unclip_parts(state: dict[str, Tensor],  # keys begin with the part's folder
                  config: dict               # configurations by folder
                  ) -> Unclip:
@@ -504,25 +455,3 @@ def unclip_parts(state: dict[str, Tensor],  # keys begin with the part's folder
     sides = config['decoder']['sample_size'], config['super_res_first']['sample_size']
     limit = config['prior_scheduler']['clip_sample_range']
     return Unclip(text_encoder, prior, decoder, first, final, sides, limit)
-
-
-def run_unclip(f: Fixture, dtype: torch.dtype) -> dict[str, Tensor]:
-    "What a pipeline of diffusers computes, with its own noise. Eq. 71.2, 77.7."
-    parts = unclip_parts(f.weights, f.config)
-    parts = Unclip(*(net.to(dtype) for net in parts[:5]), *parts[5:])
-
-    # the first state, each step's, and one for the last step, which draws nothing
-    each = [f.inputs[f'noise_{k}'].to(dtype) for k in ('prior', 'decoder', 'super_res')]
-    queue = [v for row in each for v in (*row, row[0])]
-    tokens = f.inputs['tokens']
-    features = encode_text_raw(parts.text_encoder, tokens)
-    z, small, image = sample_unclip(parts, tokens, f.inputs['silence'],
-                                    steps=tuple(len(row) for row in each),
-                                    noise=lambda x: queue.pop(0))
-    enlarged = bicubic(small, parts.sides[1] // parts.sides[0])
-    return dict(z_text=features.z_text, hidden=features.words, z_image=z, small=small,
-                enlarged=enlarged, image=image)
-
-
-# guided random networks magnify rounding
-KINDS.add('unclip', Kind(r'diffusers UnCLIPPipeline\b', run_unclip, (1e-10, 5e-5)))

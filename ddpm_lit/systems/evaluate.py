@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Callable, Iterable
 import torch
 from torch import Tensor
+from ..core.check import machine
 from ..core.denoiser import Denoiser, Model, each_part
 from ..core.level import Level
 from ..core.files import data_dir
@@ -28,7 +29,7 @@ from .draw import Steer, labels, labels_at, recipe_denoiser, sample_recipe
 from ..train.recipe import Recipe
 from ..train.weights import load_weights
 from ..train.measure import (
-    data_digest, flattened, load_classifier, machine, weigh, weigh_digits)
+    data_digest, flattened, load_classifier, weigh, weigh_digits)
 from ..train.run import read_settings
 
 # %% ../../nbs/44_evaluate.ipynb #eval-parts

@@ -4,23 +4,18 @@
 
 # %% auto #0
 __all__ = ['gaussian_distance', 'pairable', 'too_few', 'frechet_distance', 'frechet_floor', 'kernel_distance', 'two_sample_test',
-           'manifold', 'expected_coverage', 'Digits', 'in_parts', 'fit_classifier', 'accuracy', 'machine',
-           'data_digest', 'ship_classifier', 'load_classifier', 'inception_score', 'flattened', 'measure', 'weigh',
-           'weigh_digits']
+           'manifold', 'expected_coverage', 'Digits', 'in_parts', 'fit_classifier', 'accuracy', 'data_digest',
+           'ship_classifier', 'load_classifier', 'inception_score', 'flattened', 'measure', 'weigh', 'weigh_digits']
 
 # %% ../../nbs/27_measure.ipynb #imports
-import contextlib
-import os
-import platform
 import time
 import warnings
 from hashlib import sha256
-from pathlib import Path
 from typing import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from .. import __version__
+from ..core.check import machine
 from ..core.files import data_dir
 from ..core.problem import Problem
 from ..data.images import Batches, Images, mnist, to_unit
@@ -223,23 +218,6 @@ def accuracy(net: nn.Module, images: Images) -> float:
     read = in_parts(net, to_unit(images.pixels)).argmax(1)
     label = torch.as_tensor(images.label)
     return (read == label).double().mean().item()
-
-# %% ../../nbs/27_measure.ipynb #machine
-def machine(device: torch.device = torch.device('cpu')) -> dict:
-    "Where something ran: processor, cores, threads, versions, device."
-    # Linux names the processor in a file, other systems by a call
-    names = []
-    with contextlib.suppress(OSError):
-        for line in Path('/proc/cpuinfo').read_text().splitlines():
-            if line.startswith('model name'):
-                names.append(line.split(':')[1].strip())
-
-    on_gpu = device.type == 'cuda'
-    return dict(
-        processor=names[0] if names else platform.processor() or platform.machine(),
-        cores=os.cpu_count(), threads=torch.get_num_threads(), torch=torch.__version__,
-        ddpm_lit=__version__,
-        device=torch.cuda.get_device_name(device) if on_gpu else device.type)
 
 # %% ../../nbs/27_measure.ipynb #ship
 def data_digest(name: str) -> str:  # as it stands on cards

@@ -29,6 +29,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 import ddpm_lit
+from ..core.check import machine
 from ..core.files import (
     check_tensors, check_unnamed, data_dir, half_written, open_input, read_json,
     read_text, replacing)
@@ -40,7 +41,7 @@ from .fit import Progress, Training, fit, has_bf16
 from .recipe import RECIPES, Recipe, check_name
 from .weights import (
     card_in, load_weights, recipe_on, save_weights, weights_file)
-from .measure import data_digest, machine
+from .measure import data_digest
 
 # %% ../../nbs/29_run.ipynb #settings-import
 from .settings import Beginning, Settings

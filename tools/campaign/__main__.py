@@ -61,6 +61,7 @@ from campaign.shapes import shape_cases
 from campaign.terminal import long_cases, terminal_cases
 from campaign.values import option_cases
 from ddpm_lit import show
+from ddpm_lit.core.check import machine
 
 QUICK = dict(hostile=.1, files=.1, disks=.02, races=.1, kills=.01, shapes=1., options=.1,
              captioned=.06, fuzz=.1)  # shares
@@ -172,7 +173,9 @@ def finish(a, results: Results, ended: str):
         sampler_tables(rows)
     if a.measured:
         command = f'python tools/campaign --only samplers --measured {a.measured}'
-        put(root/a.measured, json.dumps(dict(command=command, rows=rows), indent=1) + '\n')
+        what = 'Frechet distances of each sampler on each grid, in float32 and in bfloat16'
+        book = dict(what=what, command=command, machine=machine(), rows=rows)
+        put(root/a.measured, json.dumps(book, indent=1) + '\n')
     total = sum(row['cases'] for row in results.table().values())
     failures = results.failures()
     print(f'{total} cases, {len(failures)} failures{ended}')

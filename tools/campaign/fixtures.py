@@ -20,6 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save, save_file
 from torch import nn
 from ddpm_lit import show
+from ddpm_lit.bench.parity import read_fixture
 from ddpm_lit.core.files import data_dir
 from ddpm_lit.data import captions
 from ddpm_lit.interop import checkpoints as theirs, glide, unet as weights
@@ -158,7 +159,7 @@ def make_words():
 
 def network_of(name: str) -> tuple[dict, dict]:
     "The tensors and the configuration of a small network of another program."
-    f = weights.read_fixture(data_dir('parity', f'{name}.safetensors'))
+    f = read_fixture(data_dir('parity', f'{name}.safetensors'))
     state = {k: v.float() if v.is_floating_point() else v for k, v in f.weights.items()}
     return state, dict(f.config)
 
@@ -204,7 +205,7 @@ def about_of(part: str) -> str:
 
 def make_karlo():
     "A folder like Karlo's: tiny networks, as many tokens as CLIP has."
-    f = weights.read_fixture(data_dir('parity', 'unclip_run.safetensors'))
+    f = read_fixture(data_dir('parity', 'unclip_run.safetensors'))
     w = dict(f.weights)
     place = w['prior.positional_embedding']
     w['prior.positional_embedding'] = torch.cat([torch.randn(1, 77, 16).half(), place[:, -4:]], 1)

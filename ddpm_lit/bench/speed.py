@@ -39,7 +39,7 @@ from ..diffusion.loss import l_simple, min_snr, weighted
 from ..diffusion.sample import clamp_x0, last
 from ..diffusion.schedule import Cosine, DiscreteSchedule, karras, linear
 from ..diffusion.solve import dpmpp_2m
-from .unet import unet_diffusers
+from ..interop.unet import unet_diffusers
 from ..nets.unet import small_unet
 from ..scale.presets import timestep_input
 from ..systems.bf16 import in_bf16
@@ -618,7 +618,7 @@ def peak_memory(part: str, name: str, peers: bool = True,
     code = (f'import sys; sys.path[:] = {sys.path!r}\n'
             'import torch\n'
             'torch.set_num_threads(1)\n'
-            'from ddpm_lit.interop.speed import held\n'
+            'from ddpm_lit.bench.speed import held\n'
             f'print(held({arguments}))')
     run = subprocess.run([sys.executable, '-I', '-c', code], capture_output=True,
                          text=True)

@@ -29,7 +29,7 @@ from ..diffusion.sample import fixed_small, last, learned_range, respace, revers
 from ..diffusion.sample import steps
 from ..diffusion.schedule import DiscreteSchedule, cosine, karras, linear, linear_scaled
 from ..diffusion.solve import dpmpp_2m, gaussian_flow, heun
-from .unet import KINDS, Fixture, Kind
+from .parity import KINDS, Fixture, Kind
 
 # %% ../../nbs/74_sampler_parity.ipynb #elementwise
 def elementwise_error(a: Tensor, b: Tensor) -> float:
