@@ -187,12 +187,13 @@ def run_glide(f: Fixture, dtype: torch.dtype) -> dict[str, Tensor]:
     t = f.inputs['t']
     whole, words = net.text(f.inputs['tokens'], f.inputs['mask'])
 
-    # what else the model reads, in the order of (76.1)
-    inputs = ('inpaint_image', 'inpaint_mask', 'low_res')
-    more = [f.inputs[k].to(dtype) for k in inputs if k in f.inputs]
-    out = dict(pred=net.net(x, t, *more, whole, words), xf_proj=whole, xf_out=words.mT)
-    if 'inpaint_image' in f.inputs:
-        out['pred_nothing_known'] = net.net(x, t, None, None, whole, words)
+    # what else the model reads, by our names
+    caption = dict(whole=whole, words=words)
+    inputs = dict(known='inpaint_image', mask='inpaint_mask', low='low_res')
+    more = {k: f.inputs[v].to(dtype) for k, v in inputs.items() if v in f.inputs}
+    out = dict(pred=net.net(x, t, **caption, **more), xf_proj=whole, xf_out=words.mT)
+    if 'known' in more:
+        out['pred_nothing_known'] = net.net(x, t, **caption)
     return out
 
 
@@ -220,7 +221,7 @@ def sample_glide(base: Glide,
         return noise(base.text.places.new_empty(len(tokens), 3, side, side))
 
     # guided ancestral steps
-    guided = cfg_batched(base, tokens, guidance_scale=guidance_scale)
+    guided = cfg_batched(base, dict(tokens=tokens), guidance_scale=guidance_scale)
     levels = respace(base.schedule, str(steps))
     denoiser = watch(clamp_x0(guided))
     x = last(ancestral(denoiser, levels, start(side), learned_range, noise))
@@ -229,5 +230,5 @@ def sample_glide(base: Glide,
 
     # upsample the picture, rounded to bytes, by unguided DDIM
     low = ((x + 1)*127.5).round()/127.5 - 1
-    denoiser = watch(clamp_x0(up.given(tokens, low)))
+    denoiser = watch(clamp_x0(up.given(tokens=tokens, low=low)))
     return last(ddim(denoiser, fast27(up.schedule), .997*start(4*side)))

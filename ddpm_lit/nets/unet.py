@@ -396,11 +396,10 @@ class UpsamplerUNet(nn.Module):
         super().__init__()
         self.net = net
 
-    def forward(self, x: Tensor, t: Tensor, low_res: Tensor, *given,
-                **named) -> Tensor:  # [b c h w], [b], [b c h' w'] -> [b c h w]
-        low_res = F.interpolate(low_res, x.shape[2:], mode='bilinear',
-                                align_corners=False)
-        return self.net(torch.cat([x, low_res], 1), t, *given, **named)
+    def forward(self, x: Tensor, t: Tensor, low: Tensor,
+                **condition) -> Tensor:  # [b c h w], [b], [b c h' w'] -> [b c h w]
+        low = F.interpolate(low, x.shape[2:], mode='bilinear', align_corners=False)
+        return self.net(torch.cat([x, low], 1), t, **condition)
 
 
 class Unshuffled(nn.Module):
@@ -410,11 +409,11 @@ class Unshuffled(nn.Module):
         self.net = net
         self.factor = factor
 
-    def forward(self, x: Tensor, t: Tensor, *given,
-                **named) -> Tensor:  # [b c h w] -> [b c h w]
+    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None,
+                **condition) -> Tensor:  # [b c h w] -> [b c h w]
         channels = self.net.channels_in // self.factor**2
         check_picture(x, channels, self.factor*self.net.factor)
-        y = self.net(F.pixel_unshuffle(x, self.factor), t, *given, **named)
+        y = self.net(F.pixel_unshuffle(x, self.factor), t, label, **condition)
         return F.pixel_shuffle(y, self.factor)
 
 

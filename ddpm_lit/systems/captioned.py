@@ -149,14 +149,15 @@ def glide_pairs(pictures: Captioned, share_old: float, size: int, seed: int,
         parts.append(caption_batches(old_pictures)(old, seed, device))
 
     def at(step):
-        x0, tokens = zip(*(part(step) for part in parts))
-        return torch.cat(x0), torch.cat(tokens)
+        drawn = [part(step) for part in parts]
+        tokens = torch.cat([condition['tokens'] for _, condition in drawn])
+        return torch.cat([x0 for x0, _ in drawn]), dict(tokens=tokens)
 
     return at
 
 # %% ../../nbs/69_captioned.ipynb #pair-batches
 class PairBatches(CaptionBatches):
-    "step -> (x0, tokens): own pairs whose captions differ, and old pairs. Eq. 69.2."
+    "step -> x0, its tokens: own pairs whose captions differ, and old pairs. Eq. 69.2."
     def __init__(self, pictures: Captioned, share_old: float, size: int, seed: int,
                  device: torch.device):
         # pictures by their captions
@@ -182,12 +183,13 @@ class PairBatches(CaptionBatches):
         rows = [chosen(self.alike[k], rng) for k in captions]
         return np.array(rows), [self.data.say(i, rng) for i in rows], rng
 
-    def __call__(self, step: int) -> tuple[Tensor, Tensor]:  # [b 3 h w], [b l]
-        x0, tokens = super().__call__(step)
+    def __call__(self, step: int) -> tuple[Tensor, dict]:  # [b 3 h w], tokens [b l]
+        x0, own = super().__call__(step)
         if self.old is None:
-            return x0, tokens
-        old, old_tokens = self.old(step)
-        return torch.cat([x0, old]), torch.cat([tokens, old_tokens])
+            return x0, own
+        x0_old, old = self.old(step)
+        tokens = torch.cat([own['tokens'], old['tokens']])
+        return torch.cat([x0, x0_old]), dict(tokens=tokens)
 
 # %% ../../nbs/69_captioned.ipynb #tunable
 @dataclass(frozen=True)
@@ -195,7 +197,7 @@ class Tunable:
     "What is particular about a system that is trained further."
     weights: str     # of the book
     side: int        # of the pictures
-    # (pictures, share_old, size, seed, device) -> step -> (x0, *condition)
+    # (pictures, share_old, size, seed, device) -> step -> (x0, dict(tokens=...))
     pairs: Callable
     batch: int
     lr: float        # of a whole model
@@ -212,7 +214,7 @@ def paint_with(request: Request, progress: Callable[[int, int], None] = no_progr
                       "leave the guidance at `guidance='cfg'`.")
 
     def denoiser_of(request, tokens, at):
-        return cfg_batched(model, tokens, w=request.w)
+        return cfg_batched(model, dict(tokens=tokens), w=request.w)
 
     upsampler = 'glide-up-64' if request.mask is None else 'glide-up-64-inpaint'
     return in_cascade(request, denoiser_of, upsampler, progress, at_once)

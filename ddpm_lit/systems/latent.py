@@ -81,9 +81,10 @@ class LatentDiffusion(Model):
         self.register_buffer('std', torch.ones(channels, 1, 1))
         self.register_buffer('probe', torch.zeros(channels, side, side))
 
-    def encode_condition(self, tokens: Tensor | None = None) -> tuple:
+    def encode_condition(self, tokens: Tensor | None = None) -> dict[str, Tensor]:
         "Tokens [b l], None for the empty caption, encoded once for a whole run."
-        return self.text(tokens)
+        whole, words = self.text(tokens)
+        return dict(whole=whole, words=words)
 
 
 def small_latent(width: int = 320, depth: int = 8, heads: int = 5, text_width: int = 192,
@@ -129,7 +130,7 @@ def latents_of() -> tuple[Captioned, Kernel]:
 
 
 class LatentBatches(CaptionBatches):
-    "step -> (z0, tokens): standardised latents, drawn, and captions of their pictures."
+    "step -> z0, its tokens: standardised latents, drawn, and captions of their pictures."
 
     def __init__(self, size: int, seed: int, device, drop: float = .1,
                  often: int = 4,  # times that an emoji comes for each time of a scene
@@ -147,12 +148,12 @@ class LatentBatches(CaptionBatches):
         self.q = Kernel((q.mean - mean)/std, q.std/std)
         self.device = device
 
-    def __call__(self, step: int) -> tuple[Tensor, Tensor]:  # [b c h w], [b l]
+    def __call__(self, step: int) -> tuple[Tensor, dict]:  # [b c h w], tokens [b l]
         rows, texts, _ = self.words(step)
         at = self.at[torch.from_numpy(rows)]
         q = Kernel(self.q.mean[at], self.q.std[at])
         z0 = q.sample(torch.randn_like(q.mean))
-        return z0.to(self.device), self.tokens(texts).to(self.device)
+        return z0.to(self.device), dict(tokens=self.tokens(texts).to(self.device))
 
 
 @torch.no_grad()
@@ -206,7 +207,7 @@ def sampled_latents(part: Part, model: LatentDiffusion, auto: Autoencoder,
                     levels: Grid) -> Tensor:  # [n c h w], standardised
     "Latents for the captions of a part. Eq. 42.2, 67.1, 67.7."
     request = part.request
-    denoiser = part.counted(cfg_batched(model, part.tokens, w=request.w))
+    denoiser = part.counted(cfg_batched(model, dict(tokens=part.tokens), w=request.w))
     known = None if request.init is None else latent_init(request, model, auto)
 
     # what a mask keeps is put back at every level

@@ -93,9 +93,9 @@ class UnclipEditor:
     def decoder(self, z: Tensor) -> Denoiser:  # [b d]
         "Conditioned on the embedding, without a caption."
         model = weights_on('dalle2', self.device)
-        denoiser = model.given(z, None)
+        denoiser = model.given(z_image=z)
         if self.w:
-            denoiser = cfg_batched(model, (z, None), w=self.w, instead_of=(None, None))
+            denoiser = cfg_batched(model, dict(z_image=z), w=self.w)
         return clamp_x0(self.counted(denoiser))
 
     def encode(self, x: Tensor) -> Latent:  # [b 3 64 64]

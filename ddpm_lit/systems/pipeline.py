@@ -197,10 +197,12 @@ def kept_at(request: Request, size: int) -> Tensor:  # [1 1 size size]
     return (at_size(request.mask[None], size, request.device) == 1).float()
 
 
-def known_at(request: Request,
-             size: int) -> tuple[Tensor, Tensor]:  # [1 3 size size], [1 1 size size]
-    "The picture to begin with at a size, and where it is kept. Eq. 59.2."
-    return at_size(request.init, size, request.device), kept_at(request, size)
+def known_at(request: Request, size: int) -> dict[str, Tensor]:
+    "The picture to begin with at a size, and where it is kept; {}: no mask. Eq. 59.2."
+    if request.mask is None:
+        return {}
+    known = at_size(request.init, size, request.device)  # [1 3 size size]
+    return dict(known=known, mask=kept_at(request, size))  # [1 1 size size]
 
 
 def keep_known(request: Request, size: int,
@@ -209,8 +211,8 @@ def keep_known(request: Request, size: int,
     def kept(denoiser):
         if request.mask is None:
             return denoiser
-        known, mask = known_at(request, size)
-        return replacement(denoiser, known, pixels(mask), noise)
+        at = known_at(request, size)
+        return replacement(denoiser, at['known'], pixels(at['mask']), noise)
 
     return kept
 

@@ -27,7 +27,8 @@ class Recipe:
     "All that a training has to know; registered where the system is defined."
     name: str
     build: Callable[[], Any]      # the untrained model: a Model, or what the loss takes
-    # (batch size, seed, device) -> step -> (x0, *condition)
+    # (batch size, seed, device) -> step -> (x0,), (x0, label), or x0 and a dict of its
+    # conditions, (x0, dict(tokens=...))
     batches: Callable[[int, int, torch.device], Callable[[int], tuple]]
     shape: tuple[int, ...]        # of one sample
     schedule: Schedule = Cosine()
