@@ -186,21 +186,22 @@ def paint_command(captions, system, weights, style, n, out, each, device, thread
     "Paint what each CAPTION says. For example: paint 'a red heart' --n 8 --out heart.png"
     device = start(device, threads)
     from ddpm_lit.show import save_captioned, save_each
-    from ddpm_lit.systems.pipeline import request_for, styled_captions
+    from ddpm_lit.systems.pipeline import largest, request_for, styled_captions
 
     # what to paint, and what a reader should know of its words
     painter, learned = choose_painter(system, weights, device)
     captions = styled_captions(single_spaced(captions), style, options['data'])
     request = request_for(painter, captions, n, device=device,
                           **(options | asked_pictures(options)))
-    notes = print_notes(captions, options['data'], learned)
+    notes = print_notes(captions, options['data'], learned) if painter.worlds else []
     if request.mask is not None and request.mask.all():
         note('the mask has no white: nothing is painted.')
 
     # a row of pictures for each caption
     began = time.perf_counter()
     with Bars() as bars:
-        x = painter.paint(request, partial(bars, f'paint {n*len(captions)} pictures'))[64]
+        progress = partial(bars, f'paint {n*len(captions)} pictures')
+        x = largest(painter.paint(request, progress))
     seconds = time.perf_counter() - began
     if each:
         save_each(x, each, [words for words in captions for _ in range(n)])

@@ -202,7 +202,10 @@ def eval_system(system, n: int, seed: int, device, options: dict) -> tuple[dict,
                                '--steps and --features.')
 
     used, notes = fingerprints_of(system.weights)
-    judge = JUDGES.find(system.name)
+    judge = JUDGES.look(system.name)
+    if judge is None:
+        raise Problem(f'{system.name} has no judge: look at what `paint` gives, or add a '
+                      'judge of that name to JUDGES (22).')
     return eval_judged(system.name, judge, n, seed, device, used, notes)
 
 

@@ -14,6 +14,7 @@ from typing import Callable, Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from ..core.denoiser import named_conditions
 from ..core.level import widest
 from ..core.problem import Problem
 from .attention import attend, heads_of, in_heads
@@ -413,7 +414,8 @@ class Unshuffled(nn.Module):
                 **condition) -> Tensor:  # [b c h w] -> [b c h w]
         channels = self.net.channels_in // self.factor**2
         check_picture(x, channels, self.factor*self.net.factor)
-        y = self.net(F.pixel_unshuffle(x, self.factor), t, label, **condition)
+        condition = named_conditions(dict(condition, label=label))
+        y = self.net(F.pixel_unshuffle(x, self.factor), t, **condition)
         return F.pixel_shuffle(y, self.factor)
 
 

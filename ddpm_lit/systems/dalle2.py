@@ -12,7 +12,7 @@ __all__ = ['UPSAMPLER', 'PRIORS', 'PARTS', 'ImageProjection', 'Decoder', 'small_
 # %% ../../nbs/63_dalle2.ipynb #imports
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Callable, ClassVar, Iterator, Sequence
+from typing import Callable, Iterator, Sequence
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,7 @@ from ..nets.unet import small_unet
 from .glide import (
     GLIDE, Glide, asked_emoji, captioned_worlds, small_glide)
 from .pipeline import (
-    SYSTEMS, Part, Request, Rule, System, is_finite, own_noise, weights_on)
+    SYSTEMS, Part, Request, System, is_finite, own_noise, weights_on)
 from .prior import embedded, encode_text, sample_prior
 from .judging import judging, scene_title
 from .paint_glide import paint_glide
@@ -215,16 +215,18 @@ class UnclipRequest(Request):
     prior: str = 'diffusion'  # or 'ar', the autoregressive one
     prior_scale: float = 2.  # guidance scale of the diffusion prior (62.6); 1: none
 
-    rules: ClassVar[tuple[Rule, ...]] = Request.rules + (
-        Rule(lambda r: r.prior in PRIORS,
-             'There is no prior "{r.prior}": choose {shown}.',
-             lambda r: ' or '.join(PRIORS)),
-        Rule(lambda r: is_finite(r.prior_scale),
-             'The prior_scale is {r.prior_scale}: choose a number, 2 if in doubt.'),
-        Rule(lambda r: r.guidance == 'cfg' and r.init is None,
-             "DALL-E 2 paints from nothing, guided by itself: for CLIP's guidance ask "
-             'GLIDE, for a picture to begin with GLIDE or latent diffusion.'),
-    )
+    def __post_init__(self):
+        super().__post_init__()
+        if self.prior not in PRIORS:
+            raise Problem(f'There is no prior "{self.prior}": choose '
+                          f'{" or ".join(PRIORS)}.')
+        if not is_finite(self.prior_scale):
+            raise Problem(f'The prior_scale is {self.prior_scale}: choose a number, 2 if '
+                          'in doubt.')
+        if self.guidance != 'cfg' or self.init is not None:
+            raise Problem("DALL-E 2 paints from nothing, guided by itself: for CLIP's "
+                          'guidance ask GLIDE, for a picture to begin with GLIDE or '
+                          'latent diffusion.')
 
 # %% ../../nbs/63_dalle2.ipynb #imagined
 def sampled_embeddings(request: Request, tokens: Tensor,  # [n l]
@@ -483,4 +485,5 @@ def judge_dalle2(n: int = 200, seed: int = 0) -> Iterator[tuple[int, list[dict]]
 
 SYSTEMS.add('dalle2', System('dalle2', paint_dalle2,
                              ('clip', 'prior', 'prior-ar', 'dalle2', UPSAMPLER,
-                              'emoji-classifier'), UnclipRequest))
+                              'emoji-classifier'), UnclipRequest, takes_model=False,
+                             worlds=('emoji', 'shapes')))

@@ -11,7 +11,7 @@ __all__ = ['LATENT', 'LogitNormal', 'flow_loss', 'flow_time', 'LatentDiffusion',
 import math
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Callable, ClassVar
+from typing import Callable
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -31,7 +31,7 @@ from ..nets.dit import DiT
 from .autoencoder import Autoencoder, encoded, latent_scale
 from .glide import TextEncoder, TextUNet, small_text
 from ddpm_lit.systems.pipeline import (
-    SYSTEMS, Part, Request, Rule, System, from_strength, in_stages, kept_at,
+    SYSTEMS, Part, Request, System, from_strength, in_stages, kept_at,
     noised_start, weights_on)
 from .judging import judging
 from .upsample import ShiftedSchedule
@@ -183,11 +183,11 @@ class LatentRequest(Request):
     steps: tuple[int, ...] = (20,)
     w: float = 2.
 
-    rules: ClassVar[tuple[Rule, ...]] = Request.rules + (
-        Rule(lambda r: r.guidance == 'cfg',
-             'Latent diffusion is guided without a classifier: leave the guidance at '
-             'cfg.'),
-    )
+    def __post_init__(self):
+        super().__post_init__()
+        if self.guidance != 'cfg':
+            raise Problem('Latent diffusion is guided without a classifier: leave the '
+                          'guidance at cfg.')
 
 
 def latent_levels(request: LatentRequest, rho: float = 1.5) -> Grid:
@@ -256,5 +256,5 @@ def paint_latent(request: LatentRequest,
 
 SYSTEMS.add('latent', System('latent', paint_latent,
                              ('latent', 'autoencoder', 'clip', 'emoji-classifier'),
-                             LatentRequest))
+                             LatentRequest, worlds=('emoji', 'shapes')))
 JUDGES.add('latent', judging(paint_latent, LatentRequest))

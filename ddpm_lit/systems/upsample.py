@@ -302,9 +302,16 @@ register(upsampler_recipe('glide-up-64-inpaint',
 
 # %% ../../nbs/61_upsample.ipynb #stages
 def guided(request: Request, tokens: Tensor,     # [n l]
-           at: Sequence[int] = ()  # which of the pictures, as in `DenoiserOf`
+           at: Sequence[int] = (),  # which of the pictures, as in `DenoiserOf`
+           model: Glide | None = None,  # of yours, in the place of the book's
            ) -> Denoiser:
     "GLIDE's base model, guided; with a mask, that for holes. Eq. 41.3, 60.8, 60.10."
+    if model is not None:
+        if request.guidance != 'cfg':
+            raise Problem('Weights of yours are guided without a classifier: '
+                          "leave the guidance at `guidance='cfg'`.")
+        return cfg_batched(model, dict(tokens=tokens), w=request.w)
+
     # the inpainting model is also conditioned on what is known, and where
     known = known_at(request, 32)
     name = 'glide' if request.mask is None else 'glide-inpaint'

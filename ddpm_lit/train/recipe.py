@@ -65,10 +65,10 @@ def check_name(name: str):
                       'called so too: choose the name of a file, without slashes.')
 
 
-def register(recipe: Recipe):
-    "Make a recipe known by its name; it belongs to the module that calls this."
+def register(recipe: Recipe, owner: str | None = None):  # None: the module that calls
+    "Make a recipe known by its name; it belongs to a module."
     check_name(recipe.name)
-    RECIPES.add(recipe.name, recipe, owner=caller())
+    RECIPES.add(recipe.name, recipe, owner=owner or caller())
 
 # %% ../../nbs/22_fit.ipynb #find-recipe
 def find_recipe(name: str) -> Recipe:
