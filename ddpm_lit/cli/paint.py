@@ -154,7 +154,8 @@ def asked_pictures(options: dict) -> dict:  # `init` and `mask`: paths, or None
 @click.command('paint', cls=Command)
 @click.argument('captions', nargs=-1, required=True, metavar='CAPTION...')
 @click.option('--system',
-              help='The system that paints: glide, dalle2 or latent.  [default: glide]')
+              help='The system that paints: glide, dalle2, latent, or one of a plug-in.  '
+                   '[default: glide]')
 @click.option('--weights', metavar='RUN',
               help='Paint with weights of yours: a run of train glide or latent, or of '
                    'train --data FOLDER --captions ...')
@@ -190,6 +191,8 @@ def paint_command(captions, system, weights, style, n, out, each, device, thread
 
     # what to paint, and what a reader should know of its words
     painter, learned = choose_painter(system, weights, device)
+    if style and not painter.worlds:
+        raise Problem(f'{painter.name} knows no styles of emoji: leave `style` out.')
     captions = styled_captions(single_spaced(captions), style, options['data'])
     request = request_for(painter, captions, n, device=device,
                           **(options | asked_pictures(options)))
