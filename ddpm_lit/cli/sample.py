@@ -201,11 +201,11 @@ def eval_system(system, n: int, seed: int, device, options: dict) -> tuple[dict,
                                'paints: leave out --data, --label, --w, --sampler, '
                                '--steps and --features.')
 
-    used, notes = fingerprints_of(system.weights)
     judge = JUDGES.look(system.name)
     if judge is None:
-        raise Problem(f'{system.name} has no judge: look at what `paint` gives, or add a '
-                      'judge of that name to JUDGES (22).')
+        raise Problem(f'{system.name} has no judge: paint with it and look, or add a '
+                      'judge of its name to JUDGES (22).')
+    used, notes = fingerprints_of(system.weights)
     return eval_judged(system.name, judge, n, seed, device, used, notes)
 
 
