@@ -83,12 +83,13 @@ def check_numbers(r: 'Request'):
     if not is_finite(r.w):
         raise Problem(f'The weight w is {r.w}: choose a number, 2 if in doubt.')
     if r.clip_scale is not None and not is_finite(r.clip_scale):
-        raise Problem(f'The clip_scale is {r.clip_scale}: choose a number, 3 if in doubt.')
+        raise Problem(f'The clip_scale is {r.clip_scale}: choose a number, 3 if in '
+                      'doubt.')
     if r.clip_scale is not None and r.guidance != 'clip':
         raise Problem("`clip_scale` is for `guidance='clip'`: give `w`, or choose that.")
     if not isinstance(r.strength, (int, float)) or not 0 < r.strength <= 1:
-        raise Problem(f'The strength is {r.strength}: choose it above 0 (keep all) up to '
-                      '1 (paint all anew).')
+        raise Problem(f'The strength is {r.strength}: choose it above 0 (keep all) up '
+                      'to 1 (paint all anew).')
 
 # %% ../../nbs/59_pipeline.ipynb #picture-rules
 def check_mask(r: 'Request'):

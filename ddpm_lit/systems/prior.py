@@ -256,7 +256,8 @@ def sample_prior(
                       'encode_text(clip, tokenizer("")) as empty.')
 
     # each caption once for each candidate
-    many = {k: v.repeat_interleave(candidates, 0) for k, v in text._asdict().items()}
+    named = text._asdict()
+    many = {k: v.repeat_interleave(candidates, 0) for k, v in named.items()}
     if guidance_scale == 1:
         denoiser = prior.given(**many)
     else:
@@ -264,7 +265,8 @@ def sample_prior(
                                instead_of=empty._asdict())
 
     # DDPM's steps, then back to unit vectors
-    x = last(ancestral(denoiser, grid(Cosine(), steps), noise(many['z_text']), variance, noise))
+    start = noise(many['z_text'])
+    x = last(ancestral(denoiser, grid(Cosine(), steps), start, variance, noise))
     z = unit(prior.unscaled(x)).unflatten(0, (-1, candidates))
     return best_candidate(z, text.z_text)
 

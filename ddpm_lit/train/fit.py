@@ -201,8 +201,8 @@ def step_seeds(seed: int, step: int, device: torch.device) -> Iterator[None]:
 def split_batch(batch: tuple) -> tuple[Tensor, dict[str, Tensor]]:
     "The data of a batch and their conditions by name; a bare tensor is the label."
     if len(batch) not in (1, 2):
-        raise Problem(f'A batch has {len(batch)} parts: make it (x0,), (x0, label), or x0 '
-                      'and a dict of its conditions, (x0, dict(tokens=...)).')
+        raise Problem(f'A batch has {len(batch)} parts: make it (x0,), (x0, label), or '
+                      'x0 and a dict of its conditions, (x0, dict(tokens=...)).')
     x0, *condition = batch
     return x0, named_conditions(condition[0] if condition else None)
 
