@@ -14,7 +14,7 @@ from .core.denoiser import Denoiser, Model
 from .core.files import data_dir
 from .core.problem import Problem, sentence
 from .systems.draw import labels, recipe_denoiser, sample_recipe, steering
-from .systems.pipeline import SYSTEMS, System, system_of
+from .systems.pipeline import SYSTEMS, System, largest, system_of
 from .train.recipe import Recipe
 from .train.weights import load_weights
 from .train.run import find_weights, is_foreign, open_weights, read_settings
@@ -78,8 +78,7 @@ class LoadedSystem:
         asked = [captions] if isinstance(captions, str) else [*captions]
         every = tuple(caption for caption in asked for _ in range(n))
         wanted = self.system.request(every, seed=seed, device=self.device, **request)
-        found = self.system.paint(wanted)
-        return found[max(found)]
+        return largest(self.system.paint(wanted))
 
 # %% ../nbs/87_front.ipynb #load
 def card_of(found: str) -> dict:  # found: as `find_weights` gives it

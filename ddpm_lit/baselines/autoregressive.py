@@ -18,7 +18,7 @@ class Baseline(nn.Module):
     "A model that brings its own loss. It has no levels and no labels."
     likelihood = 'none'  # 'exact', 'bound' or 'none': what `nats` is
 
-    def given(self, *condition) -> 'Baseline':  # so that `fit` can be given labels
+    def given(self, **condition) -> 'Baseline':  # so that `fit` can be given labels
         "Itself: conditions make no difference."
         return self
 

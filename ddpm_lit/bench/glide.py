@@ -23,12 +23,13 @@ def run_glide(f: Fixture, dtype: torch.dtype) -> dict[str, Tensor]:
     t = f.inputs['t']
     whole, words = net.text(f.inputs['tokens'], f.inputs['mask'])
 
-    # what else the model reads, in the order of (76.1)
-    inputs = ('inpaint_image', 'inpaint_mask', 'low_res')
-    more = [f.inputs[k].to(dtype) for k in inputs if k in f.inputs]
-    out = dict(pred=net.net(x, t, *more, whole, words), xf_proj=whole, xf_out=words.mT)
-    if 'inpaint_image' in f.inputs:
-        out['pred_nothing_known'] = net.net(x, t, None, None, whole, words)
+    # what else the model reads, by our names
+    caption = dict(whole=whole, words=words)
+    inputs = dict(known='inpaint_image', mask='inpaint_mask', low='low_res')
+    more = {k: f.inputs[v].to(dtype) for k, v in inputs.items() if v in f.inputs}
+    out = dict(pred=net.net(x, t, **caption, **more), xf_proj=whole, xf_out=words.mT)
+    if 'known' in more:
+        out['pred_nothing_known'] = net.net(x, t, **caption)
     return out
 
 

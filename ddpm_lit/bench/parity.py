@@ -86,14 +86,14 @@ def filled(net: UNet, f: Fixture, dtype: torch.dtype) -> UNet:
 @torch.no_grad()
 def run_openai(f: Fixture, dtype: torch.dtype) -> dict[str, Tensor]:
     "Outputs of improved- and guided-diffusion, in the other row order too where stored."
-    x, t, label, low_res = (f.inputs.get(k) for k in ('x', 't', 'y', 'low_res'))
+    x, t, label, low = (f.inputs.get(k) for k in ('x', 't', 'y', 'low_res'))
     x = x.to(dtype)
 
     def pred(config):
-        if low_res is None:
+        if low is None:
             return filled(unet_openai(config), f, dtype)(x, t, label)
         net = UpsamplerUNet(filled(unet_openai(config, 2), f, dtype))
-        return net(x, t, low_res.to(dtype), label)
+        return net(x, t, low.to(dtype), label=label)
 
     outputs = {'pred': pred(f.config)}
     if 'pred_if_other_attention_order' in f.outputs:

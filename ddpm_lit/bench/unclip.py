@@ -35,7 +35,7 @@ def run_prior(f: Fixture, dtype: torch.dtype) -> dict[str, Tensor]:
     "Outputs of diffusers' prior, with its mask and without. Eq. 71.2, 77.1."
     prior = load_prior(f.weights, f.config).to(dtype)
     i = {k: v.to(dtype) if v.is_floating_point() else v for k, v in f.inputs.items()}
-    pred = prior.net(i['x'], i['t'], *prior.net.read(i['proj'], i['hid'], i['mask']))
+    pred = prior.net(i['x'], i['t'], **prior.net.read(i['proj'], i['hid'], i['mask']))
     no_mask = not_causal(prior.net, i['x'], i['t'], i['proj'], i['hid'])
     return dict(pred=pred, post=prior.unscaled(pred), pred_no_mask=no_mask)
 
@@ -56,10 +56,9 @@ def run_decoder(f: Fixture, dtype: torch.dtype) -> dict[str, Tensor]:
 
     # nothing seen comes first, then the embedding
     z_image = torch.cat([0*i['z_i'], i['z_i']])
-    whole, words, mask = net.encode_condition(
-        z_image, TextFeatures(i['z_t'], i['hid'], i['mask']))
-    pred = net.net(i['x'], i['t'], whole, words, mask)
-    return dict(add=whole, ctx=words, pred=pred)
+    read = net.encode_condition(z_image, TextFeatures(i['z_t'], i['hid'], i['mask']))
+    pred = net.net(i['x'], i['t'], **read)
+    return dict(add=read['whole'], ctx=read['words'], pred=pred)
 
 
 KINDS.add('decoder', Kind(r'diffusers UnCLIPTextProjModel and UNet2DConditionModel\b',

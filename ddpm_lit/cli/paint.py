@@ -155,7 +155,8 @@ def asked_pictures(options: dict) -> dict:  # `init` and `mask`: paths, or None
 @click.command('paint', cls=Command)
 @click.argument('captions', nargs=-1, required=True, metavar='CAPTION...')
 @click.option('--system',
-              help='The system that paints: glide, dalle2 or latent.  [default: glide]')
+              help='The system that paints: glide, dalle2, latent, or one of a plug-in.  '
+                   '[default: glide]')
 @click.option('--weights', metavar='RUN',
               help='Paint with weights of yours: a run of train glide or latent, or of '
                    'train --data FOLDER --captions ...')
@@ -187,21 +188,24 @@ def paint_command(captions, system, weights, style, n, out, each, device, thread
     "Paint what each CAPTION says. For example: paint 'a red heart' --n 8 --out heart.png"
     device = start(device, threads)
     from ddpm_lit.show import save_captioned, save_each
-    from ddpm_lit.systems.pipeline import request_for, styled_captions
+    from ddpm_lit.systems.pipeline import largest, request_for, styled_captions
 
     # what to paint, and what a reader should know of its words
     painter, learned = choose_painter(system, weights, device)
+    if style and not painter.worlds:
+        raise Problem(f'{painter.name} knows no styles of emoji: leave `style` out.')
     captions = styled_captions(single_spaced(captions), style, options['data'])
     request = request_for(painter, captions, n, device=device,
                           **(options | asked_pictures(options)))
-    notes = print_notes(captions, options['data'], learned)
+    notes = print_notes(captions, options['data'], learned) if painter.worlds else []
     if request.mask is not None and request.mask.all():
         note('the mask has no white: nothing is painted.')
 
     # a row of pictures for each caption
     began = time.perf_counter()
     with Bars() as bars:
-        x = painter.paint(request, partial(bars, f'paint {n*len(captions)} pictures'))[64]
+        progress = partial(bars, f'paint {n*len(captions)} pictures')
+        x = largest(painter.paint(request, progress))
     seconds = time.perf_counter() - began
     if each:
         save_each(x, each, [words for words in captions for _ in range(n)])

@@ -215,9 +215,12 @@ def eval_system(draw: Draw, system, options: dict) -> tuple[dict, str]:
                                'paints: leave out --data, --label, --w, --sampler, '
                                '--steps and --features.')
 
+    judge = JUDGES.look(system.name)
+    if judge is None:
+        raise Problem(f'{system.name} has no judge: paint with it and look, or add a '
+                      'judge of its name to JUDGES (22).')
     used, notes = fingerprints_of(system.weights)
-    named = replace(draw, name=system.name)
-    return eval_judged(named, JUDGES.find(system.name), used, notes)
+    return eval_judged(replace(draw, name=system.name), judge, used, notes)
 
 
 def eval_blind(draw: Draw, options: dict) -> tuple[dict, str]:

@@ -53,8 +53,8 @@ def small_clip(
 # %% ../../nbs/53_clip.ipynb #recipe
 def both_worlds(
     batch: int, seed: int, device: torch.device, size: int = 32
-) -> Callable[[int], tuple[Tensor, Tensor]]:
-    "step -> pictures [b 3 size size], 3/4 of them emoji, 1/4 shapes; tokens [b l]."
+) -> Callable[[int], tuple[Tensor, dict]]:
+    "step -> pictures [b 3 size size], 3/4 of them emoji, 1/4 shapes; their tokens."
     tokenize = partial(caption_tokenizer(), too_long='truncate')
     few = batch // 4
     drawings = all_but_held(size).to(device)
@@ -63,9 +63,10 @@ def both_worlds(
     scenes = CaptionBatches(things, tokenize, few, seed)
 
     def both(step):
-        x, tokens = emojis(step)
+        x, said = emojis(step)
         y, more = scenes(step)
-        return torch.cat([x, y]), torch.cat([tokens, more])
+        tokens = torch.cat([said['tokens'], more['tokens']])
+        return torch.cat([x, y]), dict(tokens=tokens)
 
     return both
 

@@ -262,7 +262,7 @@ def shifted(pixels: Tensor,  # [b c h w]
 
 # %% ../../nbs/50_captions.ipynb #caption-batches
 class CaptionBatches:
-    "step -> (x0, tokens); order by seed and epoch, words by seed and step. Eq. 23.5."
+    "step -> x0, its tokens; order by seed and epoch, words by seed and step. Eq. 23.5."
     def __init__(self,
                  data: Captioned,
                  tokenize: Callable,  # list of str -> int64 [b l]
@@ -316,14 +316,14 @@ class CaptionBatches:
             self.known.update(zip(new, self.tokenize(new)))
         return torch.stack([self.known[t] for t in texts])
 
-    def __call__(self, step: int):  # x0 [b 3 h w] float32, tokens [b l] int64
+    def __call__(self, step: int):  # x0 [b 3 h w] float32, dict(tokens [b l] int64)
         rows, texts, rng = self.words(step)
         device = self.data.pixels.device
         pixels = self.data.pixels[torch.from_numpy(rows).to(device)]
         if self.shift:
             by = rng.integers(-self.shift, self.shift + 1, (self.size, 2))
             pixels = shifted(pixels, torch.from_numpy(by).to(device))
-        return to_unit(pixels), self.tokens(texts).to(device)
+        return to_unit(pixels), dict(tokens=self.tokens(texts).to(device))
 
 # %% ../../nbs/50_captions.ipynb #scene
 SHAPES = ('circle', 'square', 'triangle', 'diamond', 'cross')

@@ -28,7 +28,8 @@ from ..clip.tokens import clip_tokenizer, glide_tokenizer
 from ..clip.zero_shot import ZeroShotClassifier
 from ..core.files import check_tensors, data_dir, open_input, read_json
 from ..core.problem import Problem, identity, needed, no_progress
-from ..core.denoiser import Model, Parameterization, from_eps, from_v, from_x0
+from ..core.denoiser import (
+    Model, Parameterization, find_net, from_eps, from_v, from_x0)
 from ..data.images import to_bytes
 from ..diffusion.schedule import DiscreteSchedule, cosine, linear
 from .pickled import model_part, read_pickled
@@ -599,7 +600,7 @@ def open_glide(path, upsampler=None,  # the paths of its files
     up = None if upsampler is None else glide_at(upsampler, 'upsample', device)
     words = glide_tokenizer()
     side = side or 64
-    factor = base.net.net.factor
+    factor = find_net(base, UNet).factor
     check_side(str(path), side, factor)
 
     def paint(captions, guidance_scale, steps, noise, watch):

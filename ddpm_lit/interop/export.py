@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 import ddpm_lit
 from ..clip.contrast import CLIP, MEAN, STD, ResNetTower, TextTower, VisionTower
-from ..core.denoiser import Model, Prediction
+from ..core.denoiser import Model, Prediction, named_conditions
 from ..core.level import Level, append_dims
 from ..core.files import check_new, new_folder
 from ..core.problem import Problem, printable
@@ -50,7 +50,7 @@ from ..nets.unet import Attention, Downsample, ResBlock, TimeEmbedding, UNet
 from ..nets.unet import Unshuffled
 from ..scale.presets import Stepped, timestep_input
 from ..systems.draw import labels
-from ..systems.own import AugmentedUNet, PictureModel
+from ..systems.own import AugmentedUNet
 from ..train.recipe import MAKERS, Recipe, made
 from ..train.weights import load_weights, save_weights
 from ..core.tensors import write_tensors
@@ -101,7 +101,7 @@ def check_denoiser(source: Source, to: str) -> Model:
 
     # attention to tokens means captions
     wide = [m for m in model.modules() if getattr(m, 'tokens', 0)]
-    if type(model) not in (Model, PictureModel) or wide:
+    if type(model) is not Model or wide:
         raise Problem(f'{source.name} is conditioned on more than a label, for which '
                       f'{to} has no place here: export it as safetensors.')
     return model
@@ -367,9 +367,9 @@ def check_diffusers(source: Source, folder: Path, net: UNet, factor: int,
     if source.theirs and number is not None:
         number = torch.tensor([0, 1, 0]) % net.classes
     own = number if label is None else labels(recipe, 3, label)
-    ours = source.model.given(*([] if own is None else [own]))
+    ours = source.model.given(own)
     row = None if number is None else number % net.classes
-    theirs = again.given(*([] if row is None else [row]))
+    theirs = again.given(row)
 
     def folded(x, t):
         p = ours(x, t)
@@ -436,7 +436,7 @@ class Portable(nn.Module):
                 label: Tensor | None = None,   # [b] below 0: none
                 ) -> tuple[Tensor, ...]:       # x0, eps, and frac where it is learned
         at = At(append_dims(self.signal[step], x), append_dims(self.sigma[step], x))
-        out = self.net(x, self.times[step], *([] if label is None else [label]))
+        out = self.net(x, self.times[step], **named_conditions(label))
         if not self.learned_variance:
             return tuple(self.parameterization(out, x, at)[:2])
         out, frac = out.chunk(2, 1)
@@ -477,7 +477,7 @@ def check_function(run: Callable, source: Source, config: dict):
         return Prediction(*run(x, k.expand(len(x)), *given)[:2])
 
     shape = source.recipe.shape
-    check_agreement(source.model.given(*given), theirs, shape, t, source.name)
+    check_agreement(source.model.given(*given[:1]), theirs, shape, t, source.name)
 
 
 def write_torchscript(source: Source, folder: Path) -> dict:
@@ -986,11 +986,9 @@ def write_ours(source: Source, folder: Path) -> dict:
 
     # the file predicts what the model did
     again = load_weights(str(path))[0]
-    given = []
-    if recipe.classes:
-        given = [torch.tensor([0, 1, 0]) % recipe.classes]
+    label = torch.tensor([0, 1, 0]) % recipe.classes if recipe.classes else None
     halves = copy.deepcopy(model).half().float()  # as files of ours keep numbers
-    check_agreement(halves.given(*given), again.given(*given), recipe.shape,
+    check_agreement(halves.given(label), again.given(label), recipe.shape,
                     step_levels(recipe.schedule), source.name)
 
     return dict(file=path.name)

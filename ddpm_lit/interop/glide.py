@@ -200,7 +200,7 @@ def sample_glide(base: Glide,
         return noise(base.text.places.new_empty(len(tokens), 3, side, side))
 
     # guided ancestral steps
-    guided = cfg_batched(base, tokens, guidance_scale=guidance_scale)
+    guided = cfg_batched(base, dict(tokens=tokens), guidance_scale=guidance_scale)
     levels = respace(base.schedule, str(steps))
     denoiser = watch(clamp_x0(guided))
     x = last(ancestral(denoiser, levels, start(side), learned_range, noise))
@@ -209,5 +209,5 @@ def sample_glide(base: Glide,
 
     # upsample the picture, rounded to bytes, by unguided DDIM
     low = ((x + 1)*127.5).round()/127.5 - 1
-    denoiser = watch(clamp_x0(up.given(tokens, low)))
+    denoiser = watch(clamp_x0(up.given(tokens=tokens, low=low)))
     return last(ddim(denoiser, fast27(up.schedule), .997*start(4*side)))

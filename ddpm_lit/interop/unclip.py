@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from ..clip.contrast import CLIP, TextTower
 from ..core.problem import Problem, identity
-from ..core.denoiser import Denoiser, Model, from_eps
+from ..core.denoiser import Denoiser, Model, find_net, from_eps
 from ..diffusion.sample import ancestral, clamp_x0, fixed_small, last
 from ..diffusion.sample import learned_range, respace
 from ..diffusion.schedule import Grid, cosine
@@ -162,13 +162,13 @@ class Karlo(Decoder):
 
     def encode_condition(self,
              z_image: Tensor | None = None,  # [b d]; None or zeros: no image
-             features: TextFeatures | None = None) -> tuple[Tensor, ...]:
+             features: TextFeatures | None = None) -> dict[str, Tensor]:
         "Both are read once for a whole run. Eq. 77.3, 77.6."
-        whole, words = super().encode_condition(z_image, features)
+        read = super().encode_condition(z_image, features)
 
         # the words of the image stand in front, and may always be read
         seen = features.mask.new_ones(len(features.mask), self.seen.shape[0])
-        return whole, words, torch.cat([seen, features.mask], 1)
+        return dict(read, mask=torch.cat([seen, features.mask], 1))
 
 # %% ../../nbs/77_unclip_layouts.ipynb #null
 class RawImageProjection(ImageProjection):
@@ -341,7 +341,7 @@ def load_upsampler(source,  # the path of a safetensors file, or a state
     "An upsampler as its file has it, in float32."
     state, origin = opened(source)
     model = build_empty(upsampler_diffusers, config)
-    load_official(model.net.net, state, Layout('diffusers'), origin)
+    load_official(find_net(model, UNet), state, Layout('diffusers'), origin)
     return model
 
 # %% ../../nbs/77_unclip_layouts.ipynb #relay
@@ -419,20 +419,22 @@ def sample_unclip(
         return last(ancestral(denoiser, levels, start, variance, noise))
 
     # the prior: a sentence -> an image embedding
-    guided = cfg_batched(parts.prior, features, guidance_scale=prior_scale,
-                         instead_of=unconditional)
+    guided = cfg_batched(parts.prior, features._asdict(), guidance_scale=prior_scale,
+                         instead_of=unconditional._asdict())
     dim = features.z_text.shape[1]
     z = parts.prior.unscaled(run(guided, steps[0], parts.limit, fixed_small, dim))
 
     # the decoder: both -> a small picture
-    guided = cfg_batched(parts.decoder, (z, features), guidance_scale=guidance_scale,
-                         instead_of=(None, unconditional))
+    guided = cfg_batched(parts.decoder, dict(z_image=z, features=features),
+                         guidance_scale=guidance_scale,
+                         instead_of=dict(features=unconditional))
     x = run(guided, steps[1], 1., learned_range, 3, small, small).clamp(-1, 1)
 
     # the upsamplers: a small picture -> a large one
     low = bicubic(x, large // small)
     levels = respace(cosine(), str(steps[2]))
-    larger = switch_denoisers(parts.first.given(low), parts.final.given(low), levels)
+    larger = switch_denoisers(parts.first.given(low=low), parts.final.given(low=low),
+                              levels)
     return z, x, run(larger, steps[2], 1., fixed_small, 3, large, large)
 
 # %% ../../nbs/77_unclip_layouts.ipynb #unclip-parts

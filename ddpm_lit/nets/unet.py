@@ -14,6 +14,7 @@ from typing import Callable, Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from ..core.denoiser import named_conditions
 from ..core.level import widest
 from ..core.problem import Problem, check_each
 from .attention import attend, heads_of, in_heads
@@ -392,11 +393,10 @@ class UpsamplerUNet(nn.Module):
         super().__init__()
         self.net = net
 
-    def forward(self, x: Tensor, t: Tensor, low_res: Tensor, *given,
-                **named) -> Tensor:  # [b c h w], [b], [b c h' w'] -> [b c h w]
-        low_res = F.interpolate(low_res, x.shape[2:], mode='bilinear',
-                                align_corners=False)
-        return self.net(torch.cat([x, low_res], 1), t, *given, **named)
+    def forward(self, x: Tensor, t: Tensor, low: Tensor,
+                **condition) -> Tensor:  # [b c h w], [b], [b c h' w'] -> [b c h w]
+        low = F.interpolate(low, x.shape[2:], mode='bilinear', align_corners=False)
+        return self.net(torch.cat([x, low], 1), t, **condition)
 
 
 class Unshuffled(nn.Module):
@@ -406,11 +406,12 @@ class Unshuffled(nn.Module):
         self.net = net
         self.factor = factor
 
-    def forward(self, x: Tensor, t: Tensor, *given,
-                **named) -> Tensor:  # [b c h w] -> [b c h w]
+    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None,
+                **condition) -> Tensor:  # [b c h w] -> [b c h w]
         channels = self.net.channels_in // self.factor**2
         check_picture(x, channels, self.factor*self.net.factor)
-        y = self.net(F.pixel_unshuffle(x, self.factor), t, *given, **named)
+        condition = named_conditions(dict(condition, label=label))
+        y = self.net(F.pixel_unshuffle(x, self.factor), t, **condition)
         return F.pixel_shuffle(y, self.factor)
 
 

@@ -306,8 +306,8 @@ class LossModule(nn.Module):
         self.model = model
 
     def forward(self, loss: Loss, x0: Tensor, t: Level, eps: Tensor,
-                *condition) -> Tensor:
-        return loss(self.model.given(*condition), x0, t, eps)
+                **condition) -> Tensor:
+        return loss(self.model.given(**condition), x0, t, eps)
 
 
 class DataParallelRun(Training):
@@ -324,14 +324,14 @@ class DataParallelRun(Training):
                 LossModule(model), static_graph=True, gradient_as_bucket_view=True)
         return model
 
-    def losses(self, loss, x0, t, eps, *condition):
+    def losses(self, loss, x0, t, eps, **condition):
         if self.team.rank:  # dropout differs between processes
             torch.manual_seed(torch.initial_seed() + 2**40*self.team.rank)
         if loss in GATHERED_LOSSES:
             loss = partial(GATHERED_LOSSES[loss], team=self.team)
         own = self.team.shard
         return self.whole(loss, own(x0), Level(own(t.log_snr)), own(eps),
-                          *map(own, condition))
+                          **{name: own(c) for name, c in condition.items()})
 
     def backward(self, parts, clip):
         value, norm = super().backward(parts, clip)

@@ -39,6 +39,7 @@ from ..nets.unet import (
 from ..systems.dalle2 import Decoder, ImageProjection
 from ..systems.glide import Inpaint, official_glide
 from ..systems.prior import Prior, PriorNet
+from ..train.fit import split_batch
 from ..train.recipe import Recipe, register
 
 # %% ../../nbs/70_presets.ipynb #cost
@@ -743,9 +744,11 @@ def pictures_for(
     source = Batches(images, batch, seed, flip=p.regime.flip)
 
     def at(step):
-        x0, *label = source(step)
-        small = [halve(halve(x0))] if p.kind == 'upsampler' else []
-        return x0, *small, *(label if p.classes else [])
+        x0, label = split_batch(source(step))
+        condition = label if p.classes else {}
+        if p.kind == 'upsampler':
+            condition = dict(condition, low=halve(halve(x0)))
+        return x0, condition
 
     return at
 

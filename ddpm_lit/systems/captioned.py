@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['old_pictures', 'TUNABLE', 'FEW', 'PAINTED', 'READ', 'AdapterOnly', 'adapter_only', 'captions_of', 'unseen_words',
-           'notes_on_words', 'tuned', 'latent_pairs', 'glide_pairs', 'PairBatches', 'Tunable', 'paint_with',
-           'check_tuning', 'plan_tuning', 'about_tuning', 'trained_painter', 'paint_by_words', 'own_painter',
-           'open_painter', 'paint_examples', 'own_judge', 'tuning_found']
+           'notes_on_words', 'tuned', 'latent_pairs', 'glide_pairs', 'PairBatches', 'Tunable', 'check_tuning',
+           'plan_tuning', 'about_tuning', 'trained_painter', 'paint_by_words', 'own_painter', 'open_painter',
+           'paint_examples', 'own_judge', 'tuning_found']
 
 # %% ../../nbs/69_captioned.ipynb #imports
 import math
@@ -22,17 +22,14 @@ from ..clip.tokens import caption_tokenizer
 from ..core.problem import Problem, counted, no_progress
 from ..data.captions import CaptionBatches, Captioned, chosen, join
 from ..data.folder import Folder
-from ..guide.cfg import cfg_batched
 from .glide import caption_batches, captioned_worlds, out_of_vocabulary
-from .latent import paint_latent
 from .lora import (
     TuningBatches, add_lora, digest_of, lora_state, scale_adapter)
 from .own import OWN, OwnSystem, duration_text, remembered
 from .source import Source
 from .pipeline import (
-    Request, System, request_for, system_of, weights_on)
+    Request, System, largest, request_for, system_of, weights_on)
 from .judging import judging
-from .upsample import in_cascade
 from ..train.recipe import JUDGES, MAKERS, Recipe, find_recipe, made
 from ..train.weights import load_weights
 from ..train.run import find_weights
@@ -149,14 +146,15 @@ def glide_pairs(pictures: Captioned, share_old: float, size: int, seed: int,
         parts.append(caption_batches(old_pictures)(old, seed, device))
 
     def at(step):
-        x0, tokens = zip(*(part(step) for part in parts))
-        return torch.cat(x0), torch.cat(tokens)
+        drawn = [part(step) for part in parts]
+        tokens = torch.cat([condition['tokens'] for _, condition in drawn])
+        return torch.cat([x0 for x0, _ in drawn]), dict(tokens=tokens)
 
     return at
 
 # %% ../../nbs/69_captioned.ipynb #pair-batches
 class PairBatches(CaptionBatches):
-    "step -> (x0, tokens): own pairs whose captions differ, and old pairs. Eq. 69.2."
+    "step -> x0, its tokens: own pairs whose captions differ, and old pairs. Eq. 69.2."
     def __init__(self, pictures: Captioned, share_old: float, size: int, seed: int,
                  device: torch.device):
         # pictures by their captions
@@ -182,12 +180,13 @@ class PairBatches(CaptionBatches):
         rows = [chosen(self.alike[k], rng) for k in captions]
         return np.array(rows), [self.data.say(i, rng) for i in rows], rng
 
-    def __call__(self, step: int) -> tuple[Tensor, Tensor]:  # [b 3 h w], [b l]
-        x0, tokens = super().__call__(step)
+    def __call__(self, step: int) -> tuple[Tensor, dict]:  # [b 3 h w], tokens [b l]
+        x0, own = super().__call__(step)
         if self.old is None:
-            return x0, tokens
-        old, old_tokens = self.old(step)
-        return torch.cat([x0, old]), torch.cat([tokens, old_tokens])
+            return x0, own
+        x0_old, old = self.old(step)
+        tokens = torch.cat([own['tokens'], old['tokens']])
+        return torch.cat([x0, x0_old]), dict(tokens=tokens)
 
 # %% ../../nbs/69_captioned.ipynb #tunable
 @dataclass(frozen=True)
@@ -195,35 +194,18 @@ class Tunable:
     "What is particular about a system that is trained further."
     weights: str     # of the book
     side: int        # of the pictures
-    # (pictures, share_old, size, seed, device) -> step -> (x0, *condition)
+    # (pictures, share_old, size, seed, device) -> step -> (x0, dict(tokens=...))
     pairs: Callable
     batch: int
     lr: float        # of a whole model
     adapter_lr: float | None = None  # None: it takes no adapter
-    # (request, progress, model=...) -> pictures by size (59); None: it paints none
-    paint: Callable | None = None
-
-
-def paint_with(request: Request, progress: Callable[[int, int], None] = no_progress,
-               at_once: int = 64, *, model: Any) -> dict[int, Tensor]:
-    "GLIDE with a base model of yours, and the upsampler of the book. Eq. 41.3, 61.11."
-    if request.guidance != 'cfg':
-        raise Problem('Weights of yours are guided without a classifier: '
-                      "leave the guidance at `guidance='cfg'`.")
-
-    def denoiser_of(request, tokens, at):
-        return cfg_batched(model, tokens, w=request.w)
-
-    upsampler = 'glide-up-64' if request.mask is None else 'glide-up-64-inpaint'
-    return in_cascade(request, denoiser_of, upsampler, progress, at_once)
+    paints: bool = True  # is there a system of that name (59)?
 
 
 TUNABLE = dict(
-    latent=Tunable('latent', 64, latent_pairs, batch=32, lr=2e-4, adapter_lr=2e-3,
-                   paint=paint_latent),
-    glide=Tunable('glide', 32, glide_pairs, batch=32, lr=2e-4, adapter_lr=2e-3,
-                  paint=paint_with),
-    clip=Tunable('clip', 32, PairBatches, batch=128, lr=3e-4))
+    latent=Tunable('latent', 64, latent_pairs, batch=32, lr=2e-4, adapter_lr=2e-3),
+    glide=Tunable('glide', 32, glide_pairs, batch=32, lr=2e-4, adapter_lr=2e-3),
+    clip=Tunable('clip', 32, PairBatches, batch=128, lr=3e-4, paints=False))
 
 # %% ../../nbs/69_captioned.ipynb #check-tuning
 def check_tuning(name: str, kind: Tunable, pictures: Captioned, rank: int | None,
@@ -278,7 +260,7 @@ def plan_tuning(
         rate = kind.adapter_lr
 
     captions = captions_of(pictures)
-    painter = system if kind.paint else ''
+    painter = system if kind.paints else ''
     recipe = made(dict(maker='tuned', name=name, weights=kind.weights, system=painter,
                        words=unseen_words(captions), examples=captions[:8], **about))
 
@@ -323,12 +305,11 @@ def trained_painter(model: nn.Module, recipe: Recipe) -> System:
     if not system:
         raise Problem(f'{recipe.name} paints no captions: give a run that was '
                       "trained with `system='latent'`.")
-    kind = TUNABLE.get(system.name)
-    if kind is None or kind.paint is None:
+    if not system.takes_model:
         raise Problem(f'{recipe.name} is one of several networks of a system: train it '
                       "with `ship`, which puts it in its place, then take "
                       f"`system='{system.name}'`.")
-    return replace(system, paint=partial(kind.paint, model=model))
+    return replace(system, paint=partial(system.paint, model=model))
 
 
 def paint_by_words(paint: Callable, model: nn.Module, words: set[str], request: Request,
@@ -382,7 +363,7 @@ def paint_examples(model: nn.Module, recipe: Recipe, n: int = 2,
     device = next(model.parameters()).device
     captions = tuple(recipe.spec['examples'])*n
     request = request_for(system, captions, steps=steps, device=device)
-    return system.paint(request)[64]
+    return largest(system.paint(request))
 
 
 def own_judge(model: nn.Module, recipe: Recipe) -> Callable | None:  # None: there is none
@@ -416,6 +397,6 @@ PAINTED = 'ddpm_lit paint CAPTION --weights {out}'
 READ = 'ddpm_lit classify PICTURE --weights {out} --among CAPTION CAPTION'
 OWN.add_all({
     name: OwnSystem(partial(tuning_found, name), about_tuning,
-                    paint_examples if kind.paint else None, reads='captions',
-                    side=kind.side, use=PAINTED if kind.paint else READ)
+                    paint_examples if kind.paints else None, reads='captions',
+                    side=kind.side, use=PAINTED if kind.paints else READ)
     for name, kind in TUNABLE.items()})

@@ -12,7 +12,7 @@ __all__ = ['UPSAMPLER', 'PRIORS', 'PARTS', 'ImageProjection', 'Decoder', 'small_
 # %% ../../nbs/63_dalle2.ipynb #imports
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Callable, ClassVar, Iterator, Sequence
+from typing import Callable, Iterator, Sequence
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,7 @@ from ..nets.unet import small_unet
 from .glide import (
     GLIDE, Glide, asked_emoji, captioned_worlds, small_glide)
 from .pipeline import (
-    SYSTEMS, Part, Request, Rule, System, is_finite, own_noise, weights_on)
+    SYSTEMS, Part, Request, System, is_finite, own_noise, weights_on)
 from .prior import embedded, encode_text, sample_prior
 from .judging import judging, scene_title
 from .paint_glide import paint_glide
@@ -76,7 +76,7 @@ class Decoder(Glide):
     def encode_condition(self,
                          z_image: Tensor | None = None,  # [b d]
                          tokens: Tensor | None = None    # [b l]
-                         ) -> tuple[Tensor, Tensor]:
+                         ) -> dict[str, Tensor]:
         "Embedding and caption, encoded once for a whole run. Eq. 63.1."
         if z_image is not None and z_image.shape[1:] != (self.seen.dim,):
             raise Problem('This decoder is conditioned on embeddings of '
@@ -91,8 +91,8 @@ class Decoder(Glide):
                           'give as many of both, or one of either.')
 
         # one vector is the sum; the four tokens stand before those of the caption
-        tokens = torch.cat([four.expand(n, -1, -1), words.expand(n, -1, -1)], 1)
-        return seen + whole, tokens
+        words = torch.cat([four.expand(n, -1, -1), words.expand(n, -1, -1)], 1)
+        return dict(whole=seen + whole, words=words)
 
 # %% ../../nbs/63_dalle2.ipynb #small-decoder
 def small_decoder() -> Decoder:
@@ -131,7 +131,8 @@ def embedding_caption_batches(pictures: Callable[[int], Captioned],  # seed -> p
             rows = torch.from_numpy(rows).to(device)
             seen = torch.from_numpy(rng.random(batch) >= drop_seen).to(device)
             x0 = to_unit(data.pixels[rows])
-            return x0, z[rows]*seen[:, None], source.tokens(texts).to(device)
+            tokens = source.tokens(texts).to(device)
+            return x0, dict(z_image=z[rows]*seen[:, None], tokens=tokens)
 
         return step
 
@@ -177,13 +178,14 @@ def cropped(batches: Callable, whole: float = .75) -> Callable:  # whole: share 
         rows = batches(batch, seed, device)
 
         def at(step):
-            x0, tokens, low, u = rows(step)
+            x0, condition = rows(step)
+            low = condition['low']
             h = low.shape[-1] // 2
             y, x = torch.randint(h + 1, (2,)).tolist()
             if torch.rand(()) < whole:
-                return x0, tokens, low, u
+                return x0, condition
             x0 = x0[:, :, 2*y:2*(y + h), 2*x:2*(x + h)]
-            return x0, tokens, low[:, :, y:y + h, x:x + h], u
+            return x0, dict(condition, low=low[:, :, y:y + h, x:x + h])
 
         return at
 
@@ -213,16 +215,18 @@ class UnclipRequest(Request):
     prior: str = 'diffusion'  # or 'ar', the autoregressive one
     prior_scale: float = 2.  # guidance scale of the diffusion prior (62.6); 1: none
 
-    rules: ClassVar[tuple[Rule, ...]] = Request.rules + (
-        Rule(lambda r: r.prior in PRIORS,
-             'There is no prior "{r.prior}": choose {shown}.',
-             lambda r: ' or '.join(PRIORS)),
-        Rule(lambda r: is_finite(r.prior_scale),
-             'The prior_scale is {r.prior_scale}: choose a number, 2 if in doubt.'),
-        Rule(lambda r: r.guidance == 'cfg' and r.init is None,
-             "DALL-E 2 paints from nothing, guided by itself: for CLIP's guidance ask "
-             'GLIDE, for a picture to begin with GLIDE or latent diffusion.'),
-    )
+    def __post_init__(self):
+        super().__post_init__()
+        if self.prior not in PRIORS:
+            raise Problem(f'There is no prior "{self.prior}": choose '
+                          f'{" or ".join(PRIORS)}.')
+        if not is_finite(self.prior_scale):
+            raise Problem(f'The prior_scale is {self.prior_scale}: choose a number, 2 if '
+                          'in doubt.')
+        if self.guidance != 'cfg' or self.init is not None:
+            raise Problem("DALL-E 2 paints from nothing, guided by itself: for CLIP's "
+                          'guidance ask GLIDE, for a picture to begin with GLIDE or '
+                          'latent diffusion.')
 
 # %% ../../nbs/63_dalle2.ipynb #imagined
 def sampled_embeddings(request: Request, tokens: Tensor,  # [n l]
@@ -267,8 +271,8 @@ def decoded(request: Request,
 
     # D + w (D - D_o), and o is without embedding and caption (63.4)
     decoder = weights_on('dalle2', request.device)
-    return cfg_batched(decoder, (z, tokens if with_caption else None), w=request.w,
-                       instead_of=(None, None))
+    condition = dict(z_image=z, tokens=tokens if with_caption else None)
+    return cfg_batched(decoder, condition, w=request.w, instead_of=None)
 
 
 def paint_dalle2(request: Request, progress: Callable[[int, int], None] = no_progress,
@@ -481,4 +485,5 @@ def judge_dalle2(n: int = 200, seed: int = 0) -> Iterator[tuple[int, list[dict]]
 
 SYSTEMS.add('dalle2', System('dalle2', paint_dalle2,
                              ('clip', 'prior', 'prior-ar', 'dalle2', UPSAMPLER,
-                              'emoji-classifier'), UnclipRequest))
+                              'emoji-classifier'), UnclipRequest, takes_model=False,
+                             worlds=('emoji', 'shapes')))

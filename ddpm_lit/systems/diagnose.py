@@ -134,7 +134,7 @@ def condition_rows(model: Model, x0: Tensor, label: Tensor,
     def error(label):
         return measure_mse(model.given(label), x0, [t], lambda x: noise)[0]
 
-    without = errors_by_level(model.given(None), x0, [t], lambda x: noise)[0]
+    without = errors_by_level(model.given(), x0, [t], lambda x: noise)[0]
     others = error(label.roll(1))/error(label)
     return [BoundedValue('error with other labels', others, least=1.02, most=99.),
             BoundedValue('error without labels', without, least=0.,

@@ -27,7 +27,7 @@ from ..train.weights import load_weights
 
 # %% ../../nbs/44_evaluate.ipynb #steering
 # (model, labels [b]) -> the guided denoiser
-Steer = Callable[[Model, Tensor], Denoiser]
+Steer = Callable[[Model, Tensor | None], Denoiser]
 
 
 def classifier_steer(recipe: Recipe, scale: float) -> Steer:
@@ -38,7 +38,7 @@ def classifier_steer(recipe: Recipe, scale: float) -> Steer:
     classifier = load_weights('noisy-classifier')[0]
 
     def steer(model, label):
-        return guide(model.given(None), classifier.to(label.device).given(label), scale)
+        return guide(model.given(), classifier.to(label.device).given(label), scale)
 
     return steer
 
@@ -142,8 +142,7 @@ def sampler_for(model: Model, name: str) -> Sampler:
 def recipe_denoiser(model: Model, recipe: Recipe, label: Tensor | None = None,  # [b]
                     steer: Steer | None = None) -> Denoiser:
     "The model given its labels or guided to them, within the recipe's limit. Eq. 14.10."
-    given = () if label is None else (label,)
-    denoiser = steer(model, *given) if steer else model.given(*given)
+    denoiser = steer(model, label) if steer else model.given(label)
     return denoiser if recipe.limit is None else clamp_x0(denoiser, recipe.limit)
 
 

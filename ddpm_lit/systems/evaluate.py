@@ -25,7 +25,9 @@ from ..data.images import Images, load_images, to_unit
 from ..diffusion.bits import bits_per_dim, join_bits
 from ..diffusion.sample import Counted, fixed_large, learned_range
 from ..diffusion.schedule import DiscreteSchedule
-from .draw import Steer, labels, labels_at, recipe_denoiser, sample_recipe
+from .draw import (
+    Steer, labels, labels_at, recipe_denoiser, sample_recipe)
+from ..train.fit import split_batch
 from ..train.recipe import Recipe
 from ..train.weights import load_weights
 from ..train.measure import (
@@ -41,22 +43,23 @@ def real_data(recipe: Recipe, n: int, label: str | int | None,
         return test if label in (None, 'none') else test[test.label == int(label)]
 
     # points or pictures, as the training draws them; no captions
-    read = () if 'vocab' in recipe.data else drawn_anew(recipe, 2*n, seed + 1)
-    if len(read) != 1 + bool(recipe.classes):
+    takes = {'label'} if recipe.classes else set()
+    if 'vocab' not in recipe.data:
+        x0, condition = drawn_anew(recipe, 2*n, seed + 1)
+    if 'vocab' in recipe.data or {*condition} != takes:
         raise Problem(f'{recipe.name} draws from more than noise and a label, so its '
                       'samples alone cannot be evaluated: evaluate a whole system, or '
                       'look at samples.')
 
-    x0, *condition = read
     asked = None if label in (None, 'none') else labels(recipe, 1, label)
-    return x0 if asked is None else x0[condition[0] == asked]
+    return x0 if asked is None else x0[condition['label'] == asked]
 
 
-def drawn_anew(recipe: Recipe, n: int, seed: int) -> tuple[Tensor, ...]:  # x0, *condition
+def drawn_anew(recipe: Recipe, n: int, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
     "The first batch of n of a training with this seed."
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return recipe.batches(n, seed, torch.device('cpu'))(0)
+        return split_batch(recipe.batches(n, seed, torch.device('cpu'))(0))
 
 
 def on_cpu(denoiser: Denoiser, device: torch.device) -> Denoiser:

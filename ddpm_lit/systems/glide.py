@@ -19,7 +19,8 @@ from ..clip.shapes import small_noised_clip
 from ..clip.questions import caption_of
 from ..clip.tokens import caption_tokenizer
 from ..clip.zero_shot import words as split_words
-from ..core.denoiser import Model, Parameterization, from_eps, from_v, level_time
+from ..core.denoiser import (
+    Model, Parameterization, find_net, from_eps, from_v, level_time)
 from ..core.level import Level
 from ..core.problem import Problem, identity
 from ddpm_lit.data.captions import (
@@ -112,9 +113,10 @@ class Glide(Model):
 
     def encode_condition(self,
                          tokens: Tensor | None = None,  # [b l]; None: the empty caption
-                         *more) -> tuple:  # what the network reads before the caption
+                         **more) -> dict:  # what else the network reads
         "The caption, encoded once for a whole run. Eq. 60.1, 60.2."
-        return (*more, *self.text(tokens))
+        whole, words = self.text(tokens)
+        return dict(more, whole=whole, words=words)
 
 # %% ../../nbs/60_glide.ipynb #makers
 def official_glide(base: int = 192, mults=(1, 2, 3, 4), depth: int = 3,
@@ -267,15 +269,15 @@ class Inpaint(nn.Module):
     def forward(self,
                 x: Tensor,             # [b c h w]
                 t: Tensor,             # [b]
-                known: Tensor | None,  # [b c h w]; None: nothing is known
-                mask: Tensor | None,   # [b 1 h w], 1 where `known` is known
-                *condition, **named) -> Tensor:
+                known: Tensor | None = None,  # [b c h w]; None: nothing is known
+                mask: Tensor | None = None,   # [b 1 h w], 1 where `known` is known
+                **condition) -> Tensor:
         if known is None or mask is None:
             known = x.new_zeros(len(x), self.channels, *x.shape[2:])
             mask = x.new_zeros(len(x), 1, *x.shape[2:])
         known = known.to(x)
         mask = mask.to(x)
-        return self.net(torch.cat([x, known*mask, mask], 1), t, *condition, **named)
+        return self.net(torch.cat([x, known*mask, mask], 1), t, **condition)
 
 
 def holes(n: int, side: int, all_gone: float = .2) -> Tensor:  # [n 1 side side]
@@ -299,26 +301,24 @@ def holes(n: int, side: int, all_gone: float = .2) -> Tensor:  # [n 1 side side]
 @torch.no_grad()
 def widened(wide: Glide, narrow: Glide) -> Glide:
     "The weights of `narrow`; zeros for the channels that only `wide` reads. Eq. 60.11."
-    def bare(key):  # without the wrappers around the network
-        return key.replace('net.', '')
-
-    known = {bare(k): w for k, w in narrow.state_dict().items()}
-    for k, v in wide.state_dict().items():
-        w = known[bare(k)]
+    # a wrapper has no tensors of its own, so both have the same ones in the same order
+    tensors = wide.state_dict().values(), narrow.state_dict().values()
+    for v, w in zip(*tensors, strict=True):
         v.zero_()[tuple(map(slice, w.shape))] = w
     return wide
 
 # %% ../../nbs/60_glide.ipynb #inpaint-recipes
 def inpainting_batches(batches: Callable) -> Callable:
-    "The `batches` of a recipe with holes: step -> (x0, tokens, known, mask). Eq. 60.10."
+    "The `batches` of a recipe with holes in what is known of each picture. Eq. 60.10."
     def start(batch, seed, device):
         pairs = batches(batch, seed, device)
 
         def at(step):
-            x0, tokens = pairs(step)
+            x0, condition = pairs(step)
 
             # `fit` seeds torch for each step, so seed and step decide on the holes, too
-            return x0, tokens, x0, holes(len(x0), x0.shape[-1]).to(x0)
+            mask = holes(len(x0), x0.shape[-1]).to(x0)
+            return x0, dict(condition, known=x0, mask=mask)
 
         return at
 
@@ -336,10 +336,10 @@ register(Recipe('glide-inpaint', partial(small_glide, Inpaint, 4),
 
 # %% ../../nbs/60_glide.ipynb #ladder
 @torch.no_grad()
-def ladder(model: Glide, side: int, *condition, channels: int = 3
+def ladder(model: Glide, side: int, channels: int = 3, **condition
            ) -> list[tuple[str, int, int, bool]]:  # what `show.ladder` draws
     "The steps of its U-Net as they run: name, side, channels; does it read the tokens?"
-    net = next(m for m in model.modules() if isinstance(m, UNet))
+    net = find_net(model, UNet)
     names: dict[nn.Module, str] = {}
     for part in ('first', 'down', 'middle', 'up', 'last'):
         m = getattr(net, part)
@@ -358,7 +358,7 @@ def ladder(model: Glide, side: int, *condition, channels: int = 3
     device = next(model.parameters()).device
     try:
         x = torch.zeros(1, channels, side, side, device=device)
-        model.given(None, *condition)(x, Level(torch.tensor(0.)))
+        model.given(**condition)(x, Level(torch.tensor(0.)))
     finally:
         for hook in hooks:
             hook.remove()

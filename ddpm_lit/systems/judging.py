@@ -22,7 +22,7 @@ from ..core.problem import Problem, no_progress
 from ..data.captions import Emoji, all_but_held, emoji
 from ..data.images import to_bytes, to_unit
 from .glide import asked_emoji, asked_scenes
-from .pipeline import SYSTEMS, Request
+from .pipeline import SYSTEMS, Request, largest
 
 # %% ../../nbs/61_upsample.ipynb #judging
 # scenes that a system is judged by: things, split, and whether the caption is given
@@ -119,7 +119,7 @@ def blind_sheet(name: str,  # of a system, or 'real': the drawings themselves
         x = to_unit(every.pixels[[at[row] for row in rows]])
     else:
         request = system.request(tuple(captions), 'emoji', seed, device=device)
-        x = system.paint(request, progress)[64]
+        x = largest(system.paint(request, progress))
 
     # the pictures, then their captions
     note = PngInfo()

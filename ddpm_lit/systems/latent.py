@@ -11,7 +11,7 @@ __all__ = ['LATENT', 'LogitNormal', 'flow_loss', 'flow_time', 'LatentDiffusion',
 import math
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any, Callable, ClassVar
+from typing import Any, Callable
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -31,7 +31,7 @@ from ..nets.dit import DiT
 from .autoencoder import Autoencoder, encoded, latent_scale
 from .glide import TextEncoder, TextUNet, small_text
 from ddpm_lit.systems.pipeline import (
-    SYSTEMS, Part, Request, Rule, System, from_strength, in_stages, kept_at,
+    SYSTEMS, Part, Request, System, from_strength, in_stages, kept_at,
     noised_start, weights_on)
 from .judging import judging
 from .upsample import ShiftedSchedule
@@ -85,9 +85,10 @@ class LatentDiffusion(Model):
         self.register_buffer('std', torch.ones(channels, 1, 1))
         self.register_buffer('probe', torch.zeros(channels, side, side))
 
-    def encode_condition(self, tokens: Tensor | None = None) -> tuple:
+    def encode_condition(self, tokens: Tensor | None = None) -> dict[str, Tensor]:
         "Tokens [b l], None for the empty caption, encoded once for a whole run."
-        return self.text(tokens)
+        whole, words = self.text(tokens)
+        return dict(whole=whole, words=words)
 
 
 def small_latent(width: int = 320, depth: int = 8, heads: int = 5, text_width: int = 192,
@@ -133,7 +134,7 @@ def latents_of() -> tuple[Captioned, Gaussian]:
 
 
 class LatentBatches(CaptionBatches):
-    "step -> (z0, tokens): standardised latents, drawn, and captions of their pictures."
+    "step -> z0, its tokens: standardised latents, drawn, and captions of their pictures."
 
     def __init__(self, size: int, seed: int, device, drop: float = .1,
                  often: int = 4,  # times that an emoji comes for each time of a scene
@@ -151,12 +152,12 @@ class LatentBatches(CaptionBatches):
         self.q = Gaussian((q.mean - mean)/std, q.std/std)
         self.device = device
 
-    def __call__(self, step: int) -> tuple[Tensor, Tensor]:  # [b c h w], [b l]
+    def __call__(self, step: int) -> tuple[Tensor, dict]:  # [b c h w], tokens [b l]
         rows, texts, _ = self.words(step)
         at = self.at[torch.from_numpy(rows)]
         q = Gaussian(self.q.mean[at], self.q.std[at])
         z0 = q.sample(torch.randn_like(q.mean))
-        return z0.to(self.device), self.tokens(texts).to(self.device)
+        return z0.to(self.device), dict(tokens=self.tokens(texts).to(self.device))
 
 
 @torch.no_grad()
@@ -187,11 +188,11 @@ class LatentRequest(Request):
     steps: tuple[int, ...] = (20,)
     w: float = 2.
 
-    rules: ClassVar[tuple[Rule, ...]] = Request.rules + (
-        Rule(lambda r: r.guidance == 'cfg',
-             'Latent diffusion is guided without a classifier: leave the guidance at '
-             'cfg.'),
-    )
+    def __post_init__(self):
+        super().__post_init__()
+        if self.guidance != 'cfg':
+            raise Problem('Latent diffusion is guided without a classifier: leave the '
+                          'guidance at cfg.')
 
 
 def latent_levels(request: LatentRequest, rho: float = 1.5) -> Grid:
@@ -211,7 +212,7 @@ def sampled_latents(part: Part, model: LatentDiffusion, auto: Autoencoder,
                     levels: Grid) -> Tensor:  # [n c h w], standardised
     "Latents for the captions of a part. Eq. 42.2, 67.1, 67.7."
     request = part.request
-    denoiser = part.counted(cfg_batched(model, part.tokens, w=request.w))
+    denoiser = part.counted(cfg_batched(model, dict(tokens=part.tokens), w=request.w))
     known = None if request.init is None else latent_init(request, model, auto)
 
     # what a mask keeps is put back at every level
@@ -260,5 +261,5 @@ def paint_latent(request: LatentRequest,
 
 SYSTEMS.add('latent', System('latent', paint_latent,
                              ('latent', 'autoencoder', 'clip', 'emoji-classifier'),
-                             LatentRequest))
+                             LatentRequest, worlds=('emoji', 'shapes')))
 JUDGES.add('latent', judging(paint_latent, LatentRequest))

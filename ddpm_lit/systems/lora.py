@@ -16,9 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from ..clip.tokens import caption_tokenizer
+from ..core.denoiser import find_net
 from ..core.problem import Problem
 from ..data.captions import CaptionBatches, Captioned
 from ..diffusion.sample import Gaussian
+from ..nets.dit import DiT
 from .autoencoder import Autoencoder, encoded
 from .latent import LatentBatches, LatentDiffusion, check_pair
 from ..core.tensors import check_same, read_tensors, tensors_digest, write_tensors
@@ -207,7 +209,7 @@ def load_adapter(model: nn.Module, path) -> dict:  # the card
 
 # %% ../../nbs/68_lora.ipynb #batches
 class TuningBatches(CaptionBatches):
-    "step -> (z0, tokens): latents of new pictures, and old data beside them. Eq. 68.7."
+    "step -> z0, its tokens: latents of new pictures, and old data beside them. Eq. 68.7."
 
     def __init__(self, pictures: Captioned, model: LatentDiffusion, auto: Autoencoder,
                  size: int, seed: int = 0,
@@ -234,7 +236,7 @@ class TuningBatches(CaptionBatches):
         self.q = Gaussian((q.mean - model.mean)/model.std, q.std/model.std)
         self.old = LatentBatches(old, seed, 'cpu', drop) if old else None
 
-    def __call__(self, step: int) -> tuple[Tensor, Tensor]:  # [b c h w], [b l]
+    def __call__(self, step: int) -> tuple[Tensor, dict]:  # [b c h w], tokens [b l]
         rows, texts, _ = self.words(step)
         at = torch.from_numpy(rows) % self.n
 
@@ -245,9 +247,10 @@ class TuningBatches(CaptionBatches):
 
         # old data fill the share s of the batch (68.7)
         if self.old is None:
-            return z0, tokens
-        z0_old, tokens_old = self.old(step)
-        return torch.cat([z0, z0_old]), torch.cat([tokens, tokens_old])
+            return z0, dict(tokens=tokens)
+        z0_old, old = self.old(step)
+        tokens = torch.cat([tokens, old['tokens']])
+        return torch.cat([z0, z0_old]), dict(tokens=tokens)
 
 # %% ../../nbs/68_lora.ipynb #tune
 TUNING_RATES = dict(adapter=2e-3, whole=2e-4)  # of learning, where none is given
@@ -277,7 +280,7 @@ def tune(name: str,            # weights of a LatentDiffusion: 'latent', or a pa
         torch.manual_seed(seed)
         if rank is None:
             model.requires_grad_(True)
-            model.net.net.places.requires_grad_(False)
+            find_net(model, DiT).places.requires_grad_(False)
         else:
             add_lora(model, rank, where=where)
         batches = TuningBatches(pictures, model, auto, batch, seed, share_old)

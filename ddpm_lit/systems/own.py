@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['NETWORKS', 'OF_PICTURES', 'OWN', 'network_for', 'is_whole', 'check_shape', 'check_options', 'unet', 'check_network',
-           'try_network', 'AugmentedUNet', 'PictureModel', 'not_at_hand', 'pictures', 'MovedBatches', 'plan',
-           'batch_at', 'looks_for', 'seconds_of_step', 'recipe_for_time', 'memory_taken', 'duration_text',
-           'expectation', 'about', 'as_recipe', 'check_made', 'check_begins', 'continued', 'of_network', 'planned_as',
-           'held_out', 'remembered', 'differences', 'sides_of', 'read_source', 'source_beside', 'run_beside',
-           'has_own_pictures', 'run_pictures', 'few_samples', 'previews', 'logged', 'OwnSystem', 'plan_found',
-           'about_found', 'spelled', 'check_learned', 'check_source_side', 'named_after', 'source_of', 'begun_in',
-           'what_to_train', 'own_system', 'drawn_by', 'plan_source', 'remarks_on', 'plan_in_time', 'Watch', 'watched',
-           'take_steps', 'used_by', 'train_recipe', 'final_weights']
+           'try_network', 'AugmentedUNet', 'not_at_hand', 'pictures', 'MovedBatches', 'plan', 'batch_at', 'looks_for',
+           'seconds_of_step', 'recipe_for_time', 'memory_taken', 'duration_text', 'expectation', 'about', 'as_recipe',
+           'check_made', 'check_begins', 'continued', 'of_network', 'planned_as', 'held_out', 'remembered',
+           'differences', 'sides_of', 'read_source', 'source_beside', 'run_beside', 'has_own_pictures', 'run_pictures',
+           'few_samples', 'previews', 'logged', 'OwnSystem', 'plan_found', 'about_found', 'spelled', 'check_learned',
+           'check_source_side', 'named_after', 'source_of', 'begun_in', 'what_to_train', 'own_system', 'drawn_by',
+           'plan_source', 'remarks_on', 'plan_in_time', 'Watch', 'watched', 'take_steps', 'used_by', 'train_recipe',
+           'final_weights']
 
 # %% ../../nbs/58_own.ipynb #imports
 import contextlib
@@ -33,7 +33,7 @@ from ..data.images import Batches, Images
 from ..diffusion.schedule import find_schedule
 from ..nets.unet import small_unet
 from .draw import labels, sample_recipe
-from ..train.fit import Training, check_parts, fit
+from ..train.fit import Training, check_parts, fit, split_batch
 from ..train.recipe import MAKERS, RECIPES, Recipe, find_recipe, made
 from ..train.run import (
     RESERVED, Cut, Run, found_start, go, locked, open_run,
@@ -117,12 +117,12 @@ def check_network(net: str, augment: bool):
 def try_network(recipe: Recipe):
     "A `Problem` if a network fails on pictures of the shape that it is to learn."
     x = torch.zeros(2, *recipe.shape)
-    label = [torch.tensor([0, -1])] if recipe.classes else []
+    label = torch.tensor([0, -1]) if recipe.classes else None
 
     # a network from elsewhere may fail in any way
     try:
         with torch.no_grad(), torch.random.fork_rng():
-            recipe.build().given(*label)(x, Level(torch.tensor(0.)))
+            recipe.build().given(label)(x, Level(torch.tensor(0.)))
     except Problem:
         raise
     except Exception as e:
@@ -142,16 +142,6 @@ class AugmentedUNet(nn.Module):
                 moved: Tensor | None = None) -> Tensor:  # moved [b 3]
         emb = None if moved is None else self.embed(moved.to(self.embed.weight.dtype))
         return self.net(x, t, label, emb=emb)
-
-
-class PictureModel(Model):
-    "A denoiser of pictures with or without labels, trained on moved pictures. Eq. 58.1."
-    def __init__(self, net: nn.Module, labelled: bool):
-        super().__init__(net, from_v)
-        self.labelled = labelled
-
-    def encode_condition(self, *condition) -> tuple:
-        return condition if self.labelled else (None, *condition)
 
 # %% ../../nbs/58_own.ipynb #pictures
 def not_at_hand(name: str) -> Callable:
@@ -177,9 +167,7 @@ def pictures(name: str, channels: int, side: Sequence[int], classes: Sequence[st
 
     def build():
         network = NETWORKS.find(net)(channels, tuple(side), len(classes), **options)
-        if augment:
-            return PictureModel(AugmentedUNet(network, 4*base), bool(classes))
-        return Model(network, from_v)
+        return Model(AugmentedUNet(network, 4*base) if augment else network, from_v)
 
     return Recipe(name, build, not_at_hand(name), shape=(channels, *side),
                   schedule=find_schedule(schedule), classes=len(classes),
@@ -187,14 +175,14 @@ def pictures(name: str, channels: int, side: Sequence[int], classes: Sequence[st
 
 # %% ../../nbs/58_own.ipynb #moved
 class MovedBatches:
-    "step -> (x0, label if any, a): pictures mirrored and shifted by chance. Eq. 58.1."
+    "step -> x0, its label if any and a: mirrored and shifted by chance. Eq. 58.1."
     def __init__(self, batches: Batches,
                  most: int):  # pixels that a picture is shifted by, at most
         self.batches = batches
         self.most = most
 
-    def __call__(self, step: int) -> tuple[Tensor, ...]:
-        x0, *label = self.batches(step)
+    def __call__(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        x0, condition = split_batch(self.batches(step))
         b = len(x0)
 
         # a: mirrored or not, and the shift as a share of the largest;
@@ -204,7 +192,7 @@ class MovedBatches:
         by = moves[:, None]*torch.randint(-self.most, self.most + 1, (b, 2)).to(x0.device)
         x0 = torch.where(mirrored.reshape(b, 1, 1, 1), x0.flip(-1), x0)
         a = torch.cat([mirrored[:, None].float(), by/max(self.most, 1)], 1)
-        return shifted(x0, by), *label, a
+        return shifted(x0, by), dict(condition, moved=a)
 
 # %% ../../nbs/58_own.ipynb #plan
 def plan(
@@ -364,7 +352,7 @@ def check_made(theirs: Recipe, path):
     "A `Problem` unless weights are of a network that draws from noise and a label alone."
     with torch.random.fork_rng():
         kind = type(theirs.build()) if theirs.sampler else None
-    if kind not in (Model, PictureModel) or len(theirs.shape) != 3:
+    if kind is not Model or len(theirs.shape) != 3:
         raise Problem(f'{path} is of the recipe {theirs.name}, which draws no pictures '
                       'from noise and a label alone: take other weights.')
 

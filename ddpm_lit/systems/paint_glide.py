@@ -9,9 +9,11 @@ __all__ = ['paint_glide']
 # written in notebook 61
 
 # %% ../../nbs/61_upsample.ipynb #imports-paint-glide
+from functools import partial
 from typing import Callable
 from torch import Tensor
 from ..core.problem import no_progress
+from .glide import Glide
 from .judging import judging
 from .pipeline import SYSTEMS, Request, System
 from .upsample import guided, in_cascade
@@ -19,14 +21,17 @@ from ..train.recipe import JUDGES
 
 # %% ../../nbs/61_upsample.ipynb #paint-glide
 def paint_glide(request: Request, progress: Callable[[int, int], None] = no_progress,
-                at_once: int = 64) -> dict[int, Tensor]:  # [n 3 h h] by h: 32, 64
+                at_once: int = 64,
+                model: Glide | None = None,  # a base model of yours; None: the book's
+                ) -> dict[int, Tensor]:  # [n 3 h h] by h: 32, 64
     "GLIDE, whole. Eq. 61.11."
+    base = partial(guided, model=model)
     upsampler = 'glide-up-64' if request.mask is None else 'glide-up-64-inpaint'
-    return in_cascade(request, guided, upsampler, progress, at_once)
+    return in_cascade(request, base, upsampler, progress, at_once)
 
 # %% ../../nbs/61_upsample.ipynb #glide-system
 SYSTEMS.add('glide', System('glide', paint_glide,
                             ('glide', 'glide-inpaint', 'noised-clip', 'noised-clip-emoji',
                              'glide-up-64', 'glide-up-64-inpaint', 'clip',
-                             'emoji-classifier')))
+                             'emoji-classifier'), worlds=('emoji', 'shapes')))
 JUDGES.add('glide', judging(paint_glide))

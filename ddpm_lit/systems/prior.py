@@ -137,15 +137,15 @@ class PriorNet(nn.Module):
         return new + self.places[-3:]
 
     def read(self, z_text: Tensor, words: Tensor,
-             mask: Tensor) -> tuple[Tensor, ...]:  # -> mask [b l+4], keys and values
+             mask: Tensor) -> dict[str, Tensor]:  # [b l+4], keys and values [b n ...]
         "All that depends on the caption alone, neither on x nor on t. Eq. 62.4."
         mask = F.pad(mask, (0, 4), value=True)
         _, past = extend_row(self.transformer, self.sentence(z_text, words), mask[:, :-3])
-        return mask, *past
+        return dict(mask=mask, past=torch.stack(past, 1))
 
     def forward(self, x: Tensor, t: Tensor, mask: Tensor,
-                *past) -> Tensor:  # [b d], [b], as `read` gives them -> [b d]
-        h, _ = extend_row(self.transformer, self.noised(x, t), mask, past)
+                past: Tensor) -> Tensor:  # [b d], [b], as `read` gives them -> [b d]
+        h, _ = extend_row(self.transformer, self.noised(x, t), mask, past.unbind(1))
         return self.out(self.norm(h[:, -1]))
 
 # %% ../../nbs/62_prior.ipynb #net-3
@@ -168,7 +168,7 @@ class Prior(Model):
         return x*self.std + self.mean
 
     def encode_condition(self, z_text: Tensor, words: Tensor,
-                         mask: Tensor) -> tuple[Tensor, ...]:
+                         mask: Tensor) -> dict[str, Tensor]:
         "The caption's keys and values, computed once for a whole run. Eq. 62.4."
         return self.net.read(z_text, words, mask)
 
@@ -200,7 +200,7 @@ def embedding_batches(seen: Callable[[Tensor], Tensor],  # embeddings -> what is
             tokens = source.tokens(texts)
             longest = int(tokens.argmax(1).max()) + 1  # no need to read padding
             features = encode(clip, tokens[:, :longest].to(device))
-            return x0[torch.from_numpy(rows).to(device)], *features
+            return x0[torch.from_numpy(rows).to(device)], features._asdict()
 
         return step
 
@@ -260,15 +260,17 @@ def sample_prior(
                       'encode_text(clip, tokenizer("")) as empty.')
 
     # each caption once for each candidate
-    many = tuple(v.repeat_interleave(candidates, 0) for v in text)
-    if guidance_scale == 1:
-        denoiser = prior.given(*many)
+    named = text._asdict()
+    many = {k: v.repeat_interleave(candidates, 0) for k, v in named.items()}
+    if guidance_scale == 1 or empty is None:
+        denoiser = prior.given(**many)
     else:
         denoiser = cfg_batched(prior, many, guidance_scale=guidance_scale,
-                               instead_of=tuple(empty or ()))
+                               instead_of=empty._asdict())
 
     # DDPM's steps, then back to unit vectors
-    x = last(ancestral(denoiser, grid(Cosine(), steps), noise(many[0]), variance, noise))
+    start = noise(many['z_text'])
+    x = last(ancestral(denoiser, grid(Cosine(), steps), start, variance, noise))
     z = unit(prior.unscaled(x)).unflatten(0, (-1, candidates))
     return best_candidate(z, text.z_text)
 
@@ -418,9 +420,9 @@ class PriorAR(nn.Module):
         return F.cross_entropy(self.logits(h, z_text).mT, code, reduction='none')
 
     def given(
-            self, *text
+            self, **text
     ) -> Callable[[Tensor], Tensor]:  # z_image -> [b k], as `fit` asks for it
-        return lambda z_image: self.nats(z_image, *text)
+        return lambda z_image: self.nats(z_image, **text)
 
     @torch.no_grad()
     def sample(

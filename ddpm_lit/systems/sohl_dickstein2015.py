@@ -60,8 +60,8 @@ class Published(Model):
                          learned_variance=True, **settings)
         self.chain = chain
 
-    def forward(self, x: Tensor, t: Level, *condition) -> Prediction:
-        drift, _, half = super().forward(x, t, *condition)
+    def forward(self, x: Tensor, t: Level, **condition) -> Prediction:
+        drift, _, half = super().forward(x, t, **condition)
         spread = 2*half - 1  # Model reads the second half u as (u + 1)/2
         return from_drift(drift, spread, x, *neighbours(self.chain, t), len(self.chain))
 

@@ -12,7 +12,7 @@ __all__ = ['DenoiserOf', 'lower', 'noise_augmented', 'NoisyUpsamplerUNet', 'Upsa
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Callable, Sequence
+from typing import Any, Callable, Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -66,9 +66,9 @@ class NoisyUpsamplerUNet(nn.Module):
                 u: Tensor,    # [b]
                 whole: Tensor | float = 0.,     # [b d]
                 words: Tensor | None = None,    # [b l width]
-                *known) -> Tensor:              # as `Inpaint` reads them
+                **known) -> Tensor:             # as `Inpaint` reads them
         emb = whole + self.level(1000*u, x.dtype)
-        return self.net(x, t, low, *known, emb=emb, tokens=words)
+        return self.net(x, t, low, emb=emb, tokens=words, **known)
 
 
 class Upsampler(Glide):
@@ -80,13 +80,13 @@ class Upsampler(Glide):
         super().__init__(net, text)
         self.detail = detail
 
-    def encode_condition(self, tokens: Tensor | None,   # [b l]
-                         low: Tensor, u: Tensor,        # [b c h' w'], [b]
-                         *known) -> tuple:
+    def encode_condition(self, low: Tensor, u: Tensor,       # [b c h' w'], [b]
+                         tokens: Tensor | None = None,       # [b l]
+                         **known) -> dict:
         "The small picture and the caption, if captions are read."
         if self.text is None:
-            return low, u
-        return low, u, *self.text(tokens), *known
+            return dict(low=low, u=u)
+        return super().encode_condition(tokens, low=low, u=u, **known)
 
     def spread(self, u: Tensor) -> Tensor:  # [b] -> d [b]
         "The standard deviation of x0 around the enlarged small picture. Eq. 61.7."
@@ -97,13 +97,14 @@ class Upsampler(Glide):
         e = F.interpolate(low, size, mode='bilinear', align_corners=False)
         return e, append_dims(self.spread(u), e)
 
-    def forward(self, x: Tensor, t: Level, low: Tensor, u: Tensor,
-                *condition) -> Prediction:
+    def forward(self, x: Tensor, t: Level, *, low: Tensor, u: Tensor,
+                **condition) -> Prediction:
         e, d = self.known(low, u, x.shape[2:])
 
         # the detail in units of its own deviation, at its own level (61.7)
         scaled = (x - t.signal*e)/(t.alpha_bar*d**2 + t.sigma**2).sqrt()
-        p = super().forward(scaled, Level(t.log_snr + 2*d.log()), low, u, *condition)
+        own = Level(t.log_snr + 2*d.log())
+        p = super().forward(scaled, own, low=low, u=u, **condition)
         return p._replace(x0=e + d*p.x0)
 
 # %% ../../nbs/61_upsample.ipynb #finer
@@ -156,16 +157,17 @@ def upsampling_batches(pictures: Callable[[int], Captioned],  # seed -> pictures
                        most: float = .5,        # the largest u
                        recolour: float = .25,   # the share of `recoloured`
                        spoiled: Callable[[Tensor], Tensor] = identity) -> Callable:
-    "The `batches` of an upsampler: step -> (x0, tokens, low, u). Eq. 61.2."
+    "The `batches` of an upsampler: captions, small pictures and their noise. Eq. 61.2."
     def start(batch, seed, device):
         pairs = caption_batches(pictures)(batch, seed, device)
 
         def at(step):
             # `fit` seeds torch for each step, so seed and step decide on all of it
-            x0, tokens = pairs(step)
-            x0, tokens = recoloured(x0, tokens, recolour)
+            x0, condition = pairs(step)
+            x0, tokens = recoloured(x0, condition['tokens'], recolour)
             u = most*torch.rand(len(x0)).to(x0)
-            return x0, tokens, noise_augmented(spoiled(lower(x0)), u), u
+            low = noise_augmented(spoiled(lower(x0)), u)
+            return x0, dict(tokens=tokens, low=low, u=u)
 
         return at
 
@@ -226,7 +228,8 @@ def initial_noise(model: Upsampler, low: Tensor, u: Tensor, size, t: Level,
 def upsample(model: Upsampler,
              low: Tensor,                    # [b 3 h w] in [-1, 1]
              tokens: Tensor | None = None,   # [1 l] or [b l]; None: the empty caption
-             *known,                         # [b 3 2h 2w] and mask [b 1 2h 2w], for holes
+             known: Tensor | None = None,    # [b 3 2h 2w], for holes
+             mask: Tensor | None = None,     # [b 1 2h 2w], 1 where that is known
              u: float = 0.,                  # noise to add to the small picture
              w: float = 0.,
              steps: int = 10,
@@ -243,11 +246,12 @@ def upsample(model: Upsampler,
     d = model.spread(each)[0].item()
     levels = karras(steps, lo*d, hi*d)
 
+    # guided away from the same without the caption
+    rest = dict(low=low, u=each, known=known, mask=mask)
     if w:
-        denoiser = cfg_batched(model, (tokens, low, each, *known), w=w,
-                               instead_of=(None, low, each, *known))
+        denoiser = cfg_batched(model, dict(rest, tokens=tokens), w=w, instead_of=rest)
     else:
-        denoiser = model.given(tokens, low, each, *known)
+        denoiser = model.given(tokens=tokens, **rest)
     size = [2*side for side in low.shape[2:]]
     x = initial_noise(model, low, each, size, next(iter(levels)), noise)
     return last(sampler(edit(clamp_x0(denoiser)), levels, x))
@@ -263,16 +267,14 @@ def consistent_with(low: Tensor) -> Callable[[Denoiser], Denoiser]:  # [b 3 h w]
 # %% ../../nbs/61_upsample.ipynb #inpainting
 class InpaintingUpsampler(Upsampler):
     "An upsampler that also reads the known pixels of the large picture. Eq. 61.12."
-    def forward(self, x: Tensor, t: Level, low: Tensor, u: Tensor, whole: Tensor,
-                words: Tensor,
-                known: Tensor | None,  # [b c h w]; None: nothing is known
-                mask: Tensor | None,   # [b 1 h w], 1 where it is
-                ) -> Prediction:
+    def forward(self, x: Tensor, t: Level, *, low: Tensor, u: Tensor,
+                known: Tensor | None = None,  # [b c h w]; None: nothing is known
+                **condition) -> Prediction:
         # what is known, as detail too
         if known is not None:
             e, d = self.known(low, u, x.shape[2:])
             known = (known.to(x) - e)/d
-        return super().forward(x, t, low, u, whole, words, known, mask)
+        return super().forward(x, t, low=low, u=u, known=known, **condition)
 
 
 def with_holes(batches: Callable) -> Callable:
@@ -281,11 +283,11 @@ def with_holes(batches: Callable) -> Callable:
         rows = batches(batch, seed, device)
 
         def at(step):
-            x0, *condition = rows(step)
+            x0, condition = rows(step)
 
             # `fit` seeds torch for each step, so seed and step decide on the holes, too
             mask = holes(len(x0), x0.shape[-1]).to(x0)
-            return x0, *condition, x0, mask
+            return x0, dict(condition, known=x0, mask=mask)
 
         return at
 
@@ -300,15 +302,23 @@ register(upsampler_recipe('glide-up-64-inpaint',
 
 # %% ../../nbs/61_upsample.ipynb #stages
 def guided(request: Request, tokens: Tensor,     # [n l]
-           at: Sequence[int] = ()  # which of the pictures, as in `DenoiserOf`
+           at: Sequence[int] = (),  # which of the pictures, as in `DenoiserOf`
+           model: Glide | None = None,  # of yours, in the place of the book's
            ) -> Denoiser:
     "GLIDE's base model, guided; with a mask, that for holes. Eq. 41.3, 60.8, 60.10."
+    if model is not None:
+        if request.guidance != 'cfg':
+            raise Problem('Weights of yours are guided without a classifier: '
+                          "leave the guidance at `guidance='cfg'`.")
+        return cfg_batched(model, dict(tokens=tokens), w=request.w)
+
     # the inpainting model is also conditioned on what is known, and where
-    more = () if request.mask is None else known_at(request, 32)
+    known = known_at(request, 32)
     name = 'glide' if request.mask is None else 'glide-inpaint'
     model = weights_on(name, request.device)
     if request.guidance == 'cfg':
-        return cfg_batched(model, (tokens, *more), w=request.w, instead_of=(None, *more))
+        condition = dict(known, tokens=tokens)
+        return cfg_batched(model, condition, w=request.w, instead_of=known)
 
     # by CLIP: three times the scale that it learned, or the scale that is asked for
     judges = dict(shapes='noised-clip', emoji='noised-clip-emoji')
@@ -317,7 +327,7 @@ def guided(request: Request, tokens: Tensor,     # [n l]
     if request.clip_scale is not None:
         scale = dict(clip_scale=request.clip_scale)
     log_prob = of_half(caption_log_prob(clip, tokens, **scale))
-    return guide(model.given(tokens, *more), log_prob)
+    return guide(model.given(tokens=tokens, **known), log_prob)
 
 # %% ../../nbs/61_upsample.ipynb #first
 def first_levels(request: Request) -> Grid:
@@ -353,10 +363,10 @@ def upsampled(part: Part, x: Tensor,  # [n 3 32 32]
         return keep(hold(part.counted(denoiser)))
 
     model = weights_on(name, request.device)
-    known: list[Tensor] = []
+    known: dict[str, Any] = {}
     if isinstance(model, InpaintingUpsampler):
-        known = [v.expand(len(x), -1, -1, -1) for v in known_at(request, 64)]
-    return upsample(model, x, part.tokens, *known, steps=request.steps[1], edit=edit,
+        known = known_at(request, 64)
+    return upsample(model, x, part.tokens, **known, steps=request.steps[1], edit=edit,
                     noise=part.noise)
 
 

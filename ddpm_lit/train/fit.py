@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NO_BF16', 'stratified', 'ema_decay', 'ema_update', 'learning_rate', 'has_bf16', 'Training', 'Progress', 'check_run',
-           'check_parts', 'step_seeds', 'levels_and_noise', 'loss_parts', 'FiniteCheck', 'fit']
+           'check_parts', 'step_seeds', 'split_batch', 'levels_and_noise', 'loss_parts', 'FiniteCheck', 'fit']
 
 # %% ../../nbs/22_fit.ipynb #imports
 import contextlib
@@ -14,11 +14,12 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, ContextManager, Iterable, Iterator, Sequence
+from typing import Any, Callable, ContextManager, Iterable, Iterator
 import torch
 from torch import Tensor, nn
 from safetensors import safe_open
 from ..core.problem import Problem, identity
+from ..core.denoiser import named_conditions
 from ..core.level import Level
 from ..core.tensors import check_same, read_tensors, write_tensors
 from ..diffusion.loss import Loss
@@ -87,9 +88,9 @@ class Training:
                 exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
 
     def losses(self, loss: Loss, x0: Tensor, t: Level, eps: Tensor,
-               *condition) -> Tensor:  # [b]
+               **condition) -> Tensor:  # [b]
         "The loss of each sample."
-        return loss(self.model.given(*condition), x0, t, eps)
+        return loss(self.model.given(**condition), x0, t, eps)
 
     def backward(
         self,
@@ -197,6 +198,15 @@ def step_seeds(seed: int, step: int, device: torch.device) -> Iterator[None]:
         yield
 
 
+def split_batch(batch: tuple) -> tuple[Tensor, dict[str, Tensor]]:
+    "The data of a batch and their conditions by name; a bare tensor is the label."
+    if len(batch) not in (1, 2):
+        raise Problem(f'A batch has {len(batch)} parts: make it (x0,), (x0, label), or '
+                      'x0 and a dict of its conditions, (x0, dict(tokens=...)).')
+    x0, *condition = batch
+    return x0, named_conditions(condition[0] if condition else None)
+
+
 def levels_and_noise(x0: Tensor,          # [b ...]
                      schedule: Schedule
                      ) -> tuple[Level, Tensor]:  # [b 1 ...], [b ...]
@@ -207,16 +217,16 @@ def levels_and_noise(x0: Tensor,          # [b ...]
 
 
 def loss_parts(training: Training, loss: Loss,
-               x0: Tensor, t: Level, eps: Tensor, condition: Sequence[Tensor],  # a batch
+               x0: Tensor, t: Level, eps: Tensor, condition: dict[str, Tensor],  # a batch
                size: int,    # samples that are in memory at a time
                bf16: bool) -> Iterator[Tensor]:  # [] each
     "The mean loss of a batch as a sum of parts, each computed when it is asked for."
     n = len(x0)
-    whole = x0, t.log_snr, eps, *condition
     for i in range(0, n, size):
-        some, log_snr, noise, *given = (v[i:i + size] for v in whole)
+        some, log_snr, noise = (v[i:i + size] for v in (x0, t.log_snr, eps))
+        given = {name: c[i:i + size] for name, c in condition.items()}
         with torch.autocast(x0.device.type, torch.bfloat16, enabled=bf16):
-            losses = training.losses(loss, some, Level(log_snr), noise, *given)
+            losses = training.losses(loss, some, Level(log_snr), noise, **given)
             part = losses.mean()*(len(some)/n)
         yield part
 
@@ -254,7 +264,7 @@ class FiniteCheck:
 # %% ../../nbs/22_fit.ipynb #fit-loop
 def fit(
     training: Training,
-    batches: Callable[[int], tuple],  # step -> (x0 [b ...], *condition)
+    batches: Callable[[int], tuple],  # step -> a batch, as `split_batch` reads it
     schedule: Schedule,
     loss: Loss,
     steps: int,                # in all, those of earlier calls included
@@ -289,7 +299,10 @@ def fit(
         with around(), step_seeds(seed, step, device):
 
             # data; a level for each sample (22.1), and noise
-            x0, *condition = (v.to(device, non_blocking=True) for v in batches(step))
+            x0, condition = split_batch(batches(step))
+            x0 = x0.to(device, non_blocking=True)
+            condition = {name: c.to(device, non_blocking=True)
+                         for name, c in condition.items()}
             t, eps = levels_and_noise(x0, schedule)
 
             # the loss, in one part or several, and its gradient, clipped (22.5)

@@ -27,7 +27,8 @@ class Recipe:
     "All that a training has to know; registered where the system is defined."
     name: str
     build: Callable[[], Any]      # the untrained model: a Model, or what the loss takes
-    # (batch size, seed, device) -> step -> (x0, *condition)
+    # (batch size, seed, device) -> step -> (x0,), (x0, label), or x0 and a dict of its
+    # conditions, (x0, dict(tokens=...))
     batches: Callable[[int, int, torch.device], Callable[[int], tuple]]
     shape: tuple[int, ...]        # of one sample
     schedule: Schedule = Cosine()
@@ -64,9 +65,9 @@ def check_name(name: str):
                       'called so too: choose the name of a file, without slashes.')
 
 
-def register(*recipes: Recipe):
-    "Make recipes known by their names; they belong to the module that calls this."
-    owner = caller()
+def register(*recipes: Recipe, owner: str | None = None):  # None: the module that calls
+    "Make recipes known by their names; they belong to a module."
+    owner = owner or caller()
     for recipe in recipes:
         check_name(recipe.name)
         RECIPES.add(recipe.name, recipe, owner=owner)

@@ -330,7 +330,7 @@ class Run:
     recipe: Recipe
     settings: Beginning
     training: Training
-    batches: Callable[[int], tuple]  # step -> (x0, *condition)
+    batches: Callable[[int], tuple]  # step -> a batch
     device: torch.device
     log: Log
     data: dict  # fingerprints

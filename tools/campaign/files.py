@@ -26,10 +26,9 @@ def roll():
 def asked(found):
     "A model and its recipe -> what it draws."
     model, recipe = found
-    condition = [None] if recipe.classes else []
     levels = schedule.grid(schedule.Cosine(), 2)
     noise = torch.randn(2, *recipe.shape)
-    return [model, sample.last(sample.ddim(model.given(*condition), levels, noise))]
+    return [model, sample.last(sample.ddim(model.given(), levels, noise))]
 
 
 def load_weights(p):

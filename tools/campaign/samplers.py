@@ -13,7 +13,7 @@ from ddpm_lit.core.problem import Problem
 from ddpm_lit.diffusion import sample, schedule, score, solve
 from ddpm_lit.systems.bf16 import in_bf16
 from ddpm_lit.systems.draw import sample_recipe
-from ddpm_lit.train import recipe as recipes, weights as stored
+from ddpm_lit.train import fit, recipe as recipes, weights as stored
 from ddpm_lit.train.measure import frechet_distance
 
 
@@ -76,13 +76,13 @@ def recipe_of(name: str) -> recipes.Recipe:
 
 
 @cache
-def learned_from(name: str) -> tuple[Tensor, tuple, Tensor]:
+def learned_from(name: str) -> tuple[Tensor, dict, Tensor]:
     "A system's own data: [n c h w] and what goes with it, and [10n 8c] of more, from afar."
     recipe = recipe_of(name)
     step = recipe.batches(DRAWN, 1, torch.device('cpu'))
-    data, *condition = step(0)
+    data, condition = fit.split_batch(step(0))
     more = [seen_from_afar(step(i)[0]) for i in range(1, 11)]
-    return data, tuple(condition), torch.cat(more)
+    return data, condition, torch.cat(more)
 
 
 class Levels(NamedTuple):
@@ -100,7 +100,7 @@ def sampler_on(name: str, which: str, sampler: str, bf16: bool):
     levels = GRIDS[which](recipe, STEPS)
 
     def given(_):
-        denoiser = model.given(*condition)
+        denoiser = model.given(**condition)
         if recipe.limit:
             denoiser = sample.clamp_x0(denoiser, recipe.limit)
         return in_bf16(denoiser) if bf16 else denoiser
