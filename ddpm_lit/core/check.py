@@ -205,16 +205,17 @@ def machine(device: torch.device = torch.device('cpu')) -> dict:
         device=torch.cuda.get_device_name(device) if on_gpu else device.type)
 
 def measurement(
-    name: str,                     # the file's, in data/runs
-    what: str = '',                # of one that is made here: what it is,
-    command: str = '',             # the command that makes it,
+    name: str,          # the file's, in data/runs
+    what: str = '',     # of one that is made here: what it is,
+    command: str = '',  # the command that makes it,
     rows: list | dict | None = None,  # and where its rows begin; None: no rows
 ) -> dict:  # what, command, machine, rows
     "A measurement as it is stored, or the beginning of one that is not."
     path = data_dir('runs')/f'{name}.json'
     if path.exists() or not what:
         return read_json(path, 'fetch it again')
-    return dict(what=what, command=command, machine=None, rows=[] if rows is None else rows)
+    begun = [] if rows is None else rows
+    return dict(what=what, command=command, machine=None, rows=begun)
 
 
 def keep_measurement(name: str, found: dict):  # found: as `measurement` gives it
