@@ -14,7 +14,7 @@ from functools import partial
 from typing import Callable, NamedTuple
 import torch
 from torch import Tensor, nn
-from ..core.denoiser import Denoiser
+from ..core.denoiser import Denoiser, named_conditions
 from ..core.problem import Problem, identity, no_progress
 from ..core.registry import Registry
 from ..diffusion.sample import (
@@ -143,7 +143,10 @@ def sampler_for(model: nn.Module, name: str) -> Sampler:
 def recipe_denoiser(model: nn.Module, recipe: Recipe, label: Tensor | None = None,  # [b]
                     steer: Steer | None = None) -> Denoiser:
     "The model given its labels or guided to them, within the recipe's limit. Eq. 14.10."
-    denoiser = steer(model, label) if steer else model.given(label)
+    if steer:
+        denoiser = steer(model, label)
+    else:
+        denoiser = model.given(**named_conditions(label))
     return denoiser if recipe.limit is None else clamp_x0(denoiser, recipe.limit)
 
 
