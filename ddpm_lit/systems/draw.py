@@ -14,7 +14,7 @@ from functools import partial
 from typing import Callable, NamedTuple
 import torch
 from torch import Tensor
-from ..core.denoiser import Denoiser, Model
+from ..core.denoiser import Denoiser, Model, named_conditions
 from ..core.problem import Problem, identity, no_progress
 from ..core.registry import Registry
 from ..diffusion.sample import (
@@ -142,7 +142,10 @@ def sampler_for(model: Model, name: str) -> Sampler:
 def recipe_denoiser(model: Model, recipe: Recipe, label: Tensor | None = None,  # [b]
                     steer: Steer | None = None) -> Denoiser:
     "The model given its labels or guided to them, within the recipe's limit. Eq. 14.10."
-    denoiser = steer(model, label) if steer else model.given(label)
+    if steer:
+        denoiser = steer(model, label)
+    else:
+        denoiser = model.given(**named_conditions(label))
     return denoiser if recipe.limit is None else clamp_x0(denoiser, recipe.limit)
 
 
