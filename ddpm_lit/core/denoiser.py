@@ -151,9 +151,8 @@ class Model(nn.Module):
         try:
             takes.bind(**named)
         except TypeError as e:
-            raise Problem(f'{type(self).__name__} is conditioned on '
-                          f'{", ".join(takes.parameters)} by name, and here there is '
-                          f'{e}: give its conditions by their names.') from e
+            raise Problem(f'{type(self).__name__} takes conditions by name '
+                          f'({", ".join(takes.parameters)}): {e}.') from e
         return named_conditions(self.encode_condition(**named))
 
     def given(self, label: int | Tensor | None = None,
