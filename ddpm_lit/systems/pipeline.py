@@ -353,7 +353,7 @@ def register_system(recipe: Recipe,
         return in_stages(request, stages, request.steps[0], progress, at_once)
 
     owner = caller()
-    register(recipe, owner)
+    register(recipe, owner=owner)
     system = System(recipe.name, paint, (recipe.name,), request)
     SYSTEMS.add(recipe.name, system, owner=owner)
 
