@@ -2,7 +2,8 @@
 
     python tools/watch.py [--most GB] [--most-each GB] COMMAND...
 
-Memory is what processes hold for themselves: files that they map do not count (RssAnon, Linux).
+Memory is what processes hold for themselves: files that they map do not count, and what a process
+shares with one that it forked counts once (Pss_Anon, Linux). At the peak all processes are named.
 The exit status is the command's, or 1 if it held more than allowed.
 """
 import argparse
@@ -47,10 +48,19 @@ def children(pid: int) -> list[int]:
 def held(pid: int) -> float:
     "Gigabytes that a process holds for itself."
     try:
-        lines = Path(f'/proc/{pid}/status').read_text().splitlines()
+        lines = Path(f'/proc/{pid}/smaps_rollup').read_text().splitlines()
     except OSError:
         return 0.
-    return sum(int(line.split()[1]) for line in lines if line.startswith('RssAnon:'))/1e6
+    return sum(int(line.split()[1]) for line in lines if line.startswith('Pss_Anon:'))/1e6
+
+
+def named(pid: int) -> str:
+    "The command of a process, its first letters."
+    try:
+        words = Path(f'/proc/{pid}/cmdline').read_bytes().split(b'\0')
+    except OSError:
+        return 'ended'
+    return ' '.join(b' '.join(words).decode(errors='replace').split())[:70]
 
 
 class Watch(threading.Thread):
@@ -59,6 +69,7 @@ class Watch(threading.Thread):
         super().__init__(daemon=True)
         self.pid = pid
         self.most = 0.
+        self.at_most = []  # (gigabytes, process, its command) when all held the most
         self.each = defaultdict(float)
 
     def run(self):
@@ -66,7 +77,10 @@ class Watch(threading.Thread):
             now = {pid: held(pid) for pid in children(self.pid)}
             for pid, gb in now.items():
                 self.each[pid] = max(self.each[pid], gb)
-            self.most = max(self.most, sum(now.values()))
+            if sum(now.values()) > self.most:
+                self.most = sum(now.values())
+                self.at_most = sorted(((gb, pid, named(pid)) for pid, gb in now.items()
+                                       if gb > .05), reverse=True)
             time.sleep(.5)
 
 
@@ -104,6 +118,9 @@ def main():
         for pid, names in orders(noted.read_text()).items():
             print(f'worker {pid}, {len(names)} notebooks, at most {watch.each[pid]:.1f} GB: '
                   f'{" ".join(n.removesuffix(".ipynb") for n in names)}')
+
+        for gb, pid, name in watch.at_most:
+            print(f'at the peak {gb:.1f} GB in {pid}: {name}')
 
     most_each = max(watch.each.values(), default=0.)
     print(f'{seconds/60:.1f} minutes, at most {watch.most:.1f} GB of memory, '

@@ -204,6 +204,7 @@ def machine(device: torch.device = torch.device('cpu')) -> dict:
         ddpm_lit=__version__,
         device=torch.cuda.get_device_name(device) if on_gpu else device.type)
 
+
 def measurement(
     name: str,          # the file's, in data/runs
     what: str = '',     # of one that is made here: what it is,
