@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['INK', 'style', 'panels', 'plane', 'cloud', 'clouds', 'lattice', 'field', 'heat', 'curves', 'tile', 'sheet', 'strip',
-           'Slider', 'png', 'figure_png', 'card', 'ladder', 'chain', 'screen', 'diagram', 'signed', 'save_sheet',
-           'save_samples', 'save_each', 'captioned', 'save_captioned', 'save_figure']
+           'Slider', 'png', 'card', 'ladder', 'chain', 'screen', 'diagram', 'save_sheet', 'save_samples', 'save_each',
+           'captioned', 'save_captioned', 'save_figure']
 
 # %% ../nbs/04_show.ipynb #imports
 import base64
@@ -188,7 +188,7 @@ class Slider:
         # each is drawn here, once: the lever only chooses what is visible
         self.frames = []
         for x in frames:
-            picture = png(x, columns, zoom) if isinstance(x, Tensor) else figure_png(x)
+            picture = png(x, columns, zoom) if isinstance(x, Tensor) else _figure_png(x)
             self.frames.append(picture)
 
     def __repr__(self) -> str:
@@ -232,7 +232,7 @@ def png(x: Tensor, columns: int = 8, zoom: int = 2) -> bytes:
     return out.getvalue()
 
 
-def figure_png(figure) -> bytes:
+def _figure_png(figure) -> bytes:
     "A matplotlib figure as PNG; it is closed, so that no notebook shows it again."
     out = io.BytesIO()
     figure.savefig(out, format='png', dpi=72)
@@ -379,7 +379,7 @@ def diagram(boxes: dict[str, tuple[float, float]],  # words -> where, in inches
     return ax
 
 # %% ../nbs/04_show.ipynb #save
-def signed():  # -> a note for Pillow to write
+def _signed():  # -> a note for Pillow to write
     "What a PNG of ours says of itself: who looks for its own files finds them."
     from PIL.PngImagePlugin import PngInfo
     note = PngInfo()
@@ -391,7 +391,7 @@ def save_sheet(x: Tensor, path, columns: int = 8, zoom: int = 2):
     "Write a sheet of pictures [n c h w] in [-1, 1] as PNG, as `png` makes it."
     page = _page(x, columns, zoom)
     with replacing(path, '.png') as p:
-        page.save(p, format='PNG', pnginfo=signed())
+        page.save(p, format='PNG', pnginfo=_signed())
 
 
 def save_samples(x: Tensor, path):  # [n c h w] in [-1, 1], or points [n 2]
@@ -415,7 +415,7 @@ def save_each(x: Tensor,  # [n c h w] in [-1, 1]
         for name, picture in zip(names, x):
             values = ((picture + 1)*127.5).round().clamp(0, 255).byte()
             pixels = values.permute(1, 2, 0).squeeze(-1)  # grey ones stay grey
-            Image.fromarray(pixels.cpu().numpy()).save(inside/name, pnginfo=signed())
+            Image.fromarray(pixels.cpu().numpy()).save(inside/name, pnginfo=_signed())
 
         # the captions, as a folder of pictures to train on has them
         lines = [json.dumps(dict(file_name=name, text=words), ensure_ascii=False)
@@ -456,7 +456,7 @@ def captioned(rows: Sequence[Tensor],  # [n c h w] for each caption
 def save_captioned(rows: Sequence[Tensor], captions: Sequence[str], path, zoom: int = 2):
     "Write `captioned` as PNG."
     with replacing(path, '.png') as p:
-        captioned(rows, captions, zoom).save(p, format='PNG', pnginfo=signed())
+        captioned(rows, captions, zoom).save(p, format='PNG', pnginfo=_signed())
 
 
 def save_figure(path):

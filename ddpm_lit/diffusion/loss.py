@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Loss', 'Weight', 'prior_nats', 'bound_term', 'decoder_nats', 'l_simple', 'weighted', 'x0_weight', 'eps_weight',
-           'v_weight', 'min_snr', 'p2', 'in_last_step', 'hybrid']
+           'v_weight', 'min_snr', 'p2', 'hybrid']
 
 # %% ../../nbs/20_loss.ipynb #imports
 import math
@@ -120,7 +120,7 @@ def p2(k: float = 1., gamma: float = 1.) -> Weight:
     return weight
 
 # %% ../../nbs/20_loss.ipynb #hybrid
-def in_last_step(time: Tensor, n: int, rounding: float = 1e-3) -> Tensor:  # bool
+def _in_last_step(time: Tensor, n: int, rounding: float = 1e-3) -> Tensor:  # bool
     "Whether no step of 1/n fits below these times: 1/n itself, or less."
     return time*n < 1 + rounding
 
@@ -144,7 +144,7 @@ def hybrid(schedule: Schedule,  # what draws the levels
 
         # s: a step of 1/n below t; a last step has none, and its entry, + 1, is not used
         time = schedule.time(t)
-        last = in_last_step(time, n).to(x0.device)
+        last = _in_last_step(time, n).to(x0.device)
         below = schedule((time - 1/n).clamp(min=0)).log_snr.to(t.log_snr)
         s = Level(torch.where(last, t.log_snr + 1, below))
 

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['Sampler', 'SAMPLERS', 'Gaussian', 'fixed_small', 'fixed_large', 'learned_range', 'exact', 'reverse', 'steps',
-           'ancestral', 'last', 'ddim', 'watched_sampler', 'find_sampler', 'edit_x0', 'clamp_x0', 'Counted',
-           'by_stride', 'by_sections', 'respace']
+           'ancestral', 'last', 'ddim', 'find_sampler', 'edit_x0', 'clamp_x0', 'Counted', 'respace']
 
 # %% ../../nbs/14_sample.ipynb #imports
 import math
@@ -153,7 +152,7 @@ SAMPLERS.add('ancestral', ancestral)
 SAMPLERS.add('ddim', ddim)
 
 
-def watched_sampler(sampler: Sampler, name: str, origin: str) -> Sampler:
+def _watched_sampler(sampler: Sampler, name: str, origin: str) -> Sampler:
     "Somebody else's sampler; a `Problem` if it yields no states, or what are none."
     @wraps(sampler)
     def run(denoiser, levels, x, *args, **kwargs):
@@ -179,7 +178,7 @@ def find_sampler(name: str) -> Sampler:  # (denoiser, grid, x) -> the states of 
     if owner is None or is_own(owner):
         return sampler
     origin = getattr(sys.modules.get(owner), '__file__', None) or owner
-    return watched_sampler(sampler, name, origin)
+    return _watched_sampler(sampler, name, origin)
 
 # %% ../../nbs/14_sample.ipynb #edit-x0
 def edit_x0(denoiser: Denoiser, edit: Callable[[Tensor], Tensor]) -> Denoiser:
@@ -212,13 +211,13 @@ class Counted:
         return self.denoiser(x, t)
 
 # %% ../../nbs/14_sample.ipynb #respace
-def by_stride(T: int, n: int) -> list[int] | None:  # None: no stride takes so many
+def _by_stride(T: int, n: int) -> list[int] | None:  # None: no stride takes so many
     "n of T timesteps, by the smallest stride that takes as many."
     taken = (range(1, T + 1, stride) for stride in range(1, T + 1))
     return next(([*steps] for steps in taken if len(steps) == n), None)
 
 
-def by_sections(sizes: list[int], counts: list[int]) -> list[int]:
+def _by_sections(sizes: list[int], counts: list[int]) -> list[int]:
     "Timesteps evenly within each section, both its ends among them."
     chosen = []
     for first, n, size in zip(accumulate(sizes, initial=1), counts, sizes):
@@ -249,9 +248,9 @@ def respace(schedule: DiscreteSchedule,
     if any(not 1 <= n <= size for n, size in zip(counts, sizes)):
         raise Problem(f'"{spec}" does not fit into {T} timesteps: ask for fewer.')
 
-    chosen: list[int] | None = by_sections(sizes, counts)
+    chosen: list[int] | None = _by_sections(sizes, counts)
     if spec.startswith('ddim'):
-        chosen = by_stride(T, counts[0]) if k == 1 else None
+        chosen = _by_stride(T, counts[0]) if k == 1 else None
     if chosen is None:
         raise Problem(f'No stride takes "{spec}" from {T} timesteps: '
                       f'write "{counts[0]}".')

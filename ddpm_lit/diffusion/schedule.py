@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCHEDULES', 'Schedule', 'as_times', 'DiscreteSchedule', 'constant', 'linear', 'linear_scaled', 'Cosine', 'cosine',
-           'one_over_t', 'find_schedule', 'Grid', 'check_steps', 'grid', 'karras']
+           'one_over_t', 'find_schedule', 'Grid', 'grid', 'karras']
 
 # %% ../../nbs/10_schedule.ipynb #imports
 import math
@@ -190,7 +190,7 @@ class Grid:
         return Grid(self.log_snr[self.log_snr.isfinite()].flip(0))
 
 # %% ../../nbs/10_schedule.ipynb #grids
-def check_steps(n: int):
+def _check_steps(n: int):
     "A `Problem` unless a run can have so many steps."
     if n < 1:
         raise Problem(f'A run needs at least one step, not {n}.')
@@ -200,7 +200,7 @@ def check_steps(n: int):
 
 def grid(schedule: Schedule, n: int) -> Grid:
     "n levels evenly spaced in time, 1, (n-1)/n .. 1/n, and then CLEAN. Eq. 10.9."
-    check_steps(n)
+    _check_steps(n)
 
     # a discrete schedule has only T levels of its own
     T = len(schedule) if isinstance(schedule, DiscreteSchedule) else None
@@ -220,7 +220,7 @@ def karras(n: int,
            lo: float = .002, hi: float = 80.,  # edm_sigma at the ends
            rho: float = 7.) -> Grid:
     "n levels evenly spaced in edm_sigma^(1/rho), then CLEAN. Eq. 10.10 (EDM eq. 5)."
-    check_steps(n)
+    _check_steps(n)
     if not 0 < lo < hi:
         raise Problem('The noise falls from hi to lo, both above 0: '
                       f'{hi} and {lo} do not.')

@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['Norm', 'norm_ddpm', 'norm_adm', 'norm_small', 'TimeEmbedding', 'embed', 'halve', 'double', 'Downsample', 'Upsample',
-           'Resample', 'zero', 'ResBlock', 'Attention', 'Step', 'way_down', 'way_up', 'UNet', 'check_picture',
-           'check_given', 'check_label', 'fan_average', 'inside', 'ddpm_unet', 'iddpm_unet', 'adm_unet',
-           'UpsamplerUNet', 'Unshuffled', 'small_unet']
+           'Resample', 'zero', 'ResBlock', 'Attention', 'Step', 'way_down', 'UNet', 'check_picture', 'check_given',
+           'inside', 'ddpm_unet', 'iddpm_unet', 'adm_unet', 'UpsamplerUNet', 'Unshuffled', 'small_unet']
 
 # %% ../../nbs/24_unet.ipynb #imports
 from functools import partial
@@ -202,7 +201,7 @@ def way_down(widths, depth, emb, block, attn_at, down) -> tuple[nn.ModuleList, l
     return steps, trail
 
 
-def way_up(widths, depth, emb, block, attn_at, up, trail) -> nn.ModuleList:
+def _way_up(widths, depth, emb, block, attn_at, up, trail) -> nn.ModuleList:
     "The steps up; each takes a copy off the trail. Eq. 24.8."
     steps = nn.ModuleList()
     c = widths[-1]
@@ -258,7 +257,7 @@ class UNet(nn.Module):
         before = Step(block(c, c, emb), attn(c) if middle else None)
         after = Step(block(c, c, emb))
         self.middle = nn.ModuleList([before, after])
-        self.up = way_up(widths, depth, emb, block, attn_at, up, trail)
+        self.up = _way_up(widths, depth, emb, block, attn_at, up, trail)
         self.norm = norm(widths[0])
         self.last = zero(nn.Conv2d(widths[0], channels_out, 3, padding=1))
 
@@ -320,11 +319,11 @@ def check_given(net, x: Tensor, t: Tensor, label, emb,  # net: a UNet or a DiT
                       f'for [b l {net.tokens}].')
 
     if label is not None:
-        label = check_label(net, label, n)
+        label = _check_label(net, label, n)
     return t.reshape(-1).expand(n), label
 
 
-def check_label(net, label: Tensor, n: int) -> Tensor:  # net: a UNet or a DiT
+def _check_label(net, label: Tensor, n: int) -> Tensor:  # net: a UNet or a DiT
     "One label for each of n pictures, or a `Problem` that says what does not fit."
     if not net.classes:
         raise Problem('This network knows no labels: call it without one, or build '
@@ -340,7 +339,7 @@ def check_label(net, label: Tensor, n: int) -> Tensor:  # net: a UNet or a DiT
 
 # %% ../../nbs/24_unet.ipynb #makers
 @torch.no_grad()
-def fan_average(net: UNet) -> UNet:
+def _fan_average(net: UNet) -> UNet:
     "Weights of variance 2/(fan in + fan out), zero biases; what starts at zero stays so."
     for name, m in net.named_modules():
         if isinstance(m, (nn.Conv2d, nn.Linear)) and not hasattr(m, 'starts_at_zero'):
@@ -365,7 +364,7 @@ def ddpm_unet(base=128, mults=(1, 2, 2, 2), depth=2, attention=(1,), channels_in
     down = partial(Downsample, corner=True)
     net = UNet(channels_in, channels_out, base, mults, depth, attention, time=time,
                block=block, attn=attn, down=down, norm=norm_ddpm)
-    return fan_average(net)
+    return _fan_average(net)
 
 
 def iddpm_unet(base=128, mults=(1, 2, 2, 2), depth=3, attention=(1, 2), channels_in=3,

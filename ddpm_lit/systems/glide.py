@@ -6,7 +6,7 @@
 __all__ = ['GLIDE', 'TextEncoder', 'TextUNet', 'Glide', 'official_glide', 'small_text', 'small_glide', 'from_clip',
            'sqrt_min_snr', 'captioned_worlds', 'two_in_order', 'mostly_emoji', 'mostly_in_order', 'caption_batches',
            'base_recipe', 'of_half', 'asked_scenes', 'asked_emoji', 'Inpaint', 'holes', 'widened', 'inpainting_batches',
-           'from_narrow', 'ladder', 'training_vocabulary', 'out_of_vocabulary']
+           'from_narrow', 'ladder', 'out_of_vocabulary']
 
 # %% ../../nbs/60_glide.ipynb #imports
 import math
@@ -366,7 +366,7 @@ def ladder(model: Glide, side: int, channels: int = 3, **condition
 
 # %% ../../nbs/60_glide.ipynb #unheard
 @cache
-def training_vocabulary(data: str) -> frozenset[str]:  # 'emoji' or 'shapes'
+def _training_vocabulary(data: str) -> frozenset[str]:  # 'emoji' or 'shapes'
     "All words in the captions of a world."
     if data == 'shapes':
         return LEXICON
@@ -376,6 +376,6 @@ def training_vocabulary(data: str) -> frozenset[str]:  # 'emoji' or 'shapes'
 
 def out_of_vocabulary(captions: Sequence[str], data: str) -> list[str]:
     "The words of some captions that no training caption of that world contains."
-    known = training_vocabulary(data)
+    known = _training_vocabulary(data)
     found = dict.fromkeys(word for text in captions for word in split_words(text))
     return [word for word in found if word not in known]

@@ -101,7 +101,7 @@ READERS = {
     'data/mnist/train-labels-idx1-ubyte:train': 'train mnist --steps 1 --batch 2 --out r --json',
     'data/ddpm_lit/FashionMNIST/raw/train-images-idx3-ubyte.gz': data_set('fashion-mnist'),
     'data/cifar-10-batches-bin/test_batch.bin': data_set('cifar10', 'test'),
-    'data/cifar-10-batches-py/data_batch_3': images.read_cifar,
+    'data/cifar-10-batches-py/data_batch_3': images._read_cifar,
     **{f'data/{name}': data_set(name.split('/')[0]) for name in (
         'celeba/list_attr_celeba.txt', 'celeba/list_eval_partition.txt',
         'celeba/img_align_celeba/000002.jpg', 'celebahq/a/1.png', 'celebahq/a/2.jpg',

@@ -100,7 +100,7 @@ LONG_LISTS = {
 PICKLE_READERS = {
     'pickle': ('m.pt', theirs.read_state),
     'pickle as safetensors': ('m.safetensors', in_files.read_tensors),
-    'pickle as CIFAR': ('data_batch_1', images.read_cifar),
+    'pickle as CIFAR': ('data_batch_1', images._read_cifar),
     'pickle sampled': ('m.pt', 'sample {file} --layout auto'),
     'pickle in a zip': ('data.pkl', lambda p: read_zip({'a/data.pkl': p.read_bytes()}))}
 
@@ -230,7 +230,7 @@ def beside(reader, *names: str):
 
 JSON_READERS = {
     'index': ('m.safetensors.index.json', theirs.read_state),
-    'config': ('config.json', lambda p: [*theirs.read_configuration(p)]),
+    'config': ('config.json', lambda p: [*theirs._read_configuration(p)]),
     'cards': ('d/cards.json', 'compare --out {folder} --n 100'),
     'captions': ('d/metadata.jsonl', of_folder(folders.pictures_with_captions)),
     'log': ('d/log.jsonl', beside(resumed, 'run.json', 'state.safetensors', 'roll.json',

@@ -242,7 +242,7 @@ def _(keys, values):
     return asked(theirs.open_denoiser('c'))
 
 
-holds('captions of a folder', lambda v: folders.captions_in(written(v, 'd/metadata.jsonl')),
+holds('captions of a folder', lambda v: folders._captions_in(written(v, 'd/metadata.jsonl')),
       v=value | st.fixed_dictionaries(dict(file_name=value, text=value)))
 holds('plain pickles', lambda v: theirs.read_state(put('m.pt', pickle.dumps(v, 2))), v=value)
 holds('pickles in a zip', lambda v: read_zip({'a/data.pkl': pickle.dumps(v, 2)}), v=value)
