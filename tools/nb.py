@@ -130,9 +130,20 @@ def silent(*given, **named):
     "What stands in for a function that prints."
 
 
+def run_cell(shell, source):
+    "Run a cell's source: what execnb caught, and the outputs, none after an error."
+    from execnb.shell import _out_nb
+    # the comment keeps prints, which execnb drops after a final ;
+    got = shell.run_cell(source + '\n#')
+    got.quiet = source.rstrip().endswith(';')
+    if got.exception:
+        return got, []
+    return got, [tidy(o) for o in _out_nb(got, shell.display_formatter)]
+
+
 def execute(path, run_flags):
     "Run as nbdev_test does, in the notebook's folder: [(cell, outputs)] of what ran, and an error."
-    from execnb.shell import CaptureShell, _out_nb, format_exc
+    from execnb.shell import CaptureShell, format_exc
     shell = CaptureShell(path, mpl_format='png')
     # the plain traceback is enough
     shell.showtraceback = shell.showsyntaxerror = silent
@@ -143,14 +154,49 @@ def execute(path, run_flags):
         if skipped(cell, run_flags):
             continue
         source = text(cell['source'])
-        # the comment keeps prints, which execnb drops after a final ;
-        got = shell.run_cell(source + '\n#')
-        got.quiet = source.rstrip().endswith(';')
+        got, outputs = run_cell(shell, source)
         if got.exception:
             trace = ''.join(format_exc(got.exception))
             return done, f"cell {cell['id']}\n{source}\n\n{got.stdout}{got.stderr}{trace}"
-        done.append((cell, [tidy(o) for o in _out_nb(got, shell.display_formatter)]))
+        done.append((cell, outputs))
     return done, None
+
+
+def keep_outputs(folder):
+    "From now on what nbdev_test runs in this process leaves its outputs in a folder."
+    from execnb.shell import CaptureShell
+
+    def run_all(shell, notebook, preproc, **_):  # as execnb's: all cells up to the first error
+        done = []
+        for cell in notebook.cells:
+            if not preproc(cell):
+                shell._cell_idx = cell.idx_ + 1
+                got, outputs = run_cell(shell, cell.source)
+                shell.exc = got.exception
+                if shell.exc:
+                    raise shell.exc from None
+                done.append((cell.id, outputs))
+        name = Path(notebook.path_).with_suffix('.json').name
+        Path(folder, name).write_text(json.dumps(done), encoding='utf-8')
+
+    CaptureShell.run_all = run_all
+
+
+def compare_kept(folder, paths):
+    "Print which notebooks have the outputs that are saved in them; (as saved, all)."
+    good = 0
+    for path in paths:
+        kept = Path(folder, path.with_suffix('.json').name)
+        if kept.is_file():
+            saved = {cell['id']: cell for cell in read(path)['cells']}
+            done = json.loads(kept.read_text(encoding='utf-8'))
+            diffs = [d for name, outputs in done for d in compare(saved[name], outputs)]
+        else:
+            diffs = ['it did not run to its end']
+        good += not diffs
+        if diffs:
+            print(f'OUTPUTS DIFFER {path.name}\n    ' + '\n'.join(diffs).replace('\n', '\n    '))
+    return good, len(paths)
 
 
 def execute_plainly(path, run_flags):

@@ -1,6 +1,9 @@
 """Runs a command, and tells which notebooks each of its processes ran, and how much memory it held.
 
-    python tools/watch.py [--most GB] [--most-each GB] COMMAND...
+    python tools/watch.py [--most GB] [--most-each GB] [--saved] COMMAND...
+
+With --saved the outputs of all notebooks of nbs/ are compared with those that are saved in them, as
+`python tools/nb.py fresh` does.
 
 Memory is what processes hold for themselves: files that they map do not count, and what a process
 shares with one that it forked counts once (Pss_Anon, Linux). At the peak all processes are named.
@@ -16,9 +19,23 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
-# runs in every Python process of the command: notes each notebook that nbdev opens to execute it
+from nb import compare_kept, find
+
+# runs in every Python process of the command: notes each notebook that nbdev opens to execute it,
+# and has its outputs kept
 NOTE_NOTEBOOKS = '''
-import os, sys
+import os, sys, time
+
+ready = False
+
+def keep_outputs():
+    global ready
+    ready = True
+    from importlib.util import module_from_spec, spec_from_file_location
+    spec = spec_from_file_location('tools_nb', os.environ['NOTED_TOOL'])
+    nb = module_from_spec(spec)
+    spec.loader.exec_module(nb)
+    nb.keep_outputs(os.environ['NOTED_OUTPUTS'])
 
 def note(event, args):
     if event != 'open' or not str(args[0]).endswith('.ipynb'):
@@ -30,7 +47,9 @@ def note(event, args):
         frame = frame.f_back
     if 'test_nb' in callers and 'run_cell' not in callers:
         with open(os.environ['NOTED_NOTEBOOKS'], 'a') as f:
-            f.write(f'{os.getpid()} {os.path.basename(args[0])}\\n')
+            f.write(f'{os.getpid()} {time.time()} {os.path.basename(args[0])}\\n')
+        if 'NOTED_OUTPUTS' in os.environ and not ready:
+            keep_outputs()
 
 sys.addaudithook(note)
 '''
@@ -71,12 +90,14 @@ class Watch(threading.Thread):
         self.most = 0.
         self.at_most = []  # (gigabytes, process, its command) when all held the most
         self.each = defaultdict(float)
+        self.when = {}  # each process held the most
 
     def run(self):
         while True:
             now = {pid: held(pid) for pid in children(self.pid)}
             for pid, gb in now.items():
-                self.each[pid] = max(self.each[pid], gb)
+                if gb > self.each[pid]:
+                    self.each[pid], self.when[pid] = gb, time.time()
             if sum(now.values()) > self.most:
                 self.most = sum(now.values())
                 self.at_most = sorted(((gb, pid, named(pid)) for pid, gb in now.items()
@@ -84,13 +105,12 @@ class Watch(threading.Thread):
             time.sleep(.5)
 
 
-def orders(text: str) -> dict[int, list[str]]:
-    "The notebooks of each process, in the order in which it ran them."
-    found = defaultdict(list)
+def orders(text: str) -> dict[int, dict[str, float]]:
+    "The notebooks of each process in the order in which it ran them, and when it began each."
+    found = defaultdict(dict)
     for line in text.splitlines():
-        pid, name = line.split(maxsplit=1)
-        if name not in found[int(pid)]:
-            found[int(pid)].append(name)
+        pid, began, name = line.split(maxsplit=2)
+        found[int(pid)].setdefault(name.removesuffix('.ipynb'), float(began))
     return found
 
 
@@ -100,6 +120,7 @@ def main():
     any_number = float('inf')
     p.add_argument('--most', type=float, default=any_number, help='gigabytes of all together')
     p.add_argument('--most-each', type=float, default=any_number, help='gigabytes of one process')
+    p.add_argument('--saved', action='store_true', help='compare outputs with the saved ones')
     p.add_argument('command', nargs=argparse.REMAINDER)
     a = p.parse_args()
 
@@ -110,14 +131,22 @@ def main():
         path = os.pathsep.join(filter(None, [d, os.environ.get('PYTHONPATH')]))
         start = time.time()
         env = os.environ | dict(PYTHONPATH=path, NOTED_NOTEBOOKS=str(noted))
+        if a.saved:
+            env |= dict(NOTED_OUTPUTS=d, NOTED_TOOL=str(Path(__file__).with_name('nb.py')))
         command = subprocess.Popen(a.command, env=env)
         watch = Watch(command.pid)
         watch.start()
         status = command.wait()
         seconds = time.time() - start
         for pid, names in orders(noted.read_text()).items():
-            print(f'worker {pid}, {len(names)} notebooks, at most {watch.each[pid]:.1f} GB: '
-                  f'{" ".join(n.removesuffix(".ipynb") for n in names)}')
+            before = [n for n, began in names.items() if began <= watch.when.get(pid, start)]
+            print(f'worker {pid}, {len(names)} notebooks, at most {watch.each[pid]:.2f} GB in '
+                  f'{(before or ["the beginning"])[-1]}: {" ".join(names)}')
+
+        if a.saved:
+            good, every = compare_kept(d, find([]))
+            print(f'outputs as saved in {good} of {every} notebooks')
+            status = status or int(good < every)
 
         for gb, pid, name in watch.at_most:
             print(f'at the peak {gb:.1f} GB in {pid}: {name}')
