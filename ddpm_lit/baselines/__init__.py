@@ -1,0 +1,1 @@
+"The rivals: autoregressive models, flows, VAEs and GANs, compared under one protocol."

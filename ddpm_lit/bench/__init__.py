@@ -1,0 +1,1 @@
+"Speed and parity beside other libraries; in a clone only, not in the wheel."

@@ -1,0 +1,1 @@
+"CLIP: tokens, the contrastive loss, questions without training, guidance, judges."

@@ -1,0 +1,1 @@
+"What everything else stands on: levels, predictions, denoisers, registries, errors, files, checks."

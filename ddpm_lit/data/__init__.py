@@ -1,0 +1,1 @@
+"Data: toy worlds, digits, pictures, captions, folders of your own."

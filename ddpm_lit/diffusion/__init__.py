@@ -1,0 +1,1 @@
+"Diffusion itself: schedules, the forward process, posteriors, losses, samplers, scores, solvers, bits."

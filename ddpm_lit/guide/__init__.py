@@ -1,0 +1,1 @@
+"Guidance and edits: functions from a denoiser to a denoiser."

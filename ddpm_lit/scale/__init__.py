@@ -1,0 +1,1 @@
+"Paper size: presets with their counts, and many processes."
