@@ -33,8 +33,8 @@ def compare_command(train, out, seconds, n, seed, as_json):
     """Five families of models on the same data, as a table. They are autoregressive
     models, VAE, flow, GAN and diffusion; it takes about seven minutes of one core, most
     of them for autoregressive pictures."""
-    from ddpm_lit.baselines.compare import CONTENDERS, as_text, compare, read_cards
-    from ddpm_lit.baselines.compare import train_all
+    from ddpm_lit.baselines.compare import CONTENDERS, compare, comparison_table
+    from ddpm_lit.baselines.compare import read_cards, train_all
 
     folder = Path(out or 'runs/compare') if out or train else None
     if train:
@@ -44,7 +44,7 @@ def compare_command(train, out, seconds, n, seed, as_json):
 
     with Bar(len(read_cards(folder)), 'judge') as bar:
         rows = compare(folder, n, n // 4, seed, bar)
-    emit(as_json, rows, as_text(rows))
+    emit(as_json, rows, comparison_table(rows))
 
 # %% ../../nbs/86_tools.ipynb #of-clone
 def _of_clone(name: str):
@@ -89,9 +89,9 @@ def parity_command(files, as_json):
 def presets_command(names, as_json):
     """The models of the papers, or those of some NAMES. Parameters, counted; operations;
     and where they come from."""
-    from ddpm_lit.scale.presets import as_text, rows
-    found = rows(names)
-    emit(as_json, found, as_text(found))
+    from ddpm_lit.scale.presets import preset_rows, preset_table
+    found = preset_rows(names)
+    emit(as_json, found, preset_table(found))
 
 # %% ../../nbs/86_tools.ipynb #bench
 def _timed(parts, peers: bool, rounds: int, device) -> list[dict]:
