@@ -68,8 +68,9 @@ def _head(node: Any, lines: list[str]) -> list[str]:
     text = lines[begin - 1:first.end_lineno if doc else max(begin, first.lineno - 1)]
     if isinstance(node, ast.ClassDef):
         for part in node.body[doc:]:
-            shown = not getattr(part, 'name', '').startswith('_') or part.name == '__init__'
-            if isinstance(part, (ast.AnnAssign, ast.FunctionDef)) and shown:
+            name = getattr(part, 'name', '')
+            shown = name == '__init__' or not name.startswith('_')
+            if shown and isinstance(part, (ast.AnnAssign, ast.FunctionDef)):
                 text += _head(part, lines)
     return text
 
