@@ -201,6 +201,27 @@ def emoji_table() -> list[dict]:
     return table
 
 # %% ../../nbs/50_captions.ipynb #emoji-set
+def _in_style(table: list[dict], style: str, split: str, size: int) -> Captioned:
+    "The drawings of one style, in the order of their tiles."
+    drawn = [r for r in table if style in r['tiles']]
+    mine = [r for r in drawn if split in (r['split'], 'all')]
+    if not mine:
+        raise Problem(f'The table of the emoji names none of style {style} to '
+                      f'{split}: fetch it again.')
+    mine.sort(key=lambda r: r['tiles'][style])
+
+    # small sheets are kept in memory, since many chapters ask for them again
+    places = [r['tiles'][style] for r in mine]
+    path = data_dir('emoji', f'base-{style}-64.webp')
+    n = 1 + max(r['tiles'][style] for r in drawn)
+    pixels = (smaller(tiles(path, n)[places], size) if size > 32 else
+              _small_tiles(path, n, size, path.stat().st_mtime_ns)[places])
+
+    rows = [Emoji(r['name'], tuple(r['keywords']), r['group'], r['subgroup'],
+                  style, r['family'], r['char'], r['held_style'] == style) for r in mine]
+    return Captioned(pixels, tuple(rows))
+
+
 def emoji(split: str = 'train',  # or 'test', 'all'; a family is on one side only
           size: int = 32,  # 16, 32 or 64
           styles: Iterable[str] = tuple(STYLES)) -> Captioned:
@@ -215,27 +236,7 @@ def emoji(split: str = 'train',  # or 'test', 'all'; a family is on one side onl
                       f'choose from {", ".join(STYLES)}.')
 
     table = emoji_table()
-    pixels = []
-    rows = []
-    for style in styles:
-        drawn = [r for r in table if style in r['tiles']]
-        mine = [r for r in drawn if split in (r['split'], 'all')]
-        if not mine:
-            raise Problem(f'The table of the emoji names none of style {style} to '
-                          f'{split}: fetch it again.')
-
-        # the images, in the order of their tiles
-        mine.sort(key=lambda r: r['tiles'][style])
-        places = [r['tiles'][style] for r in mine]
-        path = data_dir('emoji', f'base-{style}-64.webp')
-        n = 1 + max(r['tiles'][style] for r in drawn)
-        # small sheets are kept in memory, since many chapters ask for them again
-        pixels.append(smaller(tiles(path, n)[places], size) if size > 32 else
-                      _small_tiles(path, n, size, path.stat().st_mtime_ns)[places])
-        rows += [Emoji(r['name'], tuple(r['keywords']), r['group'], r['subgroup'],
-                       style, r['family'], r['char'], r['held_style'] == style)
-                 for r in mine]
-    return Captioned(torch.cat(pixels), tuple(rows))
+    return join(*(_in_style(table, style, split, size) for style in styles))
 
 # %% ../../nbs/50_captions.ipynb #all-but-held
 def all_but_held(size: int) -> Captioned:
@@ -261,14 +262,15 @@ def shifted(pixels: Tensor,  # [b c h w]
 # %% ../../nbs/50_captions.ipynb #caption-batches
 class CaptionBatches:
     "step -> x0, its tokens; order by seed and epoch, words by seed and step. Eq. 23.5."
+    keep = 50_000  # tokenised captions held at a time
+
     def __init__(self,
                  data: Captioned,
                  tokenize: Callable,  # list of str -> int64 [b l]
                  size: int,  # images a batch
                  seed: int = 0,
                  drop: float = 0.,  # share of captions replaced by ''
-                 shift: int = 0,  # move each image by up to so many pixels
-                 keep: int = 50_000):  # tokenised captions held at a time
+                 shift: int = 0):  # move each image by up to so many pixels
         if not 1 <= size <= len(data):
             raise Problem(f'A batch of {size} does not fit {len(data)} pictures: choose '
                           f'1 to {len(data)}.')
@@ -282,7 +284,6 @@ class CaptionBatches:
         self.seed = seed
         self.drop = drop
         self.shift = shift
-        self.keep = keep
 
         self.epoch: int | None = None
         self.known: dict[str, Tensor] = {}
@@ -379,27 +380,31 @@ _WORDINGS = {'small': ('small', 'little'), 'large': ('large', 'big'),
              **{f'on {g}': (f'on {g}', f'on a {g} background') for g in GROUNDS}}
 
 
+def _word(w: str, rng) -> str:
+    "A word, in one of its wordings."
+    return chosen(_WORDINGS.get(w, (w,)), rng)
+
+
+def _noun(thing: Thing, rng) -> str:
+    "'a small red circle': what is known of a thing."
+    known = [w for w in (thing.size, thing.colour, thing.shape) if w]
+    return with_article(' '.join(_word(w, rng) for w in known))
+
+
 def scene_sentence(scene: Scene, rng=None, turned: float = .5) -> str:
     "A scene in words; a generator chooses a wording, and turns a share around."
-    def word(w):
-        return chosen(_WORDINGS.get(w, (w,)), rng)
-
-    def noun(thing):
-        words = ' '.join(word(w) for w in (thing.size, thing.colour, thing.shape) if w)
-        return ('an ' if words[0] in 'aeiou' else 'a ') + words
-
-    said = [noun(thing) for thing in scene.things]
+    said = [_noun(thing, rng) for thing in scene.things]
     where = scene.where
     if len(said) == 2:
         # in either order: "a left of b" or, turned around, "b right of a"
         if rng is not None and rng.random() >= 1 - turned:
             said = said[::-1]
             where = _OPPOSITE.get(where or '')
-        said.insert(1, word(where or 'and'))
+        said.insert(1, _word(where or 'and', rng))
     elif where:
         said.append(where)
     if scene.ground:
-        said.append(word(f'on {scene.ground}'))
+        said.append(_word(f'on {scene.ground}', rng))
     return ' '.join(said)
 
 
@@ -452,8 +457,8 @@ _GRAMMAR = re.compile(f'{_THING}(?: ({either(PLACES)})| ({_ways}) {_THING})?'
                       f'(?: ({_grounds}))?')
 
 # %% ../../nbs/50_captions.ipynb #read-text
-def read(caption: str) -> Scene:
-    "What a caption of the grammar says, with None for what it leaves open."
+def _parts_of(caption: str) -> list:  # one for each group of the pattern
+    "A caption taken apart by the grammar, in plain words; a `Problem` where it is none."
     text = ' '.join(caption.lower().replace(',', ' ').rstrip('. ').split())
     if not text:
         raise Problem('The caption is empty: say at least "a circle".')
@@ -465,10 +470,12 @@ def read(caption: str) -> Scene:
     if not m:
         raise Problem(f'The words of "{caption}" are known, their order is not: say it '
                       'like "a small red circle left of a big blue square on white".')
+    return [_PLAIN.get(w, w) for w in m.groups()]
 
-    # each group of the pattern in its plain wording
-    plain = [_PLAIN.get(w, w) for w in m.groups()]
-    size, colour, shape, place, way, size2, colour2, shape2, ground = plain
+
+def read(caption: str) -> Scene:
+    "What a caption of the grammar says, with None for what it leaves open."
+    size, colour, shape, place, way, size2, colour2, shape2, ground = _parts_of(caption)
     things = [Thing(shape, colour, size)]
     if shape2:
         things.append(Thing(shape2, colour2, size2))
@@ -485,32 +492,35 @@ def read(caption: str) -> Scene:
     return Scene(tuple(things), where, ground and ground.removeprefix('on '))
 
 # %% ../../nbs/50_captions.ipynb #agree
+def _borne_out(shown: Scene, asked: Scene) -> dict[str, bool]:
+    "What is asked, and whether it is so, thing by thing in this order."
+    same = len(shown.things) == len(asked.things)
+    said = {'things': same}
+
+    # wanted: what is asked of each thing; None where nothing is
+    for k in ('shape', 'colour', 'size'):
+        wanted = [getattr(thing, k) for thing in asked.things]
+        if any(wanted):
+            said[k] = same and all(want in (None, getattr(thing, k))
+                                   for thing, want in zip(shown.things, wanted))
+
+    for k in ('where', 'ground'):
+        if getattr(asked, k):
+            said[k] = getattr(shown, k) == getattr(asked, k)
+    return said
+
+
 def attributes(scene: Scene | None, caption: Scene | str) -> dict[str, bool]:
     "What a caption says, attribute by attribute, and whether the scene bears it out."
     asked = read(caption) if isinstance(caption, str) else caption
     shown = scene or Scene(())  # nothing is borne out
 
-    def verdict(things, where):
-        same = len(things) == len(asked.things)
-        said = {'things': same}
-
-        # asked is what the caption says of any thing; None: of this one it says nothing
-        for k in ('shape', 'colour', 'size'):
-            wanted = [getattr(thing, k) for thing in asked.things]
-            if any(wanted):
-                said[k] = same and all(want in (None, getattr(thing, k))
-                                       for thing, want in zip(things, wanted))
-
-        if asked.where:
-            said['where'] = where == asked.where
-        if asked.ground:
-            said['ground'] = shown.ground == asked.ground
-        return said
-
     # of two things the better of both orders
-    verdicts = [verdict(shown.things, shown.where)]
+    verdicts = [_borne_out(shown, asked)]
     if len(shown.things) == 2:
-        verdicts.append(verdict(shown.things[::-1], _OPPOSITE.get(shown.where or '')))
+        turned = replace(shown, things=shown.things[::-1],
+                         where=_OPPOSITE.get(shown.where or ''))
+        verdicts.append(_borne_out(turned, asked))
     return max(verdicts, key=lambda said: sum(said.values()))
 
 
@@ -561,13 +571,18 @@ def _middles(n: int, like: Tensor) -> Tensor:  # [n]
     return (torch.arange(n, device=like.device, dtype=like.dtype) + .5)/n
 
 
+def _check_size(size: int, fine: int = 64):
+    "A `Problem` unless pixels of this size are made of whole fine ones."
+    if size < 1 or fine % size:
+        raise Problem(f'Scenes are drawn at 16, 32 or 64 pixels, not at {size}.')
+
+
 def coverage(shape: str,
              pose: Tensor,  # [n 3]: across, down, radius, in sides of the image
              size: int,
              fine: int = 64) -> Tensor:  # [n size size] in [0, 1]
     "The share of each pixel that a shape covers, by a ramp at `fine` pixels. Eq. 50.4."
-    if size < 1 or fine % size:
-        raise Problem(f'Scenes are drawn at 16, 32 or 64 pixels, not at {size}.')
+    _check_size(size, fine)
     at = _middles(fine, pose)
     x, y, r = pose.T[..., None, None]
 
@@ -601,15 +616,18 @@ def rgb(table: dict, names: Iterable[str | None]) -> Tensor:  # [n 3] in [-1, 1]
     return to_unit(colours.reshape(-1, 3))
 
 
+def _leaves_open(s: Scene) -> bool:
+    "Whether something of a scene is not said."
+    return None in (s.where, s.ground, *itertools.chain(*map(astuple, s.things)))
+
+
 def render(scenes: Sequence[Scene], size: int = 32,
            pose: Tensor | None = None) -> Tensor:  # [n 3 size size] in [-1, 1]
     "Images of scenes: each thing covers its share of the ground. Eq. 50.7."
-    for s in scenes:
-        if None in (s.where, s.ground, *itertools.chain(*map(astuple, s.things))):
-            raise Problem('A scene that leaves something open cannot be drawn: say its '
-                          'colours, sizes, place and ground.')
-    if size < 1 or 64 % size:
-        raise Problem(f'Scenes are drawn at 16, 32 or 64 pixels, not at {size}.')
+    if any(map(_leaves_open, scenes)):
+        raise Problem('A scene that leaves something open cannot be drawn: say its '
+                      'colours, sizes, place and ground.')
+    _check_size(size)
     pose = poses(scenes) if pose is None else pose
     ground = rgb(GROUNDS, [s.ground for s in scenes]).to(pose)[..., None, None]
     x = ground.repeat(1, 1, size, size)
