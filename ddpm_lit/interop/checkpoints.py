@@ -71,7 +71,8 @@ def file_in(path: Path) -> Path:
 
     # the first pattern that matches counts, and it should match once
     for pattern in _PATTERNS:
-        found = [p for p in sorted(path.glob(pattern)) if not _OTHER_VERSION.search(p.name)]
+        found = [p for p in sorted(path.glob(pattern))
+                 if not _OTHER_VERSION.search(p.name)]
         if len(found) > 1:
             names = ', '.join(p.name for p in found)
             raise Problem(f'{path} holds {len(found)} files of weights, {names}: give '

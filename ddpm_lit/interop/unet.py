@@ -227,7 +227,8 @@ _OPENAI = dict(in_channels=3, model_channels=0, out_channels=3, num_res_blocks=2
 
 def attention_levels(c: dict) -> list[int]:
     "The levels with attention: at side/2^i."
-    return [i for i in range(len(c['channel_mult'])) if 2**i in c['attention_resolutions']]
+    depth = len(c['channel_mult'])
+    return [i for i in range(depth) if 2**i in c['attention_resolutions']]
 
 
 def _openai_resizers(c: dict, block) -> dict:  # block: a factory of residual blocks
@@ -257,7 +258,8 @@ def unet_openai(
     # the network
     net = UNet(pictures*c['in_channels'], c['out_channels'], c['model_channels'],
                c['channel_mult'], c['num_res_blocks'], levels,
-               classes=c['num_classes'] or 0, block=block, attn=attn, **_openai_resizers(c, block))
+               classes=c['num_classes'] or 0, block=block, attn=attn,
+               **_openai_resizers(c, block))
 
     # on the way up the heads may be others
     if wide is None and c['num_heads_upsample'] != -1:
