@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['INK', 'style', 'panels', 'plane', 'cloud', 'clouds', 'lattice', 'field', 'heat', 'curves', 'tile', 'sheet', 'strip',
-           'Slider', 'png', 'card', 'ladder', 'chain', 'screen', 'diagram', 'save_sheet', 'save_samples', 'save_each',
-           'captioned', 'save_captioned', 'save_figure']
+           'Slider', 'png', 'card', 'cascade', 'markov_chain', 'screen', 'diagram', 'save_sheet', 'save_samples',
+           'save_each', 'captioned', 'save_captioned', 'save_figure']
 
 # %% ../nbs/04_show.ipynb #imports
 import base64
@@ -266,8 +266,8 @@ def card(x: Tensor,  # [3 h w] in [-1, 1]
     return ax
 
 # %% ../nbs/04_show.ipynb #ladder
-def ladder(steps: Sequence[tuple[str, int, int, bool]],  # name, side, channels, reads?
-           ax=None, words: str = 'words'):
+def cascade(steps: Sequence[tuple[str, int, int, bool]],  # name, side, channels, reads?
+            ax=None, words: str = 'words'):
     "The steps of a network as bars: side, channels, and a line where the words are read."
     if not steps:
         raise Problem('There are no steps to draw: run the network first.')
@@ -291,10 +291,10 @@ def ladder(steps: Sequence[tuple[str, int, int, bool]],  # name, side, channels,
     return ax
 
 # %% ../nbs/04_show.ipynb #chain
-def chain(start: str,
-          steps: Sequence[tuple[str, int, str]],  # name, parameters, what comes out
-          ax=None,
-          over: Sequence[str] = ()):  # steps that receive the start as well
+def markov_chain(start: str,
+                 steps: Sequence[tuple[str, int, str]],  # name, parameters, what comes out
+                 ax=None,
+                 over: Sequence[str] = ()):  # steps that receive the start as well
     "Networks in a row: boxes with parameters, arrows with the shapes handed on."
     if not steps:
         raise Problem('There are no steps to draw: run the networks first.')

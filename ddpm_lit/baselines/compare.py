@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CONTENDERS', 'Diffusion', 'Contender', 'both', 'train_contender', 'begin', 'check_free', 'train_all',
            'load_contender', 'read_cards', 'jacobian', 'rank', 'count_evaluations', 'cost', 'judge_points', 'compare',
-           'as_text']
+           'comparison_table']
 
 # %% ../../nbs/37_compare.ipynb #imports
 import contextlib
@@ -455,7 +455,7 @@ def compare(
     return rows
 
 
-def as_text(rows: list[dict]) -> str:
+def comparison_table(rows: list[dict]) -> str:
     "Both tables in plain text."
     columns_of = dict(
         points=('likelihood', 'nats', 'integral', 'modes', 'off', 'energy', 'energy_real',

@@ -46,7 +46,8 @@ COMMANDS = dict(  # name -> (module, what it does), in the order of the help
     compare=('tools', 'Five families of models on the same data, as a table.'),
     parity=('tools', "Compare ours with outputs of the authors' code, kept in FILES."),
     presets=('tools', 'The models of the papers, or those of some NAMES.'),
-    bench=('tools', 'Time PARTS of the library, in turns.'))
+    bench=('tools', 'Time PARTS of the library, in turns.'),
+    api=('api', 'What ddpm_lit offers: rooms, modules, or what NAME means.'))
 
 # %% ../../nbs/80_command.ipynb #lazygroup
 class LazyGroup(click.Group):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCHEDULES', 'Schedule', 'as_times', 'DiscreteSchedule', 'constant', 'linear', 'linear_scaled', 'Cosine', 'cosine',
-           'one_over_t', 'find_schedule', 'Grid', 'grid', 'karras']
+           'Grid', 'grid', 'karras', 'one_over_t', 'find_schedule']
 
 # %% ../../nbs/10_schedule.ipynb #imports
 import math
@@ -66,7 +66,7 @@ class DiscreteSchedule:
         return Level(torch.lerp(self.log_snr[lo], self.log_snr[hi], i - lo))
 
     def time(self, t: Level) -> Tensor:  # in [1/T, 1]
-        # the two steps around each level; levels beyond the ends become the ends
+        # the two steps around each level; a level beyond an end gets the time of that end
         x = -self.log_snr
         y = -t.log_snr.cpu().double().contiguous()
         hi = torch.searchsorted(x, y).clamp(1, len(self) - 1)
@@ -127,45 +127,6 @@ def cosine(T: int = 1000, s: float = .008) -> DiscreteSchedule:
     times = torch.arange(_row(T) + 1, dtype=torch.float64)/T
     f = torch.cos(Cosine(s).angle(times))**2
     return DiscreteSchedule((1 - f[1:]/f[:-1]).clamp(max=.999))
-
-# %% ../../nbs/10_schedule.ipynb #one-over-t
-def one_over_t(T: int = 1000) -> DiscreteSchedule:
-    "A step erases about 1/T of the data variance. Eq. 10.8 (Sohl-Dickstein 2015, 2.4.1)."
-    floor = torch.full((_row(T),), 1e-6, dtype=torch.float64)  # as in the authors' code
-    floor[0] += 1e-3
-    denominator = torch.linspace(T, 2, T, dtype=torch.float64)
-    return DiscreteSchedule(floor + (1 - floor - 1e-5)/denominator)
-
-# %% ../../nbs/10_schedule.ipynb #names
-# name -> () -> a schedule
-SCHEDULES = Registry('schedule', group='ddpm_lit.schedules')
-SCHEDULES.add('cosine', Cosine)
-SCHEDULES.add('linear', linear)
-SCHEDULES.add('one-over-t', one_over_t)
-
-
-def find_schedule(name: str) -> Schedule:
-    "The schedule of that name; a `Problem` unless its levels get noisier with time."
-    make = SCHEDULES.look(name)
-    if make is None:
-        known = ', '.join(SCHEDULES.names())
-        raise Problem(f'There is no schedule "{name}" here: load the file that adds it '
-                      f'with `load_plugin`, or choose one of {known}.')
-
-    # levels at nine times, and the way back
-    times = torch.linspace(0, 1, 9, dtype=torch.float64)
-    try:
-        schedule = make()
-        log_snr = schedule(times).log_snr
-        falls = log_snr.isfinite().all() and (log_snr.diff() < 0).all()
-        error = (schedule.time(schedule(times[1:])) - times[1:]).abs().max()
-    except Exception as e:
-        raise Problem(f'The schedule "{name}" fails on times from 0 to 1 '
-                      f'({type(e).__name__}: {e}): mend it first.') from e
-    if not falls or not error < .01:
-        raise Problem(f'The schedule "{name}" is none: its log SNR has to fall with '
-                      'time, and its `time` to lead back.')
-    return schedule
 
 # %% ../../nbs/10_schedule.ipynb #grid-class
 @dataclass(frozen=True, eq=False)
@@ -231,3 +192,42 @@ def karras(n: int,
     # even in the root of order rho, then clean (10.10)
     edm_sigma = torch.linspace(hi**(1/rho), lo**(1/rho), n, dtype=torch.float64)**rho
     return Grid(torch.cat([from_edm_sigma(edm_sigma).log_snr, CLEAN.log_snr[None]]))
+
+# %% ../../nbs/10_schedule.ipynb #one-over-t
+def one_over_t(T: int = 1000) -> DiscreteSchedule:
+    "A step erases about 1/T of the data variance. Eq. 10.8 (Sohl-Dickstein 2015, 2.4.1)."
+    floor = torch.full((_row(T),), 1e-6, dtype=torch.float64)  # as in the authors' code
+    floor[0] += 1e-3
+    denominator = torch.linspace(T, 2, T, dtype=torch.float64)
+    return DiscreteSchedule(floor + (1 - floor - 1e-5)/denominator)
+
+# %% ../../nbs/10_schedule.ipynb #names
+# name -> () -> a schedule
+SCHEDULES = Registry('schedule', group='ddpm_lit.schedules')
+SCHEDULES.add('cosine', Cosine)
+SCHEDULES.add('linear', linear)
+SCHEDULES.add('one-over-t', one_over_t)
+
+
+def find_schedule(name: str) -> Schedule:
+    "The schedule of that name; a `Problem` unless its levels get noisier with time."
+    make = SCHEDULES.look(name)
+    if make is None:
+        known = ', '.join(SCHEDULES.names())
+        raise Problem(f'There is no schedule "{name}" here: load the file that adds it '
+                      f'with `load_plugin`, or choose one of {known}.')
+
+    # levels at nine times, and the way back
+    times = torch.linspace(0, 1, 9, dtype=torch.float64)
+    try:
+        schedule = make()
+        log_snr = schedule(times).log_snr
+        falls = log_snr.isfinite().all() and (log_snr.diff() < 0).all()
+        error = (schedule.time(schedule(times[1:])) - times[1:]).abs().max()
+    except Exception as e:
+        raise Problem(f'The schedule "{name}" fails on times from 0 to 1 '
+                      f'({type(e).__name__}: {e}): mend it first.') from e
+    if not falls or not error < .01:
+        raise Problem(f'"{name}" is not a schedule: its log SNR has to fall with '
+                      'time, and its `time` to lead back.')
+    return schedule

@@ -22,7 +22,7 @@ from ..core.level import Level
 from ..diffusion.schedule import DiscreteSchedule, cosine
 from ..guide.classifier import LogLikelihood
 from ..nets.transformer import gelu, quick_gelu
-from .unet import Layout, build_empty, load_official, options
+from .unet import Layout, build_empty, load_official, known_options
 from ..core.tensors import read_tensors
 
 # %% ../../nbs/75_clip_layouts.ipynb #names
@@ -374,7 +374,7 @@ def glide_clip(
         level_input: Callable[[Level], Tensor] | None = None  # None: the cosine's step
         ) -> TimedCLIP:
     "GLIDE's noised CLIP of two official states, in float32 and ready to guide. Eq. 75.3."
-    c = options(config or {}, _GLIDE_CLIP, 'beta_schedule')
+    c = known_options(config or {}, _GLIDE_CLIP, 'beta_schedule')
     tower = VisionTower(c['image_size'], c['patch_size'],
                         c['n_head_state_image']*c['n_head_image'], c['n_xf_blocks_image'],
                         c['n_head_image'], c['n_embd'], act=gelu)

@@ -20,7 +20,7 @@ from ..guide.cfg import cfg_batched
 from ..nets.unet import UpsamplerUNet
 from .clip import BLOCK, NTH, NameTable, nearest_step, prefixed
 from .unet import Layout, attention_levels, build_empty, load_official
-from .unet import only, options, projection
+from .unet import known_options, only, projection
 from ..systems.glide import Glide, Inpaint, official_glide
 from ..core.tensors import read_tensors
 
@@ -136,8 +136,8 @@ def glide_openai(kind: str,  # base, inpaint, upsample or upsample-inpaint
                  ) -> Glide:
     "One of GLIDE's models, untrained, with its file's layout and its schedule. Eq. 76.1."
     m = _member(kind)
-    c = options(config or {}, m.config,
-                'image_size small_size use_checkpoint use_fp16 cache_text_emb')
+    c = known_options(config or {}, m.config,
+                      'image_size small_size use_checkpoint use_fp16 cache_text_emb')
     only(c, in_channels=[3], out_channels=[6], xf_final_ln=[True], xf_padding=[True],
          use_scale_shift_norm=[True], resblock_updown=[True])
 

@@ -19,7 +19,7 @@ from ..core.files import read_json
 from ..core.problem import Problem
 from .clip import NTH, NameTable, prefixed
 from .unclip import opened
-from .unet import build_empty, load_official, only, options
+from .unet import build_empty, load_official, only, known_options
 from ..nets.dit import DiT, sin_cos
 from ..nets.unet import Downsample, TimeEmbedding, Upsample
 from ..systems.autoencoder import Autoencoder, LatentDecoder, PictureEncoder
@@ -149,7 +149,7 @@ def _agreed(config: dict,    # official options
 
     given = {k: list(v) if isinstance(v, tuple) else v for k, v in config.items()
              if v is not None}
-    c = options(given, defaults | found, ignored)
+    c = known_options(given, defaults | found, ignored)
 
     # the tensors are right; a configuration may only add
     for k, v in found.items():

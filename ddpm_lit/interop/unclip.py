@@ -28,7 +28,7 @@ from ..nets.unet import Attention, UpsamplerUNet, UNet, adm_unet
 from .glide import whose
 from .clip import CARRIED, NTH, TRANSFORMERS, NameTable, nearest_step, prefixed
 from .unet import Layout, build_empty, check_counts, load_official
-from .unet import only, options, unet_diffusers
+from .unet import known_options, only, unet_diffusers
 from ..systems.dalle2 import Decoder, ImageProjection
 from ..systems.glide import Glide, TextUNet
 from ..systems.prior import TextFeatures, Prior, PriorNet, encode_text
@@ -89,7 +89,7 @@ _STEPS = nearest_step(cosine())
 def prior_diffusers(config: dict | None = None  # options that differ from the published
                     ) -> Prior:
     "The prior of a configuration of diffusers' PriorTransformer, untrained."
-    c = options(config or {}, _PRIOR_OPTIONS, 'dropout')
+    c = known_options(config or {}, _PRIOR_OPTIONS, 'dropout')
     only(c, additional_embeddings=[4], time_embed_act_fn=['silu'], norm_in_type=[None],
          embedding_proj_norm_type=[None], encoder_hid_proj_type=['linear'],
          added_emb_type=['prd'])
@@ -255,7 +255,7 @@ _KARLO_MUTE = ('sample_size downsample_padding dropout upcast_attention '
 
 def _karlo_unet(config: dict) -> UNet:  # official options that differ from the published
     "The U-Net of a UNet2DConditionModel configuration, Karlo's blocks. Eq. 24.7, 24.8."
-    c = options(config, KARLO | _KARLO_ONLY, _KARLO_MUTE)
+    c = known_options(config, KARLO | _KARLO_ONLY, _KARLO_MUTE)
     c |= {k: tuple(c[k]) for k in ('down_block_types', 'up_block_types')}
     check_counts(c, 'in_channels', 'layers_per_block', 'norm_num_groups')
 
@@ -289,7 +289,7 @@ def _decoder_diffusers(
     net = _karlo_unet(c['decoder'])
 
     # the projection of the text has to fit the U-Net
-    text = options(c['text_proj'], _KARLO_TEXT, '')
+    text = known_options(c['text_proj'], _KARLO_TEXT, '')
     only(text, time_embed_dim=[net.emb], cross_attention_dim=[net.tokens])
 
     sizes = text['clip_embeddings_dim'], net.emb, net.tokens

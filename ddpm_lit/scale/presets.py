@@ -6,8 +6,8 @@
 __all__ = ['PRESETS', 'ADM', 'Cost', 'count_conv', 'count_linear', 'count_table', 'count_residual', 'count_attention',
            'count_unet', 'count_encoder', 'count_block', 'count_clip', 'Regime', 'Preset', 'add', 'find_preset',
            'levels', 'adm_classifier', 'Lookup', 'timestep_input', 'glide_noised_clip', 'unclip_prior',
-           'unclip_decoder', 'unclip_upsampler', 'work', 'training_work', 'rows', 'as_text', 'Stepped', 'half_life',
-           'paper_recipe']
+           'unclip_decoder', 'unclip_upsampler', 'work', 'training_work', 'preset_rows', 'preset_table', 'Stepped',
+           'half_life', 'paper_recipe']
 
 # %% ../../nbs/70_presets.ipynb #imports
 import math
@@ -678,7 +678,7 @@ def training_work(p: Preset) -> int | None:
     return 3*(p.cost.flops + p.cost.once)*p.regime.batch*p.regime.steps
 
 # %% ../../nbs/70_presets.ipynb #table
-def rows(names: Sequence[str] = ()) -> list[dict]:
+def preset_rows(names: Sequence[str] = ()) -> list[dict]:
     "Presets, all or some, for `ddpm_lit presets`; parameters are counted as built."
     found = [find_preset(n) for n in names] or PRESETS.values()
     table = []
@@ -691,7 +691,7 @@ def rows(names: Sequence[str] = ()) -> list[dict]:
     return table
 
 
-def as_text(rows: Sequence[dict]) -> str:
+def preset_table(rows: Sequence[dict]) -> str:
     "The same as a table."
 
     def scale(n):

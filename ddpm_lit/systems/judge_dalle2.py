@@ -22,9 +22,10 @@ from ..train.recipe import JUDGES
 
 # %% ../../nbs/64_manipulate.ipynb #judge-variations
 @torch.no_grad()
-def varied(pixels: Tensor, data: str, seed: int) -> Tensor:  # [n 3 64 64] uint8
+def varied(pixels: Tensor, data: str, seed: int,  # [n 3 64 64] uint8
+           steps: tuple[int, int] = (20, 10)) -> Tensor:
     "A variation of each picture, all noise new. Eq. 64.4."
-    editor = UnclipEditor(data, seed)
+    editor = UnclipEditor(data, seed, steps)
     found = []
     for start in range(0, len(pixels), 64):
         x = to_unit(pixels[start:start + 64])
@@ -33,18 +34,19 @@ def varied(pixels: Tensor, data: str, seed: int) -> Tensor:  # [n 3 64 64] uint8
     return torch.cat(found)
 
 
-def judge_variations(n: int = 200, seed: int = 0) -> list[dict]:  # rows for `table`
+def judge_variations(n: int = 200, seed: int = 0,
+                     steps: tuple[int, int] = (20, 10)) -> list[dict]:  # rows for `table`
     "Do variations show what their source shows? Eq. 56.5, 56.10, 64.4."
     drawings = asked_emoji('trained on', n, seed)
     every = emoji('train', 64)
     place = {row: i for i, row in enumerate(every.rows)}
-    x = varied(every.pixels[[place[row] for row in drawings]], 'emoji', seed)
+    x = varied(every.pixels[[place[row] for row in drawings]], 'emoji', seed, steps)
     weighed = weigh_emoji(x, drawings, trained=all_but_held(32), seed=seed)
     found = {'emoji, trained on': weighed['rows']}
 
     for k, title in ((1, 'shapes, 1 thing, seen'), (2, 'shapes, 2 things, seen')):
         data = shapes('train', n, 64, 2000 + seed, k)
-        x = varied(data.pixels, 'shapes', seed)
+        x = varied(data.pixels, 'shapes', seed, steps)
         found[title] = weigh_scenes(x, [row.say() for row in data.rows], seed=seed)
 
     return [row | dict(task=f'variations, {title}: {row["task"]}')
