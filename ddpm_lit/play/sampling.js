@@ -30,7 +30,7 @@ export function normal(seed, n) {
   const uniform = () => (next() & 0xffffff)/2**24;
   const sixteen = (at) => {
     for (let j = at; j < at + 8; j++) {
-      const radius = Math.sqrt(-2*Math.log(1 - x[j])), angle = 2*Math.PI*x[j + 8];
+      const radius = Math.sqrt(-2*Math.log(1 - x[j])), angle = Math.fround(Math.fround(2*Math.PI)*x[j + 8]);
       x[j] = radius*Math.cos(angle);
       x[j + 8] = radius*Math.sin(angle);
     }
