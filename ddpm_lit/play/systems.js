@@ -69,13 +69,14 @@ export function openPainter(files, about, machine = new Machine()) {
     tokenizer, places, side: about.shape[1],
     // what should be said before: [] or sentences
     notes(caption) {
-      const ids = tokenizer.encode(caption), room = places - 2, known = new Set(about.words);
-      const notes = [];
-      if (ids.length > room) notes.push(`The caption has ${ids.length} pieces, and only the first ${places - 1} are read.`);
-      const odd = [...new Set(caption.toLowerCase().match(/[\p{L}\p{N}]+|[^\p{L}\p{N}\s,.'’:!()&“”-]/gu) ?? [])].filter(x => !known.has(x));
-      if (known.size && odd.length) {
-        const some = odd.slice(0, 4).map(x => `“${x.slice(0, 24)}”`).join(', ');
-        notes.push(`In no caption of the training: ${some}${odd.length > 4 ? ' and more' : ''}. It may be misread or ignored.`);
+      const ids = tokenizer.encode(caption), room = places - 1, notes = [];  // after the start
+      if (ids.length > room) notes.push(`The caption has ${ids.length} pieces, and the first ${room} are read.`);
+
+      // a word that was common in the training is one piece or two
+      const words = singleSpaced(caption).split(' ').filter(word => tokenizer.encode(` ${word}`).length > 4);
+      if (words.length) {
+        const some = words.slice(0, 4).map(word => `“${word.slice(0, 24)}”`).join(', ');
+        notes.push(`Rare or new to the networks, and perhaps misread: ${some}${words.length > 4 ? ' and more' : ''}.`);
       }
       return notes;
     },
