@@ -3,23 +3,15 @@ import {$, Painter, bar, draw, say, scrubber, whole} from './page.js';
 
 let states = [], asked = null, seconds = 0;
 
-// ten pictures of side s as one, five beside each other
-function sheet(x) {
-  const s = Math.round(Math.sqrt(x.length/10)), out = new Float32Array(25*s*s).fill(-1);
+// ten pictures as one, five beside each other
+function drawn(canvas, x) {
+  const s = Math.round(Math.sqrt(x.length/10)), sheet = new Float32Array(x.length);
   for (let k = 0; k < 10; k++) {
     for (let r = 0; r < s; r++) {
-      out.set(x.subarray((k*s + r)*s, (k*s + r + 1)*s), ((Math.floor(k/5)*s + r)*5 + k%5)*s);
+      sheet.set(x.subarray((k*s + r)*s, (k*s + r + 1)*s), ((Math.floor(k/5)*s + r)*5 + k%5)*s);
     }
   }
-  return {out, s};
-}
-
-function drawn(canvas, x) {
-  const {out, s} = sheet(x);
-  draw(canvas, out, 5*s, 1);
-  const kept = canvas.getContext('2d').getImageData(0, 0, 5*s, 2*s);  // two rows of five
-  canvas.height = 2*s;
-  canvas.getContext('2d').putImageData(kept, 0, 0);
+  draw(canvas, sheet, 5*s, 1, 2*s);
 }
 
 const film = scrubber(k => {

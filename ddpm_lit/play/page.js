@@ -41,9 +41,9 @@ export class Painter {
 }
 
 // numbers in [-1, 1], [c h w], onto a canvas of that size
-export function draw(canvas, x, side, channels) {
-  canvas.width = canvas.height = side;
-  const image = new ImageData(side, side), places = side*side;
+export function draw(canvas, x, width, channels, height = width) {
+  Object.assign(canvas, {width, height});
+  const image = new ImageData(width, height), places = width*height;
   for (let i = 0; i < places; i++) {
     for (let c = 0; c < 3; c++) {
       const v = x[(channels === 3 ? c*places : 0) + i];
