@@ -43,6 +43,7 @@ COMMANDS = dict(  # name -> (module, what it does), in the order of the help
     blend=('paint', 'Interpolate from the picture FIRST to the picture SECOND.'),
     edit=('paint', 'Edit PICTURE by the difference of two captions.'),
     demo=('demo', 'See it work: nine pictures in about two minutes.'),
+    play=('play', 'Play in the browser: points that flow, digits and sentences.'),
     compare=('tools', 'Five families of models on the same data, as a table.'),
     parity=('tools', "Compare ours with outputs of the authors' code, kept in FILES."),
     presets=('tools', 'The models of the papers, or those of some NAMES.'),
@@ -60,7 +61,7 @@ class LazyGroup(click.Group):
             return super().get_command(ctx, name)
 
         module = importlib.import_module(f'ddpm_lit.cli.{COMMANDS[name][0]}')
-        found = getattr(module, f'{name}_command')
+        found = vars(module).get(f'{name}_command') or vars(module)[f'_{name}_command']
         found.help = found.help or COMMANDS[name][1]  # python -OO has no docstrings
         return found
 

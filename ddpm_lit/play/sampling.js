@@ -1,0 +1,99 @@
+// Noise, levels and samplers: the chapters 10, 14, 32 and 67 in a page. Numbers in brackets are the book's equations.
+
+// ---- PyTorch's normal numbers, so that one seed gives one picture everywhere -------------------
+
+// the Mersenne Twister: 32 bits at each call
+export function twister(seed) {
+  const s = new Uint32Array(624);
+  s[0] = seed % 2**32;
+  for (let i = 1; i < 624; i++) s[i] = Math.imul(1812433253, s[i - 1] ^ s[i - 1] >>> 30) + i;
+  let at = 624;
+  return () => {
+    if (at === 624) {
+      for (let i = 0; i < 624; i++) {
+        const y = s[i] & 0x80000000 | s[(i + 1)%624] & 0x7fffffff;
+        s[i] = s[(i + 397)%624] ^ y >>> 1 ^ (y & 1 ? 0x9908b0df : 0);
+      }
+      at = 0;
+    }
+    let y = s[at++];
+    y ^= y >>> 11;
+    y ^= y << 7 & 0x9d2c5680;
+    y ^= y << 15 & 0xefc60000;
+    return (y ^ y >>> 18) >>> 0;
+  };
+}
+
+// n >= 16 normal numbers: Box and Muller on sixteen uniform ones at a time
+export function normal(seed, n) {
+  const next = twister(seed), x = new Float32Array(n);
+  const uniform = () => (next() & 0xffffff)/2**24;
+  const sixteen = (at) => {
+    for (let j = at; j < at + 8; j++) {
+      const radius = Math.sqrt(-2*Math.log(1 - x[j])), angle = Math.fround(Math.fround(2*Math.PI)*x[j + 8]);
+      x[j] = radius*Math.cos(angle);
+      x[j + 8] = radius*Math.sin(angle);
+    }
+  };
+  for (let i = 0; i < n; i++) x[i] = uniform();
+  for (let i = 0; i + 16 <= n; i += 16) sixteen(i);
+  if (n%16) {  // the last sixteen anew
+    for (let i = n - 16; i < n; i++) x[i] = uniform();
+    sixteen(n - 16);
+  }
+  return x;
+}
+
+// ---- levels -------------------------------------------------------------------------------------
+
+// a level is its log SNR (01.5-01.7)
+export const signal = (l) => Math.sqrt(1/(1 + Math.exp(-l)));
+export const sigma = (l) => Math.sqrt(1/(1 + Math.exp(l)));
+
+// times n/n ... 1/n, then clean (10.9)
+const grid = (schedule, n) => [...Array(n).keys()].map(i => schedule((n - i)/n)).concat(Infinity);
+
+// the cosine schedule (10.6)
+export function cosineLevels(n, {s = .008, limit = 20} = {}) {
+  const angle = (u) => (u + s)/(1 + s)*Math.PI/2, a0 = angle(0);
+  const logSnr = (a) => 2*Math.log(Math.cos(a)) - Math.log(Math.sin(a + a0)*Math.sin(a - a0));
+  return grid(u => Math.max(-limit, Math.min(limit, logSnr(angle(u)))), n);
+}
+
+// the straight path (32.8), shifted towards noise by rho (67.6)
+export const straightLevels = (n, rho) => grid(u => 2*(Math.log1p(-u) - Math.log(u)) - 2*Math.log(rho), n);
+
+// ---- samplers: each yields {x, x0, t} at every step; a denoiser is (x, t) -> {x0, eps} ---------
+
+// DDIM (14.9); with eta the share eta^2 c of the noise is drawn anew, and at 1 it is ancestral sampling (14.8)
+export function* ddim(denoiser, levels, x, eta = 0, noise = null) {
+  for (let k = 0; k + 1 < levels.length; k++) {
+    const t = levels[k], s = levels[k + 1], {x0, eps} = denoiser(x, t);
+    const fresh = -eta*eta*Math.expm1(t - s), z = fresh > 0 ? noise(x.length) : null;
+    const next = new Float32Array(x.length);
+    for (let i = 0; i < x.length; i++) {
+      const e = z ? Math.sqrt(1 - fresh)*eps[i] + Math.sqrt(fresh)*z[i] : eps[i];
+      next[i] = signal(s)*x0[i] + sigma(s)*e;
+    }
+    yield {x: x = next, x0, t: s};
+  }
+}
+
+// DPM-Solver++ 2M: the guess half a step ahead, on the line through the last two (32.7)
+export function* dpmpp2m(denoiser, levels, x) {
+  let past = null, before = 0;
+  for (let k = 0; k + 1 < levels.length; k++) {
+    const t = levels[k], s = levels[k + 1], h = s - t, {x0} = denoiser(x, t);
+    const ahead = past && Number.isFinite(h) ? h/2/before : 0;
+    const keep = sigma(s)/sigma(t), gain = signal(s) - signal(t)*keep;
+    const next = new Float32Array(x.length);
+    for (let i = 0; i < x.length; i++) {
+      next[i] = keep*x[i] + gain*(x0[i] + (ahead ? ahead*(x0[i] - past[i]) : 0));
+    }
+    yield {x: x = next, x0, t: s};
+    [past, before] = [x0, h];
+  }
+}
+
+// classifier-free guidance: from u through c and beyond, w times as far (41.3)
+export const guided = (c, u, w) => c.map((v, i) => v + w*(v - u[i]));
