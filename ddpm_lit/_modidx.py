@@ -427,7 +427,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                     'ddpm_lit.cli.train._check_own': ('train.html#_check_own', 'ddpm_lit/cli/train.py'),
                                     'ddpm_lit.cli.train._plan_pictures': ('train.html#_plan_pictures', 'ddpm_lit/cli/train.py'),
                                     'ddpm_lit.cli.train._save_sheet': ('train.html#_save_sheet', 'ddpm_lit/cli/train.py'),
-                                    'ddpm_lit.cli.train._stopped_in_words': ('train.html#_stopped_in_words', 'ddpm_lit/cli/train.py'),
                                     'ddpm_lit.cli.train._training_report': ('train.html#_training_report', 'ddpm_lit/cli/train.py'),
                                     'ddpm_lit.cli.train._type_of': ('train.html#_type_of', 'ddpm_lit/cli/train.py'),
                                     'ddpm_lit.cli.train.options_of': ('train.html#options_of', 'ddpm_lit/cli/train.py'),
