@@ -314,6 +314,15 @@ def load_contender(family: str, data: str,
     return model.eval().requires_grad_(False)
 
 
+def _is_card(card) -> bool:
+    "Does it say what a card says of a run?"
+    return (isinstance(card, dict)
+            and card.get('family') in [*CONTENDERS]
+            and card.get('data') in [*_DATA]
+            and isinstance(card.get('cpu_seconds'), (int, float))
+            and isinstance(card.get('parameters'), (int, float)))
+
+
 def read_cards(folder=None) -> dict[tuple[str, str], dict]:  # (family, data) -> card
     "The cards of the stored runs."
     path = (folder or _store())/'cards.json'
@@ -321,15 +330,7 @@ def read_cards(folder=None) -> dict[tuple[str, str], dict]:  # (family, data) ->
         raise Problem(f'There are no stored runs in {path.parent}: make them with '
                       '`train_all`.')
     cards = read_json(path, 'make the runs anew with `train_all`')
-
-    def whole(card):
-        return (isinstance(card, dict)
-                and card.get('family') in [*CONTENDERS]
-                and card.get('data') in [*_DATA]
-                and isinstance(card.get('cpu_seconds'), (int, float))
-                and isinstance(card.get('parameters'), (int, float)))
-
-    if not isinstance(cards, list) or not cards or not all(map(whole, cards)):
+    if not isinstance(cards, list) or not cards or not all(map(_is_card, cards)):
         raise Problem(f'{path} does not hold the cards of runs: make them anew with '
                       '`train_all`.')
     return {(card['family'], card['data']): card for card in cards}
@@ -455,36 +456,41 @@ def compare(
     return rows
 
 
+def _cell(v) -> str:
+    if v is None:
+        return '-'
+    return f'{v:.3g}' if isinstance(v, float) else str(v)
+
+
+def _aligned(table: list[tuple[str, ...]]) -> list[str]:
+    "Lines of a table: the first column to the left, the others to the right."
+    widths = [max(map(len, column)) for column in zip(*table)]
+    lines = []
+    for name, *cells in table:
+        padded = [v.rjust(width) for v, width in zip(cells, widths[1:])]
+        lines.append('  '.join([name.ljust(widths[0]), *padded]))
+    return lines
+
+
+_COLUMNS = dict(
+    points=('likelihood', 'nats', 'integral', 'modes', 'off', 'energy', 'energy_real',
+            'p', 'evaluations', 'seconds', 'cpu_seconds', 'parameters'),
+    pictures=('likelihood', 'bits_per_dim', 'frechet', 'kernel', 'precision',
+              'recall', 'evaluations', 'seconds', 'cpu_seconds', 'parameters'))
+
+
 def comparison_table(rows: list[dict]) -> str:
     "Both tables in plain text."
-    columns_of = dict(
-        points=('likelihood', 'nats', 'integral', 'modes', 'off', 'energy', 'energy_real',
-                'p', 'evaluations', 'seconds', 'cpu_seconds', 'parameters'),
-        pictures=('likelihood', 'bits_per_dim', 'frechet', 'kernel', 'precision',
-                  'recall', 'evaluations', 'seconds', 'cpu_seconds', 'parameters'))
-
-    def cell(v):
-        if v is None:
-            return '-'
-        return f'{v:.3g}' if isinstance(v, float) else str(v)
-
     texts = []
-    for data, columns in columns_of.items():
+    for data, columns in _COLUMNS.items():
         part = [row for row in rows if row['data'] == data]
         if not part:
             continue
         table = [('', *columns)]
         for row in part:
-            table.append((row['family'], *[cell(row[c]) for c in columns]))
+            table.append((row['family'], *[_cell(row[c]) for c in columns]))
         if data == 'pictures':
             real = part[-1]['real']
-            table.append(('real digits', *[cell(real.get(c)) for c in columns]))
-
-        # the first column to the left, the others to the right
-        widths = [max(map(len, column)) for column in zip(*table)]
-        lines = [data]
-        for name, *cells in table:
-            padded = [v.rjust(width) for v, width in zip(cells, widths[1:])]
-            lines.append('  '.join([name.ljust(widths[0]), *padded]))
-        texts.append('\n'.join(lines))
+            table.append(('real digits', *[_cell(real.get(c)) for c in columns]))
+        texts.append('\n'.join([data, *_aligned(table)]))
     return '\n\n'.join(texts)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'SHARED', 'LazyGroup', 'spellings', 'check_apart', 'Command', 'command', 'failure', 'importing',
            'stoppable', 'nowhere', 'undisturbed', 'main', 'Terminal', 'Count', 'Number', 'Range', 'options', 'grouped',
-           'start', 'emit', 'note', 'Bar', 'Bars', 'find_system', 'single_spaced']
+           'start', 'emit', 'note', 'Bar', 'Bars', 'find_system', 'save_rows', 'single_spaced']
 
 # %% ../../nbs/80_command.ipynb #imports
 import contextlib
@@ -304,55 +304,64 @@ def importing(frame) -> bool:
     return False
 
 # %% ../../nbs/80_command.ipynb #stop
-@contextlib.contextmanager
-def stoppable(wait: float = 1., again: float = 2., tick: float = .05):  # seconds
-    "In the main thread Ctrl-C and `kill` raise `Stop`, after an import that ends soon."
-    asked: list = []  # signal, when, and whether `Stop` was raised
-    ends = end_signals()
+class _Asked:
+    "What answers signals: who asked for an end, since when, and whether `Stop` was raised."
+    wait = 1.  # seconds that an import may take
+    again = 2.  # after so many, who asks again is obeyed at once
+    tick = .05  # between two looks whether an import has ended
     alarms = [signal.SIGALRM] if hasattr(signal, 'setitimer') else []
 
-    def ask_again():
-        if alarms:
-            signal.setitimer(signal.ITIMER_REAL, tick)
+    def __init__(self):
+        self.ends = end_signals()
+        self.number = 0  # so far of no signal
+        self.raised = False
 
-    def ask(number, frame):
+    def look_again(self, seconds: float = tick):  # 0: no more
+        if self.alarms:
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+
+    def __call__(self, number, frame):
         now = time.monotonic()
-        if not asked:
-            asked.extend((number, now))
-        late = now - asked[1]
+        if not self.number:
+            self.since = now
+            self.number = number
+        late = now - self.since
 
         # an import is waited for, but not for long
-        if alarms and importing(frame):
-            if late > wait:
-                end_at_once(asked[0])
-            ask_again()
-        elif len(asked) == 2:
-            # the first time
-            asked.append('raised')
-            raise Stop(asked[0])
-        elif late > again and number in ends:
-            # asked again long after that, as nothing has ended
+        if self.alarms and importing(frame):
+            if late > self.wait:
+                end_at_once(self.number)
+            self.look_again()
+        elif not self.raised:
+            self.raised = True
+            raise Stop(self.number)
+        elif late > self.again and number in self.ends:
             end_at_once(number)
 
-    def lost():
-        del asked[2:]
-        ask_again()
+    def lost(self):
+        self.raised = False
+        self.look_again()
 
-    # raised in the middle of anything
-    with answering([*alarms, *ends], ask, lost=lost):
+
+@contextlib.contextmanager
+def stoppable():
+    "In the main thread Ctrl-C and `kill` raise `Stop`, after an import that ends soon."
+    asked = _Asked()
+    with answering([*asked.alarms, *asked.ends], asked, lost=asked.lost):
         try:
             yield
         except Exception:
             # compiled code turns what is raised in it into an error of its own
-            if len(asked) == 3:
-                raise Stop(asked[0]) from None
+            if asked.raised:
+                raise Stop(asked.number) from None
             raise
         finally:
-            if alarms and asked:
-                signal.setitimer(signal.ITIMER_REAL, 0)
+            if asked.number:
+                asked.look_again(0)
 
-    if len(asked) == 2:  # all else ended before it was asked again
-        raise Stop(asked[0])
+    # all else ended before it was asked again
+    if asked.number and not asked.raised:
+        raise Stop(asked.number)
 
 # %% ../../nbs/80_command.ipynb #say
 def nowhere(stream: int):
@@ -586,6 +595,10 @@ def grouped(into: str, *added: Callable) -> Callable:
 
     return add
 
+
+# what `start` takes
+SHARED['place'] = grouped('place', SHARED['device'], SHARED['threads'])
+
 # %% ../../nbs/80_command.ipynb #start
 def start(device: str, threads: int | None = None):
     "Set the number of threads and give the device."
@@ -687,6 +700,16 @@ def find_system(name: str,
     "The system that paints captions of that name, wherever it is defined."
     from ddpm_lit.systems.pipeline import SYSTEMS
     return SYSTEMS.find(name) if needed else SYSTEMS.look(name)
+
+
+def save_rows(x, captions: list[str], out: str, each: str | None,
+              zoom: int = 2):  # x: pictures [n ...], as many of each caption
+    "A row for each caption as one PNG, and if asked for each picture into a new folder."
+    from ddpm_lit.show import save_captioned, save_each
+    n = len(x) // len(captions)
+    if each:
+        save_each(x, each, [words for words in captions for _ in range(n)])
+    save_captioned(x.split(n), captions, out, zoom)
 
 
 def single_spaced(captions) -> list[str]:

@@ -11,8 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import Callable
 import click
-from .base import (Bars, Command, Count, Number, Range, emit, find_system,
-                               note, options, single_spaced, start)
+from .base import (
+    SHARED, Bars, Command, Count, Number, Range, emit, find_system, grouped, note,
+    options, save_rows, single_spaced, start)
 from ..core.files import read_text
 from ..core.problem import Problem, counted, sentence
 
@@ -29,10 +30,11 @@ def _answer_rows(order: list[int], marked: int, captions: list[str],
     return rows
 
 
-def _read_names(path: str) -> list[str]:
-    "The lines of a text file, empty ones left out."
-    lines = read_text(path, 1 << 20).splitlines()
-    return [line.strip() for line in lines if line.strip()]
+def _captions_of(among, more, names: str | None) -> list[str]:  # names: a text file
+    "What the picture may show; of the file the lines that are not empty."
+    lines = read_text(names, 1 << 20).splitlines() if names else ()
+    given = (*among, *more, *(line for line in lines if line.strip()))
+    return [' '.join(c.split()) for c in given]
 
 
 def _save_card(pixels, captions: list[str], p: list[float], title: str,
@@ -46,27 +48,30 @@ def _save_card(pixels, captions: list[str], p: list[float], title: str,
     show.save_figure(out)
 
 # %% ../../nbs/84_paint.ipynb #classify-picture
-def _classify_picture(image: str, captions: list[str], truth: str | None, templates,
-                      top: int, weights: str, out, device) -> tuple[dict, str]:
+def _classify_picture(image: str, captions: list[str], device,
+                      options: dict) -> tuple[dict, str]:
     "What `classify` finds, as JSON and in words."
     from ddpm_lit.clip.zero_shot import (
         classify, fill, ranking, read_picture, tower_picture)
     from ddpm_lit.interop.checkpoints import read_clip
 
     pixels = read_picture(image)
+    truth = options['truth'] and ' '.join(options['truth'].split())
     if truth is not None and truth not in captions:
         raise Problem(f'The truth "{truth}" is not among the captions: write it as it '
                       'stands there.')
 
     # p(caption | picture), and the captions to show
-    reader = read_clip(weights)
+    reader = read_clip(options['weights'])
     reader.clip.to(device)
+    templates = options['templates']
     x = tower_picture(pixels, reader.side, reader.official)
     p = classify(reader, x, captions, templates)[0].tolist()
     filled = fill(templates[0], captions)
-    order, marked, rank, title = ranking(p, captions, truth, top)
+    order, marked, rank, title = ranking(p, captions, truth, options['top'])
 
     # the card
+    out = options['out']
     if out:
         place = order.index(marked) if marked in order else None
         shown = [filled[i] for i in order]
@@ -75,8 +80,8 @@ def _classify_picture(image: str, captions: list[str], truth: str | None, templa
     # as JSON all captions, in words those that are shown
     every = sorted(range(len(p)), key=lambda i: -p[i])
     ranked = [dict(caption=filled[i], name=captions[i], probability=p[i]) for i in every]
-    found = dict(image=image, weights=weights, templates=[*templates], truth=truth,
-                 rank=rank, captions=ranked, out=out)
+    found = dict(image=image, weights=options['weights'], templates=[*templates],
+                 truth=truth, rank=rank, captions=ranked, out=out)
 
     lines = [title, *_answer_rows(order, marked, filled, p)]
     if out:
@@ -86,11 +91,13 @@ def _classify_picture(image: str, captions: list[str], truth: str | None, templa
 # %% ../../nbs/84_paint.ipynb #classify-command
 @click.command('classify', cls=Command)
 @click.argument('image')
-@click.argument('more', nargs=-1, metavar='[CAPTION]...')
-@click.option('--among', multiple=True, metavar='CAPTION',
-              help='What it may be: this caption, and those that follow.')
-@click.option('--names', metavar='FILE',
-              help='A text file with further captions or names, one a line.')
+@grouped(
+    'given',
+    click.argument('more', nargs=-1, metavar='[CAPTION]...'),
+    click.option('--among', multiple=True, metavar='CAPTION',
+                 help='What it may be: this caption, and those that follow.'),
+    click.option('--names', metavar='FILE',
+                 help='A text file with further captions or names, one a line.'))
 @click.option('--template', 'templates', multiple=True, default=('{}',),
               show_default=True,
               help='Where each name is put in the place of {}; several make an ensemble.')
@@ -105,17 +112,13 @@ def _classify_picture(image: str, captions: list[str], truth: str | None, templa
                    'or an official CLIP, file or folder.')
 @click.option('--out', type=click.Path(dir_okay=False),
               help='A PNG to write the card to.')
-@options('device', 'threads', 'json')
-def classify_command(image, more, among, names, templates, truth, top, weights, out,
-                      device, threads, as_json):
+@options('place', 'json')
+def classify_command(image, given, place, as_json, **options):
     """Which of some captions fits the picture IMAGE best? For example:
     classify dog.png --among 'a dog' 'a cat' --out card.png"""
-    device = start(device, threads)
-    given = (*among, *more, *(_read_names(names) if names else ()))
-    captions = [' '.join(c.split()) for c in given]
-    truth = truth and ' '.join(truth.split())
-    emit(as_json, *_classify_picture(image, captions, truth, templates, top, weights, out,
-                                     device))
+    device = start(**place)
+    captions = _captions_of(**given)
+    emit(as_json, *_classify_picture(image, captions, device, options))
 
 # %% ../../nbs/84_paint.ipynb #paint-words
 def _print_notes(captions, data: str, learned=None) -> list[str]:
@@ -152,12 +155,14 @@ def _asked_pictures(options: dict) -> dict:  # `init` and `mask`: paths, or None
 # %% ../../nbs/84_paint.ipynb #paint-command
 @click.command('paint', cls=Command)
 @click.argument('captions', nargs=-1, required=True, metavar='CAPTION...')
-@click.option('--system',
-              help='The system that paints: glide, dalle2, latent, or one of a plug-in.  '
-                   '[default: glide]')
-@click.option('--weights', metavar='RUN',
-              help='Paint with weights of yours: a run of train glide or latent, or of '
-                   'train --data FOLDER --captions ...')
+@grouped(
+    'painter',
+    click.option('--system',
+                 help='The system that paints: glide, dalle2, latent, or one of a '
+                      'plug-in.  [default: glide]'),
+    click.option('--weights', metavar='RUN',
+                 help='Paint with weights of yours: a run of train glide or latent, or '
+                      'of train --data FOLDER --captions ...'))
 @click.option('--data', type=click.Choice(['emoji', 'shapes']), default='emoji',
               show_default=True, help='The kind of pictures to paint.')
 @click.option('--prior', type=click.Choice(['diffusion', 'ar']),
@@ -178,24 +183,25 @@ def _asked_pictures(options: dict) -> dict:  # `init` and `mask`: paths, or None
               help='How much of it is painted anew.  [default: .7; with a mask 1]')
 @click.option('--mask', metavar='PICTURE',
               help='Paint only where this one is white; needs --init.')
-@click.option('--out', type=click.Path(dir_okay=False), default='paint.png',
-              show_default=True, help='The PNG to write.')
-@options('each', 'w', 'guidance_scale', 'seed', 'device', 'threads', 'json')
-def paint_command(captions, system, weights, style, n, out, each, device, threads,
-                   as_json, **options):
+@grouped(
+    'files',
+    click.option('--out', type=click.Path(dir_okay=False), default='paint.png',
+                 show_default=True, help='The PNG to write.'),
+    SHARED['each'])
+@options('w', 'guidance_scale', 'seed', 'place', 'json')
+def paint_command(captions, painter, style, n, files, place, as_json, **options):
     "Paint what each CAPTION says. For example: paint 'a red heart' --n 8 --out heart.png"
-    device = start(device, threads)
-    from ddpm_lit.show import save_captioned, save_each
+    device = start(**place)
     from ddpm_lit.systems.pipeline import largest, request_for, styled_captions
 
     # what to paint, and what a reader should know of its words
-    painter, learned = _choose_painter(system, weights, device)
-    if style and not painter.worlds:
-        raise Problem(f'{painter.name} knows no styles of emoji: leave `style` out.')
+    system, learned = _choose_painter(**painter, device=device)
+    if style and not system.worlds:
+        raise Problem(f'{system.name} knows no styles of emoji: leave `style` out.')
     captions = styled_captions(single_spaced(captions), style, options['data'])
-    request = request_for(painter, captions, n, device=device,
+    request = request_for(system, captions, n, device=device,
                           **(options | _asked_pictures(options)))
-    notes = _print_notes(captions, options['data'], learned) if painter.worlds else []
+    notes = _print_notes(captions, options['data'], learned) if system.worlds else []
     if request.mask is not None and request.mask.all():
         note('the mask has no white: nothing is painted.')
 
@@ -203,21 +209,19 @@ def paint_command(captions, system, weights, style, n, out, each, device, thread
     began = time.perf_counter()
     with Bars() as bars:
         progress = partial(bars, f'paint {n*len(captions)} pictures')
-        x = largest(painter.paint(request, progress))
+        x = largest(system.paint(request, progress))
     seconds = time.perf_counter() - began
-    if each:
-        save_each(x, each, [words for words in captions for _ in range(n)])
-    save_captioned(x.split(n), captions, out)
+    save_rows(x, captions, **files)
 
     # what is said of it
     w = request.w if options['guidance'] == 'cfg' else None
-    found = dict(system=painter.name, weights=weights, data=options['data'],
+    found = dict(system=system.name, weights=painter['weights'], data=options['data'],
                  captions=captions, n=n, seed=options['seed'], steps=[*request.steps],
-                 guidance=options['guidance'], w=w, notes=notes, out=out, each=each,
+                 guidance=options['guidance'], w=w, notes=notes, **files,
                  seconds=round(seconds, 3))
-
     what = sentence(' | '.join(captions), 200)
-    emit(as_json, found, f'{out}: {counted(n, "picture")} of {what}, {seconds:.1f} s.')
+    emit(as_json, found,
+         f'{files["out"]}: {counted(n, "picture")} of {what}, {seconds:.1f} s.')
 
 # %% ../../nbs/84_paint.ipynb #strips
 def _draw_strip(name: str, given: tuple[str, ...],
@@ -256,7 +260,7 @@ def _draw_strip(name: str, given: tuple[str, ...],
 def _of_pictures(out: str, *names: str):  # the PNG, and the arguments
     "Options and arguments of a command that draws a strip."
     shared = (
-        options('w', 'seed', 'device', 'threads', 'json'),
+        options('w', 'seed', 'place', 'json'),
         click.option('--out', type=click.Path(dir_okay=False), default=out,
                      show_default=True, help='The PNG to write.'),
         click.option('--steps', type=Count(2), default=20, show_default=True,
@@ -281,10 +285,10 @@ def _of_pictures(out: str, *names: str):  # the PNG, and the arguments
 @click.option('--eta', type=Range(0, 1), default=1., show_default=True,
               help='How much of the noise is new: at 0 it is the picture, drawn again.')
 @_of_pictures('vary.png', 'picture')
-def vary_command(picture, n, eta, device, threads, as_json, **options):
+def vary_command(picture, n, eta, place, as_json, **options):
     """Draw other pictures with the CLIP embedding of PICTURE. For example:
     vary apple.png --n 8"""
-    device = start(device, threads)
+    device = start(**place)
     from ddpm_lit.systems.manipulate import vary
 
     make = partial(vary, n=n, eta=eta)
@@ -299,10 +303,10 @@ def vary_command(picture, n, eta, device, threads, as_json, **options):
               help='The same noise all the way, not that of the pictures: '
                    'the ends are then only like them.')
 @_of_pictures('blend.png', 'first', 'second')
-def blend_command(first, second, n, fixed, device, threads, as_json, **options):
+def blend_command(first, second, n, fixed, place, as_json, **options):
     """Interpolate from the picture FIRST to the picture SECOND. For example:
     blend sun.png moon.png"""
-    device = start(device, threads)
+    device = start(**place)
     from ddpm_lit.systems.manipulate import blend
 
     make = partial(blend, n=n, fixed=fixed)
@@ -319,10 +323,10 @@ def blend_command(first, second, n, fixed, device, threads, as_json, **options):
 @click.option('--n', type=click.IntRange(2, 64), default=6, show_default=True,
               help='How many on the way, the picture drawn again included.')
 @_of_pictures('edit.png', 'picture')
-def edit_command(picture, before, after, theta, n, device, threads, as_json, **options):
+def edit_command(picture, before, after, theta, n, place, as_json, **options):
     """Edit PICTURE by the difference of two captions. For example:
     edit heart.png --from 'a red heart' --to 'a blue heart'"""
-    device = start(device, threads)
+    device = start(**place)
     from ddpm_lit.systems.manipulate import edit
 
     notes = _print_notes((before, after), options['data'])

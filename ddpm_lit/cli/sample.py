@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 from .base import (Bars, Command, Count, Number, check_apart, emit, find_system,
-                               options, single_spaced, start)
+                               options, save_rows, single_spaced, start)
 from ..core.files import check_output, check_unnamed, data_dir
 from ..core.problem import Problem, counted, sentence
 
@@ -93,7 +93,6 @@ def _sample_captions(draw: _Draw, captions, upsampler: str | None, side: int | N
     "`sample` for GLIDE's files and for Karlo's folder: what is printed."
     from ddpm_lit.guide.cfg import as_w
     from ddpm_lit.interop.checkpoints import paint_captions, open_text_to_image
-    from ddpm_lit.show import save_captioned, save_each
 
     # what can be refused before anything is read
     if not Path(draw.name).exists():
@@ -117,9 +116,7 @@ def _sample_captions(draw: _Draw, captions, upsampler: str | None, side: int | N
         x = paint_captions(model, captions, draw.n, scale, steps, draw.seed,
                           progress=partial(bars, f'draw {draw.n*len(captions)} pictures'))
 
-    if draw.each:
-        save_each(x, draw.each, [words for words in captions for _ in range(draw.n)])
-    save_captioned(x.split(draw.n), captions, draw.out, zoom=1)
+    save_rows(x, captions, draw.out, draw.each, zoom=1)
     seconds = time.perf_counter() - began
     found = dict(name=draw.name, captions=captions, out=draw.out, each=draw.each,
                  n=draw.n, guidance_scale=scale, steps=steps,
@@ -136,8 +133,18 @@ _FOR_CAPTIONS = 'upsampler', 'w', 'guidance_scale', 'steps', 'side'
 def _check_for_captions(options: dict):
     "A `Problem` where an option is given that a model of sentences does not have."
     for k, v in options.items():
-        if v is not None and k not in _FOR_CAPTIONS:
+        if v is not None and k not in ('layout', *_FOR_CAPTIONS):
             raise Problem(f'`{k}` is not for models of captions: leave it out.')
+
+
+def _to_draw(name: str, out: str | None, place: dict, **asked) -> _Draw:
+    "What is to be drawn, once it is clear that it can be written."
+    sheet = _sheet_of(name, out)
+    check_output(sheet, '.png')  # before the work
+    check_apart(sheet, asked['each'])
+    if not out:
+        check_unnamed(sheet)
+    return _Draw(name, out=sheet, device=start(**place), **asked)
 
 
 @click.command('sample', cls=Command)
@@ -157,25 +164,17 @@ def _check_for_captions(options: dict):
                    'it, unless guided by a classifier]')
 @options('w', 'guidance_scale', 'guidance', 'classifier_scale', 'sampler', 'steps',
          'layout', 'preset', 'order', 'heads', 'head_width', 'schedule', 'side', 'each',
-         'seed', 'device', 'threads', 'json')
-def sample_command(name, out, n, captions, seed, each, device, threads, as_json,
-                    **options):
+         'seed', 'place', 'json')
+def sample_command(name, out, n, captions, seed, place, as_json, **options):
     """Draw samples from weights NAME. These are shipped, or else those in runs/NAME, or
     a .safetensors file that train wrote, or with --layout auto somebody else's file or
     folder."""
-    named = out
-    out = _sheet_of(name, out)
-    check_output(out, '.png')  # before the work
-    check_apart(out, each)
-    if not named:
-        check_unnamed(out)
-
-    draw = _Draw(name, n or (1 if captions else 64), seed, start(device, threads), out,
-                 each)
+    draw = _to_draw(name, out, place, n=n or (1 if captions else 64), seed=seed,
+                    each=options.pop('each'))
 
     # a model of sentences
     if captions:
-        _check_for_captions({k: v for k, v in options.items() if k != 'layout'})
+        _check_for_captions(options)
         given = {k: options[k] for k in _FOR_CAPTIONS}
         emit(as_json, *_sample_captions(draw, captions, **given))
         return
@@ -197,8 +196,9 @@ def _eval_judged(draw: _Draw, judge, used: dict, notes: list[str]) -> tuple[dict
     from ddpm_lit.clip.zero_shot import table
     from ddpm_lit.systems.evaluate import judged
     with Bars() as bars:
-        found = judged(draw.name, judge, draw.n, draw.seed, draw.device, used, notes,
+        found = judged(draw.name, judge, draw.n, draw.seed, draw.device,
                        partial(bars, f'eval {draw.name}'))
+    found |= dict(used, warnings=notes)
 
     lines = [f'{draw.name}: per cent, with standard errors', table(found['rows'])]
     return found, '\n'.join(lines + [f'Note: {note}' for note in notes])
@@ -369,13 +369,13 @@ def _eval_weights(draw: _Draw, options: dict) -> tuple[Any, str]:
               help='Of glide, dalle2, latent or real, the drawings themselves: write a '
                    'new PNG of numbered pictures of emoji for a reader to name, and '
                    'their captions into a .txt beside it.')
-@options('sampler', 'steps', 'seed', 'device', 'threads', 'json')
-def eval_command(name, n, sheet, seed, device, threads, as_json, **options):
+@options('sampler', 'steps', 'seed', 'place', 'json')
+def eval_command(name, n, sheet, seed, place, as_json, **options):
     """Evaluate weights NAME: samples beside real data, and bits. It takes three minutes
     of one core for mnist. A model of your own pictures is compared with those that were
     held out, another's model with those in --data. A CLIP is evaluated by what it
     recognizes (a minute and a half), glide by what its pictures show."""
-    draw = _Draw(name, n or (40 if sheet else 2000), seed, start(device, threads),
+    draw = _Draw(name, n or (40 if sheet else 2000), seed, start(**place),
                  sheet or '')
     system = find_system(name, needed=False)
     if sheet:

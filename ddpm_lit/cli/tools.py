@@ -11,7 +11,8 @@ import os
 from pathlib import Path
 from typing import Any
 import click
-from .base import Bar, Bars, Command, Count, Range, options, start, emit
+from .base import (
+    Bar, Bars, Command, Count, Range, emit, grouped, options, start)
 from ..core.files import check_unnamed
 from ..core.problem import Problem, printable
 
@@ -123,24 +124,25 @@ def _quality_row(r: dict) -> str:
                    "install 'ddpm_lit[peers]').")
 @click.option('--rounds', type=Count(1), default=7, show_default=True,
               help='In each of which all take part.')
-@click.option('--seconds', type=Range(1), default=360., show_default=True,
-              help='For each arm of quality: of the processor, or of the GPU.')
-@click.option('--seeds', type=Count(1), default=3, show_default=True,
-              help='For each arm of quality.')
-@click.option('--data', default='fashion-mnist', show_default=True,
-              help='What the arms of quality learn: fashion-mnist or mnist.')
-@click.option('--out', type=click.Path(file_okay=False), default='runs/bench',
-              show_default=True, help='Where quality keeps what is done.')
-@options('device', 'threads', 'json')
-def bench_command(parts, peers, rounds, seconds, seeds, data, out, device, threads,
-                   as_json):
+@grouped(
+    'quality',
+    click.option('--seconds', type=Range(1), default=360., show_default=True,
+                 help='For each arm of quality: of the processor, or of the GPU.'),
+    click.option('--seeds', type=Count(1), default=3, show_default=True,
+                 help='For each arm of quality.'),
+    click.option('--data', default='fashion-mnist', show_default=True,
+                 help='What the arms of quality learn: fashion-mnist or mnist.'),
+    click.option('--out', type=click.Path(file_okay=False), default='runs/bench',
+                 show_default=True, help='Where quality keeps what is done.'))
+@options('place', 'json')
+def bench_command(parts, peers, rounds, quality, place, as_json):
     """Time PARTS of the library, in turns. They are step, small, evaluation, clip-vit,
     clip-resnet, loss-4096, loss-16384 (all of them by default); or quality: how good
     pictures are after equal seconds (hours)."""
     from ddpm_lit.core.check import machine
     speed = _of_clone('speed')
 
-    device = start(device, threads or 1)
+    device = start(place['device'], place['threads'] or 1)
     found: dict[str, Any] = dict(machine=machine(device))
 
     # times; an unknown name is refused before any of them
@@ -153,11 +155,11 @@ def bench_command(parts, peers, rounds, seconds, seeds, data, out, device, threa
     # quality
     if 'quality' in parts:
         from ddpm_lit.show import save_sheet
-        sheet = Path(out)/'quality.png'
+        sheet = Path(quality['out'])/'quality.png'
         check_unnamed(sheet)
         with Bars() as bars:
-            found['quality'], x = speed.compare_arms(out, data, peers, seconds, seeds,
-                                                     device, bars)
+            found['quality'], x = speed.compare_arms(**quality, peers=peers,
+                                                     device=device, progress=bars)
         save_sheet(x.flatten(0, 1), sheet, x.shape[1], 1)
 
     arms = found.get('quality', dict(rows=[]))['rows']

@@ -6,6 +6,7 @@
 __all__ = ['options_of', 'train_command']
 
 # %% ../../nbs/82_train.ipynb #imports
+import contextlib
 from functools import partial
 import click
 from .base import (
@@ -21,9 +22,10 @@ from ..train.settings import MOST, Kept, Settings
 
 # %% ../../nbs/82_train.ipynb #own-pictures
 def _plan_pictures(source: Source, init: bool | str, resume: bool, team,
-                   tell: Callable[[str], None]):  # -> Recipe
+                   tell: Callable[[str], None],
+                   **asked):  # seconds, steps, batch, micro, device -> Recipe
     "A recipe for the pictures of a source; what was found is told first, of a new run."
-    from ddpm_lit.systems.own import plan_source, read_source, remarks_on
+    from ddpm_lit.systems.own import plan_in_time, plan_source, read_source, remarks_on
     from ddpm_lit.train.run import recipe_of
 
     # the weights to start from, and the pictures
@@ -33,11 +35,12 @@ def _plan_pictures(source: Source, init: bool | str, resume: bool, team,
         progress = partial(bars, 'read pictures') if team.first else no_progress
         found = read_source(source, progress)
 
-    # a run that goes on learns as it did
+    # a run that goes on learns as it did; a new one as many steps as there is time for
     recipe = plan_source(found, source, init)
     if team.first and not resume:
         for remark in remarks_on(found, source):
             tell(remark)
+        recipe = plan_in_time(recipe, note=tell, **asked)
     return recipe
 
 
@@ -162,6 +165,18 @@ _watch_options = grouped(
                  help='Seconds between savings.'))
 
 # %% ../../nbs/82_train.ipynb #train-command
+@contextlib.contextmanager
+def _stopped_in_words(team, tell: Callable[[str], None]):
+    "A run that was stopped ends the command with a word and its exit code."
+    from ddpm_lit.train.run import Stopped
+    try:
+        yield
+    except Stopped as e:
+        if team.first:
+            tell(str(e))
+        raise click.exceptions.Exit(e.exit_code) from e
+
+
 @click.command('train', cls=Command)
 @click.argument('name', required=False)
 @_picture_options
@@ -176,11 +191,11 @@ def train_command(name, own, run, given, watch, place, as_json):
     and go on with --resume. On N devices:
     torchrun --nproc-per-node N -m ddpm_lit train NAME."""
     from ddpm_lit.scale.distributed import checkpoint_activations, join_group
-    from ddpm_lit.systems.own import (Watch, drawn_by, final_weights, plan_in_time,
-                                      train_recipe, what_to_train)
+    from ddpm_lit.systems.own import (Watch, drawn_by, final_weights, train_recipe,
+                                      what_to_train)
     from ddpm_lit.train.watch import writer_for
     from ddpm_lit.train.recipe import find_recipe
-    from ddpm_lit.train.run import Place, Stopped, folder_of_weights
+    from ddpm_lit.train.run import Place, folder_of_weights
 
     # what was typed
     _check_own(own)
@@ -201,28 +216,21 @@ def train_command(name, own, run, given, watch, place, as_json):
         if watch['preview'] and not isinstance(what, str):
             drawn_by(what)
 
-        # the recipe, with as many steps as there is time for
+        # the recipe
         if isinstance(what, str):
             recipe = find_recipe(what)
         else:
-            recipe = _plan_pictures(what, init, resume, team, tell)
-            if team.first and not resume:
-                recipe = plan_in_time(recipe, seconds, given['steps'], given['batch'],
-                                      given['micro'], device, tell)
+            recipe = _plan_pictures(what, init, resume, team, tell, seconds=seconds,
+                                    steps=given['steps'], batch=given['batch'],
+                                    micro=given['micro'], device=device)
 
         # the run
         store = folder_of_weights() if run['ship'] else None
         where = Place(device, team, place['channels_last'], place['compile'], prepare)
-        try:
-            with Bars() as bars:
-                progress = partial(bars, f'train {recipe.name}')
-                trained = train_recipe(recipe, out, given, resume, init, where,
-                                       Watch(**watch, save_sheet=_save_sheet,
-                                             progress=progress, note=tell))
-                found = final_weights(trained, int(run['bits']), store)
-        except Stopped as e:
-            if team.first:
-                tell(str(e))
-            raise click.exceptions.Exit(e.exit_code) from e
+        with _stopped_in_words(team, tell), Bars() as bars:
+            trained = train_recipe(recipe, out, given, resume, init, where,
+                                   Watch(**watch, save_sheet=_save_sheet, note=tell,
+                                         progress=partial(bars, f'train {recipe.name}')))
+            found = final_weights(trained, int(run['bits']), store)
         if found:
             emit(as_json, found, _training_report(found))

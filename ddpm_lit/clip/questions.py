@@ -205,11 +205,15 @@ def by_probe(title: str, part: Captioned, train: Captioned, held: Tensor,
 HUES = ('red', 'orange', 'yellow', 'green', 'blue', 'purple', 'brown', 'black', 'white')
 
 
+def _hues_in(part: Captioned) -> list[tuple[int, str]]:  # picture and hue
+    "The colours that names say."
+    return [(i, hue) for i, r in enumerate(part.rows)
+            for hue in words(r.name) if hue in HUES]
+
+
 def by_hue(title: str, part: Captioned, readers: dict) -> list[dict]:
     "Names with a colour: the right one of nine, all other words right. Eq. 55.5."
-    at = []  # picture and hue
-    for i, r in enumerate(part.rows):
-        at += [(i, hue) for hue in words(r.name) if hue in HUES]
+    at = _hues_in(part)
     if not at:
         return []
 

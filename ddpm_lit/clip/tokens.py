@@ -59,6 +59,12 @@ def merge(ids: Sequence[int], pair: tuple[int, int], new: int) -> list[int]:
     return out
 
 # %% ../../nbs/51_tokens.ipynb #learn
+def _drop_outdated(heap: list[tuple[int, tuple[int, int]]], count: Counter):
+    "Take pairs off the top of a heap until one has the count that it is given there."
+    while heap and -heap[0][0] != count[heap[0][1]]:
+        heapq.heappop(heap)
+
+
 def learn(words: dict[str, int],  # with their counts
           n: int,  # at most so many merges
           least: int = 2) -> list[tuple[int, int]]:  # pairs, by rank
@@ -81,12 +87,11 @@ def learn(words: dict[str, int],  # with their counts
         tally(i, 1)
 
     while len(merges) < n:
-        # the most frequent pair; entries with an outdated count are dropped
+        # the most frequent pair
         for p in changed:
             heapq.heappush(heap, (-count[p], p))
         changed.clear()
-        while heap and -heap[0][0] != count[heap[0][1]]:
-            heapq.heappop(heap)
+        _drop_outdated(heap, count)
         if not heap or -heap[0][0] < least:
             break
 
@@ -145,6 +150,12 @@ _PiecePair = tuple[str, str]
 END = '</w>'  # CLIP's mark on the last piece of a word
 
 
+def _bytes_of(piece: str) -> bytes:
+    "What a piece spells; the mark at the end of a word is a space."
+    letters = bytes(_BYTE[c] for c in piece.removesuffix(END))
+    return letters + b' '*piece.endswith(END)
+
+
 class BPE:
     "A list of pieces, and the merges that make them. Eq. 51.1, 51.4."
     def __init__(self,
@@ -171,12 +182,8 @@ class BPE:
             (self.place[a], self.place[b]): self.place[a + b] for a, b in pairs}
         self._known: dict[str, list[int]] = {}  # words, once worked out
 
-        # the bytes of each id; the mark at the end of a word is a space
-        self.spelled = []
-        for p in pieces:
-            letters = bytes(_BYTE[c] for c in p.removesuffix(END))
-            self.spelled.append(letters + b' '*p.endswith(END))
-        self.spelled += [b'']*len(special)
+        # the bytes of each id
+        self.spelled = [*map(_bytes_of, pieces), *[b'']*len(special)]
 
     def word(self, word: str) -> list[int]:
         "The ids of one word: the pair of the lowest rank is merged first. Eq. 51.4."

@@ -251,26 +251,27 @@ def retrieval(
     return rows + [last | medians]
 
 # %% ../../nbs/55_zero_shot.ipynb #table
+def _number(r: dict, m: str) -> str:
+    "What a row says of a method: in per cent, but for ranks and distances."
+    if r['measure'] in ('median rank', 'distance'):
+        return f'{r[m]:.0f}'
+    error = f' ± {100*r[f"{m}_error"]:.1f}' if f'{m}_error' in r else ''
+    return f'{100*r[m]:.1f}' + error
+
+
 def table(rows: Sequence[dict]) -> str:
     "Rows as text: per cent with standard errors; a heading where the methods change."
-
-    def number(r, m):
-        if r['measure'] in ('median rank', 'distance'):
-            return f'{r[m]:.0f}'
-        error = f' ± {100*r[f"{m}_error"]:.1f}' if f'{m}_error' in r else ''
-        return f'{100*r[m]:.1f}' + error
-
     wide = max(len(r['task']) for r in rows)
     lines = []
     before = None
     for r in rows:
-        methods = [k for k in r if k not in ('task', 'measure', 'n')]
-        methods = [k for k in methods if not k.endswith('_error')]
+        methods = [k for k in r
+                   if k not in ('task', 'measure', 'n') and not k.endswith('_error')]
         if methods != before:
             heads = ''.join(f'{m:>13}' for m in methods)
             lines.append(f'{"":{wide}} {"":11} {"n":>5}{heads}')
             before = methods
-        numbers = ''.join(f'{number(r, m):>13}' for m in methods)
+        numbers = ''.join(f'{_number(r, m):>13}' for m in methods)
         lines.append(f'{r["task"]:{wide}} {r["measure"]:11} {r["n"]:>5}{numbers}')
     return '\n'.join(lines)
 

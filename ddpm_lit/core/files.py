@@ -117,9 +117,8 @@ def _not_too_deep(path: Path) -> Path:
     return path
 
 
-def _place_of(path, ending: str = '') -> Path:  # where a link leads to
-    "The file written for `path`; a `Problem` where none can be, or by another ending."
-    path = _not_too_deep(Path(path))
+def _check_name(path: Path, ending: str):
+    "A `Problem` unless every program can read a name, and it says what the file is."
     if ending and path.name and path.suffix.lower() != ending:
         raise Problem(f'{path} would not be what its name says: give a name that ends in '
                       f'{ending}.')
@@ -129,6 +128,12 @@ def _place_of(path, ending: str = '') -> Path:  # where a link leads to
     except UnicodeEncodeError as e:
         raise Problem(f'{str(path)!r} is no name that every program can read: '
                       'choose another place.') from e
+
+
+def _place_of(path, ending: str = '') -> Path:  # where a link leads to
+    "The file written for `path`; a `Problem` where none can be, or by another ending."
+    path = _not_too_deep(Path(path))
+    _check_name(path, ending)
 
     # a link stays, and leads to the new file
     if path.is_symlink():

@@ -106,6 +106,13 @@ class Registry(dict):
         self._put(name, thing, owner)
         return thing
 
+    def _may_follow(self, name, thing, owner, before) -> bool:
+        "Is it the same, built alike in one place, or does a notebook change its own?"
+        if owner == before == '__main__':
+            return True
+        same_place = owner == before or '__main__' in (owner, before)
+        return same_place and _described(thing) == _described(self.get(name))
+
     def _check_free(self, name, thing, owner):
         "A `Problem` if the name means something else already."
         if name in self.aliases:
@@ -118,11 +125,8 @@ class Registry(dict):
         if name not in self and not (guest and name in self.library()):
             return
 
-        # what is built alike in the same place is the same; a notebook may change its own
         before = self.owners.get(name) or self.library().get(name, 'elsewhere')
-        same_place = owner == before or '__main__' in (owner, before)
-        alike = same_place and _described(thing) == _described(self.get(name))
-        if alike or owner == before == '__main__':
+        if self._may_follow(name, thing, owner, before):
             return
 
         # the library keeps its names, also where it comes second

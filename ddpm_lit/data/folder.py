@@ -354,17 +354,22 @@ def _captions_in(table: Path) -> dict[str, tuple[str, ...]]:  # file name -> its
 
 # %% ../../nbs/57_folder.ipynb #labels-in
 # Code: tables of labels, and the order of classes
-def _labels_in(table: Path, names: Names) -> list[tuple[int, str, str]]:
-    "Rows of a CSV file of labels, as (line, file, label); the first one may be a heading."
+def _cells_in(table: Path) -> list[tuple[int, list[str]]]:  # line, cells
+    "Rows of a CSV file that are not empty."
     text = _text_in(table)
     first = text.lstrip().split('\n')[0]
     sign = max(',;\t', key=first.count)
     try:
         reader = csv.reader(io.StringIO(text), delimiter=sign)
-        rows = [(reader.line_num, row) for row in reader if any(map(str.strip, row))]
+        return [(reader.line_num, row) for row in reader if any(map(str.strip, row))]
     except csv.Error as e:
         raise Problem(f'{plain(table)} is not a table of files and labels '
                       f'({plain(e, 60)}): mend it.') from e
+
+
+def _labels_in(table: Path, names: Names) -> list[tuple[int, str, str]]:
+    "Rows of a CSV file of labels, as (line, file, label); the first one may be a heading."
+    rows = _cells_in(table)
 
     # the columns, by their heading if there is one
     file, label = 0, 1
@@ -478,6 +483,7 @@ def _known_labels(
 _SPLITS = {'train', 'test', 'val', 'valid', 'validation', 'dev'}
 _CAPTION_TABLES = ('metadata.jsonl', 'captions.txt', 'metadata.csv', 'captions.csv',
                    'metadata.parquet', 'captions.parquet')
+_PICTURES_OF_CAPTIONS = {'captions' + end for end in PICTURE_ENDINGS}
 
 
 def _tables_below(root: Path, files: dict[str, Path], captions) -> list[Path]:
@@ -485,14 +491,17 @@ def _tables_below(root: Path, files: dict[str, Path], captions) -> list[Path]:
     if captions is not None:
         return [] if captions == 'folders' else [_table_at(captions, root)]
     found = [name for name in _CAPTION_TABLES if name in files]
-    if any('captions' + end in files for end in PICTURE_ENDINGS):
-        found = [name for name in found if name != 'captions.txt']  # that picture's words
+    if 'captions.txt' in found and files.keys() & _PICTURES_OF_CAPTIONS:
+        found.remove('captions.txt')  # that picture's words
 
+    tables = []
     for name in found:
         wrong = _wrong_with(files[name], name, os.path.realpath(root))
         if wrong:
             raise Problem(wrong)
-    return [files[name] for name in found if _has_captions(files[name])]
+        if _has_captions(files[name]):
+            tables.append(files[name])
+    return tables
 
 # %% ../../nbs/57_folder.ipynb #folder-shelf-words
 # A folder: what is said of a picture
@@ -580,29 +589,38 @@ def _folder_shelf(
 
 # %% ../../nbs/57_folder.ipynb #tar-shelf
 # Code: samples of a tar
-def _label_and_captions(
-    text: Any,  # a caption, several, or none
-    label: Any,
+def _texts_of(said: Any) -> tuple[str, ...]:
+    "The captions in a cell of a table or in a JSON file: one, several, or none."
+    texts = said if isinstance(said, list) else [said]
+    return sentences(t for t in texts if isinstance(t, str))
+
+
+def _label_of(
+    said: Any,
     names: Sequence[str] = (),  # of the classes, where a label is a number of one
-) -> dict:
-    "Label and captions of an entry, from what a table or a JSON file holds."
-    texts = [text] if isinstance(text, str) else text
-    texts = texts if isinstance(texts, list) else []
-
-    # a number names a class where names are known; below 0 it means none
-    number = type(label) is int
-    if label is None or number and label < 0:
-        label = None
-    elif number and label < len(names):
-        label = names[label]
-
-    return dict(label=None if label is None else str(label).strip(),
-                captions=sentences(t for t in texts if isinstance(t, str)))
+) -> str | None:
+    "The label in a cell of a table or in a JSON file; a number below 0 means none."
+    if type(said) is int and said < 0:
+        return None
+    if type(said) is int and said < len(names):
+        said = names[said]
+    return None if said is None else str(said).strip()
 
 
 def _most_of(end: str) -> int:  # of a file's name
     "How many bytes of a file in a tar are read."
     return PICTURE_BYTES if _has_ending(f'.{end}') else 1 << 20
+
+
+def _said_in(parts: dict[str, bytes | None]) -> tuple[str | None, tuple[str, ...]]:
+    "Label and captions of a sample, from a table or from files of their own."
+    table = json.loads(parts.get('json') or b'{}')
+    if not isinstance(table, dict):
+        raise ValueError('no object')
+    known = _texts_of(table.get('text', table.get('caption')))
+    lines = (parts.get('txt') or b'').decode('utf-8-sig').split('\n')
+    label = (parts.get('cls') or b'').decode('utf-8-sig').strip()
+    return label or _label_of(table.get('label')), sentences((*lines, *known))
 
 
 def _sample_of(name: str, parts: dict[str, bytes | None]) -> PictureEntry | None:
@@ -618,21 +636,13 @@ def _sample_of(name: str, parts: dict[str, bytes | None]) -> PictureEntry | None
                      f'than {_most_of(large) >> 20} MiB: make it smaller.')
     name = f'{name}.{picture}'
 
-    # captions and a label stand in a table, or in files of their own
     try:
-        table = json.loads(parts.get('json') or b'{}')
-        if not isinstance(table, dict):
-            raise ValueError('no object')
-        text = table.get('text', table.get('caption'))
-        known = _label_and_captions(text, table.get('label'))
-        said = (parts.get('txt') or b'').decode('utf-8-sig').split('\n')
-        label = (parts.get('cls') or b'').decode('utf-8-sig').strip()
+        label, captions = _said_in(parts)
     except (ValueError, RecursionError) as e:
         return PictureEntry(name, wrong=f'What is said of {plain(name)} cannot be read '
                      f'({plain(e, 60)}): mend it or take it away.')
 
-    return PictureEntry(name, parts[picture] or b'', label or known['label'],
-                 sentences((*said, *known['captions'])))
+    return PictureEntry(name, parts[picture] or b'', label, captions)
 
 # %% ../../nbs/57_folder.ipynb #wholetar
 # A tar that breaks off is noticed, and one that unpacks to far more than it holds
@@ -748,7 +758,7 @@ def _row_entry(
         return PictureEntry(at, wrong=f'The bytes of {plain(at)} are not in the table, or more '
                      f'than {PICTURE_BYTES >> 20} MiB: store a smaller picture there.')
 
-    return PictureEntry(at, image, **_label_and_captions(text, label, names))
+    return PictureEntry(at, image, _label_of(label, names), _texts_of(text))
 
 
 def _class_names(schema, label: str | None) -> tuple[str, ...]:
@@ -863,6 +873,25 @@ def _one_part(paths: list[Path]) -> tuple[list[Path], str]:
 
 # %% ../../nbs/57_folder.ipynb #shelf-2
 # Which of these kinds a path is
+def _called(files: list[Path], *endings: str) -> list[Path]:
+    "The files that are called so."
+    return [p for p in files if _has_ending(p.name, endings)]
+
+
+def _packed_shelf(path: Path, tars: list[Path], tables: list[Path]) -> PictureSource:
+    "Rows of parquet files, or samples of tars where there are none."
+    if not tars + tables:
+        unpack = _has_ending(path.name, _PACKED_ENDINGS)
+        raise Problem(f'{plain(path)} is no folder, tar or parquet file: '
+                      + ('unpack it, and name the folder.' if unpack else
+                         'name the folder that the pictures are in.'))
+
+    paths, note = _one_part(tables or tars)
+    if tables:
+        return replace(_parquet_shelf(paths), note=note)
+    return PictureSource(lambda: chain.from_iterable(map(samples, paths)), note=note)
+
+
 def shelf_of(
     path: Path,
     labels: str | Path | None = None,
@@ -875,31 +904,19 @@ def shelf_of(
     # what is there
     saved = any((path/name).exists() for name in ('dataset_dict.json', 'state.json'))
     files = files_below(path) if os.path.isdir(path) else [path]
+    tars = _called(files, *_TAR_ENDINGS)
+    tables = _called(files, '.parquet')
 
-    def called(*endings: str) -> list[Path]:
-        return [p for p in files if _has_ending(p.name, endings)]
-
-    tars = called(*_TAR_ENDINGS)
-    tables = called('.parquet')
-    pictures = called(*PICTURE_ENDINGS, *_OTHER_ENDINGS)
-    if os.path.isdir(path) and not saved and (pictures or not tars + tables):
+    # pictures with words beside them
+    loose = _called(files, *PICTURE_ENDINGS, *_OTHER_ENDINGS) or not tars + tables
+    if loose and os.path.isdir(path) and not saved:
         return _folder_shelf(path, labels, captions)
-    if labels is not None or captions is not None:
+    if (labels, captions) != (None, None):
         raise Problem(f'{plain(path)} brings its own labels and captions: leave out '
                       'labels and captions.')
 
     # what holds pictures and words in one
-    if saved:
-        return _saved_shelf(path)
-    if not tars + tables:
-        unpack = _has_ending(path.name, _PACKED_ENDINGS)
-        raise Problem(f'{plain(path)} is no folder, tar or parquet file: '
-                      + ('unpack it, and name the folder.' if unpack else
-                         'name the folder that the pictures are in.'))
-    chosen_files, note = _one_part(tables or tars)
-    if tables:
-        return replace(_parquet_shelf(chosen_files), note=note)
-    return PictureSource(lambda: chain.from_iterable(map(samples, chosen_files)), note=note)
+    return _saved_shelf(path) if saved else _packed_shelf(path, tars, tables)
 
 # %% ../../nbs/57_folder.ipynb #memory
 def _free_memory() -> int | None:
@@ -1018,8 +1035,11 @@ class Folder:
         if with_words:
             words = sum(len(row.captions) for row in self.rows)
             said.append(f'{with_words:,} have a caption, {words:,} captions in all.')
+        return said + self._oddities()
 
-        # what is odd
+    def _oddities(self) -> list[str]:
+        "What a reader should know, sentence by sentence."
+        said = []
         copies = self.copies
         if copies:
             said.append(f'{copies:,} with the same pixels as another.')
@@ -1117,14 +1137,20 @@ def _check_rows(rows: Sequence[_HeaderInfo], origin: Path, bad: str):
                       f'{plain(wrong[0], 180)}')
 
 # %% ../../nbs/57_folder.ipynb #read-folder
-def _check_choices(side, fit, bad, limit) -> tuple[int, int] | None:  # height, width
-    "A `Problem` with choices that make no sense."
+def _frame_of(side) -> tuple[int, int] | None:  # height, width
+    "The frame that a side, or a height and a width, stand for; None for none."
+    if side is None:
+        return None
     sides = (side, side) if type(side) is int else side
     pair = isinstance(sides, (tuple, list)) and len(sides) == 2
-    if side is not None and not (pair and all(type(s) is int and s > 0 for s in sides)):
+    if not pair or not all(type(s) is int and s > 0 for s in sides):
         raise Problem(f'The side is {plain(side, 40)}: give a size of 1 or more pixels, '
                       'or height and width.')
+    return tuple(sides)
 
+
+def _check_choices(fit, bad, limit):
+    "A `Problem` with choices that make no sense."
     if fit not in _FITS:
         raise Problem(f'The fit is {plain(fit, 40)}: choose crop, fit or pad.')
     if bad not in ('skip', 'refuse'):
@@ -1133,8 +1159,6 @@ def _check_choices(side, fit, bad, limit) -> tuple[int, int] | None:  # height, 
     if limit is not None and not (type(limit) is int and limit > 0):
         raise Problem(f'The limit is {plain(limit, 40)}: give 1 or more, or leave it '
                       'out.')
-
-    return None if side is None else tuple(sides)
 
 
 def _side_of(rows: Sequence[_HeaderInfo], origin: Path) -> tuple[int, int]:
@@ -1199,6 +1223,23 @@ def numbered(
     return torch.tensor([number[name] for name in labels]), names
 
 # %% ../../nbs/57_folder.ipynb #read-folder-more
+def _gathered(
+    path,
+    shelf: PictureSource,
+    rows: Sequence[_HeaderInfo],  # of all pictures
+    kept: Sequence[_HeaderInfo],  # of those whose file is whole
+    pixels: Tensor,  # [n c h w], of these
+) -> Folder:
+    "Pictures with what their headers and their source say of them."
+    # a colour file that turned out bad may have been the only one
+    greys = sum(row.grey for row in kept)
+    pixels = pixels[:, :1] if greys == len(kept) else pixels
+    label, names = numbered([row.label for row in kept], shelf.names)
+    return Folder(pixels.contiguous(), tuple(row.said for row in kept), label, names,
+                  skipped=tuple(row.wrong for row in rows if row.wrong), origin=str(path),
+                  sizes=tuple(row.size for row in kept), greys=greys, note=shelf.note)
+
+
 def read_folder(
     path,  # a folder, a tar, a parquet file, a folder of these, a saved data set
     side: int | Sequence[int] | None = None,  # or (height, width); None: as they come
@@ -1211,7 +1252,8 @@ def read_folder(
 ) -> Folder:
     "Pictures from anywhere as one data set. Eq. 57.1."
     origin = Path(path)
-    sides = _check_choices(side, fit, bad, limit)
+    sides = _frame_of(side)
+    _check_choices(fit, bad, limit)
     shelf = shelf_of(origin, labels, captions)
     with UNWARNED, ThreadPool(min(8, os.cpu_count() or 1)) as pool:
 
@@ -1229,14 +1271,7 @@ def read_folder(
         kept = _read_pixels(entries, rows, pixels, fit, pool, progress)
         _check_rows(rows, origin, bad)
 
-    # a colour file that turned out bad may have been the only one
-    all_grey = all(row.grey for row in kept)
-    pixels = pixels[:len(kept), :1] if all_grey else pixels[:len(kept)]
-    label, names = numbered([row.label for row in kept], shelf.names)
-    return Folder(pixels.contiguous(), tuple(row.said for row in kept), label, names,
-                  skipped=tuple(row.wrong for row in rows if row.wrong),
-                  origin=str(path), sizes=tuple(row.size for row in kept),
-                  greys=sum(row.grey for row in kept), note=shelf.note)
+    return _gathered(path, shelf, rows, kept, pixels[:len(kept)])
 
 # %% ../../nbs/57_folder.ipynb #pictures-with-captions
 def pictures_with_captions(folder, size: int = 32, bad: str = 'refuse') -> Captioned:

@@ -393,6 +393,19 @@ def _why_not(e: Exception, source) -> str:
 
 # %% ../../nbs/23_digits.ipynb #picture-in-more
 # `picture_in`: any picture file, opened safely
+def _check_opened(image, called, quiet: bool):  # quiet: can no library write of its own?
+    "An error with a picture that is too large or cannot be decoded quietly."
+    from PIL import Image
+    large = image.width*image.height > _PICTURE_PIXELS
+    if large or max(image.size) > _PICTURE_SIDE:
+        raise Image.DecompressionBombError
+
+    # its library would write what it dislikes straight to the terminal
+    packed = image.format == 'TIFF' and image.info.get('compression') != 'raw'
+    if packed and not quiet:
+        raise Problem(f'{plain(called)} is a compressed TIFF: save it as a PNG.')
+
+
 def picture_in(
     source,  # a file, or the bytes of one
     made: Callable,  # a PIL image, opened and not yet decoded -> what is wanted of it
@@ -402,6 +415,7 @@ def picture_in(
     "What is made of a picture, or the `Problem` with it."
     from PIL import Image
     quiet = _quiet_pillow()
+    called = name or source
     in_memory = isinstance(source, bytes)
     if not in_memory:
         check_file(source, name)
@@ -412,22 +426,15 @@ def picture_in(
         raw = io.BytesIO(source) if in_memory else open_input(source).detach()
         with _CountedFile(raw) as file:
             with UNWARNED, Image.open(file, formats=_PICTURE_FORMATS) as image:
-                large = image.width*image.height > _PICTURE_PIXELS
-                if large or max(image.size) > _PICTURE_SIDE:
-                    raise Image.DecompressionBombError
-                # its library would write what it dislikes straight to the terminal
-                packed = image.format == 'TIFF' and image.info.get('compression') != 'raw'
-                if packed and not quiet:
-                    raise Problem(f'{plain(name or source)} is a compressed TIFF: save it as '
-                                  'a PNG.')
+                _check_opened(image, called, quiet)
                 return made(image)
     except Problem:
         raise
     except _OtherNumbers as e:
-        raise Problem(f'{plain(name or source)} is a picture of {e}, and only those of 8 or '
+        raise Problem(f'{plain(called)} is a picture of {e}, and only those of 8 or '
                       '16 bits are read: save it as a PNG.') from e
     except Exception as e:
-        raise Problem(f'{plain(name or source)} is not a whole picture '
+        raise Problem(f'{plain(called)} is not a whole picture '
                       f'({_why_not(e, source)}): {cure}.') from e
 
 # %% ../../nbs/23_digits.ipynb #read-pictures

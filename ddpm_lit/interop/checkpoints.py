@@ -13,6 +13,7 @@ import contextlib
 import math
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable, NamedTuple
 import torch
@@ -47,6 +48,7 @@ from ..train.run import find_weights, is_foreign
 # %% ../../nbs/79_checkpoints.ipynb #folder
 _PATTERNS = ('*.safetensors.index.json', '*.safetensors', '*.bin.index.json', '*.bin',
              '*.pt')
+_OTHER_VERSION = re.compile(r'\.(fp16|non_ema)\.')
 UNCLIP_FOLDERS = ('text_encoder', 'prior', 'text_proj', 'decoder', 'super_res_first',
           'super_res_last')
 
@@ -56,19 +58,21 @@ def _is_unclip(path) -> bool:
     return all((Path(path)/part).is_dir() for part in UNCLIP_FOLDERS)
 
 
+def _home_of(path: Path) -> Path:
+    "The folder of a network; of a pipeline, that of its U-Net."
+    if (path/'unet').is_dir():
+        return path/'unet'
+    return path if path.is_dir() else path.parent
+
+
 def file_in(path: Path) -> Path:
     "The one file of weights in a folder; of a pipeline, that of its U-Net."
-    if (path/'unet').is_dir():
-        path = path/'unet'
+    path = _home_of(path)
 
     # the first pattern that matches counts, and it should match once
     for pattern in _PATTERNS:
-        found = []
-        for p in sorted(path.glob(pattern)):
-            other_version = re.search(r'\.(fp16|non_ema)\.', p.name)
-            if not other_version:
-                found.append(p)
-
+        found = [p for p in sorted(path.glob(pattern))
+                 if not _OTHER_VERSION.search(p.name)]
         if len(found) > 1:
             names = ', '.join(p.name for p in found)
             raise Problem(f'{path} holds {len(found)} files of weights, {names}: give '
@@ -206,6 +210,11 @@ def _other_kind(origin: str, sort: _FileKind, wanted: str) -> Problem:
     return Problem(f'{origin} is {sort.what}, {wanted}: {how}.')
 
 # %% ../../nbs/79_checkpoints.ipynb #way-up
+def _blocks_down(state: dict[str, Tensor]) -> set[int]:
+    "The numbers of the blocks on the way down."
+    return {int(k.split('.')[1]) for k in state if k.startswith('input_blocks.')}
+
+
 def _way_up_of(state: dict[str, Tensor]) -> tuple[int, bool, bool]:
     "How many levels; does a residual block double the picture? or a convolution?"
 
@@ -223,7 +232,7 @@ def _way_up_of(state: dict[str, Tensor]) -> tuple[int, bool, bool]:
         levels = len(inside or conv) + 1
     else:
         # where nothing is learned, the way down leaves gaps in its numbers
-        down = {int(k.split('.')[1]) for k in state if k.startswith('input_blocks.')}
+        down = _blocks_down(state)
         levels = max(down) + 2 - len(down)
     return levels, bool(inside), bool(conv)
 
@@ -238,7 +247,7 @@ def openai_sizes(state: dict[str, Tensor], origin: str = 'This state') -> dict:
     try:
         # n = L (d + 1)
         levels, inside, conv = _way_up_of(state)
-        n = 1 + max(int(k.split('.')[1]) for k in state if k.startswith('input_blocks.'))
+        n = 1 + max(_blocks_down(state))
         if max(levels, n) > len(state):
             raise ValueError('the number of a block is too large')
 
@@ -287,7 +296,6 @@ def _check_side(name: str, side: int, factor: int):
 
 def denoiser_of(net: UNet, side: int, S: DiscreteSchedule, name: str,
                 means: Parameterization = from_eps, stretch: float = 1.,
-                evaluations: int = 1000,
                 limit: float | None = 1.) -> tuple[Model, Recipe]:
     "A denoiser that is evaluated at its own timesteps, and a recipe to sample. Eq. 79.3."
     # a denoiser predicts what it reads, and perhaps a variance
@@ -312,7 +320,7 @@ def denoiser_of(net: UNet, side: int, S: DiscreteSchedule, name: str,
 
     # and how to sample from it
     recipe = Recipe(name, lambda: model, None, (c, side, side), S, classes=net.classes,
-                    limit=limit, sampler='ancestral', sample_steps=evaluations)
+                    limit=limit, sampler='ancestral', sample_steps=1000)
     return model, recipe
 
 
@@ -330,8 +338,8 @@ def _by_preset(state: dict[str, Tensor], layout: str, p: Preset, name: str,
     # the network, and the schedule that it was trained with
     net = load_official(build_empty(p.build), state,
                         Layout(layout, legacy=order == 'legacy'), name)
-    return denoiser_of(net, p.side, p.schedule, name, stretch=p.stretch,
-                       evaluations=p.evaluations)
+    model, recipe = denoiser_of(net, p.side, p.schedule, name, stretch=p.stretch)
+    return model, replace(recipe, sample_steps=p.evaluations)
 
 # %% ../../nbs/79_checkpoints.ipynb #openai
 # what no shape says, and the arguments that say it
@@ -349,24 +357,29 @@ def _of_this_size(state: dict[str, Tensor]) -> list[str]:
     return [p.name for p in denoisers if p.cost.parameters == n]
 
 
+def _check_given(state: dict[str, Tensor], name: str, given: dict):  # by MISSING's names
+    "A `Problem` that asks for what is neither in the shapes nor given."
+    lacks = [k for k, v in given.items() if not v]
+    if not lacks:
+        return
+
+    guess = ''
+    near = _of_this_size(state)
+    if near:
+        guess = (f'; or, as it is as large as {" and ".join(near)}, '
+                 f"`preset='{near[0]}'` if it is that")
+    what, given_by = zip(*(MISSING[k] for k in lacks))
+    raise Problem(f'{name} does not say {", ".join(what)}: give '
+                  f'{", and ".join(given_by)}{guess}.')
+
+
 def _from_openai(state: dict[str, Tensor], name: str, order: str | None, heads: int | None,
                  head_width: int | None, schedule: str | None,
                  side: int | None) -> tuple[Model, Recipe]:
     "A denoiser in OpenAI's layout, by its shapes and the options given. Eq. 79.2, 79.3."
-    # ask for what no shape says; one head has only one order
-    given = dict(order=order or heads == 1, heads=heads or head_width, schedule=schedule,
-                 side=side)
-    lacks = [k for k, v in given.items() if not v]
-    if lacks:
-        near = _of_this_size(state)
-        guess = ''
-        if near:
-            guess = (f'; or, as it is as large as {" and ".join(near)}, '
-                     f"`preset='{near[0]}'` if it is that")
-        what, given_by = zip(*(MISSING[k] for k in lacks))
-        raise Problem(f'{name} does not say {", ".join(what)}: give '
-                      f'{", and ".join(given_by)}{guess}.')
-
+    # what no shape says; one head has only one order
+    _check_given(state, name, dict(order=order or heads == 1, heads=heads or head_width,
+                                   schedule=schedule, side=side))
     if heads and head_width:
         raise Problem('`heads` and `head_width` say the same: give one of them.')
 
@@ -382,13 +395,6 @@ def _from_openai(state: dict[str, Tensor], name: str, order: str | None, heads: 
 # %% ../../nbs/79_checkpoints.ipynb #diffusers
 MEANS = dict(epsilon=from_eps, sample=from_x0, v_prediction=from_v)
 _MOST_TIMESTEPS = 10**5  # of a schedule; the published ones have 1000 to 4000
-
-
-def _home_of(path: Path) -> Path:
-    "The folder of a network; of a pipeline, that of its U-Net."
-    if (path/'unet').is_dir():
-        return path/'unet'
-    return path if path.is_dir() else path.parent
 
 
 def _betas_in(config: dict, T) -> list | None:
@@ -415,20 +421,21 @@ def schedule_of(config: dict, name: str) -> DiscreteSchedule:
                       'take weights that were trained without it.')
 
     # each beta is listed
-    if _betas_in(config, T):
-        return DiscreteSchedule(torch.tensor(_betas_in(config, T), dtype=torch.float64))
+    betas = _betas_in(config, T)
+    if betas:
+        return DiscreteSchedule(torch.tensor(betas, dtype=torch.float64))
+    if config.get('trained_betas') is not None:
+        kind = 'trained betas'
 
     # or a name says how they grow; of scaled_linear the roots grow evenly
-    if config.get('trained_betas') is None and kind == 'linear':
+    if kind == 'linear':
         return linear(T, *ends)
-    if config.get('trained_betas') is None and kind == 'scaled_linear':
+    if kind == 'scaled_linear':
         roots = torch.linspace(ends[0]**.5, ends[1]**.5, T, dtype=torch.float64)
         return DiscreteSchedule(roots.square())
-    if config.get('trained_betas') is None and kind == 'squaredcos_cap_v2':
+    if kind == 'squaredcos_cap_v2':
         return cosine(T)
-
-    found = 'trained betas' if config.get('trained_betas') else kind
-    raise Problem(f'{name} has a schedule that is not built here, {found}: linear, '
+    raise Problem(f'{name} has a schedule that is not built here, {kind}: linear, '
                   'scaled_linear or squaredcos_cap_v2 would be.')
 
 # %% ../../nbs/79_checkpoints.ipynb #diffusers-configs
@@ -516,7 +523,7 @@ def open_denoiser(path,  # a file, an index or a folder
 
     # by the name of a published model, or
     if preset:
-        if heads or head_width or schedule or side:
+        if any((heads, head_width, schedule, side)):
             raise Problem('`preset` says heads, schedule and side: leave the other '
                           'arguments out.')
         return _by_preset(state, sort.name, find_preset(preset), name, order)
@@ -616,6 +623,22 @@ _KARLO_SCHEDULE = dict(num_train_timesteps=1000, variance_type='fixed_small_log'
                        beta_schedule='squaredcos_cap_v2')
 
 
+def _check_reach(path: Path, config: dict):
+    "A `Problem` with the sides of Karlo's pictures, or with the limit of its prior."
+    # each upsampler enlarges by a whole factor
+    sides = [config[part].get('sample_size') for part in ('decoder', 'super_res_first')]
+    whole = all(type(side) is int and 0 < side < 10_000 for side in sides)
+    if not whole or sides[1] % sides[0]:
+        raise Problem(f'{path} does not say the sides of its pictures: decoder and '
+                      f'super_res_first have sample_size={sides}.')
+
+    # how far the prior's embedding may go
+    limit = config['prior_scheduler']['clip_sample_range']
+    if not (type(limit) in (int, float) and 0 < limit < 1e9):
+        raise Problem(f'{path} does not say how far its prior may go: prior_scheduler '
+                      f'has clip_sample_range={limit!r}.')
+
+
 def _unclip_config(path: Path) -> dict:
     "The configurations in Karlo's folder, if its steps can be taken here."
     # what the files say of each part
@@ -634,18 +657,7 @@ def _unclip_config(path: Path) -> dict:
     for part in ('decoder_scheduler', 'super_res_scheduler'):
         only(config[part], clip_sample_range=[1.])
 
-    # each upsampler enlarges by a whole factor
-    sides = [config[part].get('sample_size') for part in ('decoder', 'super_res_first')]
-    whole = all(type(side) is int and 0 < side < 10_000 for side in sides)
-    if not whole or sides[1] % sides[0]:
-        raise Problem(f'{path} does not say the sides of its pictures: decoder and '
-                      f'super_res_first have sample_size={sides}.')
-
-    # how far the prior's embedding may go
-    limit = config['prior_scheduler']['clip_sample_range']
-    if not (type(limit) in (int, float) and 0 < limit < 1e9):
-        raise Problem(f'{path} does not say how far its prior may go: prior_scheduler '
-                      f'has clip_sample_range={limit!r}.')
+    _check_reach(path, config)
     return config
 
 # %% ../../nbs/79_checkpoints.ipynb #text-to-image-unclip
@@ -713,6 +725,9 @@ def open_text_to_image(path, upsampler=None,  # GLIDE's second file
     return _open_unclip(path, device)
 
 # %% ../../nbs/79_checkpoints.ipynb #draw-captions
+_AT_ONCE = 4  # pictures
+
+
 def paint_captions(
     model: TextToImage,
     captions: list[str],
@@ -720,26 +735,25 @@ def paint_captions(
     guidance_scale: float | None = None,  # this and next None: as its authors chose
     steps: int | None = None,
     seed: int = 0,
-    at_once: int = 4,                     # pictures
     progress: Callable[[int, int], None] = no_progress,  # evaluations done, of
 ) -> Tensor:                              # [n*captions 3 h w], a caption's side by side
     "Pictures by a model of others; a `Problem` if one is not finite. Eq. 76.6, 77.7."
     steps = steps or model.steps
     scale = model.guidance_scale if guidance_scale is None else guidance_scale
     many = n*len(captions)
-    counted = run_counter(progress, model.evaluations(steps)*math.ceil(many/at_once))
+    counted = run_counter(progress, model.evaluations(steps)*math.ceil(many/_AT_ONCE))
 
     done: Any = None
-    for i in range(0, many, at_once):
+    for i in range(0, many, _AT_ONCE):
         # each with noise of its own
-        places = range(i, min(i + at_once, many))
+        places = range(i, min(i + _AT_ONCE, many))
         x = model.paint([captions[k // n] for k in places], scale, steps,
                        own_noise(seed, places), counted).cpu()
 
         # where there is no room for all, the error comes after the first
         if done is None:
             done = x.new_empty(many, *x.shape[1:])
-        done[i:i + at_once] = x
+        done[i:i + _AT_ONCE] = x
 
     if not done.isfinite().all():
         raise Problem(f'What {model.name} draws here is not finite: ask for less '

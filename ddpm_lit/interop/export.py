@@ -8,7 +8,6 @@ __all__ = ['TARGETS', 'step_levels', 'step_betas', 'Opened', 'fold_pixels', 'wit
            'published', 'write_ours', 'export']
 
 # %% ../../nbs/88_export.ipynb #imports
-import contextlib
 import copy
 import json
 import math
@@ -192,9 +191,8 @@ def _norm_options(net: UNet, name: str) -> dict:
                 attn_norm_num_groups=getattr(middle, 'num_groups', None))
 
 
-def unet_config(net: UNet, sample_size: int | list[int], name: str) -> dict:
-    "The configuration by which `unet_diffusers` (71) builds this network."
-    # the first step of each level shows its width and whether it attends
+def _level_options(net: UNet, name: str) -> dict:
+    "Width and kind of each level, which its first step shows, in diffusers' words."
     n = net.depth + 1
     first = [net.down[level] for level in range(0, len(net.down), n)]
     widths = [step.res.conv1.out_channels for step in first]
@@ -202,30 +200,38 @@ def unet_config(net: UNet, sample_size: int | list[int], name: str) -> dict:
         raise Problem(f'{name} has an embedding of the time that is not as wide as a '
                       "UNet2DModel's: export it as onnx or torchscript.")
 
-    resize = _resize_options(net, name)
     plain = 'Down', 'Up'
-    if resize['downsample_type'] == 'resnet':
+    if _resize_options(net, name)['downsample_type'] == 'resnet':
         plain = 'ResnetDownsample', 'ResnetUpsample'
     down, up = [], []
     for step in first:
         kinds = plain if step.attn is None else ('AttnDown', 'AttnUp')
         down.append(f'{kinds[0]}Block2D')
         up.insert(0, f'{kinds[1]}Block2D')
+    return dict(down_block_types=down, up_block_types=up, block_out_channels=widths,
+                layers_per_block=net.depth)
 
+
+def _block_options(net: UNet, name: str) -> dict:
+    "What all blocks have in common, in diffusers' words."
     blocks = [m for m in net.modules() if isinstance(m, ResBlock)]
     attention = [m for m in net.modules() if isinstance(m, Attention)]
     heads = [m.qkv.in_features // m.heads for m in attention] or [8]
     shift = _the_one([m.scale_shift for m in blocks], 'conditioning', name)
+    return dict(attention_head_dim=_the_one(heads, 'heads', name),
+                add_attention=net.middle[0].attn is not None,
+                resnet_time_scale_shift='scale_shift' if shift else 'default',
+                dropout=_the_one([m.dropout.p for m in blocks], 'dropout', name))
+
+
+def unet_config(net: UNet, sample_size: int | list[int], name: str) -> dict:
+    "The configuration by which `unet_diffusers` (71) builds this network."
     return dict(
         _class_name='UNet2DModel', _diffusers_version=_VERSION, sample_size=sample_size,
         in_channels=net.channels_in, out_channels=net.last.out_channels,
-        down_block_types=down, up_block_types=up, block_out_channels=widths,
-        layers_per_block=net.depth, attention_head_dim=_the_one(heads, 'heads', name),
-        add_attention=net.middle[0].attn is not None,
-        resnet_time_scale_shift='scale_shift' if shift else 'default',
-        dropout=_the_one([m.dropout.p for m in blocks], 'dropout', name),
-        num_class_embeds=net.classes or None, **resize, **_time_options(net, name),
-        **_norm_options(net, name))
+        **_level_options(net, name), **_block_options(net, name),
+        num_class_embeds=net.classes or None, **_resize_options(net, name),
+        **_time_options(net, name), **_norm_options(net, name))
 
 # %% ../../nbs/88_export.ipynb #folder
 def _write_json(path: Path, value: dict):
@@ -290,12 +296,8 @@ def _with_no_label(net: UNet) -> UNet:
     return net
 
 # %% ../../nbs/88_export.ipynb #unet2d-2
-def as_unet2d(source: Opened, label: str | int | None, fold: bool) -> tuple[UNet, int]:
-    "A network that a UNet2DModel can be, and the side of its squares. Eq. 88.2, 88.3."
-    model = _check_denoiser(source, 'diffusers')
-    recipe = source.recipe
-    name = source.name
-    net, factor = _inner_net(copy.deepcopy(model.net))
+def _check_unet2d(net: nn.Module, model: Model, factor: int, fold: bool, name: str):
+    "A `Problem` with a network or a prediction that diffusers has no place for."
     if not isinstance(net, UNet):
         raise Problem(f'{name} is of the class {type(net).__name__}, and a UNet2DModel '
                       'is a U-Net: export it as onnx or torchscript.')
@@ -306,6 +308,14 @@ def as_unet2d(source: Opened, label: str | int | None, fold: bool) -> tuple[UNet
         raise Problem(f'{name} takes each square of {factor} x {factor} pixels for one '
                       'position, as no UNet2DModel does: ask for `fold`, and unfold what '
                       'is drawn with pixel_shuffle.')
+
+
+def as_unet2d(source: Opened, label: str | int | None, fold: bool) -> tuple[UNet, int]:
+    "A network that a UNet2DModel can be, and the side of its squares. Eq. 88.2, 88.3."
+    model = _check_denoiser(source, 'diffusers')
+    recipe = source.recipe
+    net, factor = _inner_net(copy.deepcopy(model.net))
+    _check_unet2d(net, model, factor, fold, source.name)
 
     # its time, unless it counts timesteps already
     t = step_levels(recipe.schedule)
@@ -758,20 +768,24 @@ model = CLIPModel.from_pretrained('.')
 """)
 
 # %% ../../nbs/88_export.ipynb #card-2
-def _usage(to: str, about: dict) -> str:  # about: as a writer gives it
-    "The lines by which an exported folder is used."
-    if to in ('onnx', 'torchscript'):
-        array = dict(onnx=("np.random.randn(4, {}).astype('float32')", 'np.full(4, {})'),
-                     torchscript=('torch.randn(4, {})', 'torch.full((4,), {})'))[to]
-        picture = array[0].format(', '.join(map(str, about['shape'])))
-        given = [picture, array[1].format(about['steps'] - 1), array[1].format(0)]
-        given = given[:len(about['takes'])]
-        if to == 'onnx':
-            given = [f'{k}={v}' for k, v in zip(about['takes'], given)]
-        return _USE[to].format(given=', '.join(given), gives=', '.join(about['gives']))
-    if to != 'diffusers':
-        return _USE[to].format(**about) if to == 'ddpm_lit' else _USE[to]
+# an array of numbers at random, and one of a whole number
+_ARRAYS = dict(onnx=("np.random.randn(4, {}).astype('float32')", 'np.full(4, {})'),
+               torchscript=('torch.randn(4, {})', 'torch.full((4,), {})'))
 
+
+def _use_of_function(to: str, about: dict) -> str:
+    "The lines by which a function is called: pictures, the last timestep, label 0."
+    random, whole = _ARRAYS[to]
+    picture = random.format(', '.join(map(str, about['shape'])))
+    given = [picture, whole.format(about['steps'] - 1), whole.format(0)]
+    given = given[:len(about['takes'])]
+    if to == 'onnx':
+        given = [f'{k}={v}' for k, v in zip(about['takes'], given)]
+    return _USE[to].format(given=', '.join(given), gives=', '.join(about['gives']))
+
+
+def _use_of_diffusers(about: dict) -> str:
+    "The lines by which a network and a scheduler of diffusers draw."
     # samples of folded pictures are unfolded, and DDIM takes the noise of what it clips
     then = ''
     if about['factor'] > 1:
@@ -787,6 +801,15 @@ def _usage(to: str, about: dict) -> str:  # about: as a writer gives it
         shape=', '.join(map(str, about['shape'])),
         last=about['classes'] - 1, more=more, then=then,
         none='the last is no label' if about['unlabelled'] else 'there is no other')
+
+
+def _usage(to: str, about: dict) -> str:  # about: as a writer gives it
+    "The lines by which an exported folder is used."
+    if to in _ARRAYS:
+        return _use_of_function(to, about)
+    if to == 'diffusers':
+        return _use_of_diffusers(about)
+    return _USE[to].format(**about) if to == 'ddpm_lit' else _USE[to]
 
 # %% ../../nbs/88_export.ipynb #card-text
 _LIBRARY = dict(diffusers='diffusers', onnx='onnx', torchscript='pytorch',
@@ -814,13 +837,14 @@ def _task_of(source: Opened) -> tuple[str, ...]:
     recipe = source.recipe
     kinds = [kind.__name__ for kind in type(source.model).__mro__]
     task, *tags = next((_TASKS[k] for k in kinds if k in _TASKS), ('', 'diffusion'))
+    if recipe is None:
+        return task, *tags
 
     # what draws pictures from noise alone, or from noise and a label
-    pictures = recipe is not None and len(recipe.shape) == 3 and recipe.sampler
-    if pictures and not task:
+    if not task and len(recipe.shape) == 3 and recipe.sampler:
         task = 'unconditional-image-generation'
         tags += ['class-conditional'] if recipe.classes else []
-    if recipe is not None and recipe.spec.get('rank'):
+    if recipe.spec.get('rank'):
         tags += ['lora']
     return task, *tags
 
@@ -987,16 +1011,21 @@ def write_ours(source: Opened, folder: Path) -> dict:
     return dict(file=path.name)
 
 # %% ../../nbs/88_export.ipynb #export
+def _holds_others(path: str) -> bool:
+    "Whether a path leads to weights that somebody else has written."
+    try:
+        found = find_weights(path)
+    except Problem:
+        return True
+    return found.endswith('.safetensors') and Path(path).is_file() and not is_ours(found)
+
+
 def _open_source(name: str, **about) -> Opened:  # about: as for `open_denoiser`
     "Weights by name or path: ours, or somebody else's denoiser or CLIP."
     path = Path(name)
     given = {k: v for k, v in about.items() if v is not None}
-    found = ''
-    with contextlib.suppress(Problem):
-        found = find_weights(name)
-    foreign = found.endswith('.safetensors') and path.is_file() and not is_ours(found)
-    if (found and not foreign and not given) or not path.exists():
-        found = found or find_weights(name)  # a Problem that says what there is
+    if not path.exists() or not (given or _holds_others(name)):
+        found = find_weights(name)  # a Problem that says what there is
         model, recipe = load_weights(found)
         return Opened(name, model, recipe, card_of(found), False)
 
@@ -1013,14 +1042,8 @@ TARGETS: dict[str, Callable] = dict(  # (source, folder) -> what goes into the c
     transformers=partial(write_clip, to='transformers'))
 
 # %% ../../nbs/88_export.ipynb #export-2
-def export(name: str,    # shipped weights, a run's folder, a file, somebody else's folder
-           to: str,      # one of TARGETS
-           folder,       # a new one
-           label: str | int | None = None,  # for diffusers: this one alone, or 'none'
-           fold: bool = False,              # for diffusers: on folded pictures
-           license: str | None = None,      # None: apache-2.0 for what ships
-           **about) -> dict:                # as `open_denoiser` takes it
-    "Write a model into a new folder, in the format of other tools. Eq. 88.1-88.3."
+def _check_request(to: str, label: str | int | None, fold: bool, license: str | None):
+    "A `Problem` with choices of `export` that make no sense."
     if to not in TARGETS:
         raise Problem(f'There is no format "{to}": choose {", ".join(TARGETS)}.')
     if to != 'diffusers' and (fold or label is not None):
@@ -1030,6 +1053,16 @@ def export(name: str,    # shipped weights, a run's folder, a file, somebody els
         raise Problem(f'"{license}" is no name of a licence: give one as hubs have it, '
                       'such as mit, cc0-1.0 or other.')
 
+
+def export(name: str,    # shipped weights, a run's folder, a file, somebody else's folder
+           to: str,      # one of TARGETS
+           folder,       # a new one
+           label: str | int | None = None,  # for diffusers: this one alone, or 'none'
+           fold: bool = False,              # for diffusers: on folded pictures
+           license: str | None = None,      # None: apache-2.0 for what ships
+           **about) -> dict:                # as `open_denoiser` takes it
+    "Write a model into a new folder, in the format of other tools. Eq. 88.1-88.3."
+    _check_request(to, label, fold, license)
     check_new(folder)  # before the work
     source = _open_source(str(name), **about)
     options = dict(label=label, fold=fold) if to == 'diffusers' else {}

@@ -19,8 +19,8 @@ from ..diffusion.schedule import DiscreteSchedule, Grid, cosine, linear
 from ..guide.cfg import cfg_batched
 from ..nets.unet import UpsamplerUNet
 from .clip import BLOCK, NTH, NameTable, nearest_step, prefixed
-from .unet import Layout, build_empty, load_official, only, known_options
-from .unet import projection
+from .unet import Layout, attention_levels, build_empty, load_official
+from .unet import known_options, only, projection
 from ..systems.glide import Glide, Inpaint, official_glide
 from ..core.tensors import read_tensors
 
@@ -141,9 +141,7 @@ def glide_openai(kind: str,  # base, inpaint, upsample or upsample-inpaint
     only(c, in_channels=[3], out_channels=[6], xf_final_ln=[True], xf_padding=[True],
          use_scale_shift_norm=[True], resblock_updown=[True])
 
-    # attention at side/2^i
-    depth = len(c['channel_mult'])
-    levels = [i for i in range(depth) if 2**i in c['attention_resolutions']]
+    levels = attention_levels(c)
     wide = c['num_head_channels']
     net = official_glide(
         c['model_channels'], c['channel_mult'], c['num_res_blocks'], levels,

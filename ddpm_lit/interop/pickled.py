@@ -198,6 +198,16 @@ def _cut_all(value,
     return found
 
 # %% ../../nbs/79_checkpoints.ipynb #files
+def _check_packing(path, members: list[zipfile.ZipInfo]):
+    "No row is compressed, so no file unpacks to more than it holds."
+    if sum(i.file_size for i in members) > Path(path).stat().st_size:
+        raise Problem(f'{path} would unpack to more than it holds, as no file of '
+                      'weights does: it was left packed, and is better deleted.')
+    kinds = {i.compress_type for i in members}
+    if not kinds <= {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
+        raise ValueError('it is packed in another way')
+
+
 def _from_zip(path) -> dict[str, Tensor]:
     "The tensors of a zip archive: a state, or a network in TorchScript."
     with zipfile.ZipFile(path) as z:
@@ -209,19 +219,9 @@ def _from_zip(path) -> dict[str, Tensor]:
         order = f'{head}byteorder'
         data = f'{head}data/'
 
-        # no row is compressed, so no file unpacks to more than it holds
-        needed = []
-        for i in z.infolist():
-            if i.filename in (program, order) or i.filename.startswith(data):
-                needed.append(i)
-        if sum(i.file_size for i in needed) > Path(path).stat().st_size:
-            raise Problem(f'{path} would unpack to more than it holds, as no file of '
-                          'weights does: it was left packed, and is better deleted.')
-
         # how they are packed, and the order of their bytes
-        kinds = {i.compress_type for i in needed}
-        if not kinds <= {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
-            raise ValueError('it is packed in another way')
+        _check_packing(path, [i for i in z.infolist() if i.filename in (program, order)
+                              or i.filename.startswith(data)])
         if order in names and z.read(order) != b'little':
             raise ValueError('its bytes are in the other order')
 

@@ -27,8 +27,8 @@ from ..nets.transformer import gelu, quick_gelu
 from ..nets.unet import Attention, UpsamplerUNet, UNet, adm_unet
 from .glide import whose
 from .clip import CARRIED, NTH, TRANSFORMERS, NameTable, nearest_step, prefixed
-from .unet import Layout, build_empty, load_official, only, known_options
-from .unet import unet_diffusers
+from .unet import Layout, build_empty, check_counts, load_official
+from .unet import known_options, only, unet_diffusers
 from ..systems.dalle2 import Decoder, ImageProjection
 from ..systems.glide import Glide, TextUNet
 from ..systems.prior import TextFeatures, Prior, PriorNet, encode_text
@@ -257,9 +257,7 @@ def _karlo_unet(config: dict) -> UNet:  # official options that differ from the 
     "The U-Net of a UNet2DConditionModel configuration, Karlo's blocks. Eq. 24.7, 24.8."
     c = known_options(config, KARLO | _KARLO_ONLY, _KARLO_MUTE)
     c |= {k: tuple(c[k]) for k in ('down_block_types', 'up_block_types')}
-    for k in ('in_channels', 'layers_per_block', 'norm_num_groups'):
-        if not (type(c[k]) is int and c[k] > 0):
-            raise Problem(f'The option {k}={c[k]!r} is no number of them.')
+    check_counts(c, 'in_channels', 'layers_per_block', 'norm_num_groups')
 
     # each level has a block with attention or one without, the same on the way up
     attention = ['Attn' in kind for kind in c['down_block_types']]

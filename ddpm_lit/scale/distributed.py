@@ -136,15 +136,8 @@ def _started() -> tuple[ProcessTeam, int]:
 
 
 # %% ../../nbs/72_distributed.ipynb #together-run-2
-@contextlib.contextmanager
-def join_group(device: torch.device) -> Iterator[tuple[ProcessTeam, torch.device]]:
-    "The team that torchrun has started, or a team of one, and this process's device."
-    if 'RANK' not in os.environ or 'WORLD_SIZE' not in os.environ:
-        yield ProcessTeam(), device
-        return
-
-    # join the others
-    team, local = _started()
+def _meet(team: ProcessTeam, device: torch.device, local: int) -> torch.device:
+    "Join the other processes, each with a device of its own."
     if device.type == 'cuda':
         if device.index is None:
             device = torch.device('cuda', local)
@@ -156,6 +149,18 @@ def join_group(device: torch.device) -> Iterator[tuple[ProcessTeam, torch.device
     except (ValueError, RuntimeError) as e:
         raise Problem(f'The {team.size} processes of this run did not find one another: '
                       'start all of them anew, with torchrun.') from e
+    return device
+
+
+@contextlib.contextmanager
+def join_group(device: torch.device) -> Iterator[tuple[ProcessTeam, torch.device]]:
+    "The team that torchrun has started, or a team of one, and this process's device."
+    if 'RANK' not in os.environ or 'WORLD_SIZE' not in os.environ:
+        yield ProcessTeam(), device
+        return
+
+    team, local = _started()
+    device = _meet(team, device, local)
 
     # torchrun sends SIGTERM to all when one has ended: the first is ignored, so that the
     # error is still reported; the second ends the process at once
@@ -422,6 +427,16 @@ def _wanted_rows(files: list, key: str, own: _Rows) -> Tensor:  # files: open, i
     return torch.cat(found) if found else slices[0][:0]
 
 
+def _run_of(files: list) -> str:  # open, in order
+    "The run whose state lies in several files; an error unless all its parts are there."
+    said = [f.metadata() or {} for f in files]
+    about = [dict(run=said[0].get('run', ''), part=f'{i} of {len(files)}')
+             for i in range(len(files))]
+    if not files or about != said:
+        raise ValueError('a part is missing or of another run')
+    return said[0]['run']
+
+
 def _read_rows(folder: Path, own: dict[str, _Rows]) -> tuple[dict[str, Tensor], str]:
     "This process's part of a state that several wrote, and the run that it is of."
     paths = sorted(folder.glob('*.safetensors'), key=lambda p: (len(p.name), p.name))
@@ -430,12 +445,7 @@ def _read_rows(folder: Path, own: dict[str, _Rows]) -> tuple[dict[str, Tensor], 
     try:
         with contextlib.ExitStack() as stack:
             files = [stack.enter_context(safe_open(p, 'pt')) for p in paths]
-            said = [f.metadata() or {} for f in files]
-            about = [dict(run=said[0].get('run', ''), part=f'{i} of {len(files)}')
-                     for i in range(len(files))]
-            if not files or about != said:
-                raise ValueError('a part is missing or of another run')
-
+            run = _run_of(files)
             keys = [{*f.keys()} for f in files]
             names = set().union(*keys)
             state = {k: _wanted_rows([f for f, has in zip(files, keys) if k in has], k,
@@ -447,7 +457,7 @@ def _read_rows(folder: Path, own: dict[str, _Rows]) -> tuple[dict[str, Tensor], 
                       'another run with another `out`.') from e
     # what it should not have is named by `check_same`
     extra = {k: torch.empty(0) for k in names - own.keys()}
-    return state | extra, said[0]['run']
+    return state | extra, run
 
 # %% ../../nbs/72_distributed.ipynb #sharded
 class ShardedRun(DataParallelRun):
@@ -497,6 +507,10 @@ class ShardedRun(DataParallelRun):
         return max(self.states(path), key=lambda p: int(p.name.rsplit('-')[-1]),
                    default=None)
 
+    def held(self) -> dict[str, _Rows]:
+        "What of the state lies in this process."
+        return {k: _rows_here(v, self.team) for k, v in self.state().items()}
+
     def save(self, path):
         path = Path(path)
         done = path.with_name(f'{path.stem}-{self.step}')
@@ -511,8 +525,7 @@ class ShardedRun(DataParallelRun):
         self.team.maximum(0)
 
         # all write into such a folder, which then gets its name in one move
-        held = {k: _rows_here(v, self.team) for k, v in self.state().items()}
-        own = {k: rows.tensor for k, rows in held.items()
+        own = {k: rows.tensor for k, rows in self.held().items()
                if self.team.first or rows.of is not None}
         part = f'{self.team.rank} of {self.team.size}'
         try:
@@ -530,7 +543,7 @@ class ShardedRun(DataParallelRun):
         self.team.maximum(0)  # nobody goes on before that
 
     def load(self, path):
-        held = {k: _rows_here(v, self.team) for k, v in self.state().items()}
+        held = self.held()
         state, run = _read_rows(Path(path), held)
         return self.take({k: rows.tensor for k, rows in held.items()}, state, run, path)
 

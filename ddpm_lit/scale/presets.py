@@ -113,39 +113,51 @@ def count_attention(
     return total + Cost(0, 2*c*l*(l + m)*2)
 
 # %% ../../nbs/70_presets.ipynb #unet
-def _count_down(
-    side,
-    base,
-    mults,
-    depth,
-    at,  # (level, c, side) -> Cost
-    two,
-    inside,
-    channels_in,
-) -> tuple[Cost, list[int], int]:
-    "The way down: its cost, the channels on the trail, the smallest side. Eq. 70.4."
-    e = 4*base
-    trail = [int(mults[0]*base)]
+@dataclass(frozen=True)
+class _Ladder:
+    "The levels of a U-Net, with what all have in common as for `count_unet`."
+    base: int
+    mults: Sequence[float]
+    depth: int
+    attention: Sequence[int]
+    two: bool = True
+    inside: bool = True
+    m: int = 0
+    d: int = 0
 
-    total = count_linear(base, e) + count_linear(e, e)  # time
-    total += count_conv(channels_in, trail[0], 3, side)  # the first convolution
+    def residual(self, c_in: int, c: int, side: int) -> Cost:
+        return count_residual(c_in, c, 4*self.base, side, self.two)
 
-    for level, mult in enumerate(mults):
-        c = int(mult*base)
-        if level:
-            # the side is halved, by a block or by a convolution
-            side //= 2
-            if inside:
-                total += count_residual(trail[-1], trail[-1], e, side, two)
-            else:
-                total += count_conv(trail[-1], trail[-1], 3, side)
-            trail.append(trail[-1])
+    def attend(self, c: int, side: int) -> Cost:
+        return count_attention(c, side**2, self.m, self.d)
 
-        for _ in range(depth):
-            total += count_residual(trail[-1], c, e, side, two) + at(level, c, side)
-            trail.append(c)
+    def block(self, c_in: int, level: int, side: int) -> Cost:
+        c = int(self.mults[level]*self.base)
+        total = self.residual(c_in, c, side)
+        return total + self.attend(c, side) if level in self.attention else total
 
-    return total, trail, side
+    def resize(self, c: int, side: int) -> Cost:  # side: of the result
+        "The side is halved or doubled, by a block or by a convolution."
+        return self.residual(c, c, side) if self.inside else count_conv(c, c, 3, side)
+
+    def down(self, side: int, channels_in: int) -> tuple[Cost, list[int], int]:
+        "The way down: its cost, the channels on the trail, the smallest side. Eq. 70.4."
+        e = 4*self.base
+        trail = [int(self.mults[0]*self.base)]
+
+        total = count_linear(self.base, e) + count_linear(e, e)  # time
+        total += count_conv(channels_in, trail[0], 3, side)  # the first convolution
+
+        for level, mult in enumerate(self.mults):
+            if level:
+                side //= 2
+                total += self.resize(trail[-1], side)
+                trail.append(trail[-1])
+            for _ in range(self.depth):
+                total += self.block(trail[-1], level, side)
+                trail.append(int(mult*self.base))
+
+        return total, trail, side
 
 # %% ../../nbs/70_presets.ipynb #unet-whole
 def count_unet(
@@ -164,33 +176,24 @@ def count_unet(
     d: int = 0,  # their width
 ) -> Cost:
     "A whole U-Net. Eq. 70.4."
-
-    def at(level, c, side):
-        return count_attention(c, side**2, m, d) if level in attention else Cost()
-
-    total, trail, side = _count_down(side, base, mults, depth, at, two, inside,
-                                     channels_in)
-    e = 4*base
+    ladder = _Ladder(base, mults, depth, attention, two, inside, m, d)
+    total, trail, side = ladder.down(side, channels_in)
     c = trail[-1]
-    total += count_table(classes, e)
+    total += count_table(classes, 4*base)
 
     # the middle
-    total += count_residual(c, c, e, side, two)*2
+    total += ladder.residual(c, c, side)*2
     if middle:
-        total += count_attention(c, side**2, m, d)
+        total += ladder.attend(c, side)
 
     # the way up: each block also reads an entry off the trail
     for level in reversed(range(len(mults))):
         for _ in range(depth + 1):
-            c_in = c + trail.pop()
+            total += ladder.block(c + trail.pop(), level, side)
             c = int(mults[level]*base)
-            total += count_residual(c_in, c, e, side, two) + at(level, c, side)
         if level:
             side *= 2
-            if inside:
-                total += count_residual(c, c, e, side, two)
-            else:
-                total += count_conv(c, c, 3, side)
+            total += ladder.resize(c, side)
     return total + count_table(2, c) + count_conv(c, channels_out, 3, side)
 
 # %% ../../nbs/70_presets.ipynb #classifier
@@ -203,13 +206,10 @@ def _count_pool(c: int, l: int, out: int) -> Cost:  # l places
 def count_encoder(side: int, base: int, mults: Sequence[float], depth: int,
                   attention: Sequence[int], classes: int) -> Cost:
     "A classifier of noisy pictures: down, middle, pool. Eq. 70.4, 70.6."
-
-    def at(level, c, side):
-        return count_attention(c, side**2) if level in attention else Cost()
-
-    total, trail, side = _count_down(side, base, mults, depth, at, True, True, 3)
+    ladder = _Ladder(base, mults, depth, attention)
+    total, trail, side = ladder.down(side, 3)
     c = trail[-1]
-    total += count_residual(c, c, 4*base, side, True)*2 + count_attention(c, side**2)
+    total += ladder.residual(c, c, side)*2 + ladder.attend(c, side)
     return total + count_table(2, c) + _count_pool(c, side**2, classes)
 
 # %% ../../nbs/70_presets.ipynb #tower
@@ -376,11 +376,12 @@ def _iddpm_lsun(base: int = 128, mults=(1, 1, 2, 2, 4, 4)) -> UNet:
 
 
 def _iddpm_preset(name: str, side: int, stated: str, regime: Regime, sizes: dict,
-                  build=iddpm_unet, two: bool = True, T: int = 4000, **more):
+                  build=iddpm_unet, T: int = 4000, **more):
     "A model of Nichol and Dhariwal 2021."
     classes = dict(classes=more['classes']) if 'classes' in more else {}
+    two = build is iddpm_unet  # scale and shift
     cost = count_unet(side, **sizes, **classes, channels_out=6, two=two, inside=False)
-    if build is iddpm_unet:
+    if two:
         build = partial(build, **sizes, **classes, dropout=regime.dropout)
     schedule = cosine(T) if T == 4000 else linear(T)
     add(Preset(name, 'denoiser', side, build, cost, stated, _IDDPM_PAPER,
@@ -400,7 +401,7 @@ _iddpm_preset('iddpm-imagenet64-cond', 64, '270M',
 _iddpm_preset('iddpm-lsun-256', 256, '100M',
               Regime('lsun', 1_200_000, 128, 1e-4, flip=False),
               dict(base=128, mults=(1, 1, 2, 2, 4, 4), depth=2, attention=(4,)),
-              _iddpm_lsun, False, 1000)
+              _iddpm_lsun, 1000)
 
 # %% ../../nbs/70_presets.ipynb #adm
 ADM = ('Dhariwal & Nichol 2021, Diffusion models beat GANs on image synthesis',
@@ -419,34 +420,31 @@ def levels(side: int, *where: int) -> tuple[int, ...]:
 
 
 def _adm_preset(name: str, side: int, stated: str, regime: Regime,
-                base=256, depth=2, mults=None,           # None: as SHAPES says
-                where=(32, 16, 8),                       # sides that have attention
-                heads: int | None = None,                # None: each 64 wide
-                channels_in=3, classes=1000,             # 6 channels: an upsampler
-                schedule=linear):
-    "A model of Dhariwal and Nichol 2021, generator or upsampler."
-    kind = 'denoiser' if channels_in == 3 else 'upsampler'
-    sizes = dict(base=base, mults=mults or _SHAPES[side], depth=depth,
-                 attention=levels(side, *where), channels_in=channels_in, channels_out=6,
-                 classes=classes)
+                where=(32, 16, 8),         # sides that have attention
+                heads: int | None = None,  # None: each 64 wide
+                schedule=linear, **sizes):  # of `adm_unet`, where not as here
+    "A model of Dhariwal and Nichol 2021, generator or, of 6 channels, upsampler."
+    sizes = dict(base=256, mults=_SHAPES[side], depth=2, attention=levels(side, *where),
+                 channels_in=3, channels_out=6, classes=1000) | sizes
+    kind = 'denoiser' if sizes['channels_in'] == 3 else 'upsampler'
     attn = partial(Attention, heads=heads) if heads else partial(Attention, head_width=64)
     build = partial(adm_unet, **sizes, dropout=regime.dropout, attn=attn)
     add(Preset(name, kind, side, build, count_unet(side, **sizes), stated, *ADM,
-               schedule(), 250, regime, classes))
+               schedule(), 250, regime, sizes['classes']))
 
 
-_adm_preset('adm-64', 64, '296M', Regime('imagenet', 540_000, 2048, 3e-4, dropout=.1), 192,
-            3, schedule=cosine)
+_adm_preset('adm-64', 64, '296M', Regime('imagenet', 540_000, 2048, 3e-4, dropout=.1),
+            base=192, depth=3, schedule=cosine)
 _adm_preset('adm-128', 128, '422M', Regime('imagenet', 4_360_000, 256, 1e-4), heads=4)
 _adm_preset('adm-256', 256, '554M', Regime('imagenet', 1_980_000, 256, 1e-4))
 # its steps are not stated apart from the others'
 _adm_preset('adm-256-uncond', 256, '552M', Regime('imagenet', 1_980_000, 256, 1e-4),
             classes=0)
 _adm_preset('adm-512', 512, '559M', Regime('imagenet', 1_940_000, 256, 1e-4))
-_adm_preset('adm-up-64-256', 256, '312M', Regime('imagenet', 500_000, 256, 1e-4), 192,
-            channels_in=6, heads=4)
-_adm_preset('adm-up-128-512', 512, '309M', Regime('imagenet', 1_050_000, 256, 1e-4), 192,
-            channels_in=6, mults=_SHAPES[256], where=(32, 16))
+_adm_preset('adm-up-64-256', 256, '312M', Regime('imagenet', 500_000, 256, 1e-4),
+            base=192, channels_in=6, heads=4)
+_adm_preset('adm-up-128-512', 512, '309M', Regime('imagenet', 1_050_000, 256, 1e-4),
+            base=192, channels_in=6, mults=_SHAPES[256], where=(32, 16))
 
 # %% ../../nbs/70_presets.ipynb #adm-classifier
 def adm_classifier(side: int, depth: int, mults: Sequence[float],
@@ -526,12 +524,12 @@ def _count_text_encoder(
 
 
 def _glide_preset(name: str, side: int, stated: str,
-                  base=192,                               # of the U-Net
-                  width=512, layers=16, heads=8,          # of the text encoder
-                  channels_in=3, wrap=identity,           # more with a condition
-                  regime=Regime('not stated'),
-                  where=f'{_GLIDE_CODE}/model_creation.py'):
-    "A model of Nichol et al. 2022."
+                  # base of the U-Net; width, layers and heads of the text encoder
+                  sizes_of=(192, 512, 16, 8),
+                  channels_in=3, wrap=identity,  # more with a condition
+                  regime=Regime('not stated')):
+    "A model of Nichol et al. 2022; of those of the paper the training is stated."
+    base, width, layers, heads = sizes_of
     small = side == 64
     sizes = dict(base=base, mults=_SHAPES[side], depth=3 if small else 2,
                  attention=levels(side, 32, 16, 8), channels_in=channels_in)
@@ -541,6 +539,7 @@ def _glide_preset(name: str, side: int, stated: str,
     cost = count_unet(side, **sizes, channels_out=6, m=128, d=width)
     cost += _count_text_encoder(128, width, layers, 4*base)
 
+    where = _GLIDE_REGIME if regime.steps else f'{_GLIDE_CODE}/model_creation.py'
     add(Preset(name, 'denoiser' if small else 'upsampler', side, build, cost,
                stated, _GLIDE_PAPER, where, cosine() if small else linear(),
                200 if small else 27, regime))
@@ -551,10 +550,10 @@ _glide_preset('glide-inpaint', 64, '', channels_in=7, wrap=Inpaint)
 _glide_preset('glide-upsample', 256, '', channels_in=6, wrap=UpsamplerUNet)
 _glide_preset('glide-upsample-inpaint', 256, '', channels_in=10,
               wrap=lambda net: Inpaint(UpsamplerUNet(net)))
-_glide_preset('glide-paper-base', 64, '3.5B', 512, 2048, 24, 32,
-              regime=Regime('pictures with texts', 2_500_000, 2048), where=_GLIDE_REGIME)
-_glide_preset('glide-paper-upsample', 256, '1.5B', 384, 1024, 24, 16, 6, UpsamplerUNet,
-              Regime('pictures with texts', 1_600_000, 512), _GLIDE_REGIME)
+_glide_preset('glide-paper-base', 64, '3.5B', (512, 2048, 24, 32),
+              regime=Regime('pictures with texts', 2_500_000, 2048))
+_glide_preset('glide-paper-upsample', 256, '1.5B', (384, 1024, 24, 16), 6,
+              UpsamplerUNet, Regime('pictures with texts', 1_600_000, 512))
 
 # %% ../../nbs/70_presets.ipynb #glide-clip
 class Lookup(nn.Module):

@@ -63,6 +63,14 @@ def _find_guidance(name: str) -> Guidance:
     return guidance
 
 
+def _asked_guidance(guidance: str | None, weighted: bool,
+                    scaled: bool) -> str | None:  # None: no guidance
+    "The guidance that is meant, by its name or by a weight that only it has."
+    if guidance is not None or not (weighted or scaled):
+        return guidance
+    return 'classifier' if scaled else 'cfg'
+
+
 def steering(recipe: Recipe, w: float | None = None, guidance_scale: float | None = None,
              # 'classifier', or a name of GUIDANCES; None: as the rest says
              guidance: str | None = None,
@@ -70,10 +78,10 @@ def steering(recipe: Recipe, w: float | None = None, guidance_scale: float | Non
     "What a choice of guidance means for a recipe. Eq. 40.2, 41.3."
     weighted = w is not None or guidance_scale is not None
     scaled = classifier_scale is not None
-    if guidance is None and not weighted and not scaled:
+    guidance = _asked_guidance(guidance, weighted, scaled)
+    if guidance is None:
         return None
 
-    guidance = guidance or ('classifier' if scaled else 'cfg')
     by_name = None if guidance == 'classifier' else _find_guidance(guidance)
     if not recipe.classes:
         raise Problem(f'{recipe.name} knows no classes, so there is nothing to steer to: '

@@ -204,10 +204,10 @@ def fingerprints(name: str, recipe: Recipe,
     if read_by:
         reader = fingerprint(data_dir('weights', f'{read_by}.safetensors'))
     data = {name: data_digest(name) for name in recipe.data}
-    both = [used for used in (weights, reader) if used]
+
     # missing cards first
-    notes = [note for used in both for note in _notes_on(used, data) if not used['card']]
-    notes += [note for used in both for note in _notes_on(used, data) if used['card']]
+    both = sorted(filter(None, (weights, reader)), key=lambda used: bool(used['card']))
+    notes = [note for used in both for note in _notes_on(used, data)]
     return dict(weights=weights, reader=reader, data=data), notes
 
 
@@ -284,9 +284,8 @@ _Judge = Callable[[int, int], Iterable[tuple[int, list[dict]]]]
 
 
 def judged(name: str, judge: _Judge, n: int, seed: int, device: torch.device,
-           used: dict, notes: list[str],
            progress: Callable[[int, int], None] = no_progress) -> dict:
-    "What a judge finds, row by row, with all that was used."
+    "What a judge finds, row by row."
     clock = time.process_time()
     rows = []
     for at, more in judge(n, seed):
@@ -294,4 +293,4 @@ def judged(name: str, judge: _Judge, n: int, seed: int, device: torch.device,
         progress(at, 100)
     return dict(name=name, n=n, seed=seed, rows=rows,
                 cpu_seconds=round(time.process_time() - clock, 3),
-                machine=machine(device), **used, warnings=notes)
+                machine=machine(device))

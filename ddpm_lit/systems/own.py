@@ -68,15 +68,19 @@ def _check_shape(channels: int, side: Sequence[int]):
 def _check_options(side: Sequence[int], base: int, mults: Sequence[int], unshuffle: int):
     "A `Problem` unless a small U-Net can have these options."
     width = _is_whole(base, 8, 512) and base % 8 == 0
-    levels = isinstance(mults, (list, tuple)) and 1 <= len(mults) <= 6
-    levels = levels and all(_is_whole(v, 1, 8) for v in mults)
+    levels = (isinstance(mults, (list, tuple)) and 1 <= len(mults) <= 6
+              and all(_is_whole(v, 1, 8) for v in mults))
     if not width or not levels or unshuffle not in (1, 2, 4, 8):
         raise Problem(f'There is no small U-Net with base {base}, mults {mults} and '
                       f'unshuffle {unshuffle}: base is a multiple of 8 up to 512, mults '
                       'are 1 to 6 whole numbers up to 8, unshuffle is 1, 2, 4 or 8.')
 
     # each level but the first halves the sides
-    factor = unshuffle*2**(len(mults) - 1)
+    _check_divides(unshuffle*2**(len(mults) - 1), side)
+
+
+def _check_divides(factor: int, side: Sequence[int]):
+    "A `Problem` unless a network that shrinks pictures so many times fits their sides."
     if side[0] % factor or side[1] % factor:
         near = [max(factor, round(v/factor)*factor) for v in side]
         raise Problem('This network halves pictures until their sides are divided by '
@@ -190,6 +194,14 @@ class MovedBatches:
         return shifted(x0, by), dict(condition, moved=a)
 
 # %% ../../nbs/58_own.ipynb #plan
+def _options_for(side: Sequence[int], asked: dict) -> dict:  # None: not asked for
+    "Options of the network that is asked for, or else as pictures of this size need it."
+    options = _network_for(side) | {k: v for k, v in asked.items() if v is not None}
+    if options.get('net', 'unet') == 'unet':
+        return options
+    return {k: v for k, v in options.items() if k not in ('mults', 'unshuffle')}
+
+
 def plan(
     images: Images,
     name: str,
@@ -203,10 +215,8 @@ def plan(
         raise Problem('One picture is no set of pictures: give two or more.')
 
     # the network
-    options = _network_for((h, w)) | {k: v for k, v in network.items() if v is not None}
+    options = _options_for((h, w), network)
     another = options.get('net', 'unet') != 'unet'
-    if another:
-        options = {k: v for k, v in options.items() if k not in ('mults', 'unshuffle')}
     augment = n < 5000 and not another if augment is None else augment
     recipe = made(dict(maker='pictures', name=name, channels=channels, side=[h, w],
                        classes=list(images.names), augment=augment, **options))
@@ -733,6 +743,14 @@ def plan_source(found: Folder, source: Source,  # of `read_source`, of `what_to_
     return recipe
 
 
+def _folders_below(found: Folder, source: Source) -> set[str]:
+    "Folders in which all pictures of a source lie, if all do: perhaps classes."
+    names = [row.name for row in found.rows]
+    below = all('/' in name for name in names) and os.path.isfile(
+        os.path.join(source.folder, names[0]))
+    return {name.split('/')[0] for name in names} if below else set()
+
+
 def remarks_on(found: Folder, source: Source) -> list[str]:
     "What was found, and which of it the system of a source will not learn."
     said = found.remarks()
@@ -741,12 +759,8 @@ def remarks_on(found: Folder, source: Source) -> list[str]:
         said.append("Captions are not learned here: `system='latent'` learns them, and "
                     'so do glide and clip.')
 
-    # folders that nobody has called classes
-    names = [row.name for row in found.rows]
-    folders = {name.split('/')[0] for name in names if '/' in name}
-    below = all('/' in name for name in names) and os.path.isfile(
-        os.path.join(source.folder, names[0]))
-    if reads == 'labels' and found.label is None and below and len(folders) > 1:
+    folders = _folders_below(found, source)
+    if reads == 'labels' and found.label is None and len(folders) > 1:
         said.append(f"They lie in {len(folders):,} folders: `labels='folders'` makes "
                     'these classes.')
     return said

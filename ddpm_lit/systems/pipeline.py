@@ -82,11 +82,13 @@ def check_numbers(r: 'Request'):
     check_seed(r.seed)
     if not is_finite(r.w):
         raise Problem(f'The weight w is {r.w}: choose a number, 2 if in doubt.')
-    if r.clip_scale is not None and not is_finite(r.clip_scale):
-        raise Problem(f'The clip_scale is {r.clip_scale}: choose a number, 3 if in '
-                      'doubt.')
-    if r.clip_scale is not None and r.guidance != 'clip':
-        raise Problem("`clip_scale` is for `guidance='clip'`: give `w`, or choose that.")
+    if r.clip_scale is not None:
+        if not is_finite(r.clip_scale):
+            raise Problem(f'The clip_scale is {r.clip_scale}: choose a number, 3 if in '
+                          'doubt.')
+        if r.guidance != 'clip':
+            raise Problem("`clip_scale` is for `guidance='clip'`: give `w`, or choose "
+                          'that.')
     if not isinstance(r.strength, (int, float)) or not 0 < r.strength <= 1:
         raise Problem(f'The strength is {r.strength}: choose it above 0 (keep all) up '
                       'to 1 (paint all anew).')
@@ -380,6 +382,20 @@ def styled_captions(captions: Sequence[str], style: str | None,  # of emoji, or 
     return [f'a {STYLES[style]} emoji of {c}' for c in captions]
 
 
+def _asked_picture(init: Tensor | None, strength: float | None,
+                   mask: Tensor | None) -> dict[str, Any]:
+    "What a request has of a picture to begin with, and of what is painted over."
+    more: dict[str, Any] = {}
+    if init is not None:
+        more['init'] = to_unit(init)
+        more['strength'] = .7 if mask is None else 1.
+    if strength is not None:
+        more['strength'] = strength
+    if mask is not None:
+        more['mask'] = mask.float().mean(0) < 128
+    return more
+
+
 def request_for(
     system: System,
     captions: Sequence[str],
@@ -412,14 +428,7 @@ def request_for(
                           'give `clip_scale`.')
         more['w'] = as_w(w, guidance_scale)
 
-    # a picture to begin with, and what of it is painted over
-    if init is not None:
-        more['init'] = to_unit(init)
-        more['strength'] = .7 if mask is None else 1.
-    if strength is not None:
-        more['strength'] = strength
-    if mask is not None:
-        more['mask'] = mask.float().mean(0) < 128
+    more |= _asked_picture(init, strength, mask)
 
     # `steps` is of the first stage alone: the others keep the system's
     first, *later = system.request.steps

@@ -14,6 +14,7 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from functools import partial
 from typing import Any, Callable, ContextManager, Iterable, Iterator
 import torch
 from torch import Tensor, nn
@@ -216,7 +217,7 @@ def _levels_and_noise(x0: Tensor,          # [b ...]
     return t, torch.randn_like(x0)
 
 
-def _loss_parts(training: Training, loss: Loss,
+def _loss_parts(losses: Callable,  # (x0, t, eps, **condition) -> [b]
                 x0: Tensor, t: Level, eps: Tensor, condition: dict[str, Tensor],  # a batch
                 size: int,    # samples that are in memory at a time
                 bf16: bool) -> Iterator[Tensor]:  # [] each
@@ -226,8 +227,7 @@ def _loss_parts(training: Training, loss: Loss,
         some, log_snr, noise = (v[i:i + size] for v in (x0, t.log_snr, eps))
         given = {name: c[i:i + size] for name, c in condition.items()}
         with torch.autocast(x0.device.type, torch.bfloat16, enabled=bf16):
-            losses = training.losses(loss, some, Level(log_snr), noise, **given)
-            part = losses.mean()*(len(some)/n)
+            part = losses(some, Level(log_snr), noise, **given).mean()*(len(some)/n)
         yield part
 
 # %% ../../nbs/22_fit.ipynb #fit-finite
@@ -307,7 +307,8 @@ def fit(
 
             # the loss, in one part or several, and its gradient, clipped (22.5)
             size = micro or len(x0)
-            parts = _loss_parts(training, loss, x0, t, eps, condition, size, bf16)
+            losses = partial(training.losses, loss)
+            parts = _loss_parts(losses, x0, t, eps, condition, size, bf16)
             value, norm = training.backward(parts, clip)
         finite.note(step, value, norm)
 

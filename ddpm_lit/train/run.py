@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Iterable, Iterator
+from typing import Any, Callable, Generator, Iterable, Iterator
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
@@ -424,6 +424,20 @@ def locked(out, new: bool):  # new: may the folder be made?
                 out.rmdir()
 
 # %% ../../nbs/29_run.ipynb #find-weights
+def _no_weights_at(path: str) -> Problem:
+    "That a path leads to no weights, and what to do instead."
+    if not os.path.exists(path):
+        return Problem(f'There is no {path}: check the path, or train it.')
+    folder = os.path.isdir(path)
+    what = 'is a folder without run.json' if folder else 'holds no weights'
+    return Problem(f'{path} {what}: give the folder of a run, or a .safetensors file.')
+
+
+def _is_system(name: str) -> bool:
+    "Is it a recipe, and no part of a system? Those have a hyphen."
+    return name in RECIPES.names() and '-' not in name
+
+
 def _no_weights(name: str) -> Problem:
     "That there are no weights of this name, and what to do instead."
     weights = data_dir('weights')
@@ -432,22 +446,15 @@ def _no_weights(name: str) -> Problem:
                        'them, or, if the repository has them, clone it and set '
                        'DDPM_LIT_DATA to its folder data.')
 
-    # a path
-    if os.path.exists(name):
-        folder = os.path.isdir(name)
-        what = 'is a folder without run.json' if folder else 'holds no weights'
-        return Problem(f'{name} {what}: give the folder of a run, or a .safetensors '
-                       'file.')
-    if len(Path(name).parts) > 1:
-        return Problem(f'There is no {name}: check the path, or train it.')
+    if os.path.exists(name) or len(Path(name).parts) > 1:
+        return _no_weights_at(name)
 
-    # a name that is spelled alike, or all but the parts of systems: those have a hyphen
+    # a name that is spelled alike, or all
     stems = [p.stem for p in sorted(weights.glob('*.safetensors'))]
     near = get_close_matches(name, stems, 1)
     if near:
         return Problem(f'There are no weights "{name}": did you mean {near[0]}?')
-    shipped = ', '.join(stem for stem in stems
-                        if stem in RECIPES.names() and '-' not in stem)
+    shipped = ', '.join(filter(_is_system, stems))
     choose = f'choose {shipped}, or ' if shipped else ''
     return Problem(f'There are no weights "{name}", neither shipped nor in runs/{name}: '
                    f'{choose}train them first, or give the path of a .safetensors '
@@ -488,16 +495,18 @@ def find_weights(name: str) -> str:
     raise _no_weights(name)
 
 # %% ../../nbs/29_run.ipynb #open-weights
+def _is_foreign_folder(path: str) -> bool:
+    names = {*os.listdir(path)}
+    about = names & {'model_index.json', 'config.json', 'open_clip_config.json'}
+    network = os.path.isfile(os.path.join(path, 'unet', 'config.json'))
+    return 'run.json' not in names and (bool(about) or network)
+
+
 def is_foreign(path) -> bool:
     "A folder of diffusers, a pickle, or tensors that do not say how they were made."
     path = str(path)
-
     if os.path.isdir(path):
-        names = {*os.listdir(path)}
-        about = names & {'model_index.json', 'config.json', 'open_clip_config.json'}
-        network = os.path.isfile(os.path.join(path, 'unet', 'config.json'))
-        return 'run.json' not in names and (bool(about) or network)
-
+        return _is_foreign_folder(path)
     if not os.path.isfile(path) or not path.endswith('.safetensors'):
         return os.path.isfile(path) and path.endswith(('.pt', '.pth', '.ckpt', '.bin'))
 
@@ -688,11 +697,13 @@ class _Meter:
         self.before = dict(seconds=0., cpu_seconds=0.) | last
         self.batch = run.settings.batch
         self.step = run.training.step
+        self.last: Progress | None = None
         self.began = time.process_time()
         self.total: float | Tensor = 0.
         self.seconds = 0.
 
     def add(self, p: Progress):
+        self.last = p
         # a tensor: to read it at every step would make a GPU wait
         self.total = self.total + p.loss
 
@@ -748,46 +759,51 @@ def _listening_for_stop(
             look.remove()
 
 
-def go(run: Run, save_every: float = 30.) -> Iterator[dict]:  # save_every: in seconds
-    "Train to the last step; yields lines of the log. `Stopped` after a request to stop."
+def _trained(run: Run, meter: _Meter, around: Callable,
+             save_every: float) -> Generator[dict, None, int]:
+    "Train to the last step or a signal, whose number it gives; yields lines of the log."
     settings = run.settings
     recipe = run.recipe
-    asked = run.asked
     steps = settings.steps
     own = dict(lr=settings.lr, seed=settings.seed, bf16=settings.bf16,
                micro=settings.micro)
     every = max(1, min(50, steps // 400))
-    number = 0
-    p = None
     saved = time.monotonic()
+    for p in fit(run.training, run.batches, recipe.schedule, recipe.loss, steps,
+                 around=around, **(recipe.settings | own)):
+        meter.add(p)
+
+        # of all processes: a signal, and whether it is time to save
+        late = time.monotonic() - saved >= save_every
+        number, due = map(int, run.team.maximum(run.asked.number, late))
+        if number:
+            return number
+        if p.step % every and p.step < steps:
+            continue
+        run.log(**meter.line(p))
+        if due and p.step < steps:
+            run.save()
+            saved = time.monotonic()
+        yield run.log.lines[-1]
+    return 0
+
+
+def go(run: Run, save_every: float = 30.) -> Iterator[dict]:  # save_every: in seconds
+    "Train to the last step; yields lines of the log. `Stopped` after a request to stop."
     meter = _Meter(run)
     with _listening_for_stop(run) as around:
         try:
-            for p in fit(run.training, run.batches, recipe.schedule, recipe.loss, steps,
-                         around=around, **(recipe.settings | own)):
-                meter.add(p)
-
-                # of all processes: a signal, and whether it is time to save
-                late = time.monotonic() - saved >= save_every
-                number, due = map(int, run.team.maximum(asked.number, late))
-                if number:
-                    break
-                if p.step % every and p.step < steps:
-                    continue
-                run.log(**meter.line(p))
-                if due and p.step < steps:
-                    run.save()
-                    saved = time.monotonic()
-                yield run.log.lines[-1]
+            number = yield from _trained(run, meter, around, save_every)
         except Cut:
-            number = asked.number
+            number = run.asked.number
 
         # steps of which no line tells yet
+        p = meter.last
         if p and p.step > meter.step:
             run.log(**meter.line(p))
         run.save()
-    if number and run.training.step < steps:
-        raise Stopped(number, run.training.step, steps, run.out)
+    if number and run.training.step < run.settings.steps:
+        raise Stopped(number, run.training.step, run.settings.steps, run.out)
 
 # %% ../../nbs/29_run.ipynb #quick-fit
 def seconds_a_step(

@@ -75,6 +75,14 @@ class Kept:
         return [f for f in fields(cls) if 'help' in f.metadata]
 
     @classmethod
+    def _faults_of(cls, said: dict) -> list[str]:
+        "What settings lack that have no default, and what is unknown."
+        needed = {f.name: f.default is MISSING and f.default_factory is MISSING
+                  for f in fields(cls)}
+        lacks = [f'it lacks "{k}"' for k in needed if needed[k] and k not in said]
+        return lacks + [f'"{printable(k)}" is unknown' for k in said if k not in needed]
+
+    @classmethod
     def read(cls: type[T], said: Any) -> T:  # said: a path, or what a file says
         "Settings as they are kept; a `Problem` if something else is kept there."
         at = 'What is given'
@@ -83,11 +91,7 @@ class Kept:
             said = read_json(said, cls.instead)
             said = said if isinstance(said, dict) else {}
 
-        # each must be known, and those without a default are needed
-        known = {f.name: f.default is MISSING and f.default_factory is MISSING
-                 for f in fields(cls)}
-        faults = [f'it lacks "{k}"' for k in known if known[k] and k not in said]
-        faults += [f'"{printable(k)}" is unknown' for k in said if k not in known]
+        faults = cls._faults_of(said)
         if faults:
             raise Problem(f'{at} does not say what it should ({faults[0]}): '
                           f'{cls.instead}.')

@@ -67,7 +67,7 @@ _INSIDE = ('spec', 'model', 'parameters', 'parameterization', 'schedule', 'data'
 
 def _in_few_bits(state: dict[str, Tensor], bits: int) -> dict[str, Tensor]:
     "Tensors in half precision, or large ones in rows of whole numbers. Eq. 22.8."
-    if bits != 16 and not 2 <= bits <= 8:
+    if bits not in (*range(2, 9), 16):
         raise Problem('Weights are stored in 16 bits a number, or in 2 to 8, '
                       f'not in {bits}.')
 
