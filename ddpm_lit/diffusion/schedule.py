@@ -83,7 +83,7 @@ def _row(T: int) -> int:
 
 
 def constant(T: int, beta: float) -> DiscreteSchedule:
-    "The same beta at every step, as in the two toys. Eq. 10.3."
+    "The same beta at every step. Eq. 10.3."
     return DiscreteSchedule(torch.full((_row(T),), beta, dtype=torch.float64))
 
 
