@@ -39,7 +39,7 @@ setup(
     packages=find_packages(str(here), include=[lib, lib + '.*'],
                            exclude=[lib + '.bench']) + [files],
     package_dir={lib: lib, files: 'data'},
-    package_data={lib: ['py.typed', 'names.json'], files: ['*', '**/*']},
+    package_data={lib: ['py.typed', 'names.json', 'play/*'], files: ['*', '**/*']},
     exclude_package_data={files: ['parity/*', '**/*.tmp']},
     include_package_data=False, zip_safe=False,
     cmdclass=dict(build_py=WithoutIndex),

@@ -193,6 +193,14 @@ def in_repository(m):
     return f'[{m[1]}]({repo}/blob/{cfg["branch"]}/{m[2]})' if repo else m[1]
 
 
+# what can be played on the site, by the page that leads there
+PLAYED = {'index': ('index', 'points that flow, digits and sentences, painted by this browser'),
+          '13_oracle': ('points', 'noise flows onto points that you draw'),
+          '25_ddpm': ('digits', 'ten digits, drawn by this browser'),
+          '67_latent': ('paint', 'a sentence becomes a picture in this browser'),
+          '93_play': ('index', 'the pages themselves')}
+
+
 def markdown_cell(cell, source, stem, repo):
     "A cell of prose; the title gets its number, its subtitle's mark and the link to Colab."
     if source.startswith('# '):
@@ -201,6 +209,9 @@ def markdown_cell(cell, source, stem, repo):
         source = re.sub(r'^> ', '{.subtitle}\n> ', source, count=1, flags=re.M)
         if runs_alone(stem, repo):
             source += f'\n\n{{.origin}}\n[Run it in Colab]({colab(stem, repo)})'
+        if stem in PLAYED:
+            page, said = PLAYED[stem]
+            source += f'\n\n<p class="play"><a href="play/{page}.html">Play: {said}</a></p>'
     source = source.replace('](../CONTRIBUTING.md)', '](/contributing.md)')
     source = with_papers(with_heads(source))
     source = re.sub(r'\[([^\]]+)\]\(\.\./(LICENSE|CITATION\.cff)\)', in_repository, source)
@@ -634,6 +645,18 @@ def describe(app, page, template, context, doctree):
     context['metatags'] = context.get('metatags', '') + '\n'.join(tags)
 
 
+def write_play(folder):
+    "The pages that paint in the browser, and what they fetch, packed."
+    from ddpm_lit.cli.play import PAGES, pages_dir, play_files
+    fetched = play_files(packed=True)
+    for name, content in ({p: (pages_dir()/p).read_bytes() for p in PAGES} | fetched).items():
+        path = folder/name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace(path, content)
+    size = sum(map(len, fetched.values()))/1e6
+    print(f'{len(PAGES)} files of pages in {folder}, which fetch {size:.1f} MB')
+
+
 def build(out, only):
     "Build the site in `out`; True if Sphinx warned."
     from sphinx.application import Sphinx
@@ -651,6 +674,7 @@ def build(out, only):
     for stem in shown:
         if runs_alone(stem, repository()):
             replace(target/'colab'/f'{stem}.ipynb', for_colab(stem, repository()).encode())
+    write_play(target/'play')
     n = sum(not name.startswith('_static') for name in pages)
     print(f'{n} pages in {target}, {app._warncount} warnings')
     return bool(app._warncount)

@@ -61,7 +61,7 @@ class LazyGroup(click.Group):
             return super().get_command(ctx, name)
 
         module = importlib.import_module(f'ddpm_lit.cli.{COMMANDS[name][0]}')
-        found = vars(module).get(f'{name}_command') or vars(module)[f'_{name}_command']
+        found = getattr(module, f'{name}_command')
         found.help = found.help or COMMANDS[name][1]  # python -OO has no docstrings
         return found
 
