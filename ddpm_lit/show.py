@@ -292,7 +292,7 @@ def cascade(steps: Sequence[tuple[str, int, int, bool]],  # name, side, channels
 
 # %% ../nbs/04_show.ipynb #chain
 def markov_chain(start: str,
-                 steps: Sequence[tuple[str, int, str]],  # name, parameters, what comes out
+                 steps: Sequence[tuple[str, int, str]],  # name, parameters, outcome
                  ax=None,
                  over: Sequence[str] = ()):  # steps that receive the start as well
     "Networks in a row: boxes with parameters, arrows with the shapes handed on."

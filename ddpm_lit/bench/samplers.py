@@ -296,7 +296,8 @@ def _level_at(S: DiscreteSchedule, k: int,  # counted from 0
     return Level(S.log_snr[max(k, 0)])
 
 # %% ../../nbs/74_sampler_parity.ipynb #sampler-runs
-def _run_ddim(run: dict, S: DiscreteSchedule, d: Denoiser, i: dict[str, Tensor]) -> SamplerRun:
+def _run_ddim(run: dict, S: DiscreteSchedule, d: Denoiser,
+              i: dict[str, Tensor]) -> SamplerRun:
     "DDIM by its own stride, whatever the spacing."
     o = run['options']
     n = run['steps']
@@ -311,7 +312,8 @@ def _run_ddim(run: dict, S: DiscreteSchedule, d: Denoiser, i: dict[str, Tensor])
     return SamplerRun(times, states, i['x_T'])
 
 
-def _run_inverse(run: dict, S: DiscreteSchedule, d: Denoiser, i: dict[str, Tensor]) -> SamplerRun:
+def _run_inverse(run: dict, S: DiscreteSchedule, d: Denoiser,
+                 i: dict[str, Tensor]) -> SamplerRun:
     "DDIM towards noise. Clean data contain none, so the first step adds none."
     times = sampler_times('leading', run['steps'])[::-1]
     levels = [_level_at(S, k) for k in times]
@@ -412,7 +414,8 @@ def _dpm_states(guess: Denoiser, levels, x: Tensor, o: dict):  # o: diffusers' o
     return (ddim if order == 1 else dpmpp_2m)(guess, levels, x)
 
 
-def _run_dpm(run: dict, S: DiscreteSchedule, d: Denoiser, i: dict[str, Tensor]) -> SamplerRun:
+def _run_dpm(run: dict, S: DiscreteSchedule, d: Denoiser,
+             i: dict[str, Tensor]) -> SamplerRun:
     "DPM-Solver and DPM-Solver++, with the orders that diffusers chooses. Eq. 74.3."
     n = run['steps']
     o = run['options']

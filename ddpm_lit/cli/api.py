@@ -91,7 +91,7 @@ def _listed(rows: dict[str, str]) -> str:
     return '\n'.join(f'  {name:{width}}  {does}'.rstrip() for name, does in rows.items())
 
 
-def described(name: str = '') -> str:  # of a room, a module, or in it a class, function or value
+def described(name: str = '') -> str:  # of a room, a module, or a name in it
     "What a name means, from the text of the library: shapes, units, equation, notebook."
     name = name.removeprefix('ddpm_lit').removeprefix('.')
     places = _places()
@@ -112,8 +112,8 @@ def described(name: str = '') -> str:  # of a room, a module, or in it a class, 
         return '\n\n\n'.join(_definition(p, last) for p in found)
     known = {*places, *(n for p in places for n in _names(p))}
     near = get_close_matches(last, sorted(known)) or ['diffusion.sample']
-    raise Problem(f'There is nothing called "{name}" in ddpm_lit: ask for {" or ".join(near)}, '
-                  'or for nothing, which lists all rooms.')
+    raise Problem(f'There is nothing called "{name}" in ddpm_lit: ask for '
+                  f'{" or ".join(near)}, or for nothing, which lists all rooms.')
 
 
 @click.command('api', cls=Command)

@@ -306,7 +306,7 @@ def importing(frame) -> bool:
 
 # %% ../../nbs/80_command.ipynb #stop
 class _Asked:
-    "What answers signals: who asked for an end, since when, and whether `Stop` was raised."
+    "What answers signals: who asked for an end, since when, and whether it was raised."
     wait = 1.  # seconds that an import may take
     again = 2.  # after so many, who asks again is obeyed at once
     tick = .05  # between two looks whether an import has ended

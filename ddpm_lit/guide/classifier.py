@@ -114,7 +114,8 @@ def tilted_step(denoiser: Denoiser, log_match: LogLikelihood,
 def ancestral_tilted(denoiser: Denoiser, levels: Grid, x: Tensor,
                      log_match: LogLikelihood,
                      classifier_scale: float = 1., variance=fixed_small,
-                     place: GradientPlace = at_start, noise=torch.randn_like) -> Iterator[Tensor]:
+                     place: GradientPlace = at_start,
+                     noise=torch.randn_like) -> Iterator[Tensor]:
     "Ancestral sampling with each step tilted towards y. Eq. 40.6 (ADM Algorithm 1)."
     for t, s in steps(levels):
         k = tilted_step(denoiser, log_match, x, s, t, classifier_scale, variance, place)

@@ -373,8 +373,8 @@ def _check_given(state: dict[str, Tensor], name: str, given: dict):  # by MISSIN
                   f'{", and ".join(given_by)}{guess}.')
 
 
-def _from_openai(state: dict[str, Tensor], name: str, order: str | None, heads: int | None,
-                 head_width: int | None, schedule: str | None,
+def _from_openai(state: dict[str, Tensor], name: str, order: str | None,
+                 heads: int | None, head_width: int | None, schedule: str | None,
                  side: int | None) -> tuple[Model, Recipe]:
     "A denoiser in OpenAI's layout, by its shapes and the options given. Eq. 79.2, 79.3."
     # what no shape says; one head has only one order

@@ -362,8 +362,8 @@ _GLIDE_NAMES = NameTable('glide', rules={
 
 # %% ../../nbs/75_clip_layouts.ipynb #glide-clip
 # as published
-_GLIDE_CLIP = dict(image_size=64, patch_size=4, n_vocab=65536, max_text_len=77, n_embd=512,
-                   n_head_state_text=64, n_head_text=8, n_xf_blocks_text=12,
+_GLIDE_CLIP = dict(image_size=64, patch_size=4, n_vocab=65536, max_text_len=77,
+                   n_embd=512, n_head_state_text=64, n_head_text=8, n_xf_blocks_text=12,
                    n_head_state_image=64, n_head_image=12, n_xf_blocks_image=12,
                    n_timesteps=1000, logit_scale=100.)
 

@@ -857,7 +857,8 @@ def _card_head(source: Opened, to: str, license: str) -> str:
         head['pipeline_tag'] = task
 
     head['tags'] = ['ddpm_lit', *tags]
-    known = [_ON_HUBS[k] for k in _sound_card(source.card).get('data', {}) if k in _ON_HUBS]
+    data = _sound_card(source.card).get('data', {})
+    known = [_ON_HUBS[k] for k in data if k in _ON_HUBS]
     if known:
         head['datasets'] = known
     return '\n'.join(f'{k}: {json.dumps(v)}' for k, v in head.items())

@@ -315,7 +315,7 @@ def _options_diffusers(config: dict) -> dict:
     return c
 
 # %% ../../nbs/71_unet_layouts.ipynb #resizers
-def _resizers(c: dict, block) -> tuple:  # block: a factory of residual blocks; -> down, up
+def _resizers(c: dict, block) -> tuple:  # block: makes residual blocks; -> down, up
     "How all levels but the last, which keeps the size, change it."
 
     def one_way(kinds, attention_type):

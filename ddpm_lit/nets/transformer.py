@@ -138,7 +138,8 @@ class Transformer(nn.Module):
         return x
 
 # %% ../../nbs/52_transformer.ipynb #check-input
-def check_attention_mask(name: str, mask: Tensor | None, tokens: Tensor | None):  # [b l], [b l d]
+def check_attention_mask(name: str, mask: Tensor | None,  # [b l]
+                         tokens: Tensor | None):  # [b l d]
     "A `Problem` unless a mask, if there is one, says True or False of each token."
     if mask is None:
         return

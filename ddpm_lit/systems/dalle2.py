@@ -337,7 +337,8 @@ def paint_stages(data: str, pictures: Captioned,  # of 32 pixels
 
 
 # scenes of one thing or two, and emoji
-JUDGED_PARTS = ('1 seen', '1 kept back', '2 seen', '2 kept back', 'trained on', 'new styles')
+JUDGED_PARTS = ('1 seen', '1 kept back', '2 seen', '2 kept back',
+                'trained on', 'new styles')
 
 
 def pictures_of(part: str, n: int, seed: int) -> Captioned:  # part: of PARTS, 'new names'
@@ -360,7 +361,8 @@ def _part_title(part: str) -> str:
 
 
 def _hits_of(x: Tensor,  # [n 3 h h]
-             pictures: Captioned, seed: int = 0) -> dict[str, Tensor]:  # judge -> [n] bool
+             pictures: Captioned,
+             seed: int = 0) -> dict[str, Tensor]:  # judge -> [n] bool
     "Which pictures show what the captions of these say, by each judge. Eq. 56.5, 56.10."
     if hasattr(pictures.rows[0], 'style'):
         return questions('', at_side(x), pictures.rows, panel(), seed=seed)[1]
@@ -390,7 +392,8 @@ def _stage_rows(part: str, n: int, seed: int) -> list[dict]:
     return rows
 
 
-def _judge_stages(n: int, seed: int, parts: Sequence[str] = JUDGED_PARTS) -> Iterator[list[dict]]:
+def _judge_stages(n: int, seed: int,
+                  parts: Sequence[str] = JUDGED_PARTS) -> Iterator[list[dict]]:
     "The chain and its stages given their correct input, part by part. Eq. 63.7."
     for part in parts:
         yield _stage_rows(part, n, seed)

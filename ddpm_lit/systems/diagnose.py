@@ -151,7 +151,8 @@ def _sample_rows(denoiser: Denoiser, x0: Tensor, schedule: Schedule,
     brightness, power = drift_of_run(run, levels, x0).T
     rows = [_BoundedValue('least power of a run', power.min(), least=.8, most=1.25),
             _BoundedValue('most power of a run', power.max(), least=.8, most=1.25),
-            _BoundedValue('brightness of the samples', brightness[-1], least=-.2, most=.2)]
+            _BoundedValue('brightness of the samples', brightness[-1], least=-.2,
+                          most=.2)]
 
     # grain is of pictures (91.4), spread of more than a few numbers (91.5)
     if x0.ndim == 4:

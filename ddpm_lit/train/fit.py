@@ -218,7 +218,7 @@ def _levels_and_noise(x0: Tensor,          # [b ...]
 
 
 def _loss_parts(losses: Callable,  # (x0, t, eps, **condition) -> [b]
-                x0: Tensor, t: Level, eps: Tensor, condition: dict[str, Tensor],  # a batch
+                x0: Tensor, t: Level, eps: Tensor, condition: dict[str, Tensor],
                 size: int,    # samples that are in memory at a time
                 bf16: bool) -> Iterator[Tensor]:  # [] each
     "The mean loss of a batch as a sum of parts, each computed when it is asked for."
