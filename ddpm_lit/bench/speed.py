@@ -289,7 +289,8 @@ def _ddpm_pytorch_light() -> nn.Module:
 
 # %% ../../nbs/73_speed.ipynb #plain-worker
 def _plain_worker(module: nn.Module, pictures: _Pictures,
-                  loss: Callable[[Tensor], Tensor], opt, after: Callable[[], object], model: Model, bf16: bool) -> _Worker:
+                  loss: Callable[[Tensor], Tensor], opt, after: Callable[[], object],
+                  model: Model, bf16: bool) -> _Worker:
     "The loop of a peer's guide: loss, gradient of length 1 at most, Adam, then `after`."
     count = iter(range(10**9))
     device = next(module.parameters()).device

@@ -280,7 +280,8 @@ def _gathered(v: Tensor, team: ProcessTeam) -> Tensor:  # [b ...] -> [n ...]
 
 # %% ../../nbs/72_distributed.ipynb #contrastive-gathered
 def contrastive_gathered(z_image: Tensor, z_text: Tensor, scale: Tensor,
-                         team: ProcessTeam, rows: int = 256) -> Tensor:  # [b d], [b d], [] -> [b], nats
+                         team: ProcessTeam,
+                         rows: int = 256) -> Tensor:  # [b d], [b d], [] -> [b], nats
     "As `contrastive`, among the pairs of all processes. Eq. 72.3, 72.5."
     fine = torch.promote_types(z_image.dtype, z_text.dtype)
     fine = torch.promote_types(fine, torch.float32)
