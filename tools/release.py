@@ -284,7 +284,8 @@ def small_release(at: Path) -> Path:
     lib = settings(at)['lib_name']
     small = [f'{lib}/__init__.py', f'{lib}/cli/__init__.py', f'{lib}/py.typed', f'{lib}/names.json',
              f'{lib}/_modidx.py', f'{lib}/play/index.html', f'{lib}/bench/__init__.py',
-             f'{lib}/bench/speed.py', 'data/mnist/a.gz', 'data/weights/digits.json', 'data/parity/f.json']
+             f'{lib}/bench/speed.py', 'data/mnist/a.gz', 'data/weights/digits.json',
+             'data/parity/f.json']
     for name in small:
         (at/name).parent.mkdir(parents=True, exist_ok=True)
         (at/name).write_text('')
