@@ -390,6 +390,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                    'ddpm_lit.cli.play._described': ('play.html#_described', 'ddpm_lit/cli/play.py'),
                                    'ddpm_lit.cli.play._get_ready': ('play.html#_get_ready', 'ddpm_lit/cli/play.py'),
                                    'ddpm_lit.cli.play._only': ('play.html#_only', 'ddpm_lit/cli/play.py'),
+                                   'ddpm_lit.cli.play._ready': ('play.html#_ready', 'ddpm_lit/cli/play.py'),
                                    'ddpm_lit.cli.play.describe': ('play.html#describe', 'ddpm_lit/cli/play.py'),
                                    'ddpm_lit.cli.play.pages_dir': ('play.html#pages_dir', 'ddpm_lit/cli/play.py'),
                                    'ddpm_lit.cli.play.play_command': ('play.html#play_command', 'ddpm_lit/cli/play.py'),

@@ -594,6 +594,7 @@ def settings(only):
 def house(name):
     "A file of the root as a page; links to its neighbours lead to their pages."
     source = (root/name).read_text(encoding='utf-8')
+    source = source.replace('```mermaid', '```text')  # a code host draws it, Sphinx does not
     return re.sub(r'\]\((CONTRIBUTING|SECURITY)\.md\)', lambda m: f'](/{m[1].lower()}.md)', source)
 
 

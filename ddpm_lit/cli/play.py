@@ -6,6 +6,7 @@
 __all__ = ['PAGES', 'pages_dir', 'tensors_under', 'describe', 'play_files', 'play_server', 'play_command']
 
 # %% ../../nbs/93_play.ipynb #imports
+import contextlib
 import gzip
 import hashlib
 import json
@@ -141,8 +142,15 @@ def play_files(packed: bool = False) -> dict[str, bytes]:  # packed: weights by 
     return found
 
 # %% ../../nbs/93_play.ipynb #server
+_READING = threading.Lock()  # the weights are read once, whoever asks first
 _KINDS = {'.html': 'text/html', '.js': 'text/javascript', '.css': 'text/css',
           '.json': 'application/json', '.bpe': 'text/plain'}
+
+
+def _ready() -> dict[str, bytes]:
+    "What the pages fetch; who comes while it is read waits for it."
+    with _READING:
+        return play_files()
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -155,7 +163,7 @@ class _Handler(BaseHTTPRequestHandler):
         if name in PAGES:
             return name, (pages_dir()/name).read_bytes()
         if name == 'models.json' or name.startswith('weights/'):
-            content = play_files().get(name)
+            content = _ready().get(name)
             return None if content is None else (name, content)
         return None
 
@@ -211,10 +219,8 @@ def play_server(port: int = 0) -> ThreadingHTTPServer:  # 0: a free one
 # %% ../../nbs/93_play.ipynb #command
 def _get_ready():
     "The description ahead of the first click; what is wrong then is told in the page."
-    try:
-        play_files()
-    except Exception:
-        pass
+    with contextlib.suppress(Exception):
+        _ready()
 
 
 @click.command('play', cls=Command)

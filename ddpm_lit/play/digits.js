@@ -1,7 +1,7 @@
 // Ten digits: x_t and the guess of x_0 at every step of a run.
 import {$, Painter, bar, draw, say, scrubber, whole} from './page.js';
 
-let states = [], asked = null, seconds = 0;
+let states = [], asked = null, seconds = 0, notes = [];
 
 // ten pictures as one, five beside each other
 function drawn(canvas, x) {
@@ -25,13 +25,15 @@ const film = scrubber(k => {
 const painter = new Painter('digits', (m) => {
   if (m.kind === 'progress') bar(m.share);
   else if (m.kind === 'ready') bar(null);
-  else if (m.kind === 'notes') say([...m.notes, 'Drawing ...'].join(' '));
-  else if (m.kind === 'step') {
+  else if (m.kind === 'notes') {
+    notes = m.notes;
+    say([...notes, 'Drawing ...'].join(' '));
+  } else if (m.kind === 'step') {
     states.push(m);
     film.grow(states.length);
   } else if (m.kind === 'done') {
     seconds = m.seconds;
-    say(`Ten digits in ${seconds.toFixed(1)} s.`);
+    say([...notes, `Ten digits in ${seconds.toFixed(1)} s.`].join(' '));
   } else if (m.kind === 'error') {
     bar(null);
     say(m.words, true);

@@ -121,7 +121,8 @@ function arrows(t, X, Y, ratio, colour) {
   for (let x = -WIDE + .3; x < WIDE; x += .4) for (let y = -HIGH + .2; y < HIGH; y += .4) places.push(x, y);
   const {eps} = denoiser(Float32Array.from(places), t), most = .34;
   ink.strokeStyle = colour;
-  ink.lineWidth = ratio;
+  ink.lineWidth = .8*ratio;
+  ink.globalAlpha = .5;
   ink.beginPath();
   for (let i = 0; i < places.length; i += 2) {
     const [u, v] = [-eps[i], -eps[i + 1]], size = Math.hypot(u, v)/sigma(t) || 1e-9, length = most*Math.tanh(size/3)/Math.hypot(u, v);
@@ -134,6 +135,7 @@ function arrows(t, X, Y, ratio, colour) {
     }
   }
   ink.stroke();
+  ink.globalAlpha = 1;
 }
 
 let before = 0;

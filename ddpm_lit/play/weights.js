@@ -12,7 +12,8 @@ export async function fetched(url, tell = () => {}) {
     throw new Problem('The weights could not be fetched: check the connection, and try again.');
   }
   const name = String(url).split('/').pop();
-  if (!answer.ok) throw new Problem(`The file ${name} is not there (${answer.status}): this copy of the pages lacks it.`);
+  if (answer.status === 404) throw new Problem(`The file ${name} is not there: this copy of the pages lacks it.`);
+  if (!answer.ok) throw new Problem(`The server could not give ${name} (${answer.status}): are its weights whole?`);
   const parts = [];
   let done = 0;
   try {

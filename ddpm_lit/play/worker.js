@@ -13,7 +13,13 @@ function sentence(e) {
 }
 
 async function load(system) {
-  const about = JSON.parse(new TextDecoder().decode(await fetched(new URL('./models.json', import.meta.url))));
+  const said = await fetched(new URL('./models.json', import.meta.url));
+  let about;
+  try {
+    about = JSON.parse(new TextDecoder().decode(said));
+  } catch {
+    throw new Problem('The description of the weights, models.json, is damaged: reload the page.');
+  }
   const names = NEEDS[system], total = names.reduce((n, name) => n + about.files[name].bytes, 0);
   const files = {};
   let before = 0;
