@@ -347,7 +347,8 @@ def diagram(boxes: dict[str, tuple[float, float]],  # words -> where, in inches
             arrows: Sequence[tuple[str, str, str]],  # from, to, words beside the arrow
             ax=None,
             inks: dict[str, str] | None = None,  # of boxes that are not black
-            height: float = 2.):
+            height: float = 2.,
+            frozen: Sequence[str] = ()):  # boxes that are used and not trained
     "Boxes with words and arrows between them, on a page seven inches wide."
     inks = inks or {}
     unknown = {name for pair in arrows for name in pair[:2]} - boxes.keys()
@@ -360,6 +361,8 @@ def diagram(boxes: dict[str, tuple[float, float]],  # words -> where, in inches
     for name, at in boxes.items():
         color = INK[inks.get(name, 'data')]
         look = dict(boxstyle='round,pad=.5', facecolor='white', edgecolor=color)
+        if name in frozen:
+            look.update(facecolor='.93', linestyle='--')
         drawn[name] = ax.text(*at, name, ha='center', va='center', fontsize=8.5,
                               color=color, bbox=look)
 
