@@ -15,7 +15,7 @@ import sys
 import tokenize
 from pathlib import Path
 
-from book import authors, book, every, module, named, tags
+from book import authors, book, check_of, every, last_words, module, named, tags
 from nb import cfg, flags, nbs, read, replace, root, text
 
 lib = cfg['lib_name']
@@ -287,6 +287,51 @@ def code_cell(cell, source, export, fold_all=False, caption=''):
     return dict(cell, source=shown, metadata=dict(tags=cell_tags, mystnb=mystnb))
 
 
+def is_plain_check(cell):
+    "Whether a folded cell checks something, has said so in lines of ✓, and draws nothing."
+    return (cell['cell_type'] == 'code' and 'check' in cell['metadata'].get('tags', ())
+            and ticks(cell) and not draws(cell))
+
+
+def ticks(cell):
+    "The lines of a cell's output that tell of a check."
+    shown = ''.join(text(o.get('text', '')) for o in cell.get('outputs', []))
+    return re.findall(r'^✓.*', shown, re.M)
+
+
+def raw(id, tag):
+    return markdown(id, f'```{{raw}} html\n{tag}\n```')
+
+
+def in_one_line(checks):
+    "The checks of a section below one line, which opens to them; a single one stays as it is."
+    if len(checks) < 2:
+        return checks
+    lines = [line for cell in checks for line in ticks(cell)]
+    errors = [float(e) for line in lines for e in re.findall(r': error ([\d.e+-]+)', line)]
+    said = f'✓ {len(lines)} checks'
+    if errors:
+        said += f', largest error {max(errors):.0e}'
+    id = checks[0]['id']
+    opening = f'<details class="checks"><summary>{said}</summary>'
+    return [raw(f'{id}-all', opening), *checks, raw(f'{id}-end', '</details>')]
+
+
+def with_checks_last(cells):
+    "Cells with the checks of each section at its end, below one line."
+    arranged = []
+    checks = []
+    for cell in cells:
+        if cell['cell_type'] == 'markdown' and re.search(r'^#+ ', text(cell['source']), re.M):
+            arranged += in_one_line(checks)
+            checks = []
+        if is_plain_check(cell):
+            checks.append(cell)
+        else:
+            arranged.append(cell)
+    return arranged + in_one_line(checks)
+
+
 def page(path, shown_pages):
     "A notebook as the site shows it: set-up folded, targets before equations and exported cells."
     nb = read(path)
@@ -319,6 +364,7 @@ def page(path, shown_pages):
 
     kernel = dict(name='python3', display_name='Python 3')
     metadata = dict(kernelspec=kernel, language_info=dict(name='python'))
+    cells = with_checks_last(cells)
     return json.dumps(dict(nb, cells=cells, metadata=metadata), ensure_ascii=False)
 
 
@@ -492,7 +538,7 @@ def formulas(nb):
 
 
 def equations(modules):
-    "The page of all equations, each with the first definition that cites it."
+    "The page of all equations, each with the first definition that cites it, and its check."
     code = {}
     for m in modules:
         for node, names in m.items:
@@ -501,7 +547,8 @@ def equations(modules):
                     code.setdefault(t, f'[`{names[0]}`](#{lib}.{m.name}.{names[0]})')
 
     out = ['# All equations', '',
-           'Each number leads to its equation, each name to the code that mirrors it.', '']
+           'Each number leads to its equation, each name to the code that mirrors it; '
+           'the last line is what its check printed.', '']
     for nb in chapters:
         if not tags(nb):
             continue
@@ -509,6 +556,8 @@ def equations(modules):
         out += [f'## [{nb[:2]} {title}](/{nb}.ipynb)', '']
         for t, formula in formulas(nb):
             out += [f'[{t}](#eq-{t.replace(".", "-")}) {code.get(t, "")}'.strip(), '', formula, '']
+            shown = last_words(check_of(nb, t))
+            out += [literal(shown), ''] if shown else []
     return '\n'.join(out)
 
 
