@@ -332,12 +332,37 @@ def with_checks_last(cells):
     return arranged + in_one_line(checks)
 
 
+def with_hero_first(cells):
+    "The first figure and its caption directly below the title, if the page opens with one."
+    heads = 0
+    for at, cell in enumerate(cells):
+        heads += cell['cell_type'] == 'markdown' and text(cell['source']).count('\n## ')
+        heads += text(cell['source']).startswith('## ')
+        if cell['cell_type'] == 'code' and draws(cell):
+            break
+    else:
+        return cells
+    if heads > 1:
+        return cells
+    first = [cells[at]]
+    rest = cells[:at] + cells[at + 1:]
+
+    # the caption is the first paragraph of the text that follows
+    words = rest[at] if at < len(rest) else None
+    if words and words['cell_type'] == 'markdown' and text(words['source']).startswith('**Figure'):
+        caption, _, more = text(words['source']).partition('\n\n')
+        first.append(markdown('hero-caption', caption))
+        rest[at:at + 1] = [dict(words, source=more)] if more else []
+    return rest[:1] + first + rest[1:]
+
+
 def page(path, shown_pages):
     "A notebook as the site shows it: set-up folded, targets before equations and exported cells."
     nb = read(path)
     stem = path.stem
     repo = repository()
     cells = []
+    notes = []  # on the module that the page fills, at its end
     for i, cell in enumerate(nb['cells']):
         source = text(cell['source'])
         f = flags(cell) if cell['cell_type'] == 'code' else {}
@@ -351,7 +376,7 @@ def page(path, shown_pages):
             are = 'is the module' if len(names) == 1 else 'are the modules'
             note = (f'Code with a blue edge, marked *library*, {are} {", ".join(names)}; '
                     'the other cells check and draw.')
-            cells.append(markdown(cell['id'], note))
+            notes.append(markdown(cell['id'], note))
         else:
             export = bool(f.keys() & {'export', 'exports', 'exporti'})
             if export:
@@ -364,7 +389,7 @@ def page(path, shown_pages):
 
     kernel = dict(name='python3', display_name='Python 3')
     metadata = dict(kernelspec=kernel, language_info=dict(name='python'))
-    cells = with_checks_last(cells)
+    cells = with_checks_last(with_hero_first(cells)) + notes
     return json.dumps(dict(nb, cells=cells, metadata=metadata), ensure_ascii=False)
 
 
@@ -378,14 +403,29 @@ def short_title(stem):
     return f'{stem[:2]} {first.removeprefix("# ").split(":")[0]}'
 
 
+# who reads on by the arrow *next* meets the evening first, and what the book is made with last
+MADE_WITH = '00_begin', '00_check', '00_registry', '04_show', '06_unpickle'
+
+
+def part_of(stem):
+    "The part of the contents in which a notebook stands, as a key by which parts are ordered."
+    if stem == '05_evening':
+        return '', 'start here'
+    if stem in MADE_WITH:
+        return 'b', 'what the book is made with'
+    if stem.endswith('_card'):
+        return 'a', 'cards: what each system reaches'
+    return stem[0], ''
+
+
 def contents(index, pages):
     "The contents at the side: the rooms as the front page names them, then the library."
     front_page = '\n'.join(text(c['source']) for c in index['cells'])
     rooms = dict(re.findall(r'\|\s*\*\*(\d) ([^*|]+)\*\*', front_page))
     trees = []
-    for digit in sorted({stem[0] for stem in pages}):
-        names = [f'{short_title(stem)} <{stem}>' for stem in pages if stem[0] == digit]
-        trees.append(tree(f'{digit} {rooms.get(digit, "")}'.strip(), names))
+    for key, caption in sorted({part_of(stem) for stem in pages}):
+        names = [f'{short_title(s)} <{s}>' for s in pages if part_of(s)[0] == key]
+        trees.append(tree(caption or f'{key} {rooms.get(key, "")}'.strip(), names))
     trees.append(tree('the library', ['api/index', 'equations', 'contributing', 'security']))
     return '\n'.join(trees)
 
@@ -707,6 +747,57 @@ def write_play(folder):
     print(f'{len(PAGES)} files of pages in {folder}, which fetch {size:.1f} MB')
 
 
+ICONS = re.compile(r'\s*<(?:script|link)[^>]*fontawesome\.js[^>]*>(?:</script>)?')
+
+
+def with_sizes(folder):  # -> a function for re.sub, of one <img ...>
+    "Give pictures their sizes, so that no text jumps, and load them when they are near."
+    from PIL import Image
+
+    def sized(m):
+        found = re.search(r'src="([^":]+\.png)"', m[0])
+        path = folder/found[1].split('?')[0] if found else None
+        if path is None or 'width=' in m[0] or not path.is_file():
+            return m[0]
+        with Image.open(path) as picture:
+            w, h = picture.size
+        return m[0].replace('<img', f'<img loading="lazy" width="{w}" height="{h}"', 1)
+    return sized
+
+
+def lighten(target):
+    "Take from every page what it does not need: the fonts have the icons that the script draws."
+    for path in target.rglob('*.html'):
+        body = path.read_text(encoding='utf-8')
+        lighter = ICONS.sub('', body)
+        lighter = re.sub(r'<img [^>]*>', with_sizes(path.parent), lighter)
+        if lighter != body:
+            replace(path, lighter.encode())
+
+
+LOST = '''<!doctype html><html lang="en"><meta charset="utf-8">
+<meta name="viewport" content="width=device-width"><title>Not found</title>
+<body style="font-family: sans-serif; max-width: 34em; margin: 4em auto; padding: 0 1em">
+<h1>There is no such page</h1>
+<p>It may have been renamed. <a href="{base}index.html">The front page</a> lists all chapters,
+and <a href="{base}search.html">search</a> finds their words.</p>
+'''
+
+
+def for_robots_and_the_lost(target):
+    "A page for addresses that lead nowhere and, where the site has an address, a list of pages."
+    m = re.fullmatch(r'https://github\.com/([^/]+)/(.+)', repository())
+    base = f'https://{m[1].lower()}.github.io/{m[2]}/' if m else '/'
+    replace(target/'404.html', LOST.format(base=base).encode())
+    if m:
+        names = sorted(str(p.relative_to(target)) for p in target.rglob('*.html')
+                       if p.name not in ('404.html', 'genindex.html', 'search.html'))
+        rows = ''.join(f'<url><loc>{base}{name}</loc></url>\n' for name in names)
+        head = '<?xml version="1.0" encoding="UTF-8"?>\n'
+        space = 'http://www.sitemaps.org/schemas/sitemap/0.9'
+        replace(target/'sitemap.xml', f'{head}<urlset xmlns="{space}">\n{rows}</urlset>'.encode())
+
+
 def build(out, only):
     "Build the site in `out`; True if Sphinx warned."
     from sphinx.application import Sphinx
@@ -725,6 +816,8 @@ def build(out, only):
         if runs_alone(stem, repository()):
             replace(target/'colab'/f'{stem}.ipynb', for_colab(stem, repository()).encode())
     write_play(target/'play')
+    lighten(target)
+    for_robots_and_the_lost(target)
     n = sum(not name.startswith('_static') for name in pages)
     print(f'{n} pages in {target}, {app._warncount} warnings')
     return bool(app._warncount)
