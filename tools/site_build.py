@@ -334,15 +334,9 @@ def with_checks_last(cells):
 
 def with_hero_first(cells):
     "The first figure and its caption directly below the title, if the page opens with one."
-    heads = 0
-    for at, cell in enumerate(cells):
-        heads += cell['cell_type'] == 'markdown' and text(cell['source']).count('\n## ')
-        heads += text(cell['source']).startswith('## ')
-        if cell['cell_type'] == 'code' and draws(cell):
-            break
-    else:
-        return cells
-    if heads > 1:
+    at = next((i for i, c in enumerate(cells) if c['cell_type'] == 'code' and draws(c)), len(cells))
+    before = '\n'.join(text(c['source']) for c in cells[:at] if c['cell_type'] == 'markdown')
+    if at == len(cells) or len(re.findall('^## ', before, re.M)) > 1:
         return cells
     first = [cells[at]]
     rest = cells[:at] + cells[at + 1:]
@@ -776,7 +770,8 @@ def lighten(target):
 
 
 LOST = '''<!doctype html><html lang="en"><meta charset="utf-8">
-<meta name="viewport" content="width=device-width"><title>Not found</title>
+<meta name="viewport" content="width=device-width"><link rel="icon" href="{base}_static/mark.svg">
+<title>Not found</title>
 <body style="font-family: sans-serif; max-width: 34em; margin: 4em auto; padding: 0 1em">
 <h1>There is no such page</h1>
 <p>It may have been renamed. <a href="{base}index.html">The front page</a> lists all chapters,
