@@ -26,7 +26,7 @@ from ..diffusion.sample import Gaussian, ancestral, clamp_x0, ddim, fixed_large
 from ..diffusion.sample import fixed_small, last, learned_range, respace, reverse
 from ..diffusion.sample import steps
 from ..diffusion.schedule import DiscreteSchedule, cosine, karras, linear, linear_scaled
-from ..diffusion.solve import dpmpp_2m, gaussian_flow, heun
+from ..diffusion.solve import gaussian_flow, heun
 from .parity import KINDS, Fixture, Kind
 
 # %% ../../nbs/74_sampler_parity.ipynb #elementwise
@@ -399,8 +399,8 @@ def _dpm_orders(n: int, order: int) -> list[int]:
 
 def _dpm_states(guess: Denoiser, levels, x: Tensor, o: dict):  # o: diffusers' options
     "A run of DPM-Solver or DPM-Solver++, with the orders of diffusers. Eq. 74.3."
-    order = o['solver_order']
-    line = o.get('solver_type') == 'heun'
+    # theirs, by the number of steps: our own solver decides by their lengths (32.13)
+    orders = _dpm_orders(len(levels) - 1, o['solver_order'])
 
     if o['algorithm_type'] == 'dpmsolver':
 
@@ -408,10 +408,8 @@ def _dpm_states(guess: Denoiser, levels, x: Tensor, o: dict):  # o: diffusers' o
             p = guess(x, mirror(t))
             return Prediction(p.eps, p.x0)
 
-        return dpmpp_2m(exchanged, [*map(mirror, levels)], x)
-    if order == 3 or line:
-        return multistep(guess, levels, x, _dpm_orders(len(levels) - 1, order), line)
-    return (ddim if order == 1 else dpmpp_2m)(guess, levels, x)
+        return multistep(exchanged, [*map(mirror, levels)], x, orders)
+    return multistep(guess, levels, x, orders, o.get('solver_type') == 'heun')
 
 
 def _run_dpm(run: dict, S: DiscreteSchedule, d: Denoiser,

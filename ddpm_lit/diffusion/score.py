@@ -154,17 +154,17 @@ def log_likelihood(
 ) -> Tensor:  # [b], nats
     "log p(x) by the probability flow and midpoint rule. Eq. 31.13 (Song 2021 eq. 39)."
     total = x.new_zeros(len(x))
-    for t, s in steps(levels, up=True):
-        if not ((s.log_snr < t.log_snr) & (s.log_snr > -math.inf)).all():
+    for s, t in steps(levels, up=True):
+        if not ((t.log_snr < s.log_snr) & (t.log_snr > -math.inf)).all():
             raise Problem('The likelihood is carried from the data to the noise: give '
                           'levels that get ever noisier, with some signal left, as '
                           'grid(...).flip() does.')
 
         # half a step along the flow, to the middle
-        h = s.log_snr - t.log_snr
+        h = t.log_snr - s.log_snr
         middle = Level((s.log_snr + t.log_snr)/2)
         with torch.no_grad():
-            half = x + h/2*drift(denoiser, x, t)
+            half = x + h/2*drift(denoiser, x, s)
 
         # the whole step by f = (sigma^2 x - sigma eps)/2 and its divergence there
         eps, div = divergence(lambda x: denoiser(x, middle).eps, half, probes, noise)
@@ -172,7 +172,7 @@ def log_likelihood(
         total = total + h/2*(middle.sigma**2*x[0].numel() - middle.sigma*div)
 
     if prior:
-        end = prior(x, s)
+        end = prior(x, t)
     else:
         end = -.5*(x.square() + math.log(2*math.pi)).flatten(1).sum(1)
     if end.shape != total.shape:

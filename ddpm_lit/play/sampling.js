@@ -79,12 +79,13 @@ export function* ddim(denoiser, levels, x, eta = 0, noise = null) {
   }
 }
 
-// DPM-Solver++ 2M: the guess half a step ahead, on the line through the last two (32.7)
+// DPM-Solver++ 2M: the guess half a step ahead, on the line through the last two (32.7),
+// but no line beyond its own length (32.13)
 export function* dpmpp2m(denoiser, levels, x) {
   let past = null, before = 0;
   for (let k = 0; k + 1 < levels.length; k++) {
     const t = levels[k], s = levels[k + 1], h = s - t, {x0} = denoiser(x, t);
-    const ahead = past && Number.isFinite(h) ? h/2/before : 0;
+    const ahead = past && h/before <= 2 ? h/2/before : 0;
     const keep = sigma(s)/sigma(t), gain = signal(s) - signal(t)*keep;
     const next = new Float32Array(x.length);
     for (let i = 0; i < x.length; i++) {
