@@ -379,7 +379,7 @@ def page(path, shown_pages):
             caption = message(nb['cells'][i + 1:]) if draws(cell) else ''
             cells.append(code_cell(cell, source, export, stem[:2] in ('90', '92'), caption))
     if stem == 'index':
-        cells.append(markdown('contents', contents(nb, shown_pages)))
+        cells.append(markdown('contents', contents(shown_pages)))
 
     kernel = dict(name='python3', display_name='Python 3')
     metadata = dict(kernelspec=kernel, language_info=dict(name='python'))
@@ -412,10 +412,10 @@ def part_of(stem):
     return stem[0], ''
 
 
-def contents(index, pages):
-    "The contents at the side: the rooms as the front page names them, then the library."
-    front_page = '\n'.join(text(c['source']) for c in index['cells'])
-    rooms = dict(re.findall(r'\|\s*\*\*(\d) ([^*|]+)\*\*', front_page))
+def contents(pages):
+    "The contents at the side: the rooms as the guide names them, then the library."
+    guide = '\n'.join(text(c['source']) for c in read(nbs/'90_guide.ipynb')['cells'])
+    rooms = dict(re.findall(r'\|\s*\*\*(\d) ([^*|]+)\*\*', guide))
     trees = []
     for key, caption in sorted({part_of(stem) for stem in pages}):
         names = [f'{short_title(s)} <{s}>' for s in pages if part_of(s)[0] == key]
