@@ -38,7 +38,7 @@ def teacher_levels() -> Grid:
 
 
 def teacher_pairs(batch: int, seed: int, device: torch.device,
-                  kept: int = 128,  # batches that are drawn; then the first comes again
+                  kept: int = 80,  # batches that are drawn; then the first comes again
                   ) -> Callable[[int], tuple[Tensor, Tensor]]:
     "Both ends of jumps on runs of the digit network, [b 2 c h w], and labels. Eq. 39.7."
     if batch % 2:
@@ -86,5 +86,5 @@ def _from_digits(model: Model) -> Model:
 
 
 register(Recipe('mnist-2', lambda: find_recipe('mnist').build(), teacher_pairs, (1, 28, 28),
-                loss=two_jump_loss, steps=1600, batch=128, classes=10, sample_steps=2,
+                loss=two_jump_loss, steps=1000, batch=128, classes=10, sample_steps=2,
                 start=_from_digits, settings=dict(lr=1e-3, warmup=40, halflife=100.)))
