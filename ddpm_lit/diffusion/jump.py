@@ -98,7 +98,8 @@ def by_sampler(sampler: Sampler, denoiser: Denoiser, levels: Grid) -> Jumper:
     "A sampler's run over those levels that lie between, as one jump. Eq. 39.8."
     def jumper(x, t, s):
         on_the_way = [u for u in levels if t.log_snr < u.log_snr < s.log_snr]
-        x_s = last(sampler(denoiser, [t, *on_the_way, s], x))
+        path = Grid(torch.stack([u.log_snr for u in (t, *on_the_way, s)]))
+        x_s = last(sampler(denoiser, path, x))
         return as_jump(x_s, x, s, t)
 
     return jumper

@@ -136,8 +136,8 @@ def choose_run(recipe: Recipe, sampler: str | None = None,
             f'{recipe.name} does not draw: it is no denoiser. Choose another name.')
     jumps = recipe.jumps
     if jumps and (sampler or 'ddim', steps or jumps) != ('ddim', jumps):
-        raise Problem(f'{recipe.name} was distilled into {counted(jumps, "step")} of ddim '
-                      'and knows no others: leave `sampler` and `steps` out.')
+        raise Problem(f'{recipe.name} was distilled into {counted(jumps, "step")} of '
+                      'ddim and knows no others: leave `sampler` and `steps` out.')
     most = recipe.sample_steps
     if isinstance(recipe.schedule, DiscreteSchedule):
         most = min(most, len(recipe.schedule))
