@@ -34,6 +34,7 @@ from ..core.stop import Stop, answering, end_at_once, end_signals
 COMMANDS = dict(  # name -> (module, what it does), in the order of the help
     train=('train', 'Train the system NAME, or with --data FOLDER a model of your own '
                     'pictures.'),
+    distil=('train', 'Teach a copy of weights NAME to draw in few steps.'),
     sample=('sample', 'Draw samples from weights NAME.'),
     eval=('sample', 'Evaluate weights NAME: samples beside real data, and bits.'),
     export=('export', 'Write weights NAME into a new FOLDER, for other tools.'),

@@ -15,7 +15,7 @@ from typing import Callable, NamedTuple
 import torch
 from torch import Tensor
 from ..core.denoiser import Denoiser, Model, named_conditions
-from ..core.problem import Problem, identity, no_progress
+from ..core.problem import Problem, counted, identity, no_progress
 from ..core.registry import Registry
 from ..diffusion.sample import (
     Counted, Sampler, ancestral, clamp_x0, find_sampler, learned_range)
@@ -134,6 +134,10 @@ def choose_run(recipe: Recipe, sampler: str | None = None,
     if not recipe.sampler:
         raise Problem(
             f'{recipe.name} does not draw: it is no denoiser. Choose another name.')
+    jumps = recipe.jumps
+    if jumps and (sampler or 'ddim', steps or jumps) != ('ddim', jumps):
+        raise Problem(f'{recipe.name} was distilled into {counted(jumps, "step")} of '
+                      'ddim and knows no others: leave `sampler` and `steps` out.')
     most = recipe.sample_steps
     if isinstance(recipe.schedule, DiscreteSchedule):
         most = min(most, len(recipe.schedule))

@@ -365,6 +365,9 @@ def _check_made(theirs: Recipe, path):
 def _check_begins(recipe: Recipe, theirs: Recipe, path):
     "A `Problem` unless weights of one recipe can begin a training by another."
     _check_made(theirs, path)
+    if theirs.jumps:
+        raise Problem(f'{path} is distilled and only jumps: begin with the weights that '
+                      'it was distilled from.')
     colours = theirs.shape[0], recipe.shape[0]
     if colours in ((1, 3), (3, 1)):
         like, unlike = ('in grey', 'in colour')[::2 - colours[0]]
@@ -492,7 +495,10 @@ def _run_beside(found: str) -> bool:  # found: as `found_start` gives it
 
 def has_own_pictures(found: str, recipe: Recipe) -> bool:
     "Whether a model is evaluated on pictures of its own, and not on captions."
-    if recipe.spec.get('maker') in _OF_PICTURES:
+    spec = recipe.spec
+    if recipe.jumps and isinstance(spec['of'], dict):  # as its teacher (39)
+        spec = spec['of']
+    if spec.get('maker') in _OF_PICTURES:
         return True
     return _run_beside(found) and _own_system(_source_beside(found)).reads == 'labels'
 
@@ -519,6 +525,7 @@ def run_pictures(found: str, recipe: Recipe,
 # %% ../../nbs/58_own.ipynb #watch
 def _few_samples(model: Model, recipe: Recipe, n: int = 16, steps: int = 20) -> Tensor:
     "Some samples, the classes in turn."
+    steps = recipe.jumps or steps
     return sample_recipe(model, recipe, n, labels(recipe, n), steps=steps).x
 
 
@@ -678,6 +685,9 @@ def _begun_in(out: str) -> str | Source:
         raise Problem(f'There is no run in {out}: name the folder of one as `out`, '
                       'or leave `resume` out and give a NAME.')
     begun = Beginning.read(settings)
+    if begun.spec.get('maker') == 'distilled':
+        raise Problem(f'The run in {out} distils: go on with ddpm_lit distil, its NAME, '
+                      'its --steps and --resume.')
     return _source_beside(out) if begun.source else begun.recipe
 
 

@@ -41,6 +41,7 @@ class Recipe:
     data: tuple[str, ...] = ()    # what it reads of data_dir; the card holds the hash
     sampler: str = 'ddim'         # how it is sampled by default; '': not at all
     sample_steps: int = 50        # and in how many steps
+    jumps: int = 0                # of a distilled network (39): it knows no other steps
     # what a new run makes of the untrained model: it may begin with another's weights
     start: Callable[[Any], Any] = identity
     names: tuple[str, ...] = ()   # of the classes

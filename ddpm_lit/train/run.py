@@ -340,8 +340,9 @@ class Run:
     def command(self) -> str:
         "The command that makes these weights again."
         settings = self.settings
-        given = [f'--steps {settings.steps} --batch {settings.batch}',
-                 f'--lr {settings.lr} --seed {settings.seed}']
+        distils = self.recipe.jumps  # there `--steps` are those of the sampler (39)
+        given = ['--train-steps' if distils else '--steps', str(settings.steps),
+                 f'--batch {settings.batch} --lr {settings.lr} --seed {settings.seed}']
         given += ['--bf16' if settings.bf16 else '--no-bf16']
 
         # options that most runs leave out
@@ -349,12 +350,15 @@ class Run:
             given.append(f'--micro {settings.micro}')
         if settings.init is True:
             given.append('--init')
-        elif settings.init:
+        elif settings.init and not distils:
             given.append(f'--init {Path(settings.init).name}')
 
         # own pictures are named by options, a system by its name
         what = self.recipe.source.typed if self.recipe.source else self.recipe.name
-        return f'ddpm_lit train {what} {" ".join(given)}'
+        typed = f'train {what}'
+        if distils:
+            typed = f'distil {Path(str(settings.init)).name} --steps {distils}'
+        return f'ddpm_lit {typed} {" ".join(given)}'
 
     def card(self) -> dict:
         "How these weights came about."

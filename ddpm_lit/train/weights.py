@@ -29,7 +29,8 @@ from .recipe import RECIPES, Recipe, find_recipe, made
 # %% ../../nbs/22_fit.ipynb #rows
 _ROW_SCALE = '.row_scale'  # what is behind the name of a tensor stored in whole numbers
 _LEAST_IN_ROWS = 2**14     # numbers in a tensor that is stored so, and
-_LARGE = 2**17             # in one that is stored in fewer bits than 8
+_LARGE = 2**17             # in one that is stored in fewer bits than 8, or a quarter
+                           # of those in the largest
 
 
 def in_rows(w: Tensor,  # [r ...]
@@ -71,6 +72,7 @@ def _in_few_bits(state: dict[str, Tensor], bits: int) -> dict[str, Tensor]:
         raise Problem('Weights are stored in 16 bits a number, or in 2 to 8, '
                       f'not in {bits}.')
 
+    large = min(_LARGE, max((v.numel() for v in state.values()), default=0)//4)
     tensors = {}
     for k, v in state.items():
         tensors[k] = v.half() if v.is_floating_point() else v
@@ -81,7 +83,7 @@ def _in_few_bits(state: dict[str, Tensor], bits: int) -> dict[str, Tensor]:
         # a whole number of a few bits for each, and one scale a row (22.8)
         in_few = bits <= 8 and v.is_floating_point() and v.ndim > 1
         if in_few and v.numel() >= _LEAST_IN_ROWS:
-            few = bits if v.numel() >= _LARGE else 8
+            few = bits if v.numel() >= large else 8
             tensors[k], tensors[k + _ROW_SCALE] = in_rows(v, few)
     return tensors
 

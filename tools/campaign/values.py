@@ -13,6 +13,7 @@ from ddpm_lit.systems.pipeline import weights_on
 # a run of each command that takes little time; with a second name, only some of its options
 RUNS = {
     ('train', ''): 'train roll --steps 2 --batch 8 --out r --json',
+    ('distil', ''): 'distil {roll} --steps 2 --train-steps 2 --batch 8 --out d --json',
     ('sample', ''): 'sample {roll} --n 4 --steps 2 --out a.png --json',
     ('eval', ''): 'eval {roll} --n 12 --steps 2 --json',
     ('classify', ''): 'classify {cat} --among heart sun --out c.png --json',
