@@ -65,6 +65,10 @@ class Source(Kept):
     schedule: str | None = option(
         'The noise schedule for own pictures: cosine, linear, one-over-t, or what a '
         '--plugin adds.  [default: cosine]', reads='labels')
+    style_word: str | None = option(
+        'A new word for the style of the pictures, which goes into each caption: "a WORD '
+        'emoji of ...". A whole model is trained, with a tenth of old pictures, unless '
+        '--rank or --share-old is given.', metavar='WORD', reads='captions')
     whole: bool | None = option(
         'Train all parameters of latent or glide, and no adapter.', flag=True,
         reads='captions')
