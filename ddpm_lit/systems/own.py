@@ -178,7 +178,7 @@ def glide_unet(channels: int, side: tuple[int, int], classes: int,
 
 # %% ../../nbs/58_own.ipynb #begun-start
 def _of_squares(w: Tensor, dim: int, factor: int) -> Tensor:
-    "Weights of the channels of 2 x 2 pixels, for squares whose sides are longer. Eq. 58.3."
+    "Weights of squares of 2 x 2 pixels, for squares with longer sides. Eq. 58.3."
     # dim: 0, of what is written, or 1, of what is read; its channels are [c 2 2] in a row
     squares = w.movedim(dim, 0).unflatten(0, (-1, 2, 2))
     for axis in (1, 2):
