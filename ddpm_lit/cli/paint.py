@@ -121,10 +121,13 @@ def classify_command(image, given, place, as_json, **options):
     emit(as_json, *_classify_picture(image, captions, device, options))
 
 # %% ../../nbs/84_paint.ipynb #paint-words
-def _print_notes(captions, data: str, learned=None) -> list[str]:
+def _print_notes(captions, data: str,
+                 recipe=None) -> list[str]:  # of weights of yours
     "The notes on words of captions, printed at once."
-    from ddpm_lit.systems.captioned import notes_on_words
+    from ddpm_lit.systems.captioned import notes_on_adapter, notes_on_words
+    learned = recipe and recipe.spec.get('words')
     notes = notes_on_words(captions, data, learned)
+    notes += notes_on_adapter(captions, recipe) if recipe else []
     for words in notes[:8]:
         note(words)
     if len(notes) > 8:
@@ -133,8 +136,8 @@ def _print_notes(captions, data: str, learned=None) -> list[str]:
 
 
 def _choose_painter(system: str | None, weights: str | None,
-                    device):  # -> System, words or None
-    "A system of the book that paints, or one of yours and the words that it learned."
+                    device):  # -> System, Recipe or None
+    "A system of the book that paints, or one of yours and the recipe of its weights."
     if weights is None:
         return find_system(system or 'glide'), None
 
@@ -142,7 +145,7 @@ def _choose_painter(system: str | None, weights: str | None,
     painter, recipe = open_painter(weights, device)
     if system not in (None, painter.name):
         raise Problem(f'{weights} belongs to {painter.name}: leave `system` out.')
-    return painter, recipe.spec.get('words')
+    return painter, recipe
 
 # %% ../../nbs/84_paint.ipynb #check-paint
 def _asked_pictures(options: dict) -> dict:  # `init` and `mask`: paths, or None
@@ -195,13 +198,13 @@ def paint_command(captions, painter, style, n, files, place, as_json, **options)
     from ddpm_lit.systems.pipeline import largest, request_for, styled_captions
 
     # what to paint, and what a reader should know of its words
-    system, learned = _choose_painter(**painter, device=device)
+    system, recipe = _choose_painter(**painter, device=device)
     if style and not system.worlds:
         raise Problem(f'{system.name} knows no styles of emoji: leave `style` out.')
     captions = styled_captions(single_spaced(captions), style, options['data'])
     request = request_for(system, captions, n, device=device,
                           **(options | _asked_pictures(options)))
-    notes = _print_notes(captions, options['data'], learned) if system.worlds else []
+    notes = _print_notes(captions, options['data'], recipe) if system.worlds else []
     if request.mask is not None and request.mask.all():
         note('the mask has no white: nothing is painted.')
 

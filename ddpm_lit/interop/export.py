@@ -42,7 +42,7 @@ from ..nets.unet import Attention, Downsample, ResBlock, TimeEmbedding, UNet
 from ..nets.unet import Unshuffled
 from ..scale.presets import Stepped, timestep_input
 from ..systems.draw import labels
-from ..systems.own import AugmentedUNet
+from ..systems.own import AugmentedUNet, WithoutCaption
 from ..train.recipe import MAKERS, Recipe, made
 from ..train.weights import load_weights, save_weights
 from ..core.tensors import write_tensors
@@ -91,8 +91,10 @@ def _check_denoiser(source: Opened, to: str) -> Model:
         raise Problem(f'{source.name} draws nothing by itself, and {to} is for '
                       'denoisers: export it as safetensors.')
 
-    # attention to tokens means captions
+    # attention to tokens means captions, but where they are parameters (58.3)
     wide = [m for m in model.modules() if getattr(m, 'tokens', 0)]
+    if isinstance(_inner_net(model.net)[0], WithoutCaption):
+        wide = []
     if type(model) is not Model or wide:
         raise Problem(f'{source.name} is conditioned on more than a label, for which '
                       f'{to} has no place here: export it as safetensors.')

@@ -27,8 +27,8 @@ class Source(Kept):
 
     # what may be chosen; reads: by systems that read labels, or captions
     system: str | None = option(
-        'What they train: ddpm, a network from nothing; or latent, glide or clip, which '
-        'ship with the book, further, by captions.  '
+        'What they train: ddpm, a network for pictures alone or with classes; or '
+        'latent, glide or clip, which ship with the book, further, by captions.  '
         '[default: latent with --captions, else ddpm]')
     side: int | Sequence[int] | None = option(
         'Their size: 32, or height x width, 48x64.  '
@@ -51,6 +51,10 @@ class Source(Kept):
     augment: bool | None = option(
         'Mirror and shift own pictures, with the move as a condition.  '
         '[default: below 5,000 pictures]', reads='labels')
+    from_nothing: bool | None = option(
+        'Start from random numbers. Without it, pictures in colour of 32, 48 or 64 '
+        'pixels start from GLIDE, unless --base, --net or --schedule is given.',
+        flag=True, reads='labels')
     base: int | None = option(
         'Width of the network for own pictures.', least=8, most=512, reads='labels')
     rank: int | None = option(
@@ -61,6 +65,10 @@ class Source(Kept):
     schedule: str | None = option(
         'The noise schedule for own pictures: cosine, linear, one-over-t, or what a '
         '--plugin adds.  [default: cosine]', reads='labels')
+    style_word: str | None = option(
+        'A new word for the style of the pictures, which goes into each caption: "a WORD '
+        'emoji of ...". A whole model is trained, with a tenth of old pictures, unless '
+        '--rank or --share-old is given.', metavar='WORD', reads='captions')
     whole: bool | None = option(
         'Train all parameters of latent or glide, and no adapter.', flag=True,
         reads='captions')
