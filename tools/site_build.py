@@ -279,9 +279,10 @@ def is_folded(cell, shown):
 
 
 def draws(cell):
-    "Whether a cell of code shows a picture."
-    return any(kind.startswith('image/')
-               for output in cell.get('outputs', []) for kind in output.get('data', {}))
+    "Whether a cell of code shows a picture, or a film of them."
+    return any(kind.startswith('image/') or 'class="film"' in ''.join(shown)
+               for output in cell.get('outputs', [])
+               for kind, shown in output.get('data', {}).items())
 
 
 def message(cells):
@@ -374,7 +375,8 @@ def with_hero_first(cells, play=()):
 
     # the caption is the first paragraph of the text that follows
     words = rest[at] if at < len(rest) else None
-    if words and words['cell_type'] == 'markdown' and text(words['source']).startswith('**Figure'):
+    captions = r'\*\*Figure|\*(?!\*)'
+    if words and words['cell_type'] == 'markdown' and re.match(captions, text(words['source'])):
         caption, _, more = text(words['source']).partition('\n\n')
         first.append(markdown('hero-caption', caption))
         rest[at:at + 1] = [dict(words, source=more)] if more else []
