@@ -256,6 +256,7 @@ lever.setAttribute('aria-label', 'frame');
 this.replaceWith(screen, bar);
 screen.append(this);
 bar.append(button, lever, value);
+screen.parentNode.style.width = said.width;
 if (said.sheet) this.src = said.sheet;
 this.style.cssText += `;display:block;max-width:none;width:${100*said.columns}%`;
 
@@ -358,11 +359,12 @@ class Film:
     def _repr_html_(self) -> str:
         sheet = _embedded(self.sheet)
         said = dict(labels=self.labels, columns=self.columns, rows=self.rows,
-                    wide=self.size[0], tall=self.size[1], seconds=self.seconds)
+                    wide=self.size[0], tall=self.size[1], width=self.width,
+                    seconds=self.seconds)
         if self.still:
             said['sheet'] = sheet
         look = 'image-rendering:pixelated;'*self.pixels + 'max-width:100%'
-        return (f'<div class="film" style="width:{self.width};max-width:100%">'
+        return ('<div class="film" style="max-width:100%">'
                 f'<img alt="{escape(self.alt)}" style="{look}" '
                 f'data-film="{escape(json.dumps(said))}" onload="{escape(_FILM)}" '
                 f'src="{_embedded(self.still) if self.still else sheet}"></div>')

@@ -22,7 +22,11 @@ function numbers(image, side) {
 function prepare() {
   side = Number($('side').value);
   x0 = source && numbers(source, side);
-  eps = normal(0, 3*side*side);
+
+  // a grey picture gets grey noise
+  const n = side*side, grey = x0?.every((v, i) => v === x0[i%n]);
+  eps = normal(0, 3*n);
+  if (grey) eps = eps.map((_, i) => eps[i%n]);
   show();
 }
 

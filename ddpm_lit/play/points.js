@@ -42,16 +42,18 @@ function drop(x, y) {
   plane.draw();
 }
 
-let drawing = false;
+let drawing = null;  // the points before, in case the finger only scrolls
 canvas.onpointerdown = (e) => {
-  drawing = true;
+  drawing = [...points];
   canvas.setPointerCapture(e.pointerId);
   drop(...place(canvas, e));
 };
 canvas.onpointermove = (e) => drawing && drop(...place(canvas, e));
-canvas.onpointerup = canvas.onpointercancel = () => {
-  if (drawing) restart();
-  drawing = false;
+canvas.onpointerup = canvas.onpointercancel = (e) => {
+  if (!drawing) return;
+  if (e.type === 'pointercancel') points = drawing;
+  drawing = null;
+  restart();
 };
 canvas.onkeydown = (e) => {
   const by = {ArrowLeft: [-.15, 0], ArrowRight: [.15, 0], ArrowUp: [0, .15], ArrowDown: [0, -.15]}[e.key];

@@ -41,7 +41,7 @@ function restart() {
 }
 
 // a touch chooses the nearest class
-canvas.onpointerdown = (e) => {
+canvas.onclick = (e) => {
   const [x, y] = place(canvas, e), far = MEANS.map(([u, v]) => Math.hypot(x - u, y - v));
   $('label').value = far.indexOf(Math.min(...far));
   restart();
