@@ -30,7 +30,8 @@ from ddpm_lit.systems.draw import labels, sample_recipe, steering
 from ddpm_lit.systems.latent import LatentRequest, paint_latent
 from ddpm_lit.train.weights import load_weights
 
-KNOWN = ('chromium', 'chromium-browser', 'google-chrome', 'firefox-esr', 'firefox')
+# one of each kind
+KNOWN = (('chromium', 'chromium-browser', 'google-chrome'), ('firefox-esr', 'firefox'))
 # what goes wrong in a page is told to the page around it
 LISTEN = b'''<head><script>
   const told = (words) => parent.fault?.(words);
@@ -112,14 +113,20 @@ def played(browser, address, wait):
             run.wait()
 
 
+def installed():
+    "The browsers of this machine, one of each kind."
+    found = (next(filter(shutil.which, kind), None) for kind in KNOWN)
+    return [*filter(None, found)]
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__,
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('--browser', nargs='*', default=[*filter(shutil.which, KNOWN)])
+    p.add_argument('--browser', nargs='*', default=installed())
     p.add_argument('--wait', type=float, default=120, help='seconds that a browser may take')
     a = p.parse_args()
     if not a.browser:
-        print(f'No browser is installed ({", ".join(KNOWN)}): nothing was played.')
+        print('No browser is installed (Chromium, Chrome, Firefox): nothing was played.')
         return 0
     page = Path(__file__).with_suffix('.html').read_bytes()
     Handler.others = {'check.html': page, 'expected.json': json.dumps(expected()).encode()}
