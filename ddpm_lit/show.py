@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['INK', 'style', 'panels', 'plane', 'cloud', 'clouds', 'lattice', 'field', 'heat', 'curves', 'tile', 'sheet', 'strip',
-           'Slider', 'png', 'card', 'cascade', 'markov_chain', 'screen', 'diagram', 'save_sheet', 'save_samples',
-           'save_each', 'captioned', 'save_captioned', 'save_figure']
+           'Slider', 'png', 'Film', 'card', 'cascade', 'markov_chain', 'screen', 'diagram', 'save_sheet',
+           'save_samples', 'save_each', 'captioned', 'save_captioned', 'save_figure']
 
 # %% ../nbs/04_show.ipynb #imports
 import base64
@@ -13,7 +13,7 @@ import io
 import json
 import math
 from html import escape
-from typing import Callable, Sequence
+from typing import Callable, Iterable, Sequence
 import matplotlib.pyplot as plt
 import torch
 from torch import Tensor
@@ -232,12 +232,143 @@ def png(x: Tensor, columns: int = 8, zoom: int = 2) -> bytes:
     return out.getvalue()
 
 
-def _figure_png(figure) -> bytes:
+def _figure_png(figure, dpi: float = 72) -> bytes:
     "A matplotlib figure as PNG; it is closed, so that no notebook shows it again."
     out = io.BytesIO()
-    figure.savefig(out, format='png', dpi=72)
+    figure.savefig(out, format='png', dpi=dpi)
     plt.close(figure)
     return out.getvalue()
+
+# %% ../nbs/04_show.ipynb #film
+# `this` is the picture; what stands around it is made here, so that nothing stays
+# where no script runs
+_FILM = """
+this.onload = null;
+const said = JSON.parse(this.dataset.film), last = said.labels.length - 1;
+const make = (tag, style, more = {}) =>
+  Object.assign(document.createElement(tag), {style, ...more});
+const screen = make('div', `overflow:hidden;aspect-ratio:${said.wide}/${said.tall}`);
+const bar = make('div', 'display:flex;gap:.8em;align-items:center;margin-top:.4em');
+const button = make('button', 'min-width:5em;padding:.3em', {type: 'button'});
+const lever = make('input', 'flex:1;min-width:0', {type: 'range', min: 0, max: last});
+const value = make('output', 'min-width:8em;font-size:small');
+lever.setAttribute('aria-label', 'frame');
+this.replaceWith(screen, bar);
+screen.append(this);
+bar.append(button, lever, value);
+screen.parentNode.style.width = said.width;
+if (said.sheet) this.src = said.sheet;
+this.style.cssText += `;display:block;max-width:none;width:${100*said.columns}%`;
+
+// frame k: its column and row of the sheet
+let timer = null;
+const show = (k) => {
+  const x = k%said.columns/said.columns, y = Math.floor(k/said.columns)/said.rows;
+  this.style.transform = `translate(${-100*x}%, ${-100*y}%)`;
+  lever.value = k;
+  value.textContent = said.labels[k];
+};
+const rest = () => {
+  timer = clearInterval(timer);
+  button.textContent = 'Play';
+};
+const play = () => {
+  let k = Number(lever.value) < last ? Number(lever.value) : 0;
+  button.textContent = 'Pause';
+  timer = setInterval(() => {
+    show(k);
+    if (k++ >= last) rest();
+  }, 1000*said.seconds/(last + 1));
+};
+button.onclick = () => timer ? rest() : play();
+lever.oninput = () => {
+  rest();
+  show(Number(lever.value));
+};
+rest();
+show(last);
+const seen = new IntersectionObserver(([here]) => {
+  if (!here.isIntersecting) return;
+  seen.disconnect();
+  if (!matchMedia('(prefers-reduced-motion: reduce)').matches) play();
+}, {threshold: .6});
+seen.observe(screen);
+"""
+
+
+def _few(picture, colours: int):  # a PIL image, and another
+    "A drawing in a few of its colours, rare ones among them."
+    from PIL import Image
+    return picture.convert('RGB').quantize(colours, Image.Quantize.MAXCOVERAGE)
+
+
+def _embedded(picture) -> str:  # a PIL image
+    "A picture as an address that carries it."
+    out = io.BytesIO()
+    picture.save(out, format='PNG', optimize=True)
+    return 'data:image/png;base64,' + base64.b64encode(out.getvalue()).decode()
+
+
+class Film:
+    "The states of a run as one sheet that plays: HTML that carries it with it."
+    def __init__(self,
+                 frames: Iterable,  # each [n c h w] in [-1, 1], or a figure (closed)
+                 labels: Sequence[str], alt: str = '',
+                 still=None,  # a figure for who has no script (closed); None: the sheet
+                 columns: int = 10, width: str = '100%', seconds: float = 4.):
+        from PIL import Image
+        self.labels = [*map(str, labels)]
+        self.pixels = self.grey = False
+        pages = []
+        for x in frames:
+            if isinstance(x, Tensor):
+                self.pixels, self.grey = True, x.shape[1] == 1
+                pages.append(_page(x, columns, 1))
+            else:
+                pages.append(Image.open(io.BytesIO(_figure_png(x))))
+        if len(pages) != len(labels) or not pages:
+            raise Problem(f'There are {len(pages)} frames and {len(labels)} labels: '
+                          'give each frame one.')
+        if len({page.size for page in pages}) != 1:
+            raise Problem('The frames of a film differ in size: draw all alike.')
+
+        # one sheet, about as wide as a page
+        self.size = pages[0].size
+        self.columns = max(1, min(len(pages), 1200//self.size[0]))
+        self.rows = math.ceil(len(pages)/self.columns)
+        wide, tall = self.columns*self.size[0], self.rows*self.size[1]
+        self.sheet = Image.new('RGB', (wide, tall), 'white')
+        for k, page in enumerate(pages):
+            row, column = divmod(k, self.columns)
+            self.sheet.paste(page.convert('RGB'), (column*self.size[0], row*self.size[1]))
+        if not self.pixels:  # a drawing needs few colours
+            self.sheet = _few(self.sheet, 16)
+        elif self.grey:
+            self.sheet = self.sheet.convert('L')
+        self.alt = alt
+        self.width = width
+        self.seconds = seconds
+        self.still = None
+        if still:
+            drawn = Image.open(io.BytesIO(_figure_png(still, still.dpi)))
+            self.still = _few(drawn, 32)
+
+    def __repr__(self) -> str:
+        return f'a film of {len(self.labels)} frames, {self.labels[0]} to {self.labels[-1]}'
+
+    def _repr_html_(self) -> str:
+        sheet = _embedded(self.sheet)
+        said = dict(labels=self.labels, columns=self.columns, rows=self.rows,
+                    wide=self.size[0], tall=self.size[1], width=self.width,
+                    seconds=self.seconds)
+        if self.still:
+            said['sheet'] = sheet
+        look = 'image-rendering:pixelated;'*self.pixels + 'max-width:100%'
+        return ('<div class="film" style="max-width:100%">'
+                f'<img alt="{escape(self.alt)}" style="{look}" '
+                f'data-film="{escape(json.dumps(said))}" onload="{escape(_FILM)}" '
+                f'src="{_embedded(self.still) if self.still else sheet}"></div>')
+
 
 # %% ../nbs/04_show.ipynb #card
 def card(x: Tensor,  # [3 h w] in [-1, 1]

@@ -32,6 +32,27 @@ function endPreview() {
   document.querySelector('.preview')?.remove();
 }
 
+// what plays opens where its link stands, as high as it is, in the colours of the page
+function openPlay(link) {
+  const frame = document.createElement('iframe'), url = new URL(link.href);
+  url.searchParams.append('embed', '');
+  frame.title = link.textContent;
+  frame.src = url;
+  const paint = () => frame.contentDocument?.documentElement.setAttribute('data-theme', document.documentElement.dataset.theme);
+  frame.onload = () => {
+    const inside = frame.contentDocument.body;
+    new ResizeObserver(() => frame.style.height = `${Math.ceil(inside.getBoundingClientRect().height)}px`).observe(inside);
+    paint();
+  };
+  new MutationObserver(paint).observe(document.documentElement, {attributeFilter: ['data-theme']});
+  const row = link.closest('p.play');
+  row.classList.add('open');
+  row.after(frame);
+  link.textContent = 'on a page of its own';
+  link.onclick = null;
+  return frame;
+}
+
 // sliders show one frame from the start
 document.addEventListener('DOMContentLoaded', () => {
   document.querySelectorAll('.slider input').forEach(i => i.dispatchEvent(new Event('input')));
@@ -51,6 +72,24 @@ document.addEventListener('DOMContentLoaded', () => {
     show(chapters.querySelector('.current') !== null);
   });
   document.querySelector('.bd-sidebar-primary .current.active a')?.scrollIntoView({block: 'nearest'});
+
+  // a click opens what plays; on the front page it begins when it is near, unless motion is not wanted
+  document.querySelectorAll('p.play a').forEach(link => {
+    link.onclick = (e) => {
+      if (e.ctrlKey || e.metaKey || e.shiftKey) return;
+      e.preventDefault();
+      openPlay(link).focus();
+    };
+  });
+  const alive = document.querySelector('.playing[data-auto] p.play a');
+  if (alive && !matchMedia('(prefers-reduced-motion: reduce)').matches) {
+    const near = new IntersectionObserver(([seen]) => {
+      if (!seen.isIntersecting) return;
+      near.disconnect();
+      openPlay(alive);
+    });
+    near.observe(alive);
+  }
 
   // where a mouse rests on the number of an equation, or the keyboard reaches it, the equation appears
   if (window.matchMedia('(hover: hover)').matches) {

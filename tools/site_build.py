@@ -193,12 +193,46 @@ def in_repository(m):
     return f'[{m[1]}]({repo}/blob/{cfg["branch"]}/{m[2]})' if repo else m[1]
 
 
-# what can be played on the site, by the page that leads there
-PLAYED = {'index': ('index', 'points that flow, digits and sentences, painted by this browser'),
-          '13_oracle': ('points', 'noise flows onto points that you draw'),
-          '25_ddpm': ('digits', 'ten digits, drawn by this browser'),
-          '67_latent': ('paint', 'a sentence becomes a picture in this browser'),
-          '93_play': ('index', 'the pages themselves')}
+# what a chapter's page lets a visitor play, below its first figure: a page of ddpm_lit/play, how
+# it begins, and what one can do there
+PLAYED = {
+    'index': ('points', '', 'noise flows onto points that you draw'),
+    '01_level': ('noising', '', 'one lever from a picture to noise; your own picture, too'),
+    '05_evening': ('points', 'shape=moons', 'noise flows onto points that you draw'),
+    '10_schedule': ('noising', 'picture=seven&side=32', 'a picture, and when each schedule '
+                    'reaches its noise'),
+    '11_forward': ('noising', 'clock=linear', 'a picture sinks into noise; your own, too'),
+    '12_posterior': ('posterior', '', 'pull the two measurements, and see what both say'),
+    '13_oracle': ('points', 'width=0.02', 'draw data, and watch their exact denoiser at work'),
+    '14_sample': ('points', 'steps=20&eta=1', 'run DDIM or ancestral steps onto points that you '
+                  'draw'),
+    '25_ddpm': ('digits', 'w=0&run', 'your browser draws ten digits (fetches 2 MB)'),
+    '32_solve': ('points', 'shape=ring&steps=8', 'few steps or many onto points that you draw'),
+    '41_cfg': ('ring', '', 'pull the guidance, and see where it leads on a ring'),
+    '60_glide': ('paint', 'run', 'type a sentence, and watch it become a picture (fetches 17 MB)'),
+    '67_latent': ('paint', 'caption=a+fox&run', 'type a sentence, and watch it become a picture '
+                  '(fetches 17 MB)')}
+ALSO = {'41_cfg': ('digits', 'w=2&run', 'ten digits with your guidance (fetches 2 MB)')}
+ELSEWHERE = {'index': ('digits', 'ring', 'paint', 'noising', 'posterior'), '93_play': ('index',)}
+
+
+def play_button(page, begin, said):
+    "A link to what can be played, which site.js opens in place."
+    asked = f'?{html.escape(begin)}' if begin else ''
+    return (f'<p class="play"><a href="play/{page}.html{asked}"><b>Play</b> {said}</a></p>')
+
+
+def playing(stem):
+    "The cells with which a page lets a visitor play."
+    found = [table[stem] for table in (PLAYED, ALSO) if stem in table]
+    shown = ''.join(play_button(*entry) for entry in found)
+    names = dict(index='all pages that play', digits='digits', ring='guidance', paint='sentences',
+                 noising='noising', posterior='the posterior')
+    more = [f'<a href="play/{page}.html">{names[page]}</a>' for page in ELSEWHERE.get(stem, ())]
+    if more:
+        shown += f'<p class="more-play">{"More that plays: "*bool(shown)}{" · ".join(more)}</p>'
+    auto = ' data-auto' if stem == 'index' else ''
+    return [raw('play', f'<div class="playing"{auto}>{shown}</div>')] if shown else []
 
 
 def markdown_cell(cell, source, stem, repo):
@@ -209,9 +243,6 @@ def markdown_cell(cell, source, stem, repo):
         source = re.sub(r'^> ', '{.subtitle}\n> ', source, count=1, flags=re.M)
         if runs_alone(stem, repo):
             source += f'\n\n{{.origin}}\n[Run it in Colab]({colab(stem, repo)})'
-        if stem in PLAYED:
-            page, said = PLAYED[stem]
-            source += f'\n\n<p class="play"><a href="play/{page}.html">Play: {said}</a></p>'
     source = source.replace('](../CONTRIBUTING.md)', '](/contributing.md)')
     source = with_papers(with_heads(source))
     source = re.sub(r'\[([^\]]+)\]\(\.\./(LICENSE|CITATION\.cff)\)', in_repository, source)
@@ -248,9 +279,10 @@ def is_folded(cell, shown):
 
 
 def draws(cell):
-    "Whether a cell of code shows a picture."
-    return any(kind.startswith('image/')
-               for output in cell.get('outputs', []) for kind in output.get('data', {}))
+    "Whether a cell of code shows a picture, or a film of them."
+    return any(kind.startswith('image/') or 'class="film"' in ''.join(shown)
+               for output in cell.get('outputs', [])
+               for kind, shown in output.get('data', {}).items())
 
 
 def message(cells):
@@ -332,22 +364,23 @@ def with_checks_last(cells):
     return arranged + in_one_line(checks)
 
 
-def with_hero_first(cells):
-    "The first figure and its caption directly below the title, if the page opens with one."
+def with_hero_first(cells, play=()):
+    "First figure and caption directly below the title, if the page opens so; then what plays."
     at = next((i for i, c in enumerate(cells) if c['cell_type'] == 'code' and draws(c)), len(cells))
     before = '\n'.join(text(c['source']) for c in cells[:at] if c['cell_type'] == 'markdown')
     if at == len(cells) or len(re.findall('^## ', before, re.M)) > 1:
-        return cells
+        return [*cells[:1], *play, *cells[1:]]
     first = [cells[at]]
     rest = cells[:at] + cells[at + 1:]
 
     # the caption is the first paragraph of the text that follows
     words = rest[at] if at < len(rest) else None
-    if words and words['cell_type'] == 'markdown' and text(words['source']).startswith('**Figure'):
+    captions = r'\*\*Figure|\*(?!\*)'
+    if words and words['cell_type'] == 'markdown' and re.match(captions, text(words['source'])):
         caption, _, more = text(words['source']).partition('\n\n')
         first.append(markdown('hero-caption', caption))
         rest[at:at + 1] = [dict(words, source=more)] if more else []
-    return rest[:1] + first + rest[1:]
+    return [*rest[:1], *first, *play, *rest[1:]]
 
 
 def page(path, shown_pages):
@@ -383,7 +416,7 @@ def page(path, shown_pages):
 
     kernel = dict(name='python3', display_name='Python 3')
     metadata = dict(kernelspec=kernel, language_info=dict(name='python'))
-    cells = with_checks_last(with_hero_first(cells)) + notes
+    cells = with_checks_last(with_hero_first(cells, playing(stem))) + notes
     return json.dumps(dict(nb, cells=cells, metadata=metadata), ensure_ascii=False)
 
 

@@ -171,6 +171,43 @@ def check_search(phone, site, fault):
         fault('search.html', 'finds nothing for "posterior"')
 
 
+def check_play(context, root, site, fault):
+    "Each button that plays opens its page in place; what moves moves, and follows the theme."
+    for path in sorted(root.glob('*.html')):
+        if 'class="playing"' not in path.read_text(encoding='utf-8'):
+            continue
+        tab = context().new_page()
+        listen(tab, path.name, site, fault)
+        tab.goto(site + path.name)
+        link = tab.locator('.playing p.play a').first
+        if not link.count():
+            tab.close()
+            continue
+        if link.bounding_box()['y'] > 2*844:
+            fault(path.name, 'what plays is not on the first two screens')
+        if tab.locator('.playing[data-auto]').count():
+            link.scroll_into_view_if_needed()  # it begins by itself
+        else:
+            link.click()
+        frame = tab.frame_locator('.playing iframe').first
+        frame.locator('#play').wait_for()
+        inside = tab.frames[1]
+        inside.wait_for_function('document.documentElement.dataset.theme')
+        tall = tab.locator('.playing iframe').first.bounding_box()['height']
+        if inside.evaluate('document.documentElement.scrollHeight') > tall + 1:
+            fault(path.name, 'what plays is cut')
+        if inside.evaluate('document.documentElement.scrollWidth') > 390:
+            fault(path.name, 'what plays is wider than the screen')
+        if 'points.html' in inside.url:  # draw with the mouse
+            frame.locator('canvas#plane').hover()
+            tab.mouse.down()
+            tab.mouse.move(200, 400, steps=5)
+            tab.mouse.up()
+            if frame.locator('#shape').input_value() != 'none':
+                fault(path.name, 'drawing draws no points')
+        tab.close()
+
+
 def check_links(root, ids, links, fault):
     "Every link leads to a file and to a target that exist."
     for page, hrefs in links.items():
@@ -212,6 +249,8 @@ def check(root, only, browser, wait, wide=False):
             ids[page], links[page] = look_at(phone, page, site, fault, wide)
         check_modes(context, site, fault)
         check_search(context(), site, fault)
+        if not only:
+            check_play(context, root, site, fault)
         chromium.close()
     check_links(root, ids, links, fault)
     print(f'{len(pages)} pages, {fault.count} faults')

@@ -47,10 +47,7 @@ function command() {
     + `--steps ${v('steps')} --seed ${v('seed')}${Number(v('w')) ? ` --w ${v('w')}` : ''}`;
 }
 
-$('form').oninput = () => {
-  $('wOut').textContent = $('w').value;
-  command();
-};
+$('form').oninput = command;
 $('form').onsubmit = (e) => {
   e.preventDefault();
   try {

@@ -3,6 +3,49 @@
 export const $ = (id) => document.getElementById(id);
 export const calm = () => matchMedia('(prefers-reduced-motion: reduce)').matches;
 
+// ---- the address: in a frame of the book only what moves is shown, and fields begin as it says ----
+
+const asked = new URLSearchParams(location.search);
+document.documentElement.classList.toggle('embedded', asked.has('embed'));
+for (const [id, value] of asked) {
+  if (['INPUT', 'SELECT'].includes($(id)?.tagName)) $(id).value = value;
+}
+addEventListener('load', () => asked.has('run') && $('go').click());
+
+// the pages, for the bar on top
+const PAGES = {index: 'Play', points: 'Points', noising: 'Noising', posterior: 'Posterior', ring: 'Guidance', digits: 'Digits', paint: 'Sentences'};
+const here = location.pathname.match(/(\w+)\.html$/)?.[1] ?? 'index';
+document.querySelector('nav').replaceChildren(...Object.entries(PAGES).map(([name, words]) => {
+  const link = Object.assign(document.createElement('a'), {href: `${name}.html`, textContent: words});
+  if (name === here) link.setAttribute('aria-current', 'page');
+  return link;
+}));
+
+// beside a lever stands its value
+for (const lever of document.querySelectorAll('input[type=range]')) {
+  const show = () => $(`${lever.id}Out`) && ($(`${lever.id}Out`).textContent = lever.value);
+  lever.addEventListener('input', show);
+  show();
+}
+
+// ---- colours: the system's, or those of the book's page around this one ---------------------------
+
+export const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+
+// draw again whenever colours or the width change
+export function onLook(draw) {
+  addEventListener('resize', draw);
+  matchMedia('(prefers-color-scheme: dark)').addEventListener('change', draw);
+  new MutationObserver(draw).observe(document.documentElement, {attributeFilter: ['data-theme']});
+}
+
+// a canvas as sharp as the screen, of so much height for its width; the pixels of one CSS pixel
+export function sharpen(canvas, tall) {
+  const ratio = Math.min(2, devicePixelRatio || 1), wide = Math.round((canvas.clientWidth || 600)*ratio);
+  if (canvas.width !== wide) Object.assign(canvas, {width: wide, height: Math.round(wide*tall)});
+  return ratio;
+}
+
 // the line under the form; an error is one sentence
 export function say(words, error = false) {
   const line = $('status');

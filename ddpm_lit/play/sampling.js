@@ -53,15 +53,58 @@ export const sigma = (l) => Math.sqrt(1/(1 + Math.exp(l)));
 // times n/n ... 1/n, then clean (10.9)
 const grid = (schedule, n) => [...Array(n).keys()].map(i => schedule((n - i)/n)).concat(Infinity);
 
+// schedules: from a time in [0, 1] to a level
 // the cosine schedule (10.6)
-export function cosineLevels(n, {s = .008, limit = 20} = {}) {
+export function cosine({s = .008, limit = 20} = {}) {
   const angle = (u) => (u + s)/(1 + s)*Math.PI/2, a0 = angle(0);
   const logSnr = (a) => 2*Math.log(Math.cos(a)) - Math.log(Math.sin(a + a0)*Math.sin(a - a0));
-  return grid(u => Math.max(-limit, Math.min(limit, logSnr(angle(u)))), n);
+  return (u) => Math.max(-limit, Math.min(limit, logSnr(angle(u))));
 }
 
 // the straight path (32.8), shifted towards noise by rho (67.6)
-export const straightLevels = (n, rho) => grid(u => 2*(Math.log1p(-u) - Math.log(u)) - 2*Math.log(rho), n);
+export const straight = (rho = 1) => (u) => 2*(Math.log1p(-u) - Math.log(u)) - 2*Math.log(rho);
+
+// DDPM's betas on a line (10.4); between two steps log SNR is linear (10.2)
+export function linear(T = 1000, first = 1e-4, last = .02) {
+  const table = [];
+  let logAlphaBar = 0;
+  for (let i = 0; i < T; i++) {
+    logAlphaBar += Math.log1p(-first - (last - first)*i/(T - 1));
+    table.push(logAlphaBar - Math.log(-Math.expm1(logAlphaBar)));
+  }
+  return (u) => {
+    const i = Math.max(0, u*T - 1), low = Math.floor(i), high = Math.ceil(i);
+    return table[low] + (i - low)*(table[high] - table[low]);
+  };
+}
+
+// the time at which a schedule has this level, by halving
+export function timeOf(schedule, level) {
+  let [low, high] = [0, 1];
+  for (let k = 0; k < 40; k++) {
+    const middle = (low + high)/2;
+    if (schedule(middle) > level) low = middle;
+    else high = middle;
+  }
+  return (low + high)/2;
+}
+
+export const cosineLevels = (n, said) => grid(cosine(said), n);
+export const straightLevels = (n, rho) => grid(straight(rho), n);
+
+// ---- noise added, and taken away knowing x_0 -----------------------------------------------------
+
+// x_t: so much of x_0, so much noise (11.4)
+export const noised = (x0, eps, t) => x0.map((v, i) => signal(t)*v + sigma(t)*eps[i]);
+
+// the share of the noise of t that is newer than s (11.5)
+export const newNoise = (s, t) => -Math.expm1(t - s);
+
+// mean and standard deviation of q(x_s | x_t, x_0), s cleaner than t (12.4)
+export function posterior(x0, x_t, s, t) {
+  const c = newNoise(s, t);
+  return {mean: signal(s)*c*x0 + (sigma(s)/sigma(t))**2*signal(t)/signal(s)*x_t, std: sigma(s)*Math.sqrt(c)};
+}
 
 // ---- samplers: each yields {x, x0, t} at every step; a denoiser is (x, t) -> {x0, eps} ---------
 
@@ -69,7 +112,7 @@ export const straightLevels = (n, rho) => grid(u => 2*(Math.log1p(-u) - Math.log
 export function* ddim(denoiser, levels, x, eta = 0, noise = null) {
   for (let k = 0; k + 1 < levels.length; k++) {
     const t = levels[k], s = levels[k + 1], {x0, eps} = denoiser(x, t);
-    const fresh = -eta*eta*Math.expm1(t - s), z = fresh > 0 ? noise(x.length) : null;
+    const fresh = eta*eta*newNoise(s, t), z = fresh > 0 ? noise(x.length) : null;
     const next = new Float32Array(x.length);
     for (let i = 0; i < x.length; i++) {
       const e = z ? Math.sqrt(1 - fresh)*eps[i] + Math.sqrt(fresh)*z[i] : eps[i];
@@ -98,3 +141,9 @@ export function* dpmpp2m(denoiser, levels, x) {
 
 // classifier-free guidance: from u through c and beyond, w times as far (41.3)
 export const guided = (c, u, w) => c.map((v, i) => v + w*(v - u[i]));
+
+// the same for two denoisers; x0 and eps move together, since x_t = signal x0 + sigma eps (02.1)
+export const steered = (conditional, unconditional, w) => (x, t) => {
+  const c = conditional(x, t), u = unconditional(x, t);
+  return {x0: guided(c.x0, u.x0, w), eps: guided(c.eps, u.eps, w)};
+};

@@ -4,7 +4,8 @@
 import {readFile} from 'node:fs/promises';
 import path from 'node:path';
 import {Machine, hasSimd} from './kernel.js';
-import {normal} from './sampling.js';
+import {mixture, world} from './mixture.js';
+import {cosine, cosineLevels, ddim, linear, noised, normal, posterior, steered, straight, timeOf} from './sampling.js';
 import {openDigits, openPainter} from './systems.js';
 import {Tokenizer} from './tokens.js';
 import {checked, half, readTensors, unpacked} from './weights.js';
@@ -41,6 +42,19 @@ found.firstPicture = seconds();
 found.paint = off(picture, expected.paint.picture);
 found.paintBytes = off(picture.map(byte), expected.paint.picture.map(byte));
 found.repeated = off(painter.decoded(last(painter.run(expected.paint)).x), picture);
+
+// schedules and back, noise of one level, the posterior, a guided run on the ring
+const {times, schedules, noised: one_level, posterior: both, flow} = expected.plane;
+const ours = {cosine: cosine(), linear: linear(), straight: straight()};
+found.schedules = Math.max(...Object.entries(schedules).map(([name, l]) => off(times.map(ours[name]), l)));
+found.times = off(times.map(u => timeOf(ours.cosine, ours.cosine(u))), times);
+found.noised = off(noised(one_level.x0, one_level.eps, one_level.t), one_level.x);
+const met = posterior(both.x0, both.x_t, both.s, both.t);
+found.posterior = off([met.mean, met.std], [both.mean, both.std]);
+const means = world('ring');
+const run = [...ddim(steered(mixture([means[flow.label]], flow.std), mixture(means, flow.std), flow.w),
+                     cosineLevels(flow.steps), flow.start)];
+found.flow = Math.max(off(run[9].x, flow.x[0]), off(run.at(-1).x, flow.x[1]));
 
 // words, noise, half precision
 const tokenizer = new Tokenizer(new TextDecoder().decode(files.captions), about.paint.length);
