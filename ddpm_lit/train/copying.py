@@ -11,9 +11,9 @@ import copy
 import math
 from typing import Callable, Iterator
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
-from ..core.denoiser import Denoiser, Model, Prediction, from_x0
+from ..core.denoiser import Denoiser, Prediction, from_x0
 from ..core.level import Level
 from ..core.problem import Problem
 from ..diffusion.oracle import EmpiricalDenoiser
@@ -31,7 +31,7 @@ def collapse_level(variances: Tensor,  # [d] of the data, along their principal 
     if n < 2 or not (variances > 0).any():
         raise Problem('Only two or more pictures that differ can be told apart: '
                       'give n of at least 2, and the variances of the data.')
-    noisy, clean = -60., 60.
+    noisy, clean = torch.tensor([-60., 60.], dtype=torch.float64)
     for _ in range(60):
         middle = (noisy + clean)/2
         if information(variances, Level(middle)) < math.log(n):
@@ -70,12 +70,12 @@ def copy_threshold(honest: Tensor,  # [n] gap ratios of pictures that training h
 
 
 # %% ../../nbs/45_copying.ipynb #stop
-def stop_early(progress: Iterator[Progress],    # a run, step by step
+def stop_early(progress: Iterator[Progress],        # a run, step by step
                training: Training,
-               held: Callable[[Model], float],  # the loss of a model on unseen pictures
-               every: int = 50,                 # steps between looks at it
-               patience: int = 6,               # looks that are no better end the run
-               ) -> tuple[int, Model]:
+               held: Callable[[nn.Module], float],  # the loss of a model on unseen pictures
+               every: int = 50,                     # steps between looks at it
+               patience: int = 6,                   # looks that are no better end the run
+               ) -> tuple[int, nn.Module]:
     "The step of the least held-out loss, and the averaged network there. Eq. 45.5."
     best, step, model = math.inf, 0, None
     for p in progress:
