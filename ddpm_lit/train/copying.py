@@ -57,13 +57,13 @@ def _dimensions(honest: Tensor) -> float:
     return -1/honest.log().mean().item()
 
 
-def false_copies(honest: Tensor,  # [n] gap ratios of pictures that training has not seen
+def false_copies(honest: Tensor,  # [n] gap ratios of pictures unseen in training
                  threshold: float = 1/3) -> float:
     "The share of such pictures with a ratio below the threshold, by chance. Eq. 45.4."
     return threshold**_dimensions(honest)
 
 
-def copy_threshold(honest: Tensor,  # [n] gap ratios of pictures that training has not seen
+def copy_threshold(honest: Tensor,  # [n] gap ratios of pictures unseen in training
                    chance: float = .05) -> float:
     "The threshold below which that share of them lies, by chance. Eq. 45.4."
     return chance**(1/_dimensions(honest))
@@ -72,7 +72,7 @@ def copy_threshold(honest: Tensor,  # [n] gap ratios of pictures that training h
 # %% ../../nbs/45_copying.ipynb #stop
 def stop_early(progress: Iterator[Progress],        # a run, step by step
                training: Training,
-               held: Callable[[nn.Module], float],  # the loss of a model on unseen pictures
+               held: Callable[[nn.Module], float],  # a model's loss on unseen pictures
                every: int = 50,                     # steps between looks at it
                patience: int = 6,                   # looks that are no better end the run
                ) -> tuple[int, nn.Module]:
@@ -89,8 +89,8 @@ def stop_early(progress: Iterator[Progress],        # a run, step by step
         elif p.step >= step + patience*every:
             break
     if model is None:
-        raise Problem(f'No held-out loss was found in {every} steps: look more often, '
-                      'and see whether the loss is a number.')
+        raise Problem('No held-out loss was found that is a number: look more often, '
+                      'or see where NaN begins.')
     return step, model
 
 
