@@ -31,7 +31,7 @@ def collapse_level(variances: Tensor,  # [d] of the data, along their principal 
     if n < 2 or not (variances > 0).any():
         raise Problem('Only two or more pictures that differ can be told apart: '
                       'give n of at least 2, and the variances of the data.')
-    noisy, clean = torch.tensor([-60., 60.], dtype=torch.float64)
+    noisy, clean = torch.tensor([-60, 60], dtype=torch.float64)
     for _ in range(60):
         middle = (noisy + clean)/2
         if information(variances, Level(middle)) < math.log(n):
