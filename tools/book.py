@@ -120,3 +120,19 @@ def is_check(source):
 def checked(nb):
     "The equations that a notebook's checks name."
     return set().union(*(named(source) for source in sources(nb, 'code') if is_check(source)))
+
+
+def check_of(nb, t):
+    "The first cell that checks an equation."
+    for cell in stored[nb]:
+        source = text(cell['source'])
+        if cell['cell_type'] == 'code' and is_check(source) and t in named(source):
+            return cell
+
+
+def last_words(cell):
+    "The last line of what a cell showed when it was last saved; '' if it showed none."
+    shown = [text(o.get('text') or o.get('data', {}).get('text/plain', ''))
+             for o in cell['outputs']]
+    lines = '\n'.join(shown).strip().splitlines()
+    return lines[-1][:72] if lines else ''

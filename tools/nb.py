@@ -16,7 +16,8 @@ bfloat16.
 
 Cells marked `#| eval: false` are skipped, and so are those with a flag from tst_flags in
 settings.ini unless --flags names it. `fresh` compares text exactly, numbers within 5 % (or none
-above 1e-5), pictures and HTML by kind, and cells marked `#| volatile` by kind. The error at the
+above 1e-5), pictures and HTML by kind, and cells marked `#| volatile` by kind; what a cell marked
+`#| unsaved` shows is built from other notebooks, and never saved. The error at the
 end of a check's line is not compared: the check bounds it, and rounding differs between machines.
 """
 import argparse
@@ -224,7 +225,8 @@ def save_outputs(path, done):
         if cell['cell_type'] == 'code':
             cell['execution_count'] = None
             if cell['id'] in new:
-                cell['outputs'] = kept(cell['outputs'], new[cell['id']])
+                shown = [] if 'unsaved' in flags(cell) else new[cell['id']]
+                cell['outputs'] = kept(cell['outputs'], shown)
     save(nb, path)
 
 
@@ -308,6 +310,10 @@ def first_difference(saved, fresh):
 
 def compare(cell, fresh):
     "What differs between a cell's saved outputs and `fresh`, as sentences."
+    if 'unsaved' in flags(cell):
+        if cell['outputs']:
+            yield f"cell {cell['id']}: it is marked `#| unsaved`, and has saved outputs"
+        return
     saved = cell['outputs']
     where = f"cell {cell['id']}: "
     kinds = [*map(kind, saved)], [*map(kind, fresh)]

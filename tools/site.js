@@ -50,7 +50,7 @@ document.addEventListener('DOMContentLoaded', () => {
     room.append(button);
     show(chapters.querySelector('.current') !== null);
   });
-  document.querySelector('.bd-sidebar-primary .current.active a')?.scrollIntoView({block: 'center'});
+  document.querySelector('.bd-sidebar-primary .current.active a')?.scrollIntoView({block: 'nearest'});
 
   // where a mouse rests on the number of an equation, or the keyboard reaches it, the equation appears
   if (window.matchMedia('(hover: hover)').matches) {

@@ -15,7 +15,7 @@ import sys
 import tokenize
 from pathlib import Path
 
-from book import authors, book, every, module, named, tags
+from book import authors, book, check_of, every, last_words, module, named, tags
 from nb import cfg, flags, nbs, read, replace, root, text
 
 lib = cfg['lib_name']
@@ -287,12 +287,76 @@ def code_cell(cell, source, export, fold_all=False, caption=''):
     return dict(cell, source=shown, metadata=dict(tags=cell_tags, mystnb=mystnb))
 
 
+def is_plain_check(cell):
+    "Whether a folded cell checks something, has said so in lines of ✓, and draws nothing."
+    return (cell['cell_type'] == 'code' and 'check' in cell['metadata'].get('tags', ())
+            and ticks(cell) and not draws(cell))
+
+
+def ticks(cell):
+    "The lines of a cell's output that tell of a check."
+    shown = ''.join(text(o.get('text', '')) for o in cell.get('outputs', []))
+    return re.findall(r'^✓.*', shown, re.M)
+
+
+def raw(id, tag):
+    return markdown(id, f'```{{raw}} html\n{tag}\n```')
+
+
+def in_one_line(checks):
+    "The checks of a section below one line, which opens to them; a single one stays as it is."
+    if len(checks) < 2:
+        return checks
+    lines = [line for cell in checks for line in ticks(cell)]
+    errors = [float(e) for line in lines for e in re.findall(r': error ([\d.e+-]+)', line)]
+    said = f'✓ {len(lines)} checks'
+    if errors:
+        said += f', largest error {max(errors):.0e}'
+    id = checks[0]['id']
+    opening = f'<details class="checks"><summary>{said}</summary>'
+    return [raw(f'{id}-all', opening), *checks, raw(f'{id}-end', '</details>')]
+
+
+def with_checks_last(cells):
+    "Cells with the checks of each section at its end, below one line."
+    arranged = []
+    checks = []
+    for cell in cells:
+        if cell['cell_type'] == 'markdown' and re.search(r'^#+ ', text(cell['source']), re.M):
+            arranged += in_one_line(checks)
+            checks = []
+        if is_plain_check(cell):
+            checks.append(cell)
+        else:
+            arranged.append(cell)
+    return arranged + in_one_line(checks)
+
+
+def with_hero_first(cells):
+    "The first figure and its caption directly below the title, if the page opens with one."
+    at = next((i for i, c in enumerate(cells) if c['cell_type'] == 'code' and draws(c)), len(cells))
+    before = '\n'.join(text(c['source']) for c in cells[:at] if c['cell_type'] == 'markdown')
+    if at == len(cells) or len(re.findall('^## ', before, re.M)) > 1:
+        return cells
+    first = [cells[at]]
+    rest = cells[:at] + cells[at + 1:]
+
+    # the caption is the first paragraph of the text that follows
+    words = rest[at] if at < len(rest) else None
+    if words and words['cell_type'] == 'markdown' and text(words['source']).startswith('**Figure'):
+        caption, _, more = text(words['source']).partition('\n\n')
+        first.append(markdown('hero-caption', caption))
+        rest[at:at + 1] = [dict(words, source=more)] if more else []
+    return rest[:1] + first + rest[1:]
+
+
 def page(path, shown_pages):
     "A notebook as the site shows it: set-up folded, targets before equations and exported cells."
     nb = read(path)
     stem = path.stem
     repo = repository()
     cells = []
+    notes = []  # on the module that the page fills, at its end
     for i, cell in enumerate(nb['cells']):
         source = text(cell['source'])
         f = flags(cell) if cell['cell_type'] == 'code' else {}
@@ -306,7 +370,7 @@ def page(path, shown_pages):
             are = 'is the module' if len(names) == 1 else 'are the modules'
             note = (f'Code with a blue edge, marked *library*, {are} {", ".join(names)}; '
                     'the other cells check and draw.')
-            cells.append(markdown(cell['id'], note))
+            notes.append(markdown(cell['id'], note))
         else:
             export = bool(f.keys() & {'export', 'exports', 'exporti'})
             if export:
@@ -319,6 +383,7 @@ def page(path, shown_pages):
 
     kernel = dict(name='python3', display_name='Python 3')
     metadata = dict(kernelspec=kernel, language_info=dict(name='python'))
+    cells = with_checks_last(with_hero_first(cells)) + notes
     return json.dumps(dict(nb, cells=cells, metadata=metadata), ensure_ascii=False)
 
 
@@ -332,14 +397,29 @@ def short_title(stem):
     return f'{stem[:2]} {first.removeprefix("# ").split(":")[0]}'
 
 
+# who reads on by the arrow *next* meets the evening first, and what the book is made with last
+MADE_WITH = '00_begin', '00_check', '00_registry', '04_show', '06_unpickle'
+
+
+def part_of(stem):
+    "The part of the contents in which a notebook stands, as a key by which parts are ordered."
+    if stem == '05_evening':
+        return '', 'start here'
+    if stem in MADE_WITH:
+        return 'b', 'what the book is made with'
+    if stem.endswith('_card'):
+        return 'a', 'cards: what each system reaches'
+    return stem[0], ''
+
+
 def contents(index, pages):
     "The contents at the side: the rooms as the front page names them, then the library."
     front_page = '\n'.join(text(c['source']) for c in index['cells'])
     rooms = dict(re.findall(r'\|\s*\*\*(\d) ([^*|]+)\*\*', front_page))
     trees = []
-    for digit in sorted({stem[0] for stem in pages}):
-        names = [f'{short_title(stem)} <{stem}>' for stem in pages if stem[0] == digit]
-        trees.append(tree(f'{digit} {rooms.get(digit, "")}'.strip(), names))
+    for key, caption in sorted({part_of(stem) for stem in pages}):
+        names = [f'{short_title(s)} <{s}>' for s in pages if part_of(s)[0] == key]
+        trees.append(tree(caption or f'{key} {rooms.get(key, "")}'.strip(), names))
     trees.append(tree('the library', ['api/index', 'equations', 'contributing', 'security']))
     return '\n'.join(trees)
 
@@ -492,7 +572,7 @@ def formulas(nb):
 
 
 def equations(modules):
-    "The page of all equations, each with the first definition that cites it."
+    "The page of all equations, each with the first definition that cites it, and its check."
     code = {}
     for m in modules:
         for node, names in m.items:
@@ -501,7 +581,8 @@ def equations(modules):
                     code.setdefault(t, f'[`{names[0]}`](#{lib}.{m.name}.{names[0]})')
 
     out = ['# All equations', '',
-           'Each number leads to its equation, each name to the code that mirrors it.', '']
+           'Each number leads to its equation, each name to the code that mirrors it; '
+           'the last line is what its check printed.', '']
     for nb in chapters:
         if not tags(nb):
             continue
@@ -509,6 +590,8 @@ def equations(modules):
         out += [f'## [{nb[:2]} {title}](/{nb}.ipynb)', '']
         for t, formula in formulas(nb):
             out += [f'[{t}](#eq-{t.replace(".", "-")}) {code.get(t, "")}'.strip(), '', formula, '']
+            shown = last_words(check_of(nb, t))
+            out += [literal(shown), ''] if shown else []
     return '\n'.join(out)
 
 
@@ -658,6 +741,58 @@ def write_play(folder):
     print(f'{len(PAGES)} files of pages in {folder}, which fetch {size:.1f} MB')
 
 
+ICONS = re.compile(r'\s*<(?:script|link)[^>]*fontawesome\.js[^>]*>(?:</script>)?')
+
+
+def with_sizes(folder):  # -> a function for re.sub, of one <img ...>
+    "Give pictures their sizes, so that no text jumps, and load them when they are near."
+    from PIL import Image
+
+    def sized(m):
+        found = re.search(r'src="([^":]+\.png)"', m[0])
+        path = folder/found[1].split('?')[0] if found else None
+        if path is None or 'width=' in m[0] or not path.is_file():
+            return m[0]
+        with Image.open(path) as picture:
+            w, h = picture.size
+        return m[0].replace('<img', f'<img loading="lazy" width="{w}" height="{h}"', 1)
+    return sized
+
+
+def lighten(target):
+    "Take from every page what it does not need: the fonts have the icons that the script draws."
+    for path in target.rglob('*.html'):
+        body = path.read_text(encoding='utf-8')
+        lighter = ICONS.sub('', body)
+        lighter = re.sub(r'<img [^>]*>', with_sizes(path.parent), lighter)
+        if lighter != body:
+            replace(path, lighter.encode())
+
+
+LOST = '''<!doctype html><html lang="en"><meta charset="utf-8">
+<meta name="viewport" content="width=device-width"><link rel="icon" href="{base}_static/mark.svg">
+<title>Not found</title>
+<body style="font-family: sans-serif; max-width: 34em; margin: 4em auto; padding: 0 1em">
+<h1>There is no such page</h1>
+<p>It may have been renamed. <a href="{base}index.html">The front page</a> lists all chapters,
+and <a href="{base}search.html">search</a> finds their words.</p>
+'''
+
+
+def for_robots_and_the_lost(target):
+    "A page for addresses that lead nowhere and, where the site has an address, a list of pages."
+    m = re.fullmatch(r'https://github\.com/([^/]+)/(.+)', repository())
+    base = f'https://{m[1].lower()}.github.io/{m[2]}/' if m else '/'
+    replace(target/'404.html', LOST.format(base=base).encode())
+    if m:
+        names = sorted(str(p.relative_to(target)) for p in target.rglob('*.html')
+                       if p.name not in ('404.html', 'genindex.html', 'search.html'))
+        rows = ''.join(f'<url><loc>{base}{name}</loc></url>\n' for name in names)
+        head = '<?xml version="1.0" encoding="UTF-8"?>\n'
+        space = 'http://www.sitemaps.org/schemas/sitemap/0.9'
+        replace(target/'sitemap.xml', f'{head}<urlset xmlns="{space}">\n{rows}</urlset>'.encode())
+
+
 def build(out, only):
     "Build the site in `out`; True if Sphinx warned."
     from sphinx.application import Sphinx
@@ -676,6 +811,8 @@ def build(out, only):
         if runs_alone(stem, repository()):
             replace(target/'colab'/f'{stem}.ipynb', for_colab(stem, repository()).encode())
     write_play(target/'play')
+    lighten(target)
+    for_robots_and_the_lost(target)
     n = sum(not name.startswith('_static') for name in pages)
     print(f'{n} pages in {target}, {app._warncount} warnings')
     return bool(app._warncount)

@@ -23,6 +23,7 @@ LOOK = r"""() => {
   const all = (s) => [...document.querySelectorAll(s)];
   const wide = document.documentElement.clientWidth;
 
+  if (/[\\$]/.test(document.title)) faults.push('a formula in the title: ' + document.title);
   for (const e of all('mjx-merror')) {
     faults.push('a formula that cannot be read: ' + e.textContent.slice(0, 80));
   }
@@ -89,6 +90,11 @@ INK = r"""() => ['color', 'backgroundColor'].map(k => {
 
 FORMULAS_READY = """() => window.MathJax && MathJax.startup
   && MathJax.startup.promise.then(() => null)"""
+# pictures load when they are near: here all of them
+PICTURES_READY = """() => Promise.all([...document.images].map(i => {
+  i.loading = 'eager';
+  return i.decode().catch(() => null);
+})).then(() => null)"""
 
 
 class Quiet(SimpleHTTPRequestHandler):
@@ -134,6 +140,7 @@ def look_at(phone, page, site, fault, wide=False):
     listen(tab, page, site, fault)
     tab.goto(site + page, wait_until='load')
     tab.evaluate(FORMULAS_READY)
+    tab.evaluate(PICTURES_READY)
     seen = tab.evaluate(LOOK)
     if wide:
         tab.set_viewport_size(dict(width=1400, height=900))

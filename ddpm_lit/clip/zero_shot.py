@@ -218,7 +218,7 @@ def share(
     error = off.square().sum().sqrt().item()/len(hit)
     return hit.double().mean().item(), error
 
-
+# %% ../../nbs/55_zero_shot.ipynb #rows
 def row(task: str, measure: str, hits: dict[str, Tensor], by_chance: float,
         groups: Sequence[Hashable] | None = None, **more) -> dict:
     "One row of a table: the share and the standard error of each method. Eq. 55.7."

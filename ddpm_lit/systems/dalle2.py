@@ -170,7 +170,7 @@ def blurred_at_random(low: Tensor, most: float = .6, share: float = .1) -> Tenso
     return _blurred(low, (most*torch.rand(len(low))*some).to(low))
 
 
-def cropped(batches: Callable, whole: float = .75) -> Callable:  # whole: share of steps
+def cropped(batches: Callable, full: float = .75) -> Callable:  # share of whole pictures
     "The `batches` of an upsampler, some of quarters. Eq. 63.5 (unCLIP section 2.1)."
     def start(batch, seed, device):
         rows = batches(batch, seed, device)
@@ -180,7 +180,7 @@ def cropped(batches: Callable, whole: float = .75) -> Callable:  # whole: share 
             low = condition['low']
             h = low.shape[-1] // 2
             y, x = torch.randint(h + 1, (2,)).tolist()
-            if torch.rand(()) < whole:
+            if torch.rand(()) < full:
                 return x0, condition
             x0 = x0[:, :, 2*y:2*(y + h), 2*x:2*(x + h)]
             return x0, dict(condition, low=low[:, :, y:y + h, x:x + h])
