@@ -113,7 +113,7 @@ def _probe_of(model: LatentDiffusion, auto: Autoencoder) -> Tensor:  # [c h w]
 
 
 def check_pair(model: LatentDiffusion, auto: Autoencoder,
-               tolerance: float = .2):  # of the mark, in standard deviations
+               tolerance: float = .2):  # of the probe, in standard deviations
     "A `Problem` unless the model was trained in the latents of this autoencoder."
     off = math.inf
     if auto.latent == len(model.mean):
@@ -161,7 +161,7 @@ class LatentBatches(CaptionBatches):
 
 @torch.no_grad()
 def _in_latents(model: LatentDiffusion) -> LatentDiffusion:
-    "Take over the scale of the autoencoder's latents, and its mark. Eq. 65.6."
+    "Take over the scale of the autoencoder's latents, and its probe. Eq. 65.6."
     mean, std = latent_scale(latents_of()[1])
     model.mean.copy_(mean)
     model.std.copy_(std)

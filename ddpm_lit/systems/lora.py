@@ -32,14 +32,14 @@ class LoRALinear(nn.Module):
 
     def __init__(self, linear: nn.Linear,
                  rank: int = 4,
-                 alpha: float | None = None):  # None: the rank, so that the scale is 1
+                 alpha: float = 4.):  # fixed, so that one rate serves all ranks (68.10)
         super().__init__()
         out, inner = linear.weight.shape
         if not isinstance(rank, int) or not 1 <= rank <= min(out, inner):
             raise Problem(f'A matrix of {out} x {inner} has no update of rank {rank}: '
                           f'choose 1 to {min(out, inner)}.')
         self.rank = rank
-        self.alpha = rank if alpha is None else alpha
+        self.alpha = alpha
         self.share = 1.  # of the update that counts (68.9)
         # the same memory, without a gradient
         self.weight = nn.Parameter(linear.weight.detach(), requires_grad=False)
@@ -93,7 +93,7 @@ def lora_state(model: nn.Module) -> dict[str, Tensor]:
     return found
 
 # %% ../../nbs/68_lora.ipynb #add
-def add_lora(model: nn.Module, rank: int = 4, alpha: float | None = None,
+def add_lora(model: nn.Module, rank: int = 4, alpha: float = 4.,
              where: Callable[[str, nn.Module], bool] = attention_layers,  # which layers
              ) -> list[str]:  # the names of the adapted layers
     "Freeze a model and give each chosen linear layer a low-rank update. Eq. 68.1."
