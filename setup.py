@@ -40,7 +40,9 @@ setup(
                            exclude=[lib + '.bench']) + [files],
     package_dir={lib: lib, files: 'data'},
     package_data={lib: ['py.typed', 'names.json', 'play/*'], files: ['*', '**/*']},
-    exclude_package_data={files: ['parity/*', '**/*.tmp']},
+    # measurements that notebooks alone read stay out as well
+    exclude_package_data={files: ['parity/*', '**/*.tmp', 'runs/copying.*',
+                                  'runs/own-icons.*', 'runs/hoops.*', 'runs/lora-teal.*']},
     include_package_data=False, zip_safe=False,
     cmdclass=dict(build_py=WithoutIndex),
 )

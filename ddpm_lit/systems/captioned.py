@@ -435,7 +435,7 @@ def tuning_found(system: str, found: Folder, source: Source) -> Recipe:
         return recipe
 
     # a style takes longer than a word: 130 looks at each picture
-    looks = (1 - source.share_old)*recipe.batch
+    looks = (1 - (source.share_old or 0.))*recipe.batch
     return replace(recipe, steps=max(recipe.steps, round(130*len(pictures)/looks)))
 
 
