@@ -354,7 +354,8 @@ class Film:
             self.still = _few(drawn, 32)
 
     def __repr__(self) -> str:
-        return f'a film of {len(self.labels)} frames, {self.labels[0]} to {self.labels[-1]}'
+        first, last = self.labels[0], self.labels[-1]
+        return f'a film of {len(self.labels)} frames, {first} to {last}'
 
     def _repr_html_(self) -> str:
         sheet = _embedded(self.sheet)
