@@ -188,7 +188,7 @@ def _of_squares(w: Tensor, dim: int, factor: int) -> Tensor:
 
 @torch.no_grad()
 def from_glide(model: Model) -> Model:
-    "A network \"glide\" starts as GLIDE is without a caption. Eq. 58.3."
+    "A network of GLIDE's shape starts as GLIDE is without a caption. Eq. 58.3."
     theirs = load_weights('glide')[0]
     ours = find_net(model, WithoutCaption)
     for mine, v in zip((ours.whole, ours.words), theirs.text(None)):
