@@ -126,9 +126,10 @@ class LocalDenoiser:
         each = t.log_snr.reshape(-1).expand(len(x))
         for i, patches in enumerate(_patches(x, self.side)):
             for k, ideal in enumerate(self.of_kind):
-                here = self.kind == k
-                w = ideal.weights(patches[here], Level(each[i]))
-                x0[i, here] = (w @ ideal.data[:, self.centre]).to(x)
+                # a few places at a time: each is compared with all patches of its kind
+                for here in (self.kind == k).nonzero()[:, 0].split(16):
+                    w = ideal.weights(patches[here], Level(each[i]))
+                    x0[i, here] = (w @ ideal.data[:, self.centre]).to(x)
         return from_x0(x0.transpose(1, 2).reshape(x.shape), x, t.like(x))
 
 # %% ../../nbs/45_copying.ipynb #rivals
