@@ -410,7 +410,7 @@ def duration_text(seconds: float) -> str:
 _EXPECTED = {False: ((.25, 'noise, or unfinished pictures'),
                      (.9, 'blobs, in the colours of yours')),
              True: ((.25, 'sketches, in the colours of yours, few of which can be named'),
-                    (.9, 'pictures, some of them unfinished'))}
+                    (.9, 'shapes in the style of yours, of which few can be named'))}
 
 
 def expectation(
@@ -433,7 +433,8 @@ def expectation(
     if looks > 4*enough:
         return f'{looks // n:,} looks at each: expect copies, which `eval` counts.'
     if n < 2000:
-        return 'The longer it trains the nearer it comes to copies: `eval` counts them.'
+        style = 'Expect your style, and few things that can be named. ' if begun else ''
+        return style + 'The longer it trains the nearer it comes to copies: `eval` counts them.'
     return 'That is enough for new pictures; `eval` counts near copies.'
 
 
