@@ -1,4 +1,4 @@
-"""Runs a command, and tells which notebooks each of its processes ran, and how much memory it held.
+"""Runs a command, and tells which notebooks each of its processes ran, which took longest, and how much memory it held.
 
     python tools/watch.py [--most GB] [--most-each GB] [--saved] COMMAND...
 
@@ -105,6 +105,13 @@ class Watch(threading.Thread):
             time.sleep(.5)
 
 
+def longest(orders: dict[int, dict[str, float]], end: float, n: int = 12) -> list[tuple]:
+    "The notebooks that took longest, and how many seconds."
+    took = [(after - began, name) for names in orders.values()
+            for (name, began), after in zip(names.items(), [*names.values(), end][1:])]
+    return sorted(took, reverse=True)[:n]
+
+
 def orders(text: str) -> dict[int, dict[str, float]]:
     "The notebooks of each process in the order in which it ran them, and when it began each."
     found = defaultdict(dict)
@@ -138,10 +145,14 @@ def main():
         watch.start()
         status = command.wait()
         seconds = time.time() - start
-        for pid, names in orders(noted.read_text()).items():
+        found = orders(noted.read_text())
+        for pid, names in found.items():
             before = [n for n, began in names.items() if began <= watch.when.get(pid, start)]
             print(f'worker {pid}, {len(names)} notebooks, at most {watch.each[pid]:.2f} GB in '
                   f'{(before or ["the beginning"])[-1]}: {" ".join(names)}')
+
+        print('longest: ' + ', '.join(f'{name} {took:.0f} s' for took, name
+                                      in longest(found, start + seconds)))
 
         if a.saved:
             good, every = compare_kept(d, find([]))
