@@ -1,8 +1,14 @@
 """Builds the package from settings.ini; data/ travels inside the wheel as ddpm_lit/data_files.
 
+In the wheel the comments beside arguments, shapes and units, stand in the docstrings too, where
+help() shows them, with the notebook and the cell that derive each name.
+
 Left out are what measures the library, ddpm_lit.bench and data/parity (a wheel stays below 100 MB),
 and _modidx.py, nbdev's index of the notebooks, which the library never reads.
 """
+import ast
+import io
+import tokenize
 from configparser import ConfigParser
 from pathlib import Path
 from setuptools import find_packages, setup
@@ -16,7 +22,65 @@ lib, files = cfg['lib_name'], cfg['lib_name'] + '.data_files'
 readme = here/'README.md'
 
 
-class WithoutIndex(build_py):
+def beside(node, comments):
+    "What comments beside the arguments of a function, or the fields of a class, say of them."
+    if isinstance(node, ast.ClassDef):
+        made = [n for n in node.body if getattr(n, 'name', '') == '__init__']
+        if made:
+            return [row for row in beside(made[0], comments) if row[0] != 'returns']
+        fields = [n for n in node.body if isinstance(n, ast.AnnAssign)]
+        return [[n.target.id, comments[n.end_lineno]] for n in fields if n.end_lineno in comments]
+
+    args = node.args
+    args = [*args.posonlyargs, *args.args, args.vararg, *args.kwonlyargs, args.kwarg]
+    rows = []
+    for line in range(node.lineno, node.body[0].lineno):
+        here = [a.arg for a in args if a and a.lineno == line and a.arg not in ('self', 'cls')]
+        if line not in comments:
+            continue
+        if node.returns and node.returns.end_lineno == line:
+            rows.append(['returns', comments[line]])
+        elif here:
+            rows.append([', '.join(here), comments[line]])
+        elif rows:  # a comment that goes on
+            rows[-1][1] += ' ' + comments[line]
+    return rows
+
+
+def with_comments(text):
+    "A module whose docstrings say what its comments say, and where each name is derived."
+    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+    comments = {t.start[0]: t.string.lstrip('# ') for t in tokens if t.type == tokenize.COMMENT}
+    cells = {n: c.removeprefix('%% ').lstrip('./') for n, c in comments.items() if c[:3] == '%% '}
+    lines = text.splitlines()
+    kinds = ast.FunctionDef, ast.ClassDef
+    nodes = [n for n in ast.walk(ast.parse(text)) if isinstance(n, kinds) and ast.get_docstring(n)]
+
+    # from the end, so that the places of what comes before stay
+    for node in sorted(nodes, key=lambda n: -n.body[0].lineno):
+        if any(w in ast.unparse(d) for w in ('command', 'group') for d in node.decorator_list):
+            continue  # its docstring is printed by --help
+        doc, pad = node.body[0], ' '*node.body[0].col_offset
+        said = [f'{names}: {what}' for names, what in beside(node, comments)]
+        if not node.col_offset and (cell := [c for n, c in cells.items() if n < node.lineno]):
+            said.append('Docs: ' + cell[-1].replace(' #', ', cell '))
+        if said:
+            whole = '\n'.join([ast.get_docstring(node), '', *said])
+            whole = whole.replace('\\', '\\\\').replace('"""', '\\"\\"\\"').splitlines()
+            whole = [f'{pad}{line}'.rstrip() for line in whole]
+            lines[doc.lineno - 1:doc.end_lineno] = [f'{pad}"""{whole[0].lstrip()}', *whole[1:],
+                                                    f'{pad}"""']
+    return '\n'.join(lines) + '\n'
+
+
+class Documented(build_py):
+    def build_module(self, module, module_file, package):
+        done = super().build_module(module, module_file, package)
+        if not self.editable_mode:
+            built = Path(done[0])
+            built.write_text(with_comments(built.read_text(encoding='utf-8')), encoding='utf-8')
+        return done
+
     def find_package_modules(self, package, package_dir):
         found = super().find_package_modules(package, package_dir)
         return [(*names, path) for *names, path in found if Path(path).name != '_modidx.py']
@@ -44,5 +108,5 @@ setup(
     exclude_package_data={files: ['parity/*', '**/*.tmp', 'runs/copying.*',
                                   'runs/own-icons.*', 'runs/hoops.*', 'runs/lora-teal.*']},
     include_package_data=False, zip_safe=False,
-    cmdclass=dict(build_py=WithoutIndex),
+    cmdclass=dict(build_py=Documented),
 )

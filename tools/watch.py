@@ -1,4 +1,4 @@
-"""Runs a command, and tells which notebooks each of its processes ran, which took longest, and how much memory it held.
+"""Runs a command, and tells which notebooks each process ran, which took longest, and the memory.
 
     python tools/watch.py [--most GB] [--most-each GB] [--saved] COMMAND...
 
