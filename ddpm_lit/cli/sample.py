@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import click
-from .base import (Bars, Command, Count, Number, check_apart, emit, find_system,
-                               options, save_rows, single_spaced, start)
+from .base import (Bars, Command, Count, Number, Range, check_apart, emit,
+                               find_system, options, save_rows, single_spaced, start)
 from ..core.files import check_output, check_unnamed, data_dir
 from ..core.problem import Problem, counted, sentence
 
@@ -56,16 +56,20 @@ class _Draw:
 
 def _sample_weights(draw: _Draw, label: str | None, layout: str | None,
                     about: dict, guided: dict,  # ABOUT, GUIDED
+                    average: float | None,
                     **how) -> tuple[dict, str]:  # bf16, steps, sampler
     "`sample` for our weights and others' denoisers: what is printed, as JSON and words."
     from ddpm_lit.interop.checkpoints import asks_unlabelled, sample_model, open_model
     from ddpm_lit.show import save_each, save_samples
+    from ddpm_lit.train.choices import put_average
 
     # the model, if its samples can be shown
     by_network = {k: v for k, v in guided.items() if k != 'classifier_scale'}
     model, recipe = open_model(draw.name, layout, asks_unlabelled(label, **by_network),
                                **about)
     _check_sheet(draw.name, recipe, draw.each)
+    if average:
+        put_average(model, draw.name, average)
 
     # its samples
     began = time.perf_counter()
@@ -80,7 +84,8 @@ def _sample_weights(draw: _Draw, label: str | None, layout: str | None,
         save_each(drawn.x, draw.each)
     save_samples(drawn.x, draw.out)
     found = dict(name=draw.name, recipe=recipe.name, out=draw.out, each=draw.each,
-                 n=draw.n, label=label, sampler=drawn.sampler, steps=drawn.steps,
+                 n=draw.n, label=label, average=average, sampler=drawn.sampler,
+                 steps=drawn.steps,
                  evaluations=drawn.evaluations, bf16=bf16, seed=draw.seed,
                  seconds=round(seconds, 3))
     return found, (f'{draw.out}: {counted(draw.n, "sample")} of {recipe.name}, '
@@ -147,6 +152,12 @@ def _to_draw(name: str, out: str | None, place: dict, **asked) -> _Draw:
     return _Draw(name, out=sheet, device=start(**place), **asked)
 
 
+_average = click.option(
+    '--average', type=Range(0, 1, min_open=True), metavar='SHARE',
+    help='Of a run that was trained with --averages: the average of its weights whose '
+         'half-life is this share of its steps, such as 0.05.')
+
+
 @click.command('sample', cls=Command)
 @click.argument('name')
 @click.option('--out', type=click.Path(dir_okay=False),
@@ -162,6 +173,7 @@ def _to_draw(name: str, out: str | None, place: dict, **asked) -> _Draw:
 @click.option('--bf16/--no-bf16', default=None,
               help='Multiply in bfloat16.  [default: pictures, where the processor has '
                    'it, unless guided by a classifier]')
+@_average
 @options('w', 'guidance_scale', 'guidance', 'classifier_scale', 'sampler', 'steps',
          'layout', 'preset', 'order', 'heads', 'head_width', 'schedule', 'side', 'each',
          'seed', 'place', 'json')
@@ -188,7 +200,7 @@ def sample_command(name, out, n, captions, seed, place, as_json, **options):
 
 # %% ../../nbs/83_sample.ipynb #eval
 # options of what draws
-_SAMPLED = 'data', 'label', 'weights', 'sampler', 'steps', 'features'
+_SAMPLED = 'data', 'label', 'weights', 'sampler', 'steps', 'features', 'average'
 
 
 def _eval_judged(draw: _Draw, judge, used: dict, notes: list[str]) -> tuple[dict, str]:
@@ -211,7 +223,7 @@ def _eval_system(draw: _Draw, system, options: dict) -> tuple[dict, str]:
     if any(options[k] for k in _SAMPLED):
         raise click.UsageError(f'{system.name} is a whole system, evaluated as it '
                                'paints: leave out --data, --label, --w, --sampler, '
-                               '--steps and --features.')
+                               '--steps, --features and --average.')
 
     judge = JUDGES.look(system.name)
     if judge is None:
@@ -226,7 +238,8 @@ def _eval_blind(draw: _Draw, options: dict) -> tuple[dict, str]:
     from ddpm_lit.systems.judging import blind_sheet
     if any(options[k] for k in _SAMPLED):
         raise click.UsageError('A sheet shows a system as it paints: leave out --data, '
-                               '--label, --w, --sampler, --steps and --features.')
+                               '--label, --w, --sampler, --steps, --features and '
+                               '--average.')
     with Bars() as bars:
         captions = blind_sheet(draw.name, draw.out, draw.n, draw.seed, draw.device,
                                partial(bars, f'paint {draw.n} pictures'))
@@ -237,6 +250,12 @@ def _eval_blind(draw: _Draw, options: dict) -> tuple[dict, str]:
     return found, f'{draw.out}: {pictures}, numbered; their captions stand in {text}.'
 
 # %% ../../nbs/83_sample.ipynb #eval-samples
+def _chosen(r: dict) -> str:  # r: a row of `eval`
+    "A line with the weight of guidance and the average, if they were given."
+    given = [f'{k} = {r[k]:g}' for k in ('w', 'average') if r[k] is not None]
+    return ', '.join(given) + '\n' if given else ''
+
+
 def _eval_samples(draw: _Draw, found: str, model, recipe,
                   options: dict) -> tuple[object, str]:
     "`eval` for what draws: a row for each weight of guidance, bits being counted once."
@@ -267,13 +286,12 @@ def _eval_samples(draw: _Draw, found: str, model, recipe,
 
         got['warnings'] += notes
         cpu = round(time.process_time() - clock, 3)
-        rows.append(dict(name=draw.name, recipe=recipe.name, w=w, **got, cpu_seconds=cpu,
+        rows.append(dict(name=draw.name, recipe=recipe.name, w=w,
+                         average=options['average'], **got, cpu_seconds=cpu,
                          machine=machine(draw.device), **used))
 
-    def headed(r):
-        return verdict(r) if r['w'] is None else f'w = {r["w"]:g}\n{verdict(r)}'
-
-    return rows if len(rows) > 1 else rows[0], '\n\n'.join(map(headed, rows))
+    words = '\n\n'.join(_chosen(r) + verdict(r) for r in rows)
+    return rows if len(rows) > 1 else rows[0], words
 
 # %% ../../nbs/83_sample.ipynb #eval-pictures
 def _eval_pictures(draw: _Draw, found: str, model, recipe,
@@ -309,8 +327,9 @@ def _eval_pictures(draw: _Draw, found: str, model, recipe,
         path = file_in(path)
     elif not path.suffix:
         path = data_dir('weights', f'{found}.safetensors')
-    got = dict(name=draw.name, recipe=recipe.name, w=w, weights=fingerprint(path), **got)
-    return got, pictures_verdict(got)
+    got = dict(name=draw.name, recipe=recipe.name, w=w, average=options['average'],
+               weights=fingerprint(path), **got)
+    return got, _chosen(got) + pictures_verdict(got)
 
 
 def _eval_weights(draw: _Draw, options: dict) -> tuple[Any, str]:
@@ -318,10 +337,13 @@ def _eval_weights(draw: _Draw, options: dict) -> tuple[Any, str]:
     from ddpm_lit.systems.evaluate import fingerprints
     from ddpm_lit.systems.captioned import own_judge
     from ddpm_lit.systems.own import has_own_pictures
+    from ddpm_lit.train.choices import put_average
     from ddpm_lit.train.run import found_start, open_weights
 
     found = str(found_start(draw.name))
     model, recipe = open_weights(draw.name)
+    if options['average']:
+        put_average(model, draw.name, options['average'])
 
     # own pictures have a measure of their own
     own = has_own_pictures(found, recipe)
@@ -338,7 +360,7 @@ def _eval_weights(draw: _Draw, options: dict) -> tuple[Any, str]:
 
     if any(options[k] for k in _SAMPLED):
         raise click.UsageError(f'{recipe.name} draws nothing: leave out --data, --label, '
-                               '--w, --sampler, --steps and --features.')
+                               '--w, --sampler, --steps, --features and --average.')
     used, notes = fingerprints(found, recipe)
     return _eval_judged(draw, judge, dict(recipe=recipe.name, **used), notes)
 
@@ -369,6 +391,7 @@ def _eval_weights(draw: _Draw, options: dict) -> tuple[Any, str]:
               help='Of glide, dalle2, latent or real, the drawings themselves: write a '
                    'new PNG of numbered pictures of emoji for a reader to name, and '
                    'their captions into a .txt beside it.')
+@_average
 @options('sampler', 'steps', 'seed', 'place', 'json')
 def eval_command(name, n, sheet, seed, place, as_json, **options):
     """Evaluate weights NAME: samples beside real data, and bits. It takes three minutes

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Callable, Iterator, NamedTuple
+from typing import Callable, Iterable, Iterator, NamedTuple
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
@@ -74,15 +74,16 @@ class ProcessTeam(single.Team):
             dist.broadcast_object_list(found, device=torch.device('cpu'))
         return found[0]
 
-    def training(self, model: nn.Module, shard: bool = False) -> Training:
+    def training(self, model: nn.Module, shard: bool = False,
+                 ramps: Iterable[float] = ()) -> Training:  # of more averages (47)
         "A run of this team."
         if not (shard or self.size > 1):
-            return Training(model)
+            return Training(model, ramps=ramps)
         if not dist.is_initialized():
             raise Problem('A model is spread over the processes of torchrun: start with '
                           'torchrun --nproc-per-node N.')
         kind = ShardedRun if shard else DataParallelRun
-        return kind(model, self)
+        return kind(model, self, ramps)
 
 # %% ../../nbs/72_distributed.ipynb #team-2
 def total(v: Tensor, team: ProcessTeam) -> Tensor:
@@ -316,10 +317,10 @@ class LossModule(nn.Module):
 
 class DataParallelRun(Training):
     "Every process holds the whole model and computes its rows of each batch. Eq. 72.1."
-    def __init__(self, model: nn.Module, team: ProcessTeam):
+    def __init__(self, model: nn.Module, team: ProcessTeam, ramps: Iterable[float] = ()):
         self.team = team
         _RUNS.add(self)
-        super().__init__(share_norms(model, team), self.place)
+        super().__init__(share_norms(model, team), self.place, ramps)
 
     def place(self, model):
         # the average takes no gradient, so it is not wrapped
@@ -492,9 +493,9 @@ class ShardedRun(DataParallelRun):
         value, norm = super().backward(parts, clip)
         return value, norm.full_tensor()
 
-    def averaged(self):
+    def averaged(self, ramp=None):
         whole = {}
-        for k, v in self.average.state_dict().items():
+        for k, v in super().averaged(ramp).state_dict().items():
             whole[k] = v.full_tensor() if hasattr(v, 'full_tensor') else v
         return _WholeState({k: v.cpu() for k, v in whole.items()})
 

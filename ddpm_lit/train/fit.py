@@ -67,15 +67,27 @@ def has_bf16(device: torch.device) -> bool:
         return False
     return getattr(torch.cpu, '_is_avx512_bf16_supported', bool)()
 
+# %% ../../nbs/22_fit.ipynb #counted
+def _check_counted(state: dict[str, Tensor], path):
+    "A `Problem` unless steps and second moments, a mean of squares, are 0 or more."
+    for k, v in state.items():
+        counted = k == 'step' or k.startswith(('opt.step.', 'opt.exp_avg_sq.'))
+        if counted and (v < 0).any():
+            raise Problem(f'{path} is damaged: "{k}" holds a number below 0; bring back a '
+                          'whole copy, or start anew.')
+
 # %% ../../nbs/22_fit.ipynb #training
 class Training:
     "All that a run needs to go on: model, average, optimizer, steps taken."
     def __init__(self, model: nn.Module,
                  # puts a model where it is to lie; 72 spreads it over many devices
-                 place: Callable[[nn.Module], nn.Module] = identity):
+                 place: Callable[[nn.Module], nn.Module] = identity,
+                 ramps: Iterable[float] = ()):  # of more averages, to choose among (47)
         self.step = 0
         self.run = ''  # which run this is: its states are not taken for another's
-        self.average = place(copy.deepcopy(model).eval().requires_grad_(False))
+        average = copy.deepcopy(model).eval().requires_grad_(False)
+        self.by_ramp = {ramp: place(copy.deepcopy(average)) for ramp in ramps}
+        self.average = place(average)
         self.model: Any = place(model)  # a Model, or what the loss takes
         model = self.model
         fused = all(p.device.type in ('cpu', 'cuda') for p in model.parameters())
@@ -106,9 +118,9 @@ class Training:
             value = value + part.detach()
         return value, nn.utils.clip_grad_norm_(self.model.parameters(), clip)
 
-    def averaged(self) -> Any:  # as `Recipe.build` makes it
-        "The model to keep."
-        return self.average
+    def averaged(self, ramp: float | None = None) -> Any:  # as `Recipe.build` makes it
+        "The model to keep, or the average of another ramp."
+        return self.by_ramp[ramp] if ramp else self.average
 
     def kept(self, path) -> Path | None:
         "Where `save(path)` has put the state; None: nowhere yet."
@@ -117,8 +129,9 @@ class Training:
     def state(self) -> dict[str, Tensor]:
         "The live tensors, by name."
         state = {'step': torch.tensor(self.step)}
-        for part in ('model', 'average'):
-            for k, v in getattr(self, part).state_dict().items():
+        parts = {f'average-{ramp:g}': average for ramp, average in self.by_ramp.items()}
+        for part, module in dict(parts, model=self.model, average=self.average).items():
+            for k, v in module.state_dict().items():
                 state[f'{part}.{k}'] = v
         for name, p in self.model.named_parameters():
             for k, v in self.opt.state[p].items():
@@ -145,18 +158,11 @@ class Training:
             raise Problem(f'{path} is the state of another run, with other settings or '
                           'other data: bring back its own, or start anew.')
 
-        # steps and second moments, in (22.6) a mean of squares, are never negative
         check_same(own, state, path)
-        for k, v in state.items():
-            counted = k == 'step' or k.startswith(('opt.step.', 'opt.exp_avg_sq.'))
-            if counted and (v < 0).any():
-                raise Problem(f'{path} is damaged: "{k}" holds a number below 0; bring '
-                              'back a whole copy, or start anew.')
-
+        _check_counted(state, path)
         for k, v in own.items():
             v.copy_(state[k])
         self.step = int(state['step'])
-
         return self
 
 # %% ../../nbs/22_fit.ipynb #fit
@@ -320,7 +326,9 @@ def fit(
         training.step += 1
         seen += len(x0)
 
-        # the average (22.2)
+        # the average (22.2), and those that only grow with the run
         ema_update(training.average, model, ema_decay(training.step, halflife))
+        for ramp, average in training.by_ramp.items():
+            ema_update(average, model, ema_decay(training.step, math.inf, ramp))
         yield Progress(training.step, value, time.perf_counter() - began, seen)
     finite.stop(training.step - 1)

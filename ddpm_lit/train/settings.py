@@ -139,6 +139,11 @@ class Settings(Kept):
                                'those of the batch.', least=1, most=MOST)
     shard: bool = option('Spread weights, gradients and averages over the processes of '
                          'torchrun: for models that fit on none.', False, flag=True)
+    decay: bool = option('Let the learning rate fall to zero at the last step.  '
+                         '[default: as the recipe says, mostly yes]', True)
+    averages: bool = option('Keep two more averages of the weights, of which --average '
+                            'of sample and eval makes one of any length.', False,
+                            flag=True)
 
 
 @dataclass(frozen=True, kw_only=True)
