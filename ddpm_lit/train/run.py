@@ -198,7 +198,8 @@ def _leftovers(out: Path, recipe: Recipe) -> list[Path]:  # folders
 
 def _check_inside(out: Path):
     "A `Problem` if what a run writes would be written elsewhere, where a link leads."
-    for path in sorted([*out.iterdir(), *out.glob('previews/*'), *out.glob('averages/*')]):
+    inside = [*out.glob('previews/*'), *out.glob('averages/*')]
+    for path in sorted([*out.iterdir(), *inside]):
         if path.is_symlink():
             raise Problem(f'{path} is a link, and what it leads to would be replaced: '
                           'put a copy of that in its place, or take it away.')
