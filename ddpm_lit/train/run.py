@@ -199,8 +199,9 @@ def _leftovers(out: Path, recipe: Recipe) -> list[Path]:  # folders
 
 def _check_inside(out: Path):
     "A `Problem` if what a run writes would be written elsewhere, where a link leads."
-    for path in sorted([*out.iterdir(), *(p for folder in ('previews', 'averages', 'early')
-                                          for p in (out/folder).glob('*'))]):
+    folders = 'previews', 'averages', 'early'
+    below = [path for name in folders for path in (out/name).glob('*')]
+    for path in sorted([*out.iterdir(), *below]):
         if path.is_symlink():
             raise Problem(f'{path} is a link, and what it leads to would be replaced: '
                           'put a copy of that in its place, or take it away.')
