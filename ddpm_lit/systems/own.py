@@ -6,11 +6,12 @@
 __all__ = ['NETWORKS', 'OWN', 'held_out', 'unet', 'WithoutCaption', 'glide_unet', 'start_from_glide', 'AugmentedUNet', 'pictures',
            'MovedBatches', 'plan', 'seconds_of_step', 'recipe_for_time', 'duration_text', 'expectation', 'about',
            'continued', 'remembered', 'differences', 'read_source', 'has_own_pictures', 'run_pictures', 'previews',
-           'logged', 'OwnSystem', 'what_to_train', 'drawn_by', 'plan_source', 'remarks_on', 'plan_in_time', 'Watch',
-           'train_recipe', 'final_weights']
+           'logged', 'held_losses', 'stopped_early', 'OwnSystem', 'what_to_train', 'drawn_by', 'plan_source',
+           'remarks_on', 'plan_in_time', 'Watch', 'train_recipe', 'final_weights']
 
 # %% ../../nbs/58_own.ipynb #imports
 import contextlib
+import copy
 import os
 import shlex
 import sys
@@ -25,17 +26,19 @@ from ..core.problem import Problem, counted, identity, no_progress, printable
 from ..core.registry import Registry
 from ..data.captions import shifted
 from ..data.folder import Folder, read_folder
-from ..data.images import Batches, Images
+from ..data.images import Batches, Images, to_unit
 from ..diffusion.schedule import find_schedule
 from ..nets.unet import UNet, small_unet
-from .draw import labels, sample_recipe
-from ..train.fit import Training, check_parts, fit, split_batch
+from .draw import labels, labels_at, sample_recipe
+from ..train.copying import Turn
+from ..train.fit import Training, check_parts, fit, split_batch, stratified
 from ..train.recipe import MAKERS, RECIPES, Recipe, find_recipe, made
 from ..train.run import (
-    RESERVED, Cut, Run, found_start, go, locked, open_run,
+    RESERVED, Cut, Log, Run, found_start, go, locked, open_run,
     read_settings, recipe_of, seconds_a_step, steps_that_fit, write_weights)
 from ..train.watch import writer_for
-from ..train.weights import load_weights
+from ..core.tensors import load_strictly, read_tensors, write_tensors
+from ..train.weights import load_weights, save_weights
 
 # %% ../../nbs/58_own.ipynb #source-import
 from .source import Source
@@ -671,6 +674,122 @@ def logged(lines: Iterator[dict], writer) -> Iterator[dict]:  # writer: has add_
             writer.add_scalar(name, line[name], line['step'])
         yield line
 
+# %% ../../nbs/58_own.ipynb #early
+_AT_LEAST = 400  # noisy pictures at which the held-out loss is computed
+
+
+def held_losses(run: Run, model: Any) -> Tensor:  # [k]
+    "The loss of each held-out picture, always with the same noise. Eq. 45.10."
+    recipe = run.recipe
+    held = recipe.held[:_AT_LEAST]
+    times = -(-_AT_LEAST // len(held))  # levels for each picture
+    x0 = to_unit(held.pixels).repeat(times, 1, 1, 1)
+    label = None if held.label is None else held.label.repeat(times)
+
+    # each picture gets one level of each part of the time (22.1)
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        t = Level(recipe.schedule(stratified(len(x0))).log_snr.float()).like(x0)
+        eps = torch.randn_like(x0)
+        losses = []
+        for i in range(0, len(x0), 64):
+            some, l, noise = (v[i:i + 64].to(run.device) for v in (x0, t.log_snr, eps))
+            given = model.given(labels_at(label, i, 64, run.device))
+            with torch.autocast(run.device.type, torch.bfloat16,
+                                enabled=run.settings.bf16):
+                losses.append(recipe.loss(given, some, Level(l), noise).float().cpu())
+    return torch.cat(losses).reshape(times, -1).mean(0)
+
+
+class _Early:
+    "The looks at held-out pictures of a run, and its average at the best of them."
+    def __init__(self, run: Run):
+        self.run = run
+        steps = run.settings.steps
+        apart = max(1, min(50, steps // 400))  # steps between two lines of a log
+        self.every = apart*max(1, round(max(20, steps/50)/apart))
+        self.log = Log(run.out/'held.jsonl', run.training.step)
+        self.turn = Turn()
+
+        # what was seen before; averages of steps still to come are of another end
+        for path in run.out.glob('early/*.safetensors'):
+            if path.stem.isdecimal() and int(path.stem) > run.training.step:
+                path.unlink()
+        if self.log.lines:
+            self.turn.worse = int(self.log.lines[-1]['worse'])
+        found = self.files()
+        if found:
+            best = copy.deepcopy(run.training.average)
+            load_strictly(best, read_tensors(found[-1]), found[-1])
+            self.turn.least = held_losses(run, best)
+
+    def files(self) -> list[Path]:
+        "Averages at the best looks so far, the last one counts."
+        found = self.run.out.glob('early/*.safetensors')
+        return sorted((p for p in found if p.stem.isdecimal()), key=lambda p: int(p.stem))
+
+    def look(self):
+        "Compare the present average with the best, and keep it if it is better."
+        run = self.run
+        step = run.training.step
+        losses = held_losses(run, run.training.average)
+        better = self.turn.look(losses)
+        if better:
+            write_tensors(run.out/'early'/f'{step}.safetensors',
+                          run.training.average.state_dict(), recipe=run.recipe.name)
+        self.log(step=step, loss=losses.mean().item(), worse=self.turn.worse)
+
+        # the state of this step, and then no other best one
+        if better:
+            run.save()
+            for path in self.files()[:-1]:
+                path.unlink()
+
+    @property
+    def seen(self) -> int:
+        "The step of the last look."
+        return self.log.lines[-1]['step'] if self.log.lines else 0
+
+    @property
+    def due(self) -> bool:
+        "Is it time to look, and was that not done yet?"
+        return self.run.training.step // self.every > self.seen // self.every
+
+    def finish(self) -> int:
+        "Give the run the best average; the step that it is of."
+        run = self.run
+        best = self.files()[-1]
+        load_strictly(run.training.average, read_tensors(best), best)
+        kept = run.card() | dict(early=int(best.stem))
+        save_weights(run.weights, run.training.average, kept)
+        return int(best.stem)
+
+
+def stopped_early(run: Run, lines: Any,  # as `go` gives them
+                  note: Callable[[str], None] = no_progress) -> Iterator[dict]:
+    "The lines of a run until the held-out loss has turned. Eq. 45.10."
+    early = _Early(run)
+    if early.due:  # it was interrupted before it could look
+        early.look()
+    with contextlib.closing(lines):
+        for line in () if early.turn.over else lines:
+            if early.due:
+                early.look()
+            yield line
+            if early.turn.over:
+                break
+
+    # the state of the last step, which is looked at too
+    last = run.training.step
+    if not early.turn.over and early.seen < last:
+        early.look()
+    run.save()
+    best = early.finish()
+    if early.turn.over:
+        note(f'stopped at step {last:,} of {run.settings.steps:,}: the loss of the '
+             f'pictures held out was least at step {best:,}, whose weights are kept, and '
+             'has risen since.')
+
 # %% ../../nbs/58_own.ipynb #systems
 @dataclass(frozen=True)
 class OwnSystem:
@@ -700,7 +819,11 @@ def _check_nothing(source: Source):
 def _plan_found(found: Folder, source: Source) -> Recipe:
     "`plan` for what was read, without what is held out."
     hold = .1 if source.hold is None else source.hold
-    train, _ = held_out(found.images(), hold)
+    train, held = held_out(found.images(), hold)
+    if source.stop and len(held) < 20:
+        raise Problem(f'`stop` looks at pictures that are held out, and of these '
+                      f'{len(found.images())} there are {len(held)}: have 100 or more '
+                      'and hold out 20, or leave `stop` out.')
 
     # a network of somebody else's file is trained further
     asked = _of_network(source.given())
@@ -715,13 +838,19 @@ def _plan_found(found: Folder, source: Source) -> Recipe:
     else:
         recipe = plan(train, source.name, **asked)
         source = source.changed(**_of_network(recipe.spec))
-    return replace(recipe, source=source.changed(hold=hold, pictures=len(train),
-                                                 **remembered(found)))
+    return replace(recipe, held=held, source=source.changed(hold=hold, pictures=len(train),
+                                                            **remembered(found)))
 
 
 def _about_found(recipe: Recipe, seconds: float) -> str:  # seconds of a step
     "`about`, for a recipe of `_plan_found`."
-    return about(recipe, recipe.source.pictures, seconds)
+    said = about(recipe, recipe.source.pictures, seconds)
+    if recipe.source.stop:
+        return (f'{said} It ends before if the loss of the {len(recipe.held)} pictures '
+                'held out has risen.')
+    can_stop = len(recipe.held) >= 20 and 'copies' in said
+    return said + (" `stop='early'` ends it when the loss of pictures held out has "
+                   'risen.')*can_stop
 
 
 OWN.add('ddpm', OwnSystem(
@@ -976,7 +1105,10 @@ def _take_steps(run: Run, watch: Watch):
                    'them add `steps` with a higher number.')
 
     watch.progress(0, steps, '')  # who shows it can begin
-    for line in _watched(run, go(run, watch.save_every), watch):
+    lines: Iterator[dict] = go(run, watch.save_every)
+    if run.recipe.source and run.recipe.source.stop:
+        lines = stopped_early(run, lines, watch.note)
+    for line in _watched(run, lines, watch):
         speed = line['samples_per_second']
         watch.progress(line['step'], steps,
                        f'loss {line["loss"]:.4f}, {speed:.0f} samples a second')
@@ -1008,6 +1140,8 @@ def train_recipe(
         writer_for(watch.log)
     if place.team.size > 1 and (given or {}).get('micro'):
         raise Problem('Several processes divide the batch already: leave `micro` out.')
+    if place.team.size > 1 and recipe.source and recipe.source.stop:
+        raise Problem('`stop` is for a single process: leave it out.')
     out = Path(out or f'runs/{recipe.name}')
 
     # while nobody else trains there

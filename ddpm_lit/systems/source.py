@@ -48,6 +48,10 @@ class Source(Kept):
     hold: float | None = option(
         'Share of own pictures held out for evaluation; of fewer than 100 none.  '
         '[default: 0.1]', least=0, below=1, reads='labels')
+    stop: Literal['early'] | None = option(
+        'early: end when the loss of the pictures held out has risen, before copies, and '
+        'keep the weights of its least value.  [default: after all steps]',
+        reads='labels')
     augment: bool | None = option(
         'Mirror and shift own pictures, with the move as a condition.  '
         '[default: below 5,000 pictures]', reads='labels')

@@ -50,6 +50,7 @@ class Recipe:
     spec: dict = field(default_factory=dict)
     # of own pictures: where they are, how they are read, and their digest (58)
     source: Any = None
+    held: Any = None              # and those that are held out of training
 
 
 RECIPES = Registry('recipe', group='ddpm_lit.recipes')

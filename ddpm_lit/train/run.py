@@ -186,27 +186,29 @@ def _commands_before(name: str) -> list[str]:  # a shipped name, or a path
 
 def _leftovers(out: Path, recipe: Recipe) -> list[Path]:  # folders
     "What a run that was killed has left half-written of its own files."
-    names = ('run.json', 'log.jsonl', 'state.safetensors', f'{recipe.name}.safetensors',
-             f'{recipe.name}.json')
+    names = ('run.json', 'log.jsonl', 'held.jsonl', 'state.safetensors',
+             f'{recipe.name}.safetensors', f'{recipe.name}.json')
     paths = [out/name for name in names]
 
-    # copies of averages: their names stand in those of what was left
-    for left in out.glob('averages/.*.safetensors.*.tmp'):
-        paths.append(left.with_name(left.name[1:].rsplit('.', 2)[0]))
+    # of copies of averages the names stand in those of what was left
+    for folder in ('averages', 'early'):
+        for left in (out/folder).glob('.*.safetensors.*.tmp'):
+            paths.append(left.with_name(left.name[1:].rsplit('.', 2)[0]))
     return [left for path in paths for left in half_written(path)]
 
 
 def _check_inside(out: Path):
     "A `Problem` if what a run writes would be written elsewhere, where a link leads."
-    inside = [*out.glob('previews/*'), *out.glob('averages/*')]
-    for path in sorted([*out.iterdir(), *inside]):
+    folders = 'previews', 'averages', 'early'
+    below = [path for name in folders for path in (out/name).glob('*')]
+    for path in sorted([*out.iterdir(), *below]):
         if path.is_symlink():
             raise Problem(f'{path} is a link, and what it leads to would be replaced: '
                           'put a copy of that in its place, or take it away.')
 
 # %% ../../nbs/29_run.ipynb #settings-choose
 # a run's own files; weights of such a name would replace them
-RESERVED = 'run', 'state', 'log'
+RESERVED = 'run', 'state', 'log', 'held'
 
 
 def _check_unused(out: Path, recipe: Recipe):
@@ -850,7 +852,8 @@ def _trained(run: Run, meter: _Meter, around: Callable,
     return 0
 
 
-def go(run: Run, save_every: float = 30.) -> Iterator[dict]:  # save_every: in seconds
+def go(run: Run,
+       save_every: float = 30.) -> Generator[dict, None, None]:  # save_every: in seconds
     "Train to the last step; yields lines of the log. `Stopped` after a request to stop."
     meter = _Meter(run)
     with _listening_for_stop(run) as around:
