@@ -105,7 +105,7 @@ setup(
     package_dir={lib: lib, files: 'data'},
     package_data={lib: ['py.typed', 'names.json', 'play/*'], files: ['*', '**/*']},
     # measurements that notebooks alone read stay out as well
-    exclude_package_data={files: ['parity/*', '**/*.tmp', 'runs/copying.*',
+    exclude_package_data={files: ['parity/*', 'icons/*', '**/*.tmp', 'runs/copying.*',
                                   'runs/own-icons.*', 'runs/hoops.*', 'runs/lora-teal.*']},
     include_package_data=False, zip_safe=False,
     cmdclass=dict(build_py=Documented),
