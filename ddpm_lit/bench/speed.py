@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PARTS', 'ARMS', 'Time', 'timers', 'race', 'time_ratios', 'Entry', 'Ledger', 'attainable', 'floor_seconds', 'used',
            'best', 'peaks', 'peer', 'TensorOutput', 'find_part', 'held', 'peak_memory', 'bench', 'train_for',
-           'sample_pictures', 'by_fit', 'rows', 'quality', 'compare_arms', 'equal_quality']
+           'sample_pictures', 'by_fit', 'rows', 'PictureTask', 'quality', 'compare_arms', 'equal_quality']
 
 # %% ../../nbs/73_speed.ipynb #imports
 import importlib
@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
-from ..clip.contrast import contrastive, official_clip, unit
+from ..clip.contrast import CLIPSizes, contrastive, official_clip, unit
 from ..core.files import replacing
 from ..core.problem import Problem, no_progress
 from ..core.denoiser import Model, from_eps, from_v
@@ -509,8 +509,8 @@ def _of_clip(sizes: tuple,  # layers, width and patch of the image tower
     half = has_bf16(device)
 
     def ours():
-        model = official_clip(128, 64, layers, width, patch, 128, 2, 3, 32, 2048)
-        model = model.to(device)
+        sizes = CLIPSizes(128, 64, layers, width, patch, 128, 2, 3, 32, 2048)
+        model = official_clip(sizes).to(device)
         if patch is None:
             model.image.to(memory_format=torch.channels_last)
 
@@ -739,11 +739,15 @@ ARMS: dict[str, _Start] = {
 }
 
 # %% ../../nbs/73_speed.ipynb #quality
-def quality(name: str, images: Images,
-            real: Tensor,                          # features of real pictures [m d]
-            features: Callable[[Tensor], Tensor],  # pictures -> [n d]
-            seconds: float = 360., seed: int = 0, n: int = 500,
-            evaluations: tuple[int, ...] = (5, 10, 20), keep: int = 10
+class PictureTask(NamedTuple):
+    "Pictures to train on, and what samples are compared with."
+    images: Images
+    real: Tensor                          # features of real pictures [m d]
+    features: Callable[[Tensor], Tensor]  # pictures -> [n d]
+
+
+def quality(name: str, task: PictureTask, seconds: float = 360., seed: int = 0,
+            n: int = 500, evaluations: tuple[int, ...] = (5, 10, 20)
             ) -> Iterator[tuple[int, int, dict | None]]:  # per cent done, 100, the row
     "Train one arm for equal seconds, draw, and measure the Frechet distance to `real`."
     if name not in ARMS:
@@ -751,8 +755,9 @@ def quality(name: str, images: Images,
 
     # train: the first 80 per cent
     torch.manual_seed(seed)
-    device = images.pixels.device
-    run = train_for(lambda steps: ARMS[name](images, steps, seed), seconds, device)
+    pixels = task.images.pixels
+    run = train_for(lambda steps: ARMS[name](task.images, steps, seed), seconds,
+                    pixels.device)
     for i, steps, worker, spent in run:
         yield round(80*i/steps), 100, None
 
@@ -762,11 +767,11 @@ def quality(name: str, images: Images,
 
     # draw with each number of evaluations: the rest
     for i, k in enumerate(evaluations):
-        x = sample_pictures(worker.model, n, k, images.pixels.shape[1:], seed)
-        distance = frechet_distance(in_parts(features, x), real)
+        x = sample_pictures(worker.model, n, k, pixels.shape[1:], seed)
+        distance = frechet_distance(in_parts(task.features, x), task.real)
         row['frechet'][str(k)] = round(distance, 3)
         yield 80 + 20*(i + 1) // len(evaluations), 100, None
-    row['pictures'] = to_bytes(x[:keep]).flatten().tolist()
+    row['pictures'] = to_bytes(x[:10]).flatten().tolist()
     yield 100, 100, row
 
 # %% ../../nbs/73_speed.ipynb #train-arms
@@ -783,8 +788,7 @@ def _stored_arms(out: Path, about: dict) -> dict:  # (arm, seed) -> row
     return {(r['arm'], r['seed']): r for r in old['rows']}
 
 
-def _train_arms(out: Path, about: dict, arms: list[str], images: Images, real: Tensor,
-                features: Callable[[Tensor], Tensor], seeds: int,
+def _train_arms(out: Path, about: dict, arms: list[str], task: PictureTask, seeds: int,
                 progress: Callable[[str, int, int], None] = no_progress) -> list[dict]:
     "A row for each arm and seed, written as soon as it is there; stored ones stay."
     rows = _stored_arms(out, about)
@@ -794,7 +798,7 @@ def _train_arms(out: Path, about: dict, arms: list[str], images: Images, real: T
     for i, (arm, seed) in enumerate(todo):
         # only the first seed draws with 5 evaluations too
         evaluations = (10, 20) if seed else (5, 10, 20)
-        for done, of, row in quality(arm, images, real, features, about['seconds'], seed,
+        for done, of, row in quality(arm, task, about['seconds'], seed,
                                      evaluations=evaluations):
             progress(f'{arm}, seed {seed}, {i + 1} of {len(todo)}', done, of)
 
@@ -829,8 +833,8 @@ def compare_arms(
     reader = fit_classifier(images)[0]
     real = in_parts(reader.features, to_unit(test.pixels))
     arms = [arm for arm in ARMS if peers or arm == 'ours']
-    rows = _train_arms(out, about, arms, images.to(device), real, reader.features, seeds,
-                       progress)
+    task = PictureTask(images.to(device), real, reader.features)
+    rows = _train_arms(out, about, arms, task, seeds, progress)
 
     # their pictures, and how far real ones are from real ones
     first = [torch.tensor(r['pictures']).reshape(-1, 1, 28, 28)/127.5 - 1

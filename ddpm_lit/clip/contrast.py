@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['OFFICIAL', 'MEAN', 'STD', 'unit', 'contrastive_plainly', 'check_tokens', 'TextTower', 'check_tower_input',
-           'VisionTower', 'Bottleneck', 'groups_of_blocks', 'ResNetTower', 'CLIP', 'clip_loss', 'official_clip',
-           'as_official', 'CBOWTower', 'sums_in_chunks', 'slopes_in_chunks', 'contrastive', 'in_chunks', 'health']
+           'VisionTower', 'Bottleneck', 'groups_of_blocks', 'ResNetTower', 'CLIP', 'clip_loss', 'CLIPSizes',
+           'official_clip', 'as_official', 'CBOWTower', 'sums_in_chunks', 'slopes_in_chunks', 'contrastive',
+           'in_chunks', 'health']
 
 # %% ../../nbs/53_clip.ipynb #imports
 import math
-from typing import Any, Callable, Sequence
+from typing import Any, Callable, NamedTuple, Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -87,17 +88,17 @@ class VisionTower(nn.Module):
     "A picture as a vector: a transformer over patches. Eq. 53.15 (Dosovitskiy et al.)."
 
     def __init__(self, side: int, patch: int, width: int, layers: int, heads: int,
-                 out: int, channels: int = 3, act=quick_gelu):
+                 out: int, act=quick_gelu):
         super().__init__()
         if side % patch:
             raise Problem(f'Patches of {patch} pixels do not fill a picture of {side}: '
                           'choose a divisor.')
 
-        self.shape = (channels, side, side)
+        self.shape = (3, side, side)
 
         # the row of (53.15): [e; patches A] + P
         std = width**-.5
-        self.patches = nn.Conv2d(channels, width, patch, patch, bias=False)
+        self.patches = nn.Conv2d(3, width, patch, patch, bias=False)
         self.first: Any = nn.Parameter(std*torch.randn(width))  # a `NoisedCLIP`: None
         self.places = nn.Parameter(std*torch.randn((side // patch)**2 + 1, width))
 
@@ -179,11 +180,10 @@ class ResNetTower(nn.Module):
         layers: Sequence[int],
         heads: int,
         out: int,
-        channels: int = 3,
         stem: tuple[int, int] = (2, 2),  # strides of the first convolution and the mean
     ):
         super().__init__()
-        self.shape = (channels, side, side)
+        self.shape = (3, side, side)
         shrunk = stem[0]*stem[1]*2**(len(layers) - 1)
         if side % shrunk:
             raise Problem(f'This tower shrinks pictures {shrunk} times: {side} is no '
@@ -192,7 +192,7 @@ class ResNetTower(nn.Module):
         # the stem: three convolutions and a mean
         half = width // 2
         self.convs = nn.ModuleList([
-            nn.Conv2d(channels, half, 3, stem[0], 1, bias=False),
+            nn.Conv2d(3, half, 3, stem[0], 1, bias=False),
             nn.Conv2d(half, half, 3, 1, 1, bias=False),
             nn.Conv2d(half, width, 3, 1, 1, bias=False)])
         self.norms = nn.ModuleList([nn.BatchNorm2d(c) for c in (half, half, width)])
@@ -259,28 +259,32 @@ def clip_loss(pairs: Callable, x0: Tensor, t: Level, eps: Tensor) -> Tensor:  # 
 clip_loss.joint = True
 
 # %% ../../nbs/53_clip.ipynb #official
-def official_clip(
-    out: int,
-    side: int,
-    layers: Any,  # int; of a residual network Sequence[int]
-    width: int,
-    patch: int | None,  # None: a residual network
-    text_width: int,
-    text_heads: int,
-    text_layers: int = 12,
-    length: int = 77,
-    size: int = 49_408,
-) -> CLIP:
-    "CLIP as published, over patches or with a residual network. Eq. 53.14-53.16."
+class CLIPSizes(NamedTuple):
+    "The sizes of a published CLIP, over patches or with a residual network."
+    out: int
+    side: int
+    layers: Any  # int; of a residual network Sequence[int]
+    width: int
+    patch: int | None  # None: a residual network
+    text_width: int
+    text_heads: int
+    text_layers: int = 12
+    length: int = 77
+    size: int = 49_408
+
+
+def official_clip(s: CLIPSizes) -> CLIP:
+    "CLIP as published, with heads of 64 channels. Eq. 53.14-53.16."
     image: nn.Module
-    if patch is None:
-        image = ResNetTower(side, width, layers, width*32 // 64, out)
+    if s.patch is None:
+        image = ResNetTower(s.side, s.width, s.layers, s.width*32 // 64, s.out)
     else:
-        image = VisionTower(side, patch, width, layers, width // 64, out)
-    return CLIP(image, TextTower(size, length, text_width, text_layers, text_heads, out))
+        image = VisionTower(s.side, s.patch, s.width, s.layers, s.width // 64, s.out)
+    text = TextTower(s.size, s.length, s.text_width, s.text_layers, s.text_heads, s.out)
+    return CLIP(image, text)
 
 
-OFFICIAL = {  # out, side, layers, width, patch, text_width, text_heads
+OFFICIAL = {k: CLIPSizes(*sizes) for k, sizes in {
     'ViT-B/32': (512, 224, 12, 768, 32, 512, 8),
     'ViT-B/16': (512, 224, 12, 768, 16, 512, 8),
     'ViT-L/14': (768, 224, 24, 1024, 14, 768, 12),
@@ -290,7 +294,7 @@ OFFICIAL = {  # out, side, layers, width, patch, text_width, text_heads
     'RN50x4': (640, 288, (4, 6, 10, 6), 80, None, 640, 10),
     'RN50x16': (768, 384, (6, 8, 18, 8), 96, None, 768, 12),
     'RN50x64': (1024, 448, (3, 15, 36, 10), 128, None, 1024, 16),
-}
+}.items()}
 
 # %% ../../nbs/53_clip.ipynb #units
 # red, green, blue, from 0 to 1
@@ -350,12 +354,15 @@ def sums_in_chunks(z_image, z_text, scale, rows):  # [m d], [n d] -> [m], [n], [
 
 
 def slopes_in_chunks(
-    z_image, z_text, scale, row, column,
-    w_row, w_column,  # [m 1], [1 n]
+    z_image, z_text, scale,
+    by_row,     # the log sums [m] of the rows, and the weights [m 1] of their losses
+    by_column,  # of the columns [n] and [1 n]
     rows,
 ):
     "Slopes by pictures and texts, without their factor scale, and by scale. Eq. 53.12."
     # those of the pairs' own scores are left to the caller
+    row, w_row = by_row
+    column, w_column = by_column
     d_image = torch.empty_like(z_image)
     d_text = torch.zeros_like(z_text)
     d_scale = 0.
@@ -393,8 +400,8 @@ class _InChunks(torch.autograd.Function):
         z_image, z_text, scale, row, column = ctx.saved_tensors
         w = w[:, None]
         with torch.autocast(w.device.type, enabled=False):  # as forward
-            d_image, d_text, d_scale = slopes_in_chunks(z_image, z_text, scale, row,
-                                                        column, w, w.T, ctx.rows)
+            d_image, d_text, d_scale = slopes_in_chunks(
+                z_image, z_text, scale, (row, w), (column, w.T), ctx.rows)
 
             # the own scores of the pairs
             d_image.addcmul_(w, z_text, value=-1)

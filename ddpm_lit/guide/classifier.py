@@ -96,12 +96,11 @@ def at_mean(k: Gaussian, x: Tensor, s: Level, t: Level) -> tuple[Tensor, Level]:
     return k.mean, s
 
 
-def tilted_step(denoiser: Denoiser, log_match: LogLikelihood,
-                x: Tensor, s: Level, t: Level,
-                classifier_scale: float = 1., variance=fixed_small,
+def tilted_step(k: Gaussian,  # the denoiser's step from x_t, as `reverse` gives it
+                log_match: LogLikelihood, x: Tensor, s: Level, t: Level,
+                classifier_scale: float = 1.,
                 place: GradientPlace = at_start) -> Gaussian:
-    "The denoiser's step, tilted towards y: the mean form. Eq. 40.6 (ADM Algorithm 1)."
-    k = reverse(denoiser, x, s, t, variance)
+    "A step, tilted towards y: the mean form. Eq. 40.6 (ADM Algorithm 1)."
     if not k.std.any():
         return k  # a step without width is not tilted
 
@@ -114,11 +113,11 @@ def tilted_step(denoiser: Denoiser, log_match: LogLikelihood,
 def ancestral_tilted(denoiser: Denoiser, levels: Grid, x: Tensor,
                      log_match: LogLikelihood,
                      classifier_scale: float = 1., variance=fixed_small,
-                     place: GradientPlace = at_start,
                      noise=torch.randn_like) -> Iterator[Tensor]:
     "Ancestral sampling with each step tilted towards y. Eq. 40.6 (ADM Algorithm 1)."
     for t, s in steps(levels):
-        k = tilted_step(denoiser, log_match, x, s, t, classifier_scale, variance, place)
+        k = reverse(denoiser, x, s, t, variance)
+        k = tilted_step(k, log_match, x, s, t, classifier_scale)
         x = k.sample(noise(x))
         yield x
 

@@ -707,7 +707,7 @@ def _open_unclip(path, device=None) -> TextToImage:  # a folder
     def paint(captions, guidance_scale, steps, noise, watch):
         tokens = words(captions).to(device)
         empty = words('').to(device)
-        _, _, large = sample_unclip(parts, tokens, empty, 4., guidance_scale,
+        _, _, large = sample_unclip(parts, tokens, empty, guidance_scale,
                                     (steps, steps, 7), noise, watch)
         return large
 
@@ -851,22 +851,21 @@ def sample_model(
     model: Model, recipe: Recipe,           # as `open_model` gives them
     n: int = 16,
     label: str | int | None = None,         # as for `labels` (44)
-    w: float | None = None,                 # this and next three: as for `steering` (44)
-    guidance_scale: float | None = None,
-    guidance: str | None = None,
-    classifier_scale: float | None = None,
+    guided: dict | None = None,             # what `steering` (44) is to be given
     bf16: bool | None = None,              # products in bfloat16? None: `wants_bf16` says
     device: str | torch.device = 'cpu',
     **how,                                  # `seed`, `steps`, `sampler`, `progress` of 44
 ) -> tuple[Samples, bool]:                  # and whether products were in bfloat16
     "Samples of any denoiser by its recipe, guided if asked. Eq. 40.2, 41.3."
     device = torch.device(device)
-    steer = steering(recipe, w, guidance_scale, guidance, classifier_scale)
+    guided = guided or {}
     if bf16 is None:
-        bf16 = wants_bf16(recipe, device, guidance, classifier_scale)
+        bf16 = wants_bf16(recipe, device, guided.get('guidance'),
+                          guided.get('classifier_scale'))
 
     drawn = sample_recipe(model.to(device), recipe, n, labels(recipe, n, label),
-                          steer=steer, edit=in_bf16 if bf16 else identity, **how)
+                          steer=steering(recipe, **guided),
+                          edit=in_bf16 if bf16 else identity, **how)
     return drawn, bf16
 
 # %% ../../nbs/79_checkpoints.ipynb #any-clip

@@ -398,7 +398,7 @@ def sample_unclip(
         parts: Unclip,
         tokens: Tensor,   # [b l]
         empty: Tensor,    # [1 l], the empty prompt
-        prior_scale: float = 4., guidance_scale: float = 8.,
+        guidance_scale: float = 8.,  # of the decoder; the prior's is 4
         steps: tuple[int, int, int] = (25, 25, 7),  # of prior, decoder and upsamplers
         noise=torch.randn_like,
         watch: Callable[[Denoiser], Denoiser] = identity  # wraps each denoiser
@@ -415,7 +415,7 @@ def sample_unclip(
         return last(ancestral(denoiser, levels, start, variance, noise))
 
     # the prior: a sentence -> an image embedding
-    guided = cfg_batched(parts.prior, features._asdict(), guidance_scale=prior_scale,
+    guided = cfg_batched(parts.prior, features._asdict(), guidance_scale=4.,
                          instead_of=unconditional._asdict())
     dim = features.z_text.shape[1]
     z = parts.prior.unscaled(run(guided, steps[0], parts.limit, fixed_small, dim))

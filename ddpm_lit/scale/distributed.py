@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PATIENCE', 'GATHERED_LOSSES', 'BLOCKS', 'ProcessTeam', 'total', 'release_group', 'join_group', 'SumOverProcesses',
            'SharedNorm', 'share_norms', 'contrastive_gathered', 'LossModule', 'DataParallelRun', 'ShardedRun',
-           'checkpoint_activations', 'ring_seconds', 'sharded_volume', 'ActivationMemory', 'memory', 'Device',
+           'checkpoint_activations', 'ring_seconds', 'sharded_volume', 'ActivationMemory', 'Engine', 'memory', 'Device',
            'step_seconds', 'plainest_engine']
 
 # %% ../../nbs/72_distributed.ipynb #imports
@@ -17,7 +17,7 @@ import shutil
 import signal
 import traceback
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -263,8 +263,8 @@ class _GatheredContrastive(torch.autograd.Function):
         w_all = _gathered(w, ctx.team)[None]
         w = w[:, None]
         with torch.autocast(w.device.type, enabled=False):  # as forward
-            d_image, d_text, d_scale = slopes_in_chunks(z_image, every, scale, row,
-                                                        column, w, w_all, ctx.rows)
+            d_image, d_text, d_scale = slopes_in_chunks(
+                z_image, every, scale, (row, w), (column, w_all), ctx.rows)
             # sentences are in the tables of all processes (72.5)
             d_text = ctx.team.shard(total(d_text, ctx.team)) - w*z_image
             d_image = d_image - w*z_text
@@ -588,16 +588,25 @@ class ActivationMemory:
     largest: int  # and in the largest block
 
 
-def memory(k: ActivationMemory, batch: float, N: int = 1, shard: bool = False,
-           recompute: bool = False,
-           narrow: float = 1.  # bytes in bfloat16 as a share of float32's
+@dataclass(frozen=True)
+class Engine:
+    "How a model is trained on several devices."
+    shard: bool = False      # are weights and what belongs to them spread?
+    recompute: bool = False  # are activations computed again?
+    narrow: float = 1.       # bytes in bfloat16 as a share of float32's
+
+
+_PLAIN = Engine()
+
+
+def memory(k: ActivationMemory, batch: float, N: int = 1, engine: Engine = _PLAIN
            ) -> float:
     "Bytes on each of N devices, for `batch` samples each. Eq. 72.9."
-    state = _STATE*k.parameters/(N if shard else 1) + 2*k.parameters
-    if shard:
+    state = _STATE*k.parameters/(N if engine.shard else 1) + 2*k.parameters
+    if engine.shard:
         state += 4*(k.outside + 2*k.largest)
-    sample = k.recomputed + k.block if recompute else k.all
-    return state + batch*narrow*sample
+    sample = k.recomputed + k.block if engine.recompute else k.all
+    return state + batch*engine.narrow*sample
 
 # %% ../../nbs/72_distributed.ipynb #device
 @dataclass(frozen=True)
@@ -622,18 +631,18 @@ _H100 = Device()
 
 def step_seconds(k: ActivationMemory, flops: float,
                  batch: float,  # of each device
-                 N: int = 1, shard: bool = False, recompute: bool = False,
-                 narrow: float = 1., d: Device = _H100) -> tuple[float, float]:
+                 N: int = 1, engine: Engine = _PLAIN,
+                 d: Device = _H100) -> tuple[float, float]:
     "Seconds of a step, and the share of them that is work. Eq. 72.10, 72.11."
     # T_work: the slower of computing and of reading what is kept, then the optimizer
-    computing = (3 + recompute)*flops*batch/(d.used*d.peak)
-    reading = 5*batch*narrow*k.all/d.hbm
-    optimizer = 40*k.parameters/(N if shard else 1)/d.hbm
+    computing = (3 + engine.recompute)*flops*batch/(d.used*d.peak)
+    reading = 5*batch*engine.narrow*k.all/d.hbm
+    optimizer = 40*k.parameters/(N if engine.shard else 1)/d.hbm
     work = max(computing, reading) + optimizer
 
     # T_link - h T_work: what the work does not hide
     size = 4*k.parameters
-    if shard:
+    if engine.shard:
         link = sharded_volume(size, N)/d.link(N) + 3*(N - 1)*d.latency
         wait = link - work
     else:
@@ -643,10 +652,10 @@ def step_seconds(k: ActivationMemory, flops: float,
 
 # %% ../../nbs/72_distributed.ipynb #plan
 # from plain to sparing
-_ENGINES = {'whole': {},
-            'recompute': dict(recompute=True),
-            'shard': dict(shard=True),
-            'both': dict(shard=True, recompute=True)}
+_ENGINES = {'whole': Engine(),
+            'recompute': Engine(recompute=True),
+            'shard': Engine(shard=True),
+            'both': Engine(shard=True, recompute=True)}
 
 
 def plainest_engine(p: Preset, k: ActivationMemory, N: int, narrow: float = 1.,
@@ -654,12 +663,12 @@ def plainest_engine(p: Preset, k: ActivationMemory, N: int, narrow: float = 1.,
     "The plainest engine that trains a preset on N devices. Eq. 70.7, 72.9-72.11."
     batch = (p.regime.batch or 512)/N
     for name, engine in _ENGINES.items():
-        size = memory(k, batch, N, **engine, narrow=narrow)
+        engine = replace(engine, narrow=narrow)
+        size = memory(k, batch, N, engine)
         if size > d.filled*d.memory:
             continue
         # each sample brings its sentence
         flops = p.cost.flops + p.cost.once
-        seconds, efficiency = step_seconds(k, flops, batch, N, **engine,
-                                           narrow=narrow, d=d)
+        seconds, efficiency = step_seconds(k, flops, batch, N, engine, d)
         return dict(engine=name, bytes=size, seconds=seconds,
                     samples_per_second=batch*N/seconds, efficiency=efficiency)

@@ -17,7 +17,8 @@ from functools import partial
 from typing import Callable, Sequence
 import torch
 from torch import Tensor, nn
-from ..clip.contrast import OFFICIAL, TextTower, VisionTower, official_clip
+from ..clip.contrast import (
+    OFFICIAL, CLIPSizes, TextTower, VisionTower, official_clip)
 from ..core.problem import identity
 from ..core.registry import Registry
 from ..core.denoiser import Model, from_eps
@@ -270,13 +271,14 @@ def _count_resnet(side: int, width: int, layers: Sequence[int], out: int) -> Cos
     return total + _count_pool(c, (side // 2**(len(layers) + 1))**2, out)
 
 
-def count_clip(out, side, layers, width, patch, text_width, text_heads) -> Cost:
-    "Both towers and the scale, for a pair; arguments of `official_clip`. Eq. 70.5, 70.6."
-    if patch is None:
-        image = _count_resnet(side, width, layers, out)
+def count_clip(s: CLIPSizes) -> Cost:
+    "Both towers and the scale, for a pair. Eq. 70.5, 70.6."
+    if s.patch is None:
+        image = _count_resnet(s.side, s.width, s.layers, s.out)
     else:
-        image = _count_vision(side, patch, width, layers, out)
-    return image + _count_text(49_408, 77, text_width, 12, out) + Cost(1)
+        image = _count_vision(s.side, s.patch, s.width, s.layers, s.out)
+    text = _count_text(s.size, s.length, s.text_width, s.text_layers, s.out)
+    return image + text + Cost(1)
 
 # %% ../../nbs/70_presets.ipynb #regime
 @dataclass(frozen=True)
@@ -489,7 +491,7 @@ _RATES = {
 }
 
 
-def _clip_preset(title: str, sizes: tuple):
+def _clip_preset(title: str, sizes: CLIPSizes):
     "A CLIP of Radford 2021: 32 epochs of 400 million pairs, or one more at 336 pixels."
     name = 'clip-' + title.lower().replace('/', '').replace('@336px', '-336')
     epochs = 1 if '@' in title else 32
@@ -497,8 +499,8 @@ def _clip_preset(title: str, sizes: tuple):
     regime = Regime('400 million pairs', epochs*400_000_000 // 32_768, 32_768,
                     _RATES[title], 2000, ema=None, flip=False, weight_decay=.2,
                     decay=True, **adam)
-    add(Preset(name, 'clip', sizes[1], partial(official_clip, *sizes),
-               count_clip(*sizes), '', _CLIP_PAPER, _CLIP_CODE, regime=regime))
+    add(Preset(name, 'clip', sizes.side, partial(official_clip, sizes),
+               count_clip(sizes), '', _CLIP_PAPER, _CLIP_CODE, regime=regime))
 
 
 for title, sizes in OFFICIAL.items():
