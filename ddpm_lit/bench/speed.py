@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'ARMS', 'Time', 'timers', 'race', 'time_ratios', 'Entry', 'Ledger', 'attainable', 'floor_seconds', 'used',
-           'best', 'peaks', 'peer', 'TensorOutput', 'find_part', 'held', 'peak_memory', 'bench', 'train_for',
-           'sample_pictures', 'by_fit', 'rows', 'PictureTask', 'quality', 'compare_arms', 'equal_quality']
+           'best', 'peaks', 'peer', 'find_part', 'held', 'peak_memory', 'bench', 'train_for', 'sample_pictures',
+           'by_fit', 'rows', 'PictureTask', 'quality', 'compare_arms', 'equal_quality']
 
 # %% ../../nbs/73_speed.ipynb #imports
 import importlib
@@ -267,7 +267,7 @@ def peer(module: str):
                       "'ddpm_lit[peers]', or leave `peers` out.") from e
 
 
-class TensorOutput(nn.Module):
+class _TensorOutput(nn.Module):
     "A network of diffusers that returns a tensor, as ours do."
 
     def __init__(self, net: nn.Module):
@@ -280,7 +280,7 @@ class TensorOutput(nn.Module):
 
 def _diffusers_light() -> nn.Module:
     "The arm's network of diffusers."
-    return TensorOutput(peer('diffusers').UNet2DModel(**_LIGHT))
+    return _TensorOutput(peer('diffusers').UNet2DModel(**_LIGHT))
 
 
 def _ddpm_pytorch_light() -> nn.Module:
@@ -337,7 +337,7 @@ def _diffusers_worker(config: dict, pictures: _Pictures, bf16: bool = False,
         if average:
             ema.step(net.parameters())
 
-    model = Model(TensorOutput(net), from_eps, timestep_input(linear()))
+    model = Model(_TensorOutput(net), from_eps, timestep_input(linear()))
     return _plain_worker(net, pictures, loss, opt, after, model, bf16)
 
 
@@ -414,7 +414,7 @@ def _diffusers_evaluation(x: Tensor,  # [b 1 28 28]
                           bf16: bool = False) -> Callable[[], object]:
     "One of a network of diffusers."
     lib = peer('diffusers')
-    net = TensorOutput(lib.UNet2DModel(**config)).to(x.device).eval()
+    net = _TensorOutput(lib.UNet2DModel(**config)).to(x.device).eval()
     levels = lib.DDPMScheduler()
     times = step.to(x.device).expand(len(x))
 

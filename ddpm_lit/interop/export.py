@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TARGETS', 'step_levels', 'step_betas', 'Opened', 'fold_pixels', 'with_label', 'unet_config', 'scheduler_config',
-           'as_unet2d', 'wrong', 'write_diffusers', 'At', 'Portable', 'write_torchscript', 'write_onnx', 'write_clip',
-           'published', 'write_ours', 'export']
+           'wrong', 'write_diffusers', 'At', 'Portable', 'write_torchscript', 'write_onnx', 'write_clip', 'published',
+           'write_ours', 'export']
 
 # %% ../../nbs/88_export.ipynb #imports
 import copy
@@ -312,7 +312,7 @@ def _check_unet2d(net: nn.Module, model: Model, factor: int, fold: bool, name: s
                       'is drawn with pixel_shuffle.')
 
 
-def as_unet2d(source: Opened, label: str | int | None, fold: bool) -> tuple[UNet, int]:
+def _as_unet2d(source: Opened, label: str | int | None, fold: bool) -> tuple[UNet, int]:
     "A network that a UNet2DModel can be, and the side of its squares. Eq. 88.2, 88.3."
     model = _check_denoiser(source, 'diffusers')
     recipe = source.recipe
@@ -387,7 +387,7 @@ def _check_diffusers(source: Opened, folder: Path, net: UNet, factor: int,
 def write_diffusers(source: Opened, folder: Path, label: str | int | None = None,
                     fold: bool = False) -> dict:  # for the card
     "A pipeline of diffusers: UNet2DModel, its scheduler, and their index."
-    net, factor = as_unet2d(source, label, fold)
+    net, factor = _as_unet2d(source, label, fold)
     recipe = source.recipe
     scheduler = scheduler_config(source.model, recipe, source.name)
     h, w = (side // factor for side in recipe.shape[1:])

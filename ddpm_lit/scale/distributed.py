@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PATIENCE', 'GATHERED_LOSSES', 'BLOCKS', 'ProcessTeam', 'total', 'release_group', 'join_group', 'SumOverProcesses',
-           'SharedNorm', 'share_norms', 'contrastive_gathered', 'LossModule', 'DataParallelRun', 'ShardedRun',
-           'checkpoint_activations', 'ring_seconds', 'sharded_volume', 'ActivationMemory', 'Engine', 'memory', 'Device',
-           'step_seconds', 'plainest_engine']
+           'share_norms', 'contrastive_gathered', 'DataParallelRun', 'ShardedRun', 'checkpoint_activations',
+           'ring_seconds', 'sharded_volume', 'ActivationMemory', 'Engine', 'memory', 'Device', 'step_seconds',
+           'plainest_engine']
 
 # %% ../../nbs/72_distributed.ipynb #imports
 import contextlib
@@ -200,7 +200,7 @@ class SumOverProcesses(torch.autograd.Function):
         return total(slope, ctx.team), None
 
 
-class SharedNorm(nn.BatchNorm2d):
+class _SharedNorm(nn.BatchNorm2d):
     "Normalizes by mean and variance of the batches of all processes. Eq. 72.2."
     def __init__(self, norm: nn.BatchNorm2d, team: ProcessTeam):
         super().__init__(norm.num_features, norm.eps, norm.momentum)
@@ -236,7 +236,7 @@ def share_norms(model: nn.Module, team: ProcessTeam) -> nn.Module:
     for parent in model.modules():
         for name, m in parent.named_children():
             if type(m) is nn.BatchNorm2d:
-                setattr(parent, name, SharedNorm(m, team))
+                setattr(parent, name, _SharedNorm(m, team))
     return model
 
 # %% ../../nbs/72_distributed.ipynb #contrast
@@ -304,7 +304,7 @@ def _noised_clip_together(pairs, x0, t, eps, team):
 GATHERED_LOSSES = {clip_loss: _clip_together, noised_clip_loss: _noised_clip_together}
 
 # %% ../../nbs/72_distributed.ipynb #shared
-class LossModule(nn.Module):
+class _LossModule(nn.Module):
     "One step's losses as a module, so that what wraps it sees the way forward."
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -326,7 +326,7 @@ class DataParallelRun(Training):
         # the average takes no gradient, so it is not wrapped
         if any(p.requires_grad for p in model.parameters()):
             self.whole = nn.parallel.DistributedDataParallel(
-                LossModule(model), static_graph=True, gradient_as_bucket_view=True)
+                _LossModule(model), static_graph=True, gradient_as_bucket_view=True)
         return model
 
     def losses(self, loss, x0, t, eps, **condition):
@@ -486,7 +486,7 @@ class ShardedRun(DataParallelRun):
                 fully_shard(m)
 
         # the model is placed after its average, so this is the model's step
-        self.whole = fully_shard(LossModule(model), ignored_params=single)
+        self.whole = fully_shard(_LossModule(model), ignored_params=single)
         return model
 
     def backward(self, parts, clip):

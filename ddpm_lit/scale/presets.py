@@ -5,9 +5,8 @@
 # %% auto #0
 __all__ = ['PRESETS', 'ADM', 'Cost', 'count_conv', 'count_linear', 'count_table', 'count_residual', 'count_attention',
            'count_unet', 'count_encoder', 'count_block', 'count_clip', 'Regime', 'Preset', 'add', 'find_preset',
-           'levels', 'adm_classifier', 'Lookup', 'timestep_input', 'glide_noised_clip', 'unclip_prior',
-           'unclip_decoder', 'unclip_upsampler', 'work', 'training_work', 'preset_rows', 'preset_table', 'Stepped',
-           'half_life', 'paper_recipe']
+           'levels', 'adm_classifier', 'timestep_input', 'unclip_prior', 'unclip_decoder', 'unclip_upsampler', 'work',
+           'training_work', 'preset_rows', 'preset_table', 'Stepped', 'half_life', 'paper_recipe']
 
 # %% ../../nbs/70_presets.ipynb #imports
 import math
@@ -558,7 +557,7 @@ _glide_preset('glide-paper-upsample', 256, '1.5B', (384, 1024, 24, 16), 6,
               UpsamplerUNet, Regime('pictures with texts', 1_600_000, 512))
 
 # %% ../../nbs/70_presets.ipynb #glide-clip
-class Lookup(nn.Module):
+class _Lookup(nn.Module):
     "A learned vector for each timestep."
 
     def __init__(self, steps: int, width: int):
@@ -578,11 +577,11 @@ def timestep_input(S: DiscreteSchedule, stretch: float = 1.) -> Callable[[Level]
     return steps
 
 
-def glide_noised_clip(S: DiscreteSchedule) -> NoisedCLIP:
+def _glide_noised_clip(S: DiscreteSchedule) -> NoisedCLIP:
     "The CLIP of Nichol et al. 2022 that reads noisy pictures."
     return NoisedCLIP(VisionTower(64, 4, 768, 12, 12, 512, act=gelu),
                       TextTower(65_536, 77, 512, 12, 8, 512, act=gelu),
-                      Lookup(len(S), 768), timestep_input(S))
+                      _Lookup(len(S), 768), timestep_input(S))
 
 
 _KEY_BIASES = 12*768 + 12*512  # ours; their keys have none
@@ -595,7 +594,7 @@ def _count_noised_clip() -> Cost:
     return image + text + Cost(-_KEY_BIASES)
 
 
-add(Preset('glide-clip', 'clip', 64, partial(glide_noised_clip, cosine()),
+add(Preset('glide-clip', 'clip', 64, partial(_glide_noised_clip, cosine()),
            _count_noised_clip(), '', _GLIDE_PAPER, f'{_GLIDE_CODE}/clip/config.yaml',
            cosine(), 100, missing=_KEY_BIASES + 1))
 

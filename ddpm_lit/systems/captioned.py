@@ -6,7 +6,7 @@
 __all__ = ['old_pictures', 'TUNABLE', 'AdapterOnly', 'adapter_only', 'captions_of', 'unseen_words', 'notes_on_words',
            'notes_on_adapter', 'tuned', 'latent_pairs', 'glide_pairs', 'PairBatches', 'Tunable', 'plan_tuning',
            'about_tuning', 'trained_painter', 'paint_by_words', 'own_painter', 'open_painter', 'paint_examples',
-           'own_judge', 'tuning_found']
+           'own_judge']
 
 # %% ../../nbs/69_captioned.ipynb #imports
 import math
@@ -412,7 +412,7 @@ def _style_settings(source: Source) -> Source:
     return source.changed(whole=whole, share_old=share_old)
 
 
-def tuning_found(system: str, found: Folder, source: Source) -> Recipe:
+def _tuning_found(system: str, found: Folder, source: Source) -> Recipe:
     "`plan_tuning` for what was read of a folder."
     if not any(found.captions):
         cure = ('write NAME.txt beside NAME.png, name a table of them by `captions`, or '
@@ -442,7 +442,7 @@ def tuning_found(system: str, found: Folder, source: Source) -> Recipe:
 _PAINTED = 'ddpm_lit paint CAPTION --weights {out}'
 _READ = 'ddpm_lit classify PICTURE --weights {out} --among CAPTION CAPTION'
 OWN.add_all({
-    name: OwnSystem(partial(tuning_found, name), about_tuning,
+    name: OwnSystem(partial(_tuning_found, name), about_tuning,
                     paint_examples if kind.paints else None, reads='captions',
                     side=kind.side, use=_PAINTED if kind.paints else _READ)
     for name, kind in TUNABLE.items()})
