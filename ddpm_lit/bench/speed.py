@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'ARMS', 'Time', 'timers', 'race', 'time_ratios', 'Entry', 'Ledger', 'attainable', 'floor_seconds', 'used',
-           'best', 'peaks', 'peer', 'find_part', 'held', 'peak_memory', 'bench', 'train_for', 'sample_pictures',
-           'by_fit', 'rows', 'PictureTask', 'quality', 'compare_arms', 'equal_quality']
+           'best', 'peaks', 'find_part', 'held', 'peak_memory', 'bench', 'train_for', 'sample_pictures', 'by_fit',
+           'rows', 'PictureTask', 'quality', 'compare_arms', 'equal_quality']
 
 # %% ../../nbs/73_speed.ipynb #imports
 import importlib
@@ -258,7 +258,7 @@ def _our_worker(net: nn.Module, pictures: _Pictures, bf16: bool | None = None,
     return _Worker(partial(next, run), training.average)
 
 # %% ../../nbs/73_speed.ipynb #peer
-def peer(module: str):
+def _peer(module: str):
     "A module of another library."
     try:
         return importlib.import_module(module)
@@ -280,12 +280,12 @@ class _TensorOutput(nn.Module):
 
 def _diffusers_light() -> nn.Module:
     "The arm's network of diffusers."
-    return _TensorOutput(peer('diffusers').UNet2DModel(**_LIGHT))
+    return _TensorOutput(_peer('diffusers').UNet2DModel(**_LIGHT))
 
 
 def _ddpm_pytorch_light() -> nn.Module:
     "The arm's network of denoising-diffusion-pytorch: as many parameters."
-    return peer('denoising_diffusion_pytorch').Unet(40, dim_mults=(1, 2, 4), channels=1)
+    return _peer('denoising_diffusion_pytorch').Unet(40, dim_mults=(1, 2, 4), channels=1)
 
 # %% ../../nbs/73_speed.ipynb #plain-worker
 def _plain_worker(module: nn.Module, pictures: _Pictures,
@@ -314,9 +314,9 @@ def _diffusers_worker(config: dict, pictures: _Pictures, bf16: bool = False,
                       steps: int = 10**9, average: bool = True,
                       device=torch.device('cpu')) -> _Worker:
     "diffusers' tutorial of training; `average` is an option of its script."
-    lib = peer('diffusers')
-    tools = peer('diffusers.training_utils')
-    scheduling = peer('diffusers.optimization')
+    lib = _peer('diffusers')
+    tools = _peer('diffusers.training_utils')
+    scheduling = _peer('diffusers.optimization')
 
     # the network, its levels, and how it learns, as the tutorial sets them
     net = lib.UNet2DModel(**config).to(device)
@@ -344,9 +344,9 @@ def _diffusers_worker(config: dict, pictures: _Pictures, bf16: bool = False,
 def _ddpm_pytorch_worker(net: nn.Module, pictures: _Pictures, bf16: bool = False,
                          side: int = 28, device=torch.device('cpu')) -> _Worker:
     "denoising-diffusion-pytorch's README and Trainer, with one batch for a step."
-    lib = peer('denoising_diffusion_pytorch')
+    lib = _peer('denoising_diffusion_pytorch')
     whole = lib.GaussianDiffusion(net, image_size=side).to(device)
-    average = peer('ema_pytorch').EMA(whole, beta=.995, update_every=10)
+    average = _peer('ema_pytorch').EMA(whole, beta=.995, update_every=10)
     opt = torch.optim.Adam(whole.parameters(), lr=8e-5, betas=(.9, .99))
 
     def loss(x):
@@ -413,7 +413,7 @@ def _diffusers_evaluation(x: Tensor,  # [b 1 28 28]
                           config: dict = _SMALL,
                           bf16: bool = False) -> Callable[[], object]:
     "One of a network of diffusers."
-    lib = peer('diffusers')
+    lib = _peer('diffusers')
     net = _TensorOutput(lib.UNet2DModel(**config)).to(x.device).eval()
     levels = lib.DDPMScheduler()
     times = step.to(x.device).expand(len(x))
@@ -430,7 +430,7 @@ def _ddpm_pytorch_evaluation(x: Tensor,  # [b 1 28 28]
                              step: Tensor,  # [] the timestep
                              bf16: bool = False) -> Callable[[], object]:
     "One of the small network of denoising-diffusion-pytorch."
-    lib = peer('denoising_diffusion_pytorch')
+    lib = _peer('denoising_diffusion_pytorch')
     whole = lib.GaussianDiffusion(_ddpm_pytorch_light(), image_size=28)
     whole = whole.to(x.device).eval()
 
@@ -520,14 +520,14 @@ def _of_clip(sizes: tuple,  # layers, width and patch of the image tower
         return _clip_step(model, lambda: model.given(tokens)(x, None), loss, half)
 
     def open_clip():
-        m = peer('open_clip.model')
+        m = _peer('open_clip.model')
         patches = {} if patch is None else dict(patch_size=patch)
         vision = m.CLIPVisionCfg(layers=layers, width=width, head_width=64,
                                  image_size=64, **patches)
         text = m.CLIPTextCfg(context_length=32, vocab_size=2048, width=128, heads=2,
                              layers=3)
 
-        loss = peer('open_clip.loss').ClipLoss()
+        loss = _peer('open_clip.loss').ClipLoss()
         model = m.CLIP(128, vision, text, quick_gelu=True).to(device)
         return _clip_step(model, partial(model, x, tokens), loss, half)
 
@@ -545,7 +545,7 @@ def _of_loss(n: int, device: torch.device, peers: bool) -> _Makers:
         return lambda: contrastive(a, b, 50.).mean().backward()
 
     def open_clip():
-        loss = peer('open_clip.loss').ClipLoss()
+        loss = _peer('open_clip.loss').ClipLoss()
         return lambda: loss(a, b, 50.).backward()
 
     made: _Makers = {'ours': ours}
@@ -556,7 +556,7 @@ def _of_loss(n: int, device: torch.device, peers: bool) -> _Makers:
 # %% ../../nbs/73_speed.ipynb #parts
 def _ddpm_pytorch_cifar() -> nn.Module:
     "The network of denoising-diffusion-pytorch that is closest to DDPM's for CIFAR-10."
-    return peer('denoising_diffusion_pytorch').Unet(128, dim_mults=(1, 2, 2, 2))
+    return _peer('denoising_diffusion_pytorch').Unet(128, dim_mults=(1, 2, 2, 2))
 
 
 # name -> (device, beside peers?) -> contenders

@@ -6,7 +6,7 @@
 __all__ = ['UNWARNED', 'PICTURE_BYTES', 'PICTURE_ENDINGS', 'DATASETS', 'to_unit', 'to_bytes', 'Images', 'read_idx', 'mnist',
            'Batches', 'square', 'plain', 'orientation', 'is_grey', 'on_white', 'check_file', 'picture_in', 'drafted',
            'read_pictures', 'files_below', 'folder', 'Files', 'on_disk', 'fashion_mnist', 'cifar10', 'celeba',
-           'in_folder', 'load_images']
+           'load_images']
 
 # %% ../../nbs/23_digits.ipynb #imports
 import contextlib
@@ -681,8 +681,8 @@ def _kept_in(name: str) -> Path:
     return root/name
 
 
-def in_folder(name: str,
-              labelled: bool = False) -> Callable[[str, int | None, int | None], Images]:
+def _in_folder(name: str,
+               labelled: bool = False) -> Callable[[str, int | None, int | None], Images]:
     "A set that is a folder of pictures, squared to `size` (256)."
     def load(split, size, n):
         _part_of(split, name, train='')
@@ -703,9 +703,9 @@ def _mnist(split, size, n):
 DATASETS.add('fashion-mnist', fashion_mnist)
 DATASETS.add('cifar10', cifar10)
 DATASETS.add('celeba', celeba)
-DATASETS.add('celebahq', in_folder('celebahq'))
-DATASETS.add('lsun', in_folder('lsun'))
-DATASETS.add('imagenet', in_folder('imagenet', labelled=True))
+DATASETS.add('celebahq', _in_folder('celebahq'))
+DATASETS.add('lsun', _in_folder('lsun'))
+DATASETS.add('imagenet', _in_folder('imagenet', labelled=True))
 
 
 def load_images(

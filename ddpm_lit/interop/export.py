@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TARGETS', 'step_levels', 'step_betas', 'Opened', 'fold_pixels', 'with_label', 'unet_config', 'scheduler_config',
-           'wrong', 'write_diffusers', 'At', 'Portable', 'write_torchscript', 'write_onnx', 'write_clip', 'published',
+           'wrong', 'write_diffusers', 'Portable', 'write_torchscript', 'write_onnx', 'write_clip', 'published',
            'write_ours', 'export']
 
 # %% ../../nbs/88_export.ipynb #imports
@@ -410,7 +410,7 @@ def write_diffusers(source: Opened, folder: Path, label: str | int | None = None
                 steps=recipe.sample_steps, clip=recipe.limit is not None)
 
 # %% ../../nbs/88_export.ipynb #portable
-class At(NamedTuple):
+class _At(NamedTuple):
     "What a parameterization reads of a level."
     signal: Tensor
     sigma: Tensor
@@ -440,7 +440,7 @@ class Portable(nn.Module):
                 step: Tensor,                  # [b] whole numbers, 0 .. T-1
                 label: Tensor | None = None,   # [b] below 0: none
                 ) -> tuple[Tensor, ...]:       # x0, eps, and frac where it is learned
-        at = At(append_dims(self.signal[step], x), append_dims(self.sigma[step], x))
+        at = _At(append_dims(self.signal[step], x), append_dims(self.sigma[step], x))
         out = self.net(x, self.times[step], **named_conditions(label))
         if not self.learned_variance:
             return tuple(self.parameterization(out, x, at)[:2])

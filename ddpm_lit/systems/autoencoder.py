@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['AutoencoderSizes', 'PictureEncoder', 'LatentDecoder', 'Autoencoder', 'small_autoencoder', 'kl_nats', 'edge_error',
-           'autoencoder_loss', 'flipped', 'autoencoder_batches', 'latent_scale', 'encoded']
+           'autoencoder_loss', 'autoencoder_batches', 'latent_scale', 'encoded']
 
 # %% ../../nbs/65_autoencoder.ipynb #imports
 from dataclasses import dataclass
@@ -195,7 +195,7 @@ def autoencoder_loss(beta: float) -> Callable:
     return loss
 
 # %% ../../nbs/65_autoencoder.ipynb #recipe
-def flipped(x: Tensor) -> Tensor:  # [b c h w]
+def _flipped(x: Tensor) -> Tensor:  # [b c h w]
     "Each picture mirrored or not, at random."
     mirror = torch.randint(2, (len(x), 1, 1, 1)).bool().to(x.device)
     return torch.where(mirror, x.flip(3), x)
@@ -216,7 +216,7 @@ def autoencoder_batches(batch: int, seed: int, device) -> Callable[[int], tuple]
         return torch.zeros(len(texts), 1)
 
     captioned = CaptionBatches(data, no_tokens, batch, seed)
-    return lambda step: (flipped(captioned(step)[0]),)
+    return lambda step: (_flipped(captioned(step)[0]),)
 
 
 register(Recipe('autoencoder', small_autoencoder, autoencoder_batches, shape=(3, 64, 64),

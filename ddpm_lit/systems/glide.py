@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['GLIDE', 'TextEncoder', 'TextUNet', 'Glide', 'official_glide', 'small_text', 'small_glide', 'ladder', 'from_clip',
            'sqrt_min_snr', 'captioned_worlds', 'two_in_order', 'mostly_emoji', 'mostly_in_order', 'caption_batches',
-           'base_recipe', 'of_half', 'asked_scenes', 'asked_emoji', 'Inpaint', 'widened', 'holes', 'inpainting_batches',
-           'from_narrow', 'out_of_vocabulary']
+           'of_half', 'asked_scenes', 'asked_emoji', 'Inpaint', 'widened', 'holes', 'inpainting_batches', 'from_narrow',
+           'out_of_vocabulary']
 
 # %% ../../nbs/60_glide.ipynb #imports
 import math
@@ -243,16 +243,16 @@ GLIDE: dict[str, Any] = dict(
     limit=1., sampler='dpmpp_2m', sample_steps=20, data=('emoji', 'vocab'))
 
 
-def base_recipe(name: str, pictures: Callable[[int], Captioned], steps: int) -> Recipe:
+def _base_recipe(name: str, pictures: Callable[[int], Captioned], steps: int) -> Recipe:
     "How GLIDE's base model is trained, on pictures of this world."
     return Recipe(name, small_glide, caption_batches(pictures), steps=steps,
                   start=partial(from_clip, 'clip-vit-transformer'),
                   settings=dict(lr=7e-4, warmup=300), **GLIDE)
 
 
-register(base_recipe('glide', mostly_emoji, 12_000),
-         base_recipe('glide-in-order', two_in_order, 900),
-         base_recipe('glide-mostly-in-order', mostly_in_order, 1500))
+register(_base_recipe('glide', mostly_emoji, 12_000),
+         _base_recipe('glide-in-order', two_in_order, 900),
+         _base_recipe('glide-mostly-in-order', mostly_in_order, 1500))
 register(Recipe('noised-clip-emoji', small_noised_clip,
                 caption_batches(lambda seed: all_but_held(16), 0.), shape=(3, 16, 16),
                 loss=noised_clip_loss, steps=5000, batch=256, settings=dict(lr=1e-3),

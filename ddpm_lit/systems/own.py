@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['NETWORKS', 'OWN', 'held_out', 'unet', 'WithoutCaption', 'start_from_glide', 'AugmentedUNet', 'pictures',
-           'MovedBatches', 'plan', 'seconds_of_step', 'recipe_for_time', 'duration_text', 'expectation', 'about',
-           'continued', 'remembered', 'differences', 'read_source', 'has_own_pictures', 'run_pictures', 'previews',
-           'logged', 'held_losses', 'stopped_early', 'OwnSystem', 'what_to_train', 'drawn_by', 'plan_source',
-           'remarks_on', 'plan_in_time', 'Watch', 'train_recipe', 'final_weights']
+           'MovedBatches', 'plan', 'seconds_of_step', 'recipe_for_time', 'duration_text', 'about', 'continued',
+           'remembered', 'read_source', 'has_own_pictures', 'run_pictures', 'previews', 'logged', 'held_losses',
+           'stopped_early', 'OwnSystem', 'what_to_train', 'drawn_by', 'plan_source', 'remarks_on', 'plan_in_time',
+           'Watch', 'train_recipe', 'final_weights']
 
 # %% ../../nbs/58_own.ipynb #imports
 import contextlib
@@ -428,7 +428,7 @@ _EXPECTED = {False: ((.25, 'noise, or unfinished pictures'),
                     (.9, 'shapes in the style of yours, of which few can be named'))}
 
 
-def expectation(
+def _expectation(
     n: int,       # pictures
     looks: int,   # at pictures, in all
     each: float,  # seconds a look
@@ -471,8 +471,8 @@ def about(recipe: Recipe, n: int, seconds: float) -> str:  # n pictures, seconds
     noise = recipe.spec.get('schedule')
     noise = f', {noise} schedule' if noise else ''
 
-    result = expectation(n, recipe.steps*recipe.batch, seconds/recipe.batch,
-                         net in _STARTS)
+    result = _expectation(n, recipe.steps*recipe.batch, seconds/recipe.batch,
+                          net in _STARTS)
     return (f'{n} pictures of {h} x {w}, {colour}{moved}{classes}. '
             f'{kind} with {size} parameters{noise}, '
             f'{counted(recipe.steps, "step")} of {counted(recipe.batch, "picture")}: '
@@ -545,7 +545,7 @@ def remembered(found: Folder) -> dict:
     return dict(digest=found.digest, side=[*found.pixels.shape[2:]], files=files)
 
 
-def differences(before: list[str], now: list[str]) -> str:
+def _differences(before: list[str], now: list[str]) -> str:
     "Which files are new, and which are gone, in a few words."
     said = []
     for word, names in (('new', {*now} - {*before}), ('gone', {*before} - {*now})):
@@ -579,7 +579,7 @@ def read_source(
                         source.captions, source.bad or 'skip', progress=progress)
     if source.digest not in (None, found.digest):
         names = [row.name for row in found.rows]
-        other = differences([*source.files], names) if source.files else ''
+        other = _differences([*source.files], names) if source.files else ''
         raise Problem(f'The pictures in {source.folder} are not those that this model '
                       f'was trained on{other}: bring those back, or name their place '
                       'as `data`.')
