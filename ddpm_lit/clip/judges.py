@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['at_side', 'through', 'JudgeClassifier', 'known_names', 'name_and_style', 'roughened', 'cached_emoji',
-           'question_groups', 'places', 'by_classifier', 'questions', 'panel', 'obeyed', 'together', 'closest',
-           'with_nearest', 'originality', 'expected_copies', 'features', 'weigh_emoji', 'emoji_report',
-           'quarter_features', 'held_drawings', 'quarter_distance', 'quarter_row', 'nearest_in_words',
-           'nearest_drawings', 'mean_drawings', 'baseline_rows', 'weigh_scenes']
+           'question_groups', 'places', 'by_classifier', 'questions', 'panel', 'obeyed', 'closest', 'with_nearest',
+           'originality', 'expected_copies', 'features', 'weigh_emoji', 'emoji_report', 'quarter_features',
+           'held_drawings', 'quarter_distance', 'quarter_row', 'nearest_in_words', 'nearest_drawings', 'mean_drawings',
+           'baseline_rows', 'weigh_scenes']
 
 # %% ../../nbs/56_judges.ipynb #imports
 import copy
@@ -318,7 +318,7 @@ def obeyed(
     return p, error/above
 
 # %% ../../nbs/56_judges.ipynb #together
-def together(a: Tensor, b: Tensor) -> dict[str, float]:  # [n] bool: is each right?
+def _together(a: Tensor, b: Tensor) -> dict[str, float]:  # [n] bool: is each right?
     "How often each judge errs, and both; the correlation, and its maximum. Eq. 56.7."
     p, q, both = (v.double().mean().item() for v in (~a, ~b, ~a & ~b))
     found = dict(first=p, second=q, both=both, product=p*q, correlation=0., largest=0.)

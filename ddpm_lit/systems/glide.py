@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['GLIDE', 'TextEncoder', 'TextUNet', 'Glide', 'official_glide', 'small_text', 'small_glide', 'ladder', 'from_clip',
-           'sqrt_min_snr', 'captioned_worlds', 'two_in_order', 'mostly_emoji', 'mostly_in_order', 'caption_batches',
-           'of_half', 'asked_scenes', 'asked_emoji', 'Inpaint', 'widened', 'holes', 'inpainting_batches', 'from_narrow',
-           'out_of_vocabulary']
+           'sqrt_min_snr', 'captioned_worlds', 'mostly_emoji', 'caption_batches', 'of_half', 'asked_scenes',
+           'asked_emoji', 'Inpaint', 'holes', 'from_narrow', 'out_of_vocabulary']
 
 # %% ../../nbs/60_glide.ipynb #imports
 import math
@@ -211,7 +210,7 @@ def captioned_worlds(seed: int = 0, size: int = 32, one: int = 4000, two: int = 
                 shapes('train', two, size, seed + 1, objects=2))
 
 
-def two_in_order(seed: int = 0, size: int = 32, n: int = 12_000) -> Captioned:
+def _two_in_order(seed: int = 0, size: int = 32, n: int = 12_000) -> Captioned:
     "Scenes of two things; each caption names the left or the upper one first."
     return in_order(shapes('train', n, size, seed, objects=2), turned=0.)
 
@@ -221,7 +220,7 @@ def mostly_emoji(seed: int = 0) -> Captioned:
     return captioned_worlds(seed, one=1000, two=3000)
 
 
-def mostly_in_order(seed: int = 0) -> Captioned:
+def _mostly_in_order(seed: int = 0) -> Captioned:
     "Both worlds, each drawing once; a quarter of the captions is turned around."
     return in_order(captioned_worlds(seed, times=1), turned=1/4)
 
@@ -251,8 +250,8 @@ def _base_recipe(name: str, pictures: Callable[[int], Captioned], steps: int) ->
 
 
 register(_base_recipe('glide', mostly_emoji, 12_000),
-         _base_recipe('glide-in-order', two_in_order, 900),
-         _base_recipe('glide-mostly-in-order', mostly_in_order, 1500))
+         _base_recipe('glide-in-order', _two_in_order, 900),
+         _base_recipe('glide-mostly-in-order', _mostly_in_order, 1500))
 register(Recipe('noised-clip-emoji', small_noised_clip,
                 caption_batches(lambda seed: all_but_held(16), 0.), shape=(3, 16, 16),
                 loss=noised_clip_loss, steps=5000, batch=256, settings=dict(lr=1e-3),
@@ -311,7 +310,7 @@ class Inpaint(nn.Module):
 
 # %% ../../nbs/60_glide.ipynb #widened
 @torch.no_grad()
-def widened(wide: Glide, narrow: Glide) -> Glide:
+def _widened(wide: Glide, narrow: Glide) -> Glide:
     "The weights of `narrow`; zeros for the channels that only `wide` reads. Eq. 60.11."
     # a wrapper has no tensors of its own, so both have the same ones in the same order
     tensors = wide.state_dict().values(), narrow.state_dict().values()
@@ -338,7 +337,7 @@ def holes(n: int, side: int, all_gone: float = .2) -> Tensor:  # [n 1 side side]
     return 1 - hole.float()[:, None]
 
 # %% ../../nbs/60_glide.ipynb #inpaint-recipes
-def inpainting_batches(batches: Callable) -> Callable:
+def _inpainting_batches(batches: Callable) -> Callable:
     "The `batches` of a recipe with holes in what is known of each picture. Eq. 60.10."
     def start(batch, seed, device):
         pairs = batches(batch, seed, device)
@@ -357,11 +356,11 @@ def inpainting_batches(batches: Callable) -> Callable:
 
 def from_narrow(name: str, model: Glide) -> Glide:  # name: of trained weights
     "Inpainting starts from the weights of a trained text-to-image model. Eq. 60.11."
-    return widened(model, load_weights(name)[0])
+    return _widened(model, load_weights(name)[0])
 
 
 register(Recipe('glide-inpaint', partial(small_glide, Inpaint, 4),
-                inpainting_batches(caption_batches(captioned_worlds)), steps=4000,
+                _inpainting_batches(caption_batches(captioned_worlds)), steps=4000,
                 start=partial(from_narrow, 'glide'), settings=dict(lr=5e-4), **GLIDE))
 
 # %% ../../nbs/60_glide.ipynb #unheard
