@@ -21,7 +21,7 @@ from ..nets.unet import UpsamplerUNet
 from .clip import BLOCK, NTH, NameTable, nearest_step, prefixed
 from .unet import Layout, attention_levels, build_empty, load_official
 from .unet import known_options, only, projection
-from ..systems.glide import Glide, Inpaint, official_glide
+from ..systems.glide import Glide, GlideSizes, Inpaint, official_glide
 from ..core.tensors import read_tensors
 
 # %% ../../nbs/76_glide_layouts.ipynb #layout
@@ -143,12 +143,12 @@ def glide_openai(kind: str,  # base, inpaint, upsample or upsample-inpaint
 
     levels = attention_levels(c)
     wide = c['num_head_channels']
-    net = official_glide(
+    sizes = GlideSizes(
         c['model_channels'], c['channel_mult'], c['num_res_blocks'], levels,
         heads=c['num_heads'], head_width=None if wide == -1 else wide,
         dropout=c['dropout'], size=c['n_vocab'], length=c['text_ctx'],
-        width=c['xf_width'], layers=c['xf_layers'], text_heads=c['xf_heads'],
-        channels_in=m.channels, wrap=m.wrap, level_input=nearest_step(m.schedule))
+        width=c['xf_width'], layers=c['xf_layers'], text_heads=c['xf_heads'])
+    net = official_glide(sizes, m.channels, m.wrap, nearest_step(m.schedule))
     net.layout = GlideLayout('openai', legacy=True)
     net.schedule = m.schedule
     return net

@@ -33,7 +33,7 @@ from ..nets.transformer import gelu
 from ..nets.unet import (
     Attention, ResBlock, UpsamplerUNet, UNet, adm_unet, ddpm_unet, halve, iddpm_unet)
 from ..systems.dalle2 import Decoder, ImageProjection
-from ..systems.glide import Inpaint, official_glide
+from ..systems.glide import GlideSizes, Inpaint, official_glide
 from ..systems.prior import Prior, PriorNet
 from ..train.fit import split_batch
 from ..train.recipe import Recipe, register
@@ -533,11 +533,12 @@ def _glide_preset(name: str, side: int, stated: str,
     base, width, layers, heads = sizes_of
     small = side == 64
     sizes = dict(base=base, mults=_SHAPES[side], depth=3 if small else 2,
-                 attention=levels(side, 32, 16, 8), channels_in=channels_in)
-    build = partial(official_glide, **sizes, width=width, layers=layers, text_heads=heads,
-                    wrap=wrap)
+                 attention=levels(side, 32, 16, 8))
+    build = partial(official_glide, GlideSizes(**sizes, width=width, layers=layers,
+                                               text_heads=heads), channels_in, wrap)
 
-    cost = count_unet(side, **sizes, channels_out=6, m=128, d=width)
+    cost = count_unet(side, **sizes, channels_in=channels_in, channels_out=6, m=128,
+                      d=width)
     cost += _count_text_encoder(128, width, layers, 4*base)
 
     where = _GLIDE_REGIME if regime.steps else f'{_GLIDE_CODE}/model_creation.py'
@@ -626,8 +627,8 @@ def _count_prior(dim: int = 1024, l: int = 256, w: int = 2048, layers: int = 24)
 
 def _unclip_decoder() -> Decoder:
     "The decoder: the large GLIDE with longer sentences and a CLIP embedding."
-    glide = official_glide(**_WIDE, width=2048, layers=24, text_heads=32, length=256)
-    return Decoder(glide, ImageProjection(1024, 2048, 2048))
+    sizes = GlideSizes(**_WIDE, width=2048, layers=24, text_heads=32, length=256)
+    return Decoder(official_glide(sizes), ImageProjection(1024, 2048, 2048))
 
 
 def _count_decoder(
