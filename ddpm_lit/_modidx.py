@@ -91,8 +91,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                          'ddpm_lit.baselines.flow.Flow.nats': ('flow.html#flow.nats', 'ddpm_lit/baselines/flow.py'),
                                          'ddpm_lit.baselines.flow.Flow.sample': ('flow.html#flow.sample', 'ddpm_lit/baselines/flow.py'),
                                          'ddpm_lit.baselines.flow.Logit': ('flow.html#logit', 'ddpm_lit/baselines/flow.py'),
-                                         'ddpm_lit.baselines.flow.Logit.__init__': ( 'flow.html#logit.__init__',
-                                                                                     'ddpm_lit/baselines/flow.py'),
                                          'ddpm_lit.baselines.flow.Logit.forward': ('flow.html#logit.forward', 'ddpm_lit/baselines/flow.py'),
                                          'ddpm_lit.baselines.flow.Logit.inverse': ('flow.html#logit.inverse', 'ddpm_lit/baselines/flow.py'),
                                          'ddpm_lit.baselines.flow._flow_pictures': ( 'flow.html#_flow_pictures',

@@ -255,17 +255,19 @@ def by_classifier(
     return score, style
 
 # %% ../../nbs/56_judges.ipynb #questions-of
+_AMONG = 100  # names, one of which is the right one
+
+
 def questions(
     title: str,
     x: Tensor,  # [n 3 32 32]
     rows: Sequence[Emoji],  # [n], whose captions were the prompts
     judges: dict,
-    k: int = 100,
     seed: int = 0,
     both: bool = False,  # a row for name and style at once, too
 ) -> tuple[list[dict], dict]:  # rows for `table`; judge -> [n] bool of R@1
-    "Each judge's hits for the prompts: the name among k, the style. Eq. 56.5, 55.7."
-    groups = question_groups([r.name for r in rows], k, seed)
+    "Each judge's hits for the prompts: the name among 100, the style. Eq. 56.5, 55.7."
+    groups = question_groups([r.name for r in rows], _AMONG, seed)
     style = F.one_hot(name_and_style(rows)[:, 1], len(STYLES)).bool()
     rank = {}
     right = {}
@@ -279,22 +281,21 @@ def questions(
     out = []
     for r in (1, 5):
         hits = {who: place <= r for who, place in rank.items()}
-        out.append(row(f'{title}: name, of {k}', f'R@{r}', hits, r/k, family))
+        out.append(row(f'{title}: name, of {_AMONG}', f'R@{r}', hits, r/_AMONG,
+                       family))
     out.append(row(f'{title}: style, of {len(STYLES)}', 'accuracy', right, 1/len(STYLES),
                    family))
     if both:
         hits = {who: first[who] & right[who] for who in judges}
-        by_chance = 1/k/len(STYLES)
+        by_chance = 1/_AMONG/len(STYLES)
         out.append(row(f'{title}: name and style', 'share', hits, by_chance, family))
     return out, first
 
 
-def panel(
-    reader: ZeroShotClassifier | None = None,  # None: the CLIP that ships with the book
-    classifier: JudgeClassifier | None = None,  # None: the shipped one
-) -> dict[str, Callable]:
-    "The judges of emoji by name."
-    reader = reader or ZeroShotClassifier(load_weights('clip')[0])
+def panel(classifier: JudgeClassifier | None = None  # None: the shipped one
+          ) -> dict[str, Callable]:
+    "The judges of emoji by name; the CLIP is the one that ships with the book."
+    reader = ZeroShotClassifier(load_weights('clip')[0])
     classifier = classifier or load_weights('emoji-classifier')[0]
     return dict(clip=functools.partial(_by_clip, reader),
                 classifier=functools.partial(by_classifier, classifier))
@@ -490,9 +491,6 @@ def weigh_emoji(
     pictures: Tensor,  # [n 3 h h] in [-1, 1], h 16, 32 or 64
     rows: Sequence[Emoji],  # [n], whose captions were the prompts
     trained: Captioned | None = None,  # at 32 pixels; None: all not held back
-    reader: ZeroShotClassifier | None = None,
-    classifier: JudgeClassifier | None = None,  # None: those that ship with the book
-    k: int = 100,
     seed: int = 0,
 ) -> dict:  # rows for `table`, features of `weigh`, copies of `originality`
     "All measures of pictures of emoji, beside chance and drawings. Eq. 56.5-56.9, 56.11."
@@ -501,9 +499,8 @@ def weigh_emoji(
         raise Problem(f'{len(pictures)} pictures and {n} captions: give each '
                       'picture the row of its prompt, and at least four of them.')
     real = _drawings_of(rows)
-    classifier = classifier or load_weights('emoji-classifier')[0]
-    classifier = copy.deepcopy(classifier).cpu().eval()
-    judges = panel(reader, classifier)
+    classifier = load_weights('emoji-classifier')[0]
+    judges = panel(classifier)
     pictures = pictures.detach().float().cpu()
     if not trained:
         trained = cached_emoji('train')
@@ -516,13 +513,13 @@ def weigh_emoji(
     out = []
     hits = {}
     for title, x in sets.items():
-        lines, hits[title] = questions(title, x, rows, judges, k, seed, both=True)
+        lines, hits[title] = questions(title, x, rows, judges, seed=seed, both=True)
         out += lines
 
     # what share shows what was named
     h = pictures.shape[-1]
     best = hits['real, through 16 pixels' if h < 32 else 'real drawings']
-    out.append(_shown_row(hits['painted'], best, 1/k, [r.family for r in rows]))
+    out.append(_shown_row(hits['painted'], best, 1/_AMONG, [r.family for r in rows]))
 
     # the judge classifier's features
     cloud = features(sets['painted'], {r.style for r in rows}, h, classifier, seed)
@@ -584,10 +581,9 @@ def quarter_distance(
 def quarter_row(
     title: str,
     pictures: Tensor,  # [n 3 64 64] in [-1, 1], of emoji
-    classifier: JudgeClassifier | None = None,
 ) -> dict:  # a row for `table`
     "The distance of quarters, of real drawings, of two sets of one Gaussian. Eq. 56.12."
-    found = quarter_distance(pictures, classifier)
+    found = quarter_distance(pictures)
     return dict(task=f'{title}: quarters at 64 pixels', measure='distance',
                 n=len(pictures), distance=found['frechet'],
                 real=found['real']['frechet'], floor=found['floor'])
@@ -628,7 +624,6 @@ def baseline_rows(
     rows: Sequence[Emoji],  # [n], whose captions were the prompts
     trained: Captioned,
     judges: dict[str, Callable] | None = None,  # None: `panel()`
-    k: int = 100,
     seed: int = 0,
 ) -> list[dict]:  # rows for `table`
     "What the judges find in drawings that need no model. Eq. 56.5, 56.13."
@@ -637,7 +632,7 @@ def baseline_rows(
             "nearest caption's drawing": nearest_drawings(rows, trained)}
     out = []
     for title, x in sets.items():
-        lines, _ = questions(title, at_side(x), rows, judges, k, seed, both=True)
+        lines, _ = questions(title, at_side(x), rows, judges, seed=seed, both=True)
         out += [line for line in lines if line['measure'] != 'R@5']
     return out
 

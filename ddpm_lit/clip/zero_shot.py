@@ -336,16 +336,14 @@ class LinearCLIP:
         pixels: Tensor,  # [n 3 h h] uint8
         texts: Sequence[str],
         held: Tensor,  # [n] bool
-        size: int = 16,
     ):
         self.bag = BagOfWords(texts)
-        self.size = size
         y = self.bag(texts)
         self.usual = y.mean(0)
         self.map, self.strength = ridge(self.looks(pixels), y, held)
 
     def looks(self, pixels: Tensor) -> Tensor:  # [n 3 h h] uint8 -> [n d]
-        return to_unit(smaller(pixels, self.size)).flatten(1)
+        return to_unit(smaller(pixels, 16)).flatten(1)
 
     def pictures(self, pixels: Tensor) -> Tensor:
         more = self.map(self.looks(pixels)) - self.usual  # than most pictures have
@@ -387,8 +385,6 @@ def fit_probe(
     y: Tensor,  # [n]
     k: int,
     held: Tensor,  # [n] bool: the part to choose l2 by
-    l2s: Sequence[float] = (1., 1e-1, 1e-2, 1e-3),
-    steps: int = 40,
 ) -> tuple[Callable[[Tensor], Tensor], float]:  # [m d] -> [m k]; l2
     "A probe of standardised features; l2 from the held part, then all is used. Eq. 55.9."
     middle = x.mean(0)
@@ -396,11 +392,11 @@ def fit_probe(
     z = (x - middle)/spread
 
     def error(l2):
-        w = probe(z[~held], y[~held], k, l2, steps)
+        w = probe(z[~held], y[~held], k, l2, steps=40)
         return _probe_loss(w, z[held], y[held], 0.).item()
 
-    best = min(l2s, key=error)
-    w = probe(z, y, k, best, steps)
+    best = min((1., 1e-1, 1e-2, 1e-3), key=error)
+    w = probe(z, y, k, best, steps=40)
     return lambda new: (new - middle)/spread @ w[:-1] + w[-1], best
 
 

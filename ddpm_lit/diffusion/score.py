@@ -143,7 +143,6 @@ def log_likelihood(
         x: Tensor,  # [b ...] at the first of the levels
         levels: Grid,  # ever noisier, as grid(...).flip() is
         probes: int | None = None,  # None: the exact trace
-        noise=signs,
         # log density [b] at the last level; None: N(0, I)
         prior: Callable[[Tensor, Level], Tensor] | None = None,
 ) -> Tensor:  # [b], nats
@@ -162,7 +161,7 @@ def log_likelihood(
             half = x + h/2*drift(denoiser, x, s)
 
         # the whole step by f = (sigma^2 x - sigma eps)/2 and its divergence there
-        eps, div = divergence(lambda x: denoiser(x, middle).eps, half, probes, noise)
+        eps, div = divergence(lambda x: denoiser(x, middle).eps, half, probes)
         x = x + h/2*(middle.sigma**2*half - middle.sigma*eps)
         total = total + h/2*(middle.sigma**2*x[0].numel() - middle.sigma*div)
 

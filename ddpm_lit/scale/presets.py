@@ -605,15 +605,9 @@ _UNCLIP = ('Ramesh et al. 2022, Hierarchical text-conditional image generation w
 _WIDE = dict(base=512, mults=_SHAPES[64], depth=3, attention=(1, 2, 3))
 
 
-def _unclip_prior(
-    dim: int = 1024,  # of an embedding
-    l: int = 256,  # words at most
-    width: int = 2048,
-    layers: int = 24,
-    heads: int = 32,
-) -> Prior:
+def _unclip_prior() -> Prior:
     "The diffusion prior; its 32 heads are those of the text encoders beside it."
-    return Prior(PriorNet(dim, dim, l, width, layers, heads))
+    return Prior(PriorNet(1024, 1024, 256, 2048, 24, 32))
 
 
 def _count_prior(dim: int = 1024, l: int = 256, w: int = 2048, layers: int = 24) -> Cost:
@@ -631,12 +625,11 @@ def _unclip_decoder() -> Decoder:
     return Decoder(official_glide(sizes), ImageProjection(1024, 2048, 2048))
 
 
-def _count_decoder(
-    l: int = 256,
-    w: int = 2048,
-    seen: int = 4,  # words made of an embedding
-) -> Cost:
+def _count_decoder() -> Cost:
     "The U-Net reads words and embedding; both are made beforehand. Eq. 70.4, 70.5."
+    l = 256
+    w = 2048
+    seen = 4  # words made of an embedding
     unet = count_unet(64, **_WIDE, channels_out=6, m=l + seen, d=w)
     embedding = count_linear(1024, 4*512) + count_linear(1024, seen*w)
     return unet + _count_text_encoder(l, w, 24, 4*512) + embedding.beforehand()

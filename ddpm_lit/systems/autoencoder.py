@@ -159,12 +159,11 @@ class Autoencoder(nn.Module):
         return self
 
 # %% ../../nbs/65_autoencoder.ipynb #small
-def small_autoencoder(base: int = 64, mults: Sequence[int] = (1, 2, 4), depth: int = 1,
-                      latent: int = 8) -> Autoencoder:
+def small_autoencoder(base: int = 64, mults: Sequence[int] = (1, 2, 4)) -> Autoencoder:
     "Pictures of 64 pixels as 8 x 8 latents: 4.6 million parameters. Eq. 65.1."
-    sizes = AutoencoderSizes([base*m for m in mults], depth, norm_small, middle=False)
-    encoder = PictureEncoder(12, latent, sizes, lambda c: Resample(halve))
-    decoder = LatentDecoder(12, latent, sizes, lambda c: Resample(double))
+    sizes = AutoencoderSizes([base*m for m in mults], 1, norm_small, middle=False)
+    encoder = PictureEncoder(12, 8, sizes, lambda c: Resample(halve))
+    decoder = LatentDecoder(12, 8, sizes, lambda c: Resample(double))
     return Autoencoder(encoder, decoder, 2*2**(len(mults) - 1), unshuffle=2)
 
 # %% ../../nbs/65_autoencoder.ipynb #kl

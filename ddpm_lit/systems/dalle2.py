@@ -114,7 +114,6 @@ def from_glide(name: str, model: Decoder) -> Decoder:  # name: of trained weight
 
 # %% ../../nbs/63_dalle2.ipynb #recipes
 def _embedding_caption_batches(pictures: Callable[[int], Captioned],  # seed -> pictures
-                               drop_seen: float = .1,
                                drop_caption: float = .5) -> Callable:
     "The `batches` of a decoder: pictures, embeddings, captions, some dropped. Eq. 63.3."
     def start(batch, seed, device):
@@ -126,7 +125,7 @@ def _embedding_caption_batches(pictures: Callable[[int], Captioned],  # seed -> 
         def step(i: int):
             rows, texts, rng = source.words(i)
             rows = torch.from_numpy(rows).to(device)
-            seen = torch.from_numpy(rng.random(batch) >= drop_seen).to(device)
+            seen = torch.from_numpy(rng.random(batch) >= .1).to(device)
             x0 = to_unit(data.pixels[rows])
             tokens = source.tokens(texts).to(device)
             return x0, dict(z_image=z[rows]*seen[:, None], tokens=tokens)

@@ -155,11 +155,9 @@ def small_text(out: int, width: int = 128, layers: int = 3) -> TextEncoder:
 
 def small_glide(wrap: Callable[[nn.Module], nn.Module] = identity,
                 more: int = 0,  # channels to read beyond those of x
-                base: int = 64,
-                mults=(1, 2, 4),
-                attention=(1, 2)) -> Glide:
+                base: int = 64) -> Glide:
     "GLIDE for pictures of 32 x 32 and our captions: 12.9 million parameters. Eq. 60.3."
-    net = small_unet(3 + more, 0, base, mults, 1, attention, unshuffle=2,
+    net = small_unet(3 + more, 0, base, (1, 2, 4), 1, (1, 2), unshuffle=2,
                      learn_variance=True, channels_out=3, tokens=128)
     return Glide(wrap(TextUNet(net)), small_text(4*base))
 
@@ -215,17 +213,17 @@ def sqrt_min_snr(log_snr: Tensor) -> Tensor:
     return min_snr()(log_snr).sqrt()
 
 
-def captioned_worlds(seed: int = 0, size: int = 32, one: int = 4000, two: int = 12_000,
+def captioned_worlds(seed: int = 0, one: int = 4000, two: int = 12_000,
                      times: int = 4) -> Captioned:  # an emoji for each time of a scene
     "Emoji and scenes in one set, without the drawings and pairs that are kept back."
-    drawings = [all_but_held(size)]*times
-    return join(*drawings, shapes('train', one, size, seed, objects=1),
-                shapes('train', two, size, seed + 1, objects=2))
+    drawings = [all_but_held(32)]*times
+    return join(*drawings, shapes('train', one, 32, seed, objects=1),
+                shapes('train', two, 32, seed + 1, objects=2))
 
 
-def _two_in_order(seed: int = 0, size: int = 32, n: int = 12_000) -> Captioned:
+def _two_in_order(seed: int = 0, n: int = 12_000) -> Captioned:
     "Scenes of two things; each caption names the left or the upper one first."
-    return in_order(shapes('train', n, size, seed, objects=2), turned=0.)
+    return in_order(shapes('train', n, 32, seed, objects=2), turned=0.)
 
 
 def mostly_emoji(seed: int = 0) -> Captioned:
@@ -303,10 +301,9 @@ def asked_emoji(part: str, n: int, seed: int) -> list[Emoji]:
 # %% ../../nbs/60_glide.ipynb #inpaint
 class Inpaint(nn.Module):
     "A network that also reads known pixels and their mask. Eq. 60.10 (GLIDE sec. 4.3)."
-    def __init__(self, net: nn.Module, channels: int = 3):  # of a picture
+    def __init__(self, net: nn.Module):
         super().__init__()
         self.net = net
-        self.channels = channels
 
     def forward(self,
                 x: Tensor,             # [b c h w]
@@ -315,8 +312,8 @@ class Inpaint(nn.Module):
                 mask: Tensor | None = None,   # [b 1 h w], 1 where `known` is known
                 **condition) -> Tensor:
         if known is None or mask is None:
-            known = x.new_zeros(len(x), self.channels, *x.shape[2:])
-            mask = x.new_zeros(len(x), 1, *x.shape[2:])
+            known = torch.zeros_like(x)
+            mask = torch.zeros_like(x[:, :1])
         known = known.to(x)
         mask = mask.to(x)
         return self.net(torch.cat([x, known*mask, mask], 1), t, **condition)

@@ -237,12 +237,11 @@ def denoise(denoiser: Denoiser,
             noisy: Tensor,  # [b ...] data plus noise of std level.edm_sigma
             level: Level,
             levels: Grid,
-            variance=learned_range,
-            noise=torch.randn_like) -> Iterator[Tensor]:
+            variance=learned_range) -> Iterator[Tensor]:
     "Draw from p(x0 | data plus white noise): run the chain from that level. Eq. 26.12."
     rest = levels.log_snr[levels.log_snr > level.log_snr.reshape(())]
     from_there = Grid(torch.cat([level.log_snr.reshape(1).to(rest), rest]))
-    return ancestral(denoiser, from_there, level.signal*noisy, variance, noise)
+    return ancestral(denoiser, from_there, level.signal*noisy, variance)
 
 
 def inpaint(denoiser: Denoiser,

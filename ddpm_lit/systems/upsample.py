@@ -154,7 +154,6 @@ def _recoloured(x0: Tensor, tokens: Tensor,  # [b 3 h w], [b l]
 
 def upsampling_batches(pictures: Callable[[int], Captioned],  # seed -> pictures
                        most: float = .5,        # the largest u
-                       recolour: float = .25,   # the share of `_recoloured`
                        spoiled: Callable[[Tensor], Tensor] = identity) -> Callable:
     "The `batches` of an upsampler: captions, small pictures and their noise. Eq. 61.2."
     def start(batch, seed, device):
@@ -163,7 +162,7 @@ def upsampling_batches(pictures: Callable[[int], Captioned],  # seed -> pictures
         def at(step):
             # `fit` seeds torch for each step, so seed and step decide on all of it
             x0, condition = pairs(step)
-            x0, tokens = _recoloured(x0, condition['tokens'], recolour)
+            x0, tokens = _recoloured(x0, condition['tokens'], .25)
             u = most*torch.rand(len(x0)).to(x0)
             low = noise_augmented(spoiled(lower(x0)), u)
             return x0, dict(tokens=tokens, low=low, u=u)
