@@ -422,11 +422,12 @@ def _tuning_found(system: str, found: Folder, source: Source) -> Recipe:
         raise Problem(f'None of the {len(found)} pictures in {source.folder} '
                       f'has a caption: {cure}.')
 
+    as_read = remembered(found)  # with the captions of the files: by it a run is resumed
     if source.style_word:
         found = _in_style(found, source.style_word)
         source = _style_settings(source)
     pictures = found.captioned(source.bad or 'skip')
-    kept = source.changed(pictures=len(pictures), **remembered(found))
+    kept = source.changed(pictures=len(pictures), **as_read)
     recipe = plan_tuning(system, pictures, source.name, source.rank, source.whole,
                          source.share_old, kept)
     if not source.style_word:
