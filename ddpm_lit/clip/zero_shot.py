@@ -385,6 +385,7 @@ def fit_probe(
     y: Tensor,  # [n]
     k: int,
     held: Tensor,  # [n] bool: the part to choose l2 by
+    l2s: Sequence[float] = (1., 1e-1, 1e-2, 1e-3),
 ) -> tuple[Callable[[Tensor], Tensor], float]:  # [m d] -> [m k]; l2
     "A probe of standardised features; l2 from the held part, then all is used. Eq. 55.9."
     middle = x.mean(0)
@@ -395,7 +396,7 @@ def fit_probe(
         w = probe(z[~held], y[~held], k, l2, steps=40)
         return _probe_loss(w, z[held], y[held], 0.).item()
 
-    best = min((1., 1e-1, 1e-2, 1e-3), key=error)
+    best = min(l2s, key=error)
     w = probe(z, y, k, best, steps=40)
     return lambda new: (new - middle)/spread @ w[:-1] + w[-1], best
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GLIDE', 'TextEncoder', 'TextUNet', 'Glide', 'GlideSizes', 'official_glide', 'small_text', 'small_glide', 'ladder',
            'from_clip', 'sqrt_min_snr', 'captioned_worlds', 'mostly_emoji', 'caption_batches', 'of_half',
-           'asked_scenes', 'asked_emoji', 'Inpaint', 'holes', 'from_narrow', 'out_of_vocabulary']
+           'asked_scenes', 'asked_emoji', 'Inpaint', 'holes', 'inpainting_batches', 'from_narrow', 'out_of_vocabulary']
 
 # %% ../../nbs/60_glide.ipynb #imports
 import math
@@ -347,7 +347,7 @@ def holes(n: int, side: int, all_gone: float = .2) -> Tensor:  # [n 1 side side]
     return 1 - hole.float()[:, None]
 
 # %% ../../nbs/60_glide.ipynb #inpaint-recipes
-def _inpainting_batches(batches: Callable) -> Callable:
+def inpainting_batches(batches: Callable) -> Callable:
     "The `batches` of a recipe with holes in what is known of each picture. Eq. 60.10."
     def start(batch, seed, device):
         pairs = batches(batch, seed, device)
@@ -370,7 +370,7 @@ def from_narrow(name: str, model: Glide) -> Glide:  # name: of trained weights
 
 
 register(Recipe('glide-inpaint', partial(small_glide, Inpaint, 4),
-                _inpainting_batches(caption_batches(captioned_worlds)), steps=4000,
+                inpainting_batches(caption_batches(captioned_worlds)), steps=4000,
                 start=partial(from_narrow, 'glide'), settings=dict(lr=5e-4), **GLIDE))
 
 # %% ../../nbs/60_glide.ipynb #unheard

@@ -30,8 +30,9 @@ from ..guide.cfg import cfg_batched
 from ..guide.classifier import guide
 from ..guide.edit import blocks, project_x0
 from ..nets.unet import TimeEmbedding, UpsamplerUNet, double, halve, small_unet
-from .glide import (
-    Glide, Inpaint, TextEncoder, caption_batches, from_narrow, holes, of_half)
+from ddpm_lit.systems.glide import (
+    Glide, Inpaint, TextEncoder, caption_batches, from_narrow, inpainting_batches,
+    of_half)
 from ddpm_lit.systems.pipeline import (
     Part, Request, at_size, from_strength, in_stages, keep_known, known_at, noised_start,
     weights_on)
@@ -275,26 +276,10 @@ class InpaintingUpsampler(Upsampler):
         return super().forward(x, t, low=low, u=u, known=known, **condition)
 
 
-def _with_holes(batches: Callable) -> Callable:
-    "The `batches` of an upsampler, with a hole in each large picture. Eq. 61.12."
-    def start(batch, seed, device):
-        rows = batches(batch, seed, device)
-
-        def at(step):
-            x0, condition = rows(step)
-
-            # `fit` seeds torch for each step, so seed and step decide on the holes, too
-            mask = holes(len(x0), x0.shape[-1]).to(x0)
-            return x0, dict(condition, known=x0, mask=mask)
-
-        return at
-
-    return start
-
-
 register(upsampler_recipe('glide-up-64-inpaint',
                           partial(small_upsampler, .09, InpaintingUpsampler, Inpaint, 4),
-                          _with_holes(upsampling_batches(partial(two_worlds, size=64))),
+                          inpainting_batches(
+                              upsampling_batches(partial(two_worlds, size=64))),
                           64, .09, 1000, settings=dict(lr=5e-4),
                           start=partial(from_narrow, 'glide-up-64')))
 
