@@ -312,8 +312,8 @@ class Inpaint(nn.Module):
                 mask: Tensor | None = None,   # [b 1 h w], 1 where `known` is known
                 **condition) -> Tensor:
         if known is None or mask is None:
-            known = torch.zeros_like(x)
-            mask = torch.zeros_like(x[:, :1])
+            known = x.new_zeros(len(x), 3, *x.shape[2:])  # x may have channels beside it
+            mask = x.new_zeros(len(x), 1, *x.shape[2:])
         known = known.to(x)
         mask = mask.to(x)
         return self.net(torch.cat([x, known*mask, mask], 1), t, **condition)
