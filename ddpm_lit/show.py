@@ -311,11 +311,13 @@ def _embedded(picture) -> str:  # a PIL image
 
 class Film:
     "The states of a run as one sheet that plays: HTML that carries it with it."
+    seconds = 4.  # from the first frame to the last
+
     def __init__(self,
                  frames: Iterable,  # each [n c h w] in [-1, 1], or a figure (closed)
                  labels: Sequence[str], alt: str = '',
                  still=None,  # a figure for who has no script (closed); None: the sheet
-                 columns: int = 10, width: str = '100%', seconds: float = 4.):
+                 columns: int = 10, width: str = '100%'):
         from PIL import Image
         self.labels = [*map(str, labels)]
         self.pixels = self.grey = False
@@ -347,7 +349,6 @@ class Film:
             self.sheet = self.sheet.convert('L')
         self.alt = alt
         self.width = width
-        self.seconds = seconds
         self.still = None
         if still:
             drawn = Image.open(io.BytesIO(_figure_png(still, still.dpi)))

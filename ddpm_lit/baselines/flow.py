@@ -132,9 +132,7 @@ _GREY = 2/255  # the width of a grey value in [-1, 1]
 class Logit(nn.Module):
     "From noisy bytes, in [-1, 1] and half a grey beyond, to the whole line. Eq. 35.10."
 
-    def __init__(self, margin: float = 1e-6):
-        super().__init__()
-        self.margin = margin
+    margin = 1e-6
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # [b d]
         shrink = (1 - 2*self.margin)/(2 + _GREY)

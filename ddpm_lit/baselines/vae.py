@@ -43,21 +43,20 @@ def _density_nats(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:  # all [b ...
 class VAE(Baseline):
     "A few latents behind x: trained by a bound, drawn in one evaluation. Eq. 34.1-34.5."
     likelihood = 'bound'
+    log_floor = -5.  # of the decoder's log std
 
-    def __init__(self, shape: tuple[int, ...], latents: int, width: int, depth: int = 2,
+    def __init__(self, shape: tuple[int, ...], latents: int, width: int,
                  bytes: bool = False,  # x are pictures of bytes, or else points
                  first: float = 1.,
-                 log_floor: float = -5.,  # of the decoder's log std
                  start: float = 0.):  # log std of both networks at the start
         super().__init__()
         self.shape = tuple(shape)
         self.latents = latents
         self.bytes = bytes
-        self.log_floor = log_floor
 
         d = math.prod(shape)
-        self.encoder = network(d, width, 2*latents, depth, first)
-        self.decoder = network(latents, width, 2*d, depth, first)
+        self.encoder = network(d, width, 2*latents, first=first)
+        self.decoder = network(latents, width, 2*d, first=first)
         with torch.no_grad():
             for net in (self.encoder, self.decoder):
                 *_, bias = net.parameters()
@@ -125,7 +124,7 @@ class VAE(Baseline):
 # %% ../../nbs/34_vae.ipynb #make-points
 def vae_points() -> VAE:
     "The model of points in the plane that notebook 37 compares: 19,976 parameters."
-    return VAE((2,), latents=2, width=96, depth=2, first=2., start=-2.)
+    return VAE((2,), latents=2, width=96, first=2., start=-2.)
 
 
 # batch: of points; the rest is for `fit`; half a minute of one core
@@ -134,7 +133,7 @@ _POINTS = dict(batch=256, steps=10_000, lr=5e-3, warmup=50, bf16=False)
 # %% ../../nbs/34_vae.ipynb #make-pictures
 def vae_pictures(latents: int = 16) -> VAE:
     "The model of 14 x 14 grey pictures that notebook 37 compares: 295,336 parameters."
-    return VAE((1, 14, 14), latents, width=256, depth=2, bytes=True)
+    return VAE((1, 14, 14), latents, width=256, bytes=True)
 
 
 # 40 seconds of one core

@@ -267,14 +267,14 @@ def _draw_pieces(out: Path, ask: _Ask) -> list[dict]:  # path, shows
               help='Train for so many steps instead: the same pictures on every run.')
 @click.option('--n', type=Count(1), default=80, show_default=True,
               help='Digits on each sheet.')
-@options('seed', 'device', 'threads', 'json')
-def demo_command(out, seconds, steps, n, seed, device, threads, as_json):
+@options('seed', 'place', 'json')
+def demo_command(out, seconds, steps, n, seed, place, as_json):
     """See it work: nine pictures in about two minutes. Noise a digit, denoise a swiss
     roll, train on real digits, sample, paint captions."""
     check_output(Path(out)/next(iter(_PIECES)))
     for name in _PIECES:
         check_unnamed(Path(out)/name)
-    ask = _Ask(seconds, steps, n, seed, start(device, threads))
+    ask = _Ask(seconds, steps, n, seed, start(**place))
     pictures = _draw_pieces(Path(out), ask)
     emit(as_json, dict(out=str(out), seed=seed, **ask.details, pictures=pictures),
          '\n'.join(f'{p["path"]}\n    {p["shows"]}' for p in pictures))

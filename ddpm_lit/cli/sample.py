@@ -75,7 +75,7 @@ def _sample_weights(draw: _Draw, label: str | None, layout: str | None,
     began = time.perf_counter()
     with Bars() as bars:
         drawn, bf16 = sample_model(model, recipe, draw.n, label, seed=draw.seed,
-                                   device=draw.device, **guided, **how,
+                                   device=draw.device, guided=guided, **how,
                                    progress=partial(bars, f'sample {recipe.name}'))
     seconds = time.perf_counter() - began
 

@@ -172,17 +172,21 @@ def _tell(words: str):
     note(command.in_options(words))
 
 
-def _run_in(recipe, init: bool | str,                               # of the run
-            run: dict, given: dict, watch: dict, place: dict,       # options
-            team, device) -> dict | None:  # None: not the first process
-    "Train a recipe in its folder, and say what came of it."
+def _place_for(place: dict, team, device):  # place: options
+    "Where a run computes, as `train_recipe` asks for it."
     from ddpm_lit.scale.distributed import checkpoint_activations
+    from ddpm_lit.train.run import Place
+    prepare = checkpoint_activations if place['recompute'] else identity
+    return Place(device, team, place['channels_last'], place['compile'], prepare)
+
+
+def _run_in(recipe, init: bool | str, run: dict, given: dict, watch: dict,
+            where) -> dict | None:  # a `Place`; None: not the first process
+    "Train a recipe in its folder, and say what came of it."
     from ddpm_lit.systems.own import Watch, final_weights, train_recipe
-    from ddpm_lit.train.run import Place, Stopped, folder_of_weights
+    from ddpm_lit.train.run import Stopped, folder_of_weights
 
     store = folder_of_weights() if run['ship'] else None
-    prepare = checkpoint_activations if place['recompute'] else identity
-    where = Place(device, team, place['channels_last'], place['compile'], prepare)
     try:
         with Bars() as bars:
             progress = partial(bars, f'train {recipe.name}')
@@ -192,7 +196,7 @@ def _run_in(recipe, init: bool | str,                               # of the run
                                    watching)
             return final_weights(trained, int(run['bits']), store)
     except Stopped as e:
-        if team.first:
+        if where.team.first:
             _tell(str(e))
         raise click.exceptions.Exit(e.exit_code) from e
 
@@ -239,7 +243,8 @@ def train_command(name, own, run, given, watch, place, as_json):
                                       given['micro'], device, _tell)
 
         # the run
-        found = _run_in(recipe, init, run, given, watch, place, team, device)
+        where = _place_for(place, team, device)
+        found = _run_in(recipe, init, run, given, watch, where)
         if found:
             emit(as_json, found, _training_report(found))
 
@@ -248,18 +253,20 @@ def train_command(name, own, run, given, watch, place, as_json):
 @click.argument('name')
 @click.option('--steps', type=Count(1, 16), required=True,
               help='In how many steps it will draw.')
-@click.option('--train-steps', type=Count(1), help='Steps of training.  [default: 1000]')
 @grouped('run',
          click.option('--out', type=click.Path(file_okay=False),
                       help='Folder of the run.  [default: runs/NAME-STEPS]'),
          click.option('--resume', is_flag=True, help='Go on where the run stopped.'),
          *_kept_options)
-@grouped('given', *(option for option, f in zip(options_of(Settings), Settings.options())
-                    if f.name != 'steps'))
+@grouped('given',
+         click.option('--train-steps', type=Count(1),
+                      help='Steps of training.  [default: 1000]'),
+         *(option for option, f in zip(options_of(Settings), Settings.options())
+           if f.name != 'steps'))
 @_watch_options
 @_place_options
 @options('json')
-def distil_command(name, steps, train_steps, run, given, watch, place, as_json):
+def distil_command(name, steps, run, given, watch, place, as_json):
     """Teach a copy of weights NAME to draw in few steps. NAME ships with the book, or is
     a run, a file that train wrote, or somebody else's denoiser; the copy is a run."""
     from ddpm_lit.scale.distributed import join_group
@@ -267,9 +274,10 @@ def distil_command(name, steps, train_steps, run, given, watch, place, as_json):
     from ddpm_lit.train.run import found_start
     teacher = str(found_start(name))
     recipe = student_of(teacher, steps)
+    given['steps'] = given.pop('train_steps')
     with join_group(start(place['device'], place['threads'])) as (team, device):
-        found = _run_in(recipe, teacher, run, given | dict(steps=train_steps), watch,
-                        place, team, device)
+        where = _place_for(place, team, device)
+        found = _run_in(recipe, teacher, run, given, watch, where)
     if found:
         found['next'] = f'ddpm_lit sample {shlex.quote(found["out"])}'
         emit(as_json, found, _training_report(found))

@@ -144,7 +144,7 @@ def forget_notebook(notebook: ModuleType):  # its `__main__`
     give_memory_back()
 
 
-def setup(seed=0, threads=1):
+def setup():
     "Start a notebook: seed, float32, one thread, the book's figure style."
     global _begun
     notebook = sys.modules['__main__']
@@ -153,10 +153,10 @@ def setup(seed=0, threads=1):
         forget_notebook(before)
     _begun = weakref.ref(notebook)
 
-    torch.manual_seed(seed)
-    random.seed(seed)
+    torch.manual_seed(0)
+    random.seed(0)
     torch.set_default_dtype(torch.float32)
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)
     keep_memory()
 
     import matplotlib as mpl

@@ -5,9 +5,8 @@
 # %% auto #0
 __all__ = ['STYLES', 'SHAPES', 'COLOURS', 'SIZES', 'GROUNDS', 'PLACES', 'RELATIONS', 'LEXICON', 'HELD', 'Captioned', 'join',
            'chosen', 'with_article', 'Emoji', 'tiles', 'smaller', 'emoji_table', 'emoji', 'all_but_held', 'shifted',
-           'CaptionBatches', 'Thing', 'Scene', 'scene_sentence', 'in_order', 'every_scene', 'either', 'read',
-           'attributes', 'agrees', 'fraction', 'scenes', 'coverage', 'poses', 'rgb', 'render', 'shapes', 'around',
-           'parse']
+           'CaptionBatches', 'Thing', 'Scene', 'scene_sentence', 'in_order', 'every_scene', 'read', 'attributes',
+           'agrees', 'fraction', 'scenes', 'coverage', 'poses', 'rgb', 'render', 'shapes', 'parse']
 
 # %% ../../nbs/50_captions.ipynb #imports
 import functools
@@ -435,7 +434,7 @@ def every_scene(objects: int) -> tuple[Scene, ...]:  # 1,620 of one thing, 21,60
     return tuple(Scene(*parts) for parts in itertools.product(groups, ways, GROUNDS))
 
 # %% ../../nbs/50_captions.ipynb #read
-def either(words: Iterable[str]) -> str:
+def _either(words: Iterable[str]) -> str:
     "A pattern that matches any of some words."
     # the longest first: 'at the top left' before 'at the top'
     return '|'.join(sorted(words, key=len, reverse=True))
@@ -446,14 +445,14 @@ _PLAIN = {form: plain for plain, forms in _WORDINGS.items() for form in forms}
 LEXICON = frozenset(
     re.findall('[a-z]+', ' '.join([*SHAPES, *COLOURS, *PLACES, *_PLAIN, 'a an and'])))
 
-_sizes = either(w for w in _PLAIN if _PLAIN[w] in SIZES)
+_sizes = _either(w for w in _PLAIN if _PLAIN[w] in SIZES)
 _relations = [w for w in _PLAIN if _PLAIN[w] in (*_OPPOSITE, *_OPPOSITE.values())]
-_ways = either(_relations + ['and'])
-_grounds = either(w for w in _PLAIN if w.startswith('on '))
+_ways = _either(_relations + ['and'])
+_grounds = _either(w for w in _PLAIN if w.startswith('on '))
 
 # a thing, and its place or a second thing, and the ground
-_THING = f'an? (?:({_sizes}) )?(?:({either(COLOURS)}) )?({either(SHAPES)})'
-_GRAMMAR = re.compile(f'{_THING}(?: ({either(PLACES)})| ({_ways}) {_THING})?'
+_THING = f'an? (?:({_sizes}) )?(?:({_either(COLOURS)}) )?({_either(SHAPES)})'
+_GRAMMAR = re.compile(f'{_THING}(?: ({_either(PLACES)})| ({_ways}) {_THING})?'
                       f'(?: ({_grounds}))?')
 
 # %% ../../nbs/50_captions.ipynb #read-text
@@ -709,7 +708,7 @@ def _moments(b: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # [n h h] -> [n] each
     return area, x, y
 
 
-def around(area: Tensor, x: Tensor, y: Tensor, h: int, wide: float) -> Tensor:  # [n h h]
+def _around(area: Tensor, x: Tensor, y: Tensor, h: int, wide: float) -> Tensor:  # [n h h]
     "Whether a pixel is near enough to belong to a thing of this area and middle."
     g = _middles(h, area)
     reach = wide*area.sqrt()[:, None] + 1/h
@@ -725,8 +724,8 @@ def _fit_thing(d: Tensor, ground: Tensor, faint=.3, wide=.96, least=.3) -> _Fits
 
     # the first moments leave faint pixels out, the next two those that are far (50.9)
     area, x, y = _moments(torch.where(a > faint, a, 0.))
-    area, x, y = _moments(a*around(area, x, y, h, wide))
-    area, x, y = _moments(a*around(area, x, y, h, wide))
+    area, x, y = _moments(a*_around(area, x, y, h, wide))
+    area, x, y = _moments(a*_around(area, x, y, h, wide))
 
     # a shape of this area explains the mean of 2 a covered - covered^2 (50.10)
     radii = []

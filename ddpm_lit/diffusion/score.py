@@ -50,19 +50,16 @@ def langevin_step(
     return x - step/2*t.sigma*denoiser(x, t).eps + step**.5*t.sigma*noise(x)
 
 
-def _check_walk(levels: Grid, x: Tensor, repeats: int, step: float, known, mask):
+def _check_walk(levels: Grid, x: Tensor, repeats: int, step: float, known):
     "A `Problem` unless Langevin dynamics can walk along these levels, in such steps."
     if repeats < 1 or not 0 < step < 4:
         raise Problem(f'{repeats} repeats of step {step}: take one or more, and a step '
                       'between 0 and 4, where the walk flies apart.')
-    if (known is None) != (mask is None):
-        raise Problem('To inpaint, give both the known picture and the mask of what to '
-                      'keep.')
-    if known is not None:
-        shape = torch.broadcast_shapes(known.shape, mask.shape, x.shape)
-        if shape != x.shape:
-            raise Problem(f'known {[*known.shape]} and mask {[*mask.shape]} do not fit x '
-                          f'{[*x.shape]}: give them its shape.')
+    shapes = [v.shape for v in known or ()]
+    if torch.broadcast_shapes(*shapes, x.shape) != x.shape:
+        known, mask = map(list, shapes)
+        raise Problem(f'known {known} and mask {mask} do not fit x {[*x.shape]}: give '
+                      'them its shape.')
     if not all((t.signal > 0).all() for t, s in steps(levels)):
         raise Problem('The walk needs some signal at each level: start below pure '
                       'noise, as geometric() does.')
@@ -74,20 +71,18 @@ def langevin(
         repeats: int = 100,  # steps at each level
         step: float = .2,
         noise=torch.randn_like,
-        known: Tensor | None = None,  # [b ...], kept where mask is True
-        mask: Tensor | None = None) -> Iterator[Tensor]:
+        # a picture [b ...], and where it is kept
+        known: tuple[Tensor, Tensor] | None = None) -> Iterator[Tensor]:
     "Annealed Langevin dynamics: the state after each level. Eq. 31.8 (NCSN Alg. 1-2)."
-    _check_walk(levels, x, repeats, step, known, mask)
-
-    def hold(x, noisy):
-        return x if noisy is None or mask is None else torch.where(mask, noisy, x)
+    _check_walk(levels, x, repeats, step, known)
+    picture, mask = known or (x, torch.zeros_like(x, dtype=torch.bool))
 
     for t, s in steps(levels):
         # the known part, noisy as level t is, and drawn once for the level
-        noisy = None if known is None else q_sample(known, t, noise(x))
-        x = hold(x, noisy)
+        noisy = q_sample(picture, t, noise(x)) if known else x
+        x = torch.where(mask, noisy, x)
         for _ in range(repeats):
-            x = hold(langevin_step(denoiser, x, t, step, noise), noisy)
+            x = torch.where(mask, noisy, langevin_step(denoiser, x, t, step, noise))
 
         # the same picture at the next level: its signal is rescaled
         x = x*(s.signal/t.signal)
@@ -148,7 +143,6 @@ def log_likelihood(
         x: Tensor,  # [b ...] at the first of the levels
         levels: Grid,  # ever noisier, as grid(...).flip() is
         probes: int | None = None,  # None: the exact trace
-        noise=signs,
         # log density [b] at the last level; None: N(0, I)
         prior: Callable[[Tensor, Level], Tensor] | None = None,
 ) -> Tensor:  # [b], nats
@@ -167,7 +161,7 @@ def log_likelihood(
             half = x + h/2*drift(denoiser, x, s)
 
         # the whole step by f = (sigma^2 x - sigma eps)/2 and its divergence there
-        eps, div = divergence(lambda x: denoiser(x, middle).eps, half, probes, noise)
+        eps, div = divergence(lambda x: denoiser(x, middle).eps, half, probes)
         x = x + h/2*(middle.sigma**2*half - middle.sigma*eps)
         total = total + h/2*(middle.sigma**2*x[0].numel() - middle.sigma*div)
 

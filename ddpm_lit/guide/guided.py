@@ -33,8 +33,8 @@ def resample(x: Tensor,      # [n ...]
 
 
 @torch.no_grad()
-def feynman_kac(cond: Denoiser, uncond: Denoiser, w: float, levels: Grid, x: Tensor,
-                noise=torch.randn_like) -> Iterator[Tensor]:
+def feynman_kac(cond: Denoiser, uncond: Denoiser, w: float, levels: Grid,
+                x: Tensor) -> Iterator[Tensor]:
     "Guided ancestral steps, weighted: they sample cond^(1+w) uncond^-w. Eq. 46.4-46.6."
     if len(x) < 2:
         raise Problem('Weights compare samples, and this is one: start from many.')
@@ -50,7 +50,7 @@ def feynman_kac(cond: Denoiser, uncond: Denoiser, w: float, levels: Grid, x: Ten
 
         # the guided step (14.8)
         mean, std = posterior(extrapolate(c, u, w).x0, x, s, t)
-        x = mean + std*noise(x)
+        x = mean + std*torch.randn_like(x)
 
         # equal weights again, if few samples hold the weight, and at the end
         if effective_number(log_w) < len(x)/2 or s is pairs[-1][1]:

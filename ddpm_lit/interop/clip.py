@@ -163,7 +163,7 @@ TRANSFORMERS = NameTable('transformers', rules={
 
 # %% ../../nbs/75_clip_layouts.ipynb #sizes
 def sizes(state: dict[str, Tensor], layout: NameTable) -> dict:
-    "A CLIP's sizes by the shapes of its tensors, named as in `official_clip`. Eq. 75.2."
+    "A CLIP's sizes by the shapes of its tensors, named as in `CLIPSizes`. Eq. 75.2."
 
     def official(key):
         return layout.names(key)[0].removesuffix('.T')

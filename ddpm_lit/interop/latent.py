@@ -22,7 +22,8 @@ from .unclip import opened
 from .unet import build_empty, load_official, only, known_options
 from ..nets.dit import DiT, sin_cos
 from ..nets.unet import Downsample, TimeEmbedding, Upsample
-from ..systems.autoencoder import Autoencoder, LatentDecoder, PictureEncoder
+from ..systems.autoencoder import (
+    Autoencoder, AutoencoderSizes, LatentDecoder, PictureEncoder)
 
 # %% ../../nbs/78_latent_layouts.ipynb #dialects
 class Dialect(NamedTuple):
@@ -223,14 +224,12 @@ def build_autoencoder(c: dict) -> Autoencoder:
                       'many there are, as norm_num_groups.')
 
     norm = partial(nn.GroupNorm, groups, eps=1e-6)
-    parts = dict(base=1, mults=widths, depth=c['layers_per_block'], norm=norm,
-                 middle=True)
+    sizes = AutoencoderSizes(widths, c['layers_per_block'], norm, middle=True)
     channels, latent = c['in_channels'], c['latent_channels']
     down = partial(Downsample, corner=True)
-    encoder = PictureEncoder(channels, latent, down=down, **parts)
-    decoder = LatentDecoder(channels, latent, up=Upsample, **parts)
-    return Autoencoder(encoder, decoder, channels, latent, 2**(len(widths) - 1),
-                       quant=c['use_quant_conv'])
+    encoder = PictureEncoder(channels, latent, sizes, down)
+    decoder = LatentDecoder(channels, latent, sizes, Upsample)
+    return Autoencoder(encoder, decoder, 2**(len(widths) - 1), quant=c['use_quant_conv'])
 
 
 def load_autoencoder(source,  # a state, the path of a safetensors file, or a folder

@@ -94,10 +94,9 @@ class Encoder(nn.Module):
         return self.pool(F.silu(self.norm(h)))
 
 
-def small_encoder(channels_in=1, classes=10, side=28, base=32, mults=(1, 2), depth=1,
-                  attention=(1,), fold=2) -> Encoder:
-    "A small fast classifier of this book's images: the half of `small_unet`."
+def small_encoder() -> Encoder:
+    "A small fast classifier of digits: the half of `small_unet`."
     block = partial(ResBlock, scale_shift=True, norm=norm_small)
     attn = partial(Attention, heads=4, norm=norm_small)
-    return Encoder(channels_in, classes, side, base, mults, depth, attention, 4, fold,
+    return Encoder(1, 10, 28, 32, (1, 2), 1, (1,), heads=4, fold=2,
                    block=block, attn=attn, norm=norm_small)

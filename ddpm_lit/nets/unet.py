@@ -367,13 +367,13 @@ def ddpm_unet(base=128, mults=(1, 2, 2, 2), depth=2, attention=(1,), channels_in
     return _fan_average(net)
 
 
-def iddpm_unet(base=128, mults=(1, 2, 2, 2), depth=3, attention=(1, 2), channels_in=3,
-               channels_out=6, classes=0, dropout=.3, heads=4) -> UNet:
+def iddpm_unet(base=128, mults=(1, 2, 2, 2), depth=3, attention=(1, 2), classes=0,
+               dropout=.3) -> UNet:
     "The network of Nichol and Dhariwal 2021, by default theirs for CIFAR-10."
     block = partial(ResBlock, scale_shift=True, dropout=dropout)
-    attn = partial(Attention, heads=heads)
-    return UNet(channels_in, channels_out, base, mults, depth, attention, classes=classes,
-                block=block, attn=attn)
+    attn = partial(Attention, heads=4)
+    return UNet(3, 6, base, mults, depth, attention, classes=classes, block=block,
+                attn=attn)
 
 
 def adm_unet(base=256, mults=(1, 1, 2, 2, 4, 4), depth=2, attention=(3, 4, 5),
@@ -415,12 +415,12 @@ class Unshuffled(nn.Module):
 
 
 def small_unet(channels_in=1, classes=10, base=48, mults=(1, 2), depth=1, attention=(1,),
-               unshuffle=2, learn_variance=False, dropout=0., channels_out=None, tokens=0,
+               unshuffle=2, learn_variance=False, channels_out=None, tokens=0,
                middle=True) -> nn.Module:
     "A small fast network; `base` is a multiple of 8; learned variances come last."
     out = (channels_out or channels_in)*(2 if learn_variance else 1)
     square = unshuffle**2
-    block = partial(ResBlock, scale_shift=True, dropout=dropout, norm=norm_small)
+    block = partial(ResBlock, scale_shift=True, norm=norm_small)
     attn = partial(Attention, heads=4, tokens=tokens, norm=norm_small)
     net = UNet(channels_in*square, out*square, base, mults, depth, attention, middle,
                classes, block=block, attn=attn, norm=norm_small)

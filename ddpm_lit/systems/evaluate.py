@@ -10,6 +10,7 @@ __all__ = ['count_bits', 'evaluate', 'fingerprint', 'fingerprints', 'fingerprint
 import contextlib
 import hashlib
 import time
+from dataclasses import replace
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -71,9 +72,9 @@ def _on_cpu(denoiser: Denoiser, device: torch.device) -> Denoiser:
     return moved
 
 
-def count_bits(model: Model, recipe: Recipe, images: Images,
-               label: Tensor | None = None,  # [n], what the network is given
-               draws: int = 16,              # levels of the bound, for each picture
+def count_bits(model: Model, recipe: Recipe,
+               images: Images,   # with the labels that the network is given, if any
+               draws: int = 16,  # levels of the bound, for each picture
                seed: int = 0, at_once: int = 256,
                progress: Callable[[int, int], None] = no_progress,
                ) -> dict:  # bits per dimension
@@ -100,8 +101,8 @@ def count_bits(model: Model, recipe: Recipe, images: Images,
         for i in starts:
             # as it draws: a network that predicts the noise sees enormous clean data in
             # pure noise
-            some = labels_at(label, i, at_once, device)
-            denoiser = recipe_denoiser(model, recipe, some)
+            label = labels_at(images.label, i, at_once, device)
+            denoiser = recipe_denoiser(model, recipe, label)
             counted = Counted(_on_cpu(denoiser, device), report)
 
             x0 = to_unit(images.pixels[i:i + at_once])
@@ -118,11 +119,11 @@ _FROM_TRAINING = ('Real pictures are drawn as those of the training were: if the
                   'few, copies look perfect.')
 
 
-def _given_label(real: Images, asked: Tensor | None, label) -> Tensor | None:  # [n]
-    "What the network is given when the bits of real pictures are counted."
-    if asked is None or real.label is None:
-        return None
-    return torch.full_like(real.label, -1) if label == 'none' else real.label
+def _as_given(real: Images, recipe: Recipe, label) -> Images:
+    "Real pictures with the labels that the network is given when bits are counted."
+    if not recipe.classes or real.label is None:
+        return replace(real, label=None)
+    return replace(real, label=torch.full_like(real.label, -1)) if label == 'none' else real
 
 
 def evaluate(model: Model, recipe: Recipe, n: int = 2000,
@@ -160,9 +161,8 @@ def evaluate(model: Model, recipe: Recipe, n: int = 2000,
     # a network that jumps is a denoiser at no level, so nothing bounds its bits
     if isinstance(real, Images) and bits_pictures and bits_draws and not recipe.jumps:
         some = real[:bits_pictures]
-        bits = count_bits(model, recipe, some, _given_label(some, asked, label),
-                          bits_draws, seed, at_once,
-                          partial(progress, f'bits of {len(some)} pictures'))
+        bits = count_bits(model, recipe, _as_given(some, recipe, label), bits_draws, seed,
+                          at_once, partial(progress, f'bits of {len(some)} pictures'))
     seconds = dict(sample=at_drawn - began, measure=at_weighed - at_drawn,
                    bits=time.perf_counter() - at_weighed)
     return dict(label=label, sampler=drawn.sampler, steps=drawn.steps, seed=seed,

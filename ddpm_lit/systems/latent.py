@@ -76,13 +76,12 @@ class LatentDiffusion(Model):
     std: Tensor
     probe: Tensor
 
-    def __init__(self, net: nn.Module, text: TextEncoder,
-                 channels: int = 8, side: int = 8):  # of a latent
+    def __init__(self, net: nn.Module, text: TextEncoder):
         super().__init__(net, from_flow, flow_time)
         self.text = text
-        self.register_buffer('mean', torch.zeros(channels, 1, 1))
-        self.register_buffer('std', torch.ones(channels, 1, 1))
-        self.register_buffer('probe', torch.zeros(channels, side, side))
+        self.register_buffer('mean', torch.zeros(8, 1, 1))
+        self.register_buffer('std', torch.ones(8, 1, 1))
+        self.register_buffer('probe', torch.zeros(8, 8, 8))
 
     def encode_condition(self, tokens: Tensor | None = None) -> dict[str, Tensor]:
         "Tokens [b l], None for the empty caption, encoded once for a whole run."
@@ -97,11 +96,11 @@ def small_latent(width: int = 320, depth: int = 8, heads: int = 5, text_width: i
     return LatentDiffusion(TextUNet(net), small_text(width, text_width, layers))
 
 # %% ../../nbs/67_latent.ipynb #pair
-def _test_picture(size: int = 64) -> Tensor:  # [1 3 size size]
+def _test_picture() -> Tensor:  # [1 3 64 64]
     "A smooth picture of many colours, whose latent tells one autoencoder from another."
-    ramp = torch.linspace(-1, 1, size)
-    across = ramp.expand(size, size)
-    down = ramp[:, None].expand(size, size)
+    ramp = torch.linspace(-1, 1, 64)
+    across = ramp.expand(64, 64)
+    down = ramp[:, None].expand(64, 64)
     return torch.stack([across, down, -across*down])[None]
 
 
@@ -112,13 +111,12 @@ def _probe_of(model: LatentDiffusion, auto: Autoencoder) -> Tensor:  # [c h w]
     return (z - model.mean)/model.std
 
 
-def check_pair(model: LatentDiffusion, auto: Autoencoder,
-               tolerance: float = .2):  # of the probe, in standard deviations
+def check_pair(model: LatentDiffusion, auto: Autoencoder):
     "A `Problem` unless the model was trained in the latents of this autoencoder."
-    off = math.inf
+    off = math.inf  # in standard deviations
     if auto.latent == len(model.mean):
         off = (_probe_of(model, auto) - model.probe).square().mean().sqrt().item()
-    if not off <= tolerance:
+    if not off <= .2:
         raise Problem('This transformer was trained in the latents of another '
                       'autoencoder: use the two that were trained together.')
 

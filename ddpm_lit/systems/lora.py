@@ -212,8 +212,7 @@ class TuningBatches(CaptionBatches):
 
     def __init__(self, pictures: Captioned, model: LatentDiffusion, auto: Autoencoder,
                  size: int, seed: int = 0,
-                 share_old: float = .5,  # of a batch: pictures the model was trained on
-                 drop: float = .1):      # share of captions replaced by ''
+                 share_old: float = .5):  # of a batch: pictures the model was trained on
         if pictures.pixels.shape[2:] != (64, 64):
             raise Problem(f'These pictures are {[*pictures.pixels.shape[2:]]}: this '
                           'model is tuned on pictures of 64 x 64.')
@@ -228,12 +227,12 @@ class TuningBatches(CaptionBatches):
         rows = pictures.rows*math.ceil((size - old)/self.n)
         pixels = pictures.pixels.new_zeros(len(rows), 3, 1, 1)
         tokenize = partial(caption_tokenizer(), too_long='truncate')
-        super().__init__(Captioned(pixels, rows), tokenize, size - old, seed, drop)
+        super().__init__(Captioned(pixels, rows), tokenize, size - old, seed, drop=.1)
 
         # latents, once
         q = encoded(auto, pictures.pixels)
         self.q = Gaussian((q.mean - model.mean)/model.std, q.std/model.std)
-        self.old = LatentBatches(old, seed, 'cpu', drop) if old else None
+        self.old = LatentBatches(old, seed, 'cpu', drop=.1) if old else None
 
     def __call__(self, step: int) -> tuple[Tensor, dict]:  # [b c h w], tokens [b l]
         rows, texts, _ = self.words(step)
@@ -252,18 +251,12 @@ class TuningBatches(CaptionBatches):
         return torch.cat([z0, z0_old]), dict(tokens=tokens)
 
 # %% ../../nbs/68_lora.ipynb #tune
-_TUNING_RATES = dict(adapter=2e-3, whole=2e-4)  # of learning, where none is given
-
-
 def tune(name: str,            # weights of a LatentDiffusion: 'latent', or a path
          pictures: Captioned,  # [n 3 64 64] with captions
          steps: int = 300,
          rank: int | None = 4,    # of the updates; None: the whole model is trained
          share_old: float = .5,   # of each batch: old pictures
-         seed: int = 0,
          batch: int = 32,
-         lr: float | None = None,  # None: as in TUNING_RATES
-         where: Callable[[str, nn.Module], bool] = attention_layers,
          watch: Callable[[Progress, nn.Module], None] | None = None,  # called each step
          ) -> LatentDiffusion:
     "Fine-tune latent diffusion on a few captioned pictures. Eq. 68.1, 68.7."
@@ -276,20 +269,19 @@ def tune(name: str,            # weights of a LatentDiffusion: 'latent', or a pa
 
     # what is trained: thin matrices, or all
     with torch.random.fork_rng([]):
-        torch.manual_seed(seed)
+        torch.manual_seed(0)
         if rank is None:
             model.requires_grad_(True)
             find_net(model, DiT).places.requires_grad_(False)
         else:
-            add_lora(model, rank, where=where)
-        batches = TuningBatches(pictures, model, auto, batch, seed, share_old)
+            add_lora(model, rank)
+        batches = TuningBatches(pictures, model, auto, batch, share_old=share_old)
 
     # the objective of the first training
     training = Training(model)
-    if lr is None:
-        lr = _TUNING_RATES['whole' if rank is None else 'adapter']
+    lr = 2e-4 if rank is None else 2e-3
     for progress in fit(training, batches, recipe.schedule, recipe.loss, steps, lr,
-                        warmup=20, seed=seed):
+                        warmup=20):
         if watch:
             watch(progress, training.average)
     return training.averaged()

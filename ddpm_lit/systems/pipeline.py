@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SYSTEMS', 'is_finite', 'are_steps', 'check_seed', 'check_captions', 'check_numbers', 'check_mask', 'check_init',
            'Request', 'PlainRequest', 'weights_on', 'own_noise', 'at_size', 'kept_at', 'known_at', 'keep_known',
-           'from_strength', 'noised_start', 'run_counter', 'Part', 'run_stages', 'in_stages', 'System', 'system_of',
-           'largest', 'register_system', 'canvas', 'styled_captions', 'request_for']
+           'from_strength', 'noised_start', 'run_counter', 'Part', 'in_stages', 'System', 'system_of', 'largest',
+           'register_system', 'canvas', 'styled_captions', 'request_for']
 
 # %% ../../nbs/59_pipeline.ipynb #imports
 import functools
@@ -265,8 +265,8 @@ class Part:
 _Stage = Callable[[Part, Tensor | None], Tensor]
 
 
-def run_stages(stages: dict[int, _Stage], part: Part,
-               x: Tensor | None = None) -> dict[int, Tensor]:  # [n ...] by size
+def _run_stages(stages: dict[int, _Stage], part: Part,
+                x: Tensor | None = None) -> dict[int, Tensor]:  # [n ...] by size
     "One part through all stages, by the size of what they make. Eq. 59.4."
     found = {}
     for size, stage in stages.items():
@@ -289,7 +289,7 @@ def in_stages(request: Request, stages: dict[int, _Stage],  # by size
         some = tokens[start:start + at_once]
         at = range(start, start + len(some))
         part = Part(request, at, own_noise(request.seed, at), some, counted)
-        parts.append(run_stages(stages, part))
+        parts.append(_run_stages(stages, part))
     return {size: torch.cat([found[size] for found in parts]).cpu() for size in stages}
 
 # %% ../../nbs/59_pipeline.ipynb #system

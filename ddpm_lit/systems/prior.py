@@ -364,10 +364,12 @@ def _inverse_cdf(logits: Tensor,
 # %% ../../nbs/62_prior.ipynb #ar-2
 class PriorAR(nn.Module):
     "A causal transformer for the code of z_i. Eq. 62.11, 62.12 (unCLIP section 2.2)."
-    def __init__(self, dim: int, words: int, length: int, width: int, layers: int,
-                 heads: int, k: int, buckets: int):
+    def __init__(self, code: PCAQuantizer, words: int, length: int, width: int,
+                 layers: int, heads: int):
         super().__init__()
-        self.code = PCAQuantizer(dim, k, buckets)
+        dim, k = code.axes.shape
+        buckets = code.buckets
+        self.code = code
         self.length = length
         self.words = nn.Linear(words, width)
         self.text = nn.Linear(dim, width)
@@ -463,7 +465,7 @@ def _with_quantizer(model: PriorAR) -> PriorAR:
 
 
 register(
-    Recipe('prior-ar', lambda: PriorAR(128, 128, 32, 128, 2, 4, 40, 32),
+    Recipe('prior-ar', lambda: PriorAR(PCAQuantizer(128, 40, 32), 128, 32, 128, 2, 4),
            embedding_batches(lambda z: z), shape=(128,), loss=code_loss, steps=2400,
            batch=64, settings=dict(lr=3e-3, halflife=100.), start=_with_quantizer,
            data=('emoji', 'vocab'), sampler=''))

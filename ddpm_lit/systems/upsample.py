@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['lower', 'NoisyUpsamplerUNet', 'Upsampler', 'ShiftedSchedule', 'noise_augmented', 'small_upsampler', 'two_worlds',
            'upsampling_batches', 'upsampler_recipe', 'from_smaller', 'initial_noise', 'upsample', 'consistent_with',
-           'InpaintingUpsampler', 'with_holes', 'guided', 'first_levels', 'first_stage', 'upsampled', 'in_cascade']
+           'InpaintingUpsampler', 'guided', 'first_stage', 'upsampled', 'in_cascade']
 
 # %% ../../nbs/61_upsample.ipynb #imports
 import math
@@ -30,8 +30,9 @@ from ..guide.cfg import cfg_batched
 from ..guide.classifier import guide
 from ..guide.edit import blocks, project_x0
 from ..nets.unet import TimeEmbedding, UpsamplerUNet, double, halve, small_unet
-from .glide import (
-    Glide, Inpaint, TextEncoder, caption_batches, from_narrow, holes, of_half)
+from ddpm_lit.systems.glide import (
+    Glide, Inpaint, TextEncoder, caption_batches, from_narrow, inpainting_batches,
+    of_half)
 from ddpm_lit.systems.pipeline import (
     Part, Request, at_size, from_strength, in_stages, keep_known, known_at, noised_start,
     weights_on)
@@ -154,7 +155,6 @@ def _recoloured(x0: Tensor, tokens: Tensor,  # [b 3 h w], [b l]
 
 def upsampling_batches(pictures: Callable[[int], Captioned],  # seed -> pictures
                        most: float = .5,        # the largest u
-                       recolour: float = .25,   # the share of `_recoloured`
                        spoiled: Callable[[Tensor], Tensor] = identity) -> Callable:
     "The `batches` of an upsampler: captions, small pictures and their noise. Eq. 61.2."
     def start(batch, seed, device):
@@ -163,7 +163,7 @@ def upsampling_batches(pictures: Callable[[int], Captioned],  # seed -> pictures
         def at(step):
             # `fit` seeds torch for each step, so seed and step decide on all of it
             x0, condition = pairs(step)
-            x0, tokens = _recoloured(x0, condition['tokens'], recolour)
+            x0, tokens = _recoloured(x0, condition['tokens'], .25)
             u = most*torch.rand(len(x0)).to(x0)
             low = noise_augmented(spoiled(lower(x0)), u)
             return x0, dict(tokens=tokens, low=low, u=u)
@@ -276,26 +276,10 @@ class InpaintingUpsampler(Upsampler):
         return super().forward(x, t, low=low, u=u, known=known, **condition)
 
 
-def with_holes(batches: Callable) -> Callable:
-    "The `batches` of an upsampler, with a hole in each large picture. Eq. 61.12."
-    def start(batch, seed, device):
-        rows = batches(batch, seed, device)
-
-        def at(step):
-            x0, condition = rows(step)
-
-            # `fit` seeds torch for each step, so seed and step decide on the holes, too
-            mask = holes(len(x0), x0.shape[-1]).to(x0)
-            return x0, dict(condition, known=x0, mask=mask)
-
-        return at
-
-    return start
-
-
 register(upsampler_recipe('glide-up-64-inpaint',
                           partial(small_upsampler, .09, InpaintingUpsampler, Inpaint, 4),
-                          with_holes(upsampling_batches(partial(two_worlds, size=64))),
+                          inpainting_batches(
+                              upsampling_batches(partial(two_worlds, size=64))),
                           64, .09, 1000, settings=dict(lr=5e-4),
                           start=partial(from_narrow, 'glide-up-64')))
 
@@ -329,7 +313,7 @@ def guided(request: Request, tokens: Tensor,     # [n l]
     return guide(model.given(tokens=tokens, **known), log_prob)
 
 # %% ../../nbs/61_upsample.ipynb #first
-def first_levels(request: Request) -> Grid:
+def _first_levels(request: Request) -> Grid:
     "The levels of the base model: all, or those below the time `strength`. Eq. 42.7."
     return from_strength(grid(Cosine(), request.steps[0]), Cosine(), request.strength)
 
@@ -338,7 +322,7 @@ def first_levels(request: Request) -> Grid:
 def first_stage(part: Part, denoiser: Denoiser) -> Tensor:  # [n 3 32 32]
     "From noise, or from a picture noised to the time `strength`. Eq. 14.8, 42.7."
     request = part.request
-    levels = first_levels(request)
+    levels = _first_levels(request)
     eps = part.noise(torch.empty(len(part.at), 3, 32, 32, device=request.device))
     known = None if request.init is None else at_size(request.init, 32, request.device)
     x = noised_start(eps, known, levels, request.strength)
@@ -382,5 +366,5 @@ def in_cascade(request: Request, denoiser_of: _DenoiserOf, upsampler: str,
 
     second = partial(upsampled, name=upsampler, consistent=consistent)
     stages: dict[int, Callable] = {32: first, 64: second}
-    evaluations = len(first_levels(request)) + request.steps[1]
+    evaluations = len(_first_levels(request)) + request.steps[1]
     return in_stages(request, stages, evaluations, progress, at_once)
