@@ -123,7 +123,9 @@ def _as_given(real: Images, recipe: Recipe, label) -> Images:
     "Real pictures with the labels that the network is given when bits are counted."
     if not recipe.classes or real.label is None:
         return replace(real, label=None)
-    return replace(real, label=torch.full_like(real.label, -1)) if label == 'none' else real
+    if label == 'none':
+        return replace(real, label=torch.full_like(real.label, -1))
+    return real
 
 
 def evaluate(model: Model, recipe: Recipe, n: int = 2000,
