@@ -129,7 +129,7 @@ SAMPLERS.add('deis', deis)
 # %% ../../nbs/48_solvers.ipynb #grid
 def best_grid(cost: Tensor,  # [m m], of a step from level i to level j > i
               n: int) -> list[int]:  # [n + 1]
-    "The n steps from the first level to the last that cost least. Eq. 48.9 (Watson 2021)."
+    "The n steps from first to last level that cost least. Eq. 48.9 (Watson et al. 2021)."
     m = len(cost)
     if not 1 <= n < m:
         raise Problem(f'{n} steps do not fit among {m} levels: choose 1 to {m - 1}.')

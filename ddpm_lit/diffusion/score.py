@@ -41,15 +41,8 @@ def geometric(n: int = 10,
     var = lo**2*(hi/lo)**(2*i/(n - 1))
     return Ladder(torch.cat([var[:1], var.diff()])/(1 + var))
 
-# %% ../../nbs/31_score.ipynb #langevin
-def langevin_step(
-        denoiser: Denoiser, x: Tensor, t: Level,
-        step: float,  # in units of the noise's variance
-        noise=torch.randn_like) -> Tensor:
-    "One step of Langevin dynamics at level t, of alpha = step sigma^2. Eq. 31.6, 31.8."
-    return x - step/2*t.sigma*denoiser(x, t).eps + step**.5*t.sigma*noise(x)
-
-
+# %% ../../nbs/31_score.ipynb #check-walk
+# What a walk refuses
 def _check_walk(levels: Grid, x: Tensor, repeats: int, step: float, known):
     "A `Problem` unless Langevin dynamics can walk along these levels, in such steps."
     if repeats < 1 or not 0 < step < 4:
@@ -63,6 +56,14 @@ def _check_walk(levels: Grid, x: Tensor, repeats: int, step: float, known):
     if not all((t.signal > 0).all() for t, s in steps(levels)):
         raise Problem('The walk needs some signal at each level: start below pure '
                       'noise, as geometric() does.')
+
+# %% ../../nbs/31_score.ipynb #langevin
+def langevin_step(
+        denoiser: Denoiser, x: Tensor, t: Level,
+        step: float,  # in units of the noise's variance
+        noise=torch.randn_like) -> Tensor:
+    "One step of Langevin dynamics at level t, of alpha = step sigma^2. Eq. 31.6, 31.8."
+    return x - step/2*t.sigma*denoiser(x, t).eps + step**.5*t.sigma*noise(x)
 
 
 @torch.no_grad()

@@ -116,7 +116,8 @@ def _in_signs(pictures: Captioned, word: str) -> Captioned:
 def begin_style(model: nn.Module):
     "The sign's embedding becomes the mean of those of three old styles. Eq. 69.3."
     pieces = model.get_parameter('text.pieces.weight')
-    tokens = caption_tokenizer()([f'a{word} emoji' for word in (STYLE_SIGN, *_OLD_STYLES)])
+    words = STYLE_SIGN, *_OLD_STYLES
+    tokens = caption_tokenizer()([f'a{word} emoji' for word in words])
     sign, *old = tokens[:, 2]  # after the start and 'a'
     pieces[sign] = pieces[torch.stack(old)].mean(0)
 
