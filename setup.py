@@ -106,7 +106,8 @@ setup(
     package_data={lib: ['py.typed', 'names.json', 'play/*'], files: ['*', '**/*']},
     # measurements that notebooks alone read stay out as well
     exclude_package_data={files: ['parity/*', 'icons/*', '**/*.tmp', 'runs/copying.*',
-                                  'runs/own-icons.*', 'runs/hoops.*', 'runs/lora-teal.*']},
+                                  'runs/own-icons.*', 'runs/own-style.*', 'runs/hoops.*',
+                                  'runs/lora-teal.*']},
     include_package_data=False, zip_safe=False,
     cmdclass=dict(build_py=Documented),
 )
