@@ -45,8 +45,10 @@ def _integrated(past: list, here: float, h: float, eta: float) -> Tensor:
     # a step to CLEAN, or from pure noise, forgets the state
     if math.isinf(h):
         return past[0][1]
-    w = weights_at([place - here for place, _ in past],
-                   exponential_moments(h, len(past), eta))
+    moments = exponential_moments(h, len(past), eta)
+    if len(past) == 2:
+        moments[1] = h/2*moments[0]  # a line is read in the middle of the step (32.7)
+    w = weights_at([place - here for place, _ in past], moments)
     return sum(weight*x0 for weight, (_, x0) in zip(w.tolist(), past))
 
 
@@ -58,8 +60,8 @@ def multistep(denoiser: Denoiser, levels: Grid, x: Tensor,
               noise=torch.randn_like) -> Iterator[Tensor]:
     """One evaluation a step, an error of this order or, corrected, of one more.
     Eq. 48.1-48.6 (DPM-Solver++, UniPC)."""
-    if type(order) is not int or not 1 <= order <= 6:
-        raise Problem(f'The order is {order}: choose 1 to 6.')
+    if type(order) is not int or not 1 <= order <= 4:
+        raise Problem(f'The order is {order}: choose 1 to 4.')
     if eta < 0:
         raise Problem(f'eta is {eta}: choose 0 (nothing random) or more.')
     pairs = steps(levels, up=eta == 0)
@@ -99,24 +101,28 @@ SAMPLERS.add('dpmpp_2m_sde', partial(multistep, order=2, eta=1.))
 def deis(denoiser: Denoiser, levels: Grid, x: Tensor,
          order: int = 3) -> Iterator[Tensor]:  # predictions that a step uses
     "Adams-Bashforth for eps in edm_sigma. Eq. 48.7 (DEIS)."
-    if type(order) is not int or not 1 <= order <= 6:
-        raise Problem(f'The order is {order}: choose 1 to 6.')
+    if type(order) is not int or not 1 <= order <= 4:
+        raise Problem(f'The order is {order}: choose 1 to 4.')
     past: list[tuple[float, Tensor]] = []  # places and predictions, the latest first
-    before = None
+    before = math.inf  # the length of the last step in log SNR
     for t, s in steps(levels, up=True):
-        if not (t.signal > 0 and s.signal > 0):
-            raise Problem('DEIS divides by the signal, and pure noise has none: begin at '
-                          'a level with a little of it, or take another sampler.')
-        here, there = (level.edm_sigma.item() for level in (t, s))
-        past = [(here, denoiser(x, t).eps), *past][:order]
+        p = denoiser(x, t)
+        step = abs(s.log_snr.item() - t.log_snr.item())
 
+        # pure noise has no place on the axis of edm_sigma: DDIM's step
+        if not (t.signal > 0 and s.signal > 0):
+            x = s.signal*p.x0 + s.sigma*p.eps
+            yield x
+            continue
+
+        here, there = (level.edm_sigma.item() for level in (t, s))
+        past = [(here, p.eps), *past][:order]
         # no polynomial far beyond its places (32.13)
-        step = s.log_snr - t.log_snr
-        used = past if before is not None and step/before <= 2 else past[:1]
+        used = past if step <= 2*before else past[:1]
         before = step
 
         h = there - here
-        flat = torch.tensor([h**(p + 1)/(p + 1) for p in range(len(used))],
+        flat = torch.tensor([h**(k + 1)/(k + 1) for k in range(len(used))],
                             dtype=torch.float64)
         w = weights_at([place - here for place, _ in used], flat)
         slope = sum(weight*eps for weight, (_, eps) in zip(w.tolist(), used))
