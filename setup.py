@@ -1,7 +1,7 @@
 """Builds the package from settings.ini; data/ travels inside the wheel as ddpm_lit/data_files.
 
 In the wheel the comments beside arguments, shapes and units, stand in the docstrings too, where
-help() shows them, with the notebook and the cell that derive each name.
+help() shows them, with the notebook that derives each module and the cell of each name.
 
 Left out are what measures the library, ddpm_lit.bench and data/parity (a wheel stays below 100 MB),
 and _modidx.py, nbdev's index of the notebooks, which the library never reads.
@@ -70,6 +70,12 @@ def with_comments(text):
             whole = [f'{pad}{line}'.rstrip() for line in whole]
             lines[doc.lineno - 1:doc.end_lineno] = [f'{pad}"""{whole[0].lstrip()}', *whole[1:],
                                                     f'{pad}"""']
+
+    # the module itself: the notebooks that derive it
+    notebooks = {c.split(' #')[0]: None for c in cells.values() if '.ipynb' in c and 'rooms/' not in c}
+    if (doc := ast.get_docstring(ast.parse(text))) and notebooks:
+        end = ast.parse(text).body[0].end_lineno
+        lines[:end] = [f'"""{doc}', '', 'Docs: ' + ', '.join(notebooks), '"""']
     return '\n'.join(lines) + '\n'
 
 
