@@ -72,7 +72,8 @@ def with_comments(text):
                                                     f'{pad}"""']
 
     # the module itself: the notebooks that derive it
-    notebooks = {c.split(' #')[0]: None for c in cells.values() if '.ipynb' in c and 'rooms/' not in c}
+    notebooks = {c.split(' #')[0]: None for c in cells.values() if '.ipynb #' in c}
+    notebooks = [n for n in notebooks if '/rooms/' not in n]
     if (doc := ast.get_docstring(ast.parse(text))) and notebooks:
         end = ast.parse(text).body[0].end_lineno
         lines[:end] = [f'"""{doc}', '', 'Docs: ' + ', '.join(notebooks), '"""']
