@@ -239,7 +239,7 @@ def _figure_png(figure, dpi: float = 72) -> bytes:
     plt.close(figure)
     return out.getvalue()
 
-# %% ../nbs/04_show.ipynb #film
+# %% ../nbs/04_show.ipynb #film-script
 # `this` is the picture; what stands around it is made here, so that nothing stays
 # where no script runs
 _FILM = """
@@ -308,7 +308,7 @@ def _embedded(picture) -> str:  # a PIL image
     picture.save(out, format='PNG', optimize=True)
     return 'data:image/png;base64,' + base64.b64encode(out.getvalue()).decode()
 
-
+# %% ../nbs/04_show.ipynb #film
 class Film:
     "The states of a run as one sheet that plays: HTML that carries it with it."
     seconds = 4.  # from the first frame to the last
@@ -370,7 +370,6 @@ class Film:
                 f'<img alt="{escape(self.alt)}" style="{look}" '
                 f'data-film="{escape(json.dumps(said))}" onload="{escape(_FILM)}" '
                 f'src="{_embedded(self.still) if self.still else sheet}"></div>')
-
 
 # %% ../nbs/04_show.ipynb #card
 def card(x: Tensor,  # [3 h w] in [-1, 1]
@@ -560,7 +559,7 @@ def save_each(x: Tensor,  # [n c h w] in [-1, 1]
             text = '\n'.join(lines) + '\n'
             (inside/'metadata.jsonl').write_text(text, encoding='utf-8')
 
-
+# %% ../nbs/04_show.ipynb #save-captioned
 def captioned(rows: Sequence[Tensor],  # [n c h w] for each caption
               captions: Sequence[str], zoom: int = 2):  # -> a PIL image
     "Rows of pictures, each below its caption, each pixel `zoom` by `zoom` large."

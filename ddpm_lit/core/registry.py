@@ -43,7 +43,7 @@ def _described(thing):
         return thing
     return getattr(thing, '__qualname__', type(thing).__qualname__)
 
-# %% ../../nbs/00_registry.ipynb #registry
+# %% ../../nbs/00_registry.ipynb #registry-names
 class UnknownName(Problem):
     "A name that is in no registry of its kind, and what to do instead."
     def __init__(self, kind: str, name: str, hint: str):
@@ -69,7 +69,7 @@ def caller() -> str:
 # what a file calls a name may be megabytes: nothing looks like that
 _LONGEST_NAME = 300
 
-
+# %% ../../nbs/00_registry.ipynb #registry
 class Registry(dict):
     "Things of one kind by name: each name once, found without knowing its module."
     def __init__(

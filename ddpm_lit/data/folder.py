@@ -260,7 +260,7 @@ def _lines_of(table: Path) -> list[tuple[str, str]]:  # 'Line 7', and the line
     lines = enumerate(_text_in(table).split('\n'), 1)
     return [(f'Line {k}', line) for k, line in lines if line.strip()]
 
-
+# %% ../../nbs/57_folder.ipynb #captions-in-text
 def _json_rows(table: Path) -> Iterator[_Said]:
     "The lines of metadata.jsonl."
     for at, line in _lines_of(table):
@@ -311,7 +311,7 @@ def _text_rows(table: Path) -> Iterator[_Said]:
                           'tab, | or comma between them.')
         yield at, name, [text]
 
-
+# %% ../../nbs/57_folder.ipynb #captions-in-parquet
 def _parquet_rows(table: Path) -> Iterator[_Said]:
     "The rows of a parquet file with columns such as file_name and text."
     taken = 0
