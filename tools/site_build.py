@@ -757,7 +757,7 @@ def describe(app, page, template, context, doctree):
             f'<meta property="og:description" content="{said}">']
     m = re.fullmatch(r'https://github\.com/([^/]+)/(.+)', repository())
     if m:
-        image = f'https://{m[1].lower()}.github.io/{m[2]}/_static/hero.png'
+        image = f'https://{m[1].lower()}.github.io/{m[2]}/_static/hero.webp'
         tags.append(f'<meta property="og:image" content="{image}">')
     context['metatags'] = context.get('metatags', '') + '\n'.join(tags)
 
@@ -838,7 +838,7 @@ def build(out, only):
     app.build()
 
     (target/'.nojekyll').touch()
-    replace(target/'_static'/'hero.png', (nbs/'readme'/'hero.png').read_bytes())
+    replace(target/'_static'/'hero.webp', (nbs/'readme'/'hero.webp').read_bytes())
     (target/'colab').mkdir(exist_ok=True)
     for stem in shown:
         if runs_alone(stem, repository()):
