@@ -5,6 +5,8 @@ myst-nb, and Sphinx builds OUT/html from them.
 """
 import argparse
 import ast
+import base64
+import hashlib
 import html
 import io
 import json
@@ -782,7 +784,7 @@ def with_sizes(folder):  # -> a function for re.sub, of one <img ...>
     from PIL import Image
 
     def sized(m):
-        found = re.search(r'src="([^":]+\.png)"', m[0])
+        found = re.search(r'src="([^":]+\.(?:png|webp))"', m[0])
         path = folder/found[1].split('?')[0] if found else None
         if path is None or 'width=' in m[0] or not path.is_file():
             return m[0]
@@ -792,11 +794,25 @@ def with_sizes(folder):  # -> a function for re.sub, of one <img ...>
     return sized
 
 
+def in_files(folder):  # -> a function for re.sub, of one picture within a page
+    "Films and sliders carry their pictures with them; on the site these come when they are near."
+    def moved(m):
+        content = base64.b64decode(m[2])
+        name = f'_images/{hashlib.sha256(content).hexdigest()[:16]}.{m[1]}'
+        if not (folder/name).exists():
+            replace(folder/name, content)
+        return name
+    return moved
+
+
 def lighten(target):
     "Take from every page what it does not need: the fonts have the icons that the script draws."
     for path in target.rglob('*.html'):
         body = path.read_text(encoding='utf-8')
         lighter = ICONS.sub('', body)
+        if path.parent == target:
+            lighter = re.sub(r'data:image/(png|webp);base64,([\w+/=]{2000,})', in_files(target),
+                             lighter)
         lighter = re.sub(r'<img [^>]*>', with_sizes(path.parent), lighter)
         if lighter != body:
             replace(path, lighter.encode())
