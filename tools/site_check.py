@@ -264,6 +264,12 @@ def check_play(context, root, site, fault):
         tab.close()
 
 
+def installed():
+    "The browser of this machine; None if there is none."
+    names = ('chromium', 'chromium-browser', 'google-chrome')
+    return next(filter(None, map(shutil.which, names)), None)
+
+
 def serve(root, handler):
     "The address of a server of this folder."
     server = ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(handler, directory=str(root)))
@@ -412,10 +418,9 @@ def main():
     p = argparse.ArgumentParser(description=__doc__,
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
     built = Path(__file__).resolve().parent.parent/'_site'/'html'
-    browsers = filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome')))
     p.add_argument('site', nargs='?', type=Path, default=built)
     p.add_argument('--pages', nargs='*', default=[], help='only these, without .html')
-    p.add_argument('--browser', default=next(browsers, None))
+    p.add_argument('--browser', default=installed())
     p.add_argument('--wait', type=float, default=120, help='seconds that a page may take')
     p.add_argument('--wide', action='store_true', help='equations at 1400 pixels, too')
     p.add_argument('--table', action='store_true', help='measures with their targets')
