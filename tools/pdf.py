@@ -2,15 +2,13 @@
 
     python tools/pdf.py [book.pdf] [--site _site/html] [--chapters 05 12] [--proofs]
 
-Chromium prints each page as site.css has it on paper: what is folded is left out, films and
-sliders show their still pictures. Page numbers go on from chapter to chapter, and links between
-chapters lead to pages of the PDF. Without --chapters: the front page, and the rooms 0 to 6 without
-cards and tools. Needs `pip install playwright pypdf`, and an installed Chromium or Chrome.
+Chromium prints each page as site.css has it on paper: without what is folded, films as stills.
+Links between chapters lead to pages of the PDF. Without --chapters: the front page, and the rooms
+0 to 6 without cards. Needs `pip install playwright pypdf`, and an installed Chromium or Chrome.
 """
 import argparse
 import io
 import re
-import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -20,8 +18,9 @@ from pypdf.generic import ArrayObject, NameObject
 from site_check import FORMULAS_READY, PICTURES_READY, Quiet, installed, serve
 
 ALL_SET = """async (proofs) => {
-  for (const e of document.querySelectorAll('article details:not(.hide, .checks)')) e.open = proofs;
-  for (const e of document.querySelectorAll('article details:is(.hide, .checks)')) e.open = false;
+  for (const e of document.querySelectorAll('article details')) {
+    e.open = proofs && !e.matches('.hide, .checks');
+  }
   await MathJax.startup.document.lazyTypesetAll();
 }"""
 PAPER = """@page { size: A4; margin: 18mm 20mm 20mm;
@@ -31,7 +30,6 @@ body { counter-reset: page %d }"""
 
 class Still(Quiet):
     "Scripts within tags do not run: so films and sliders stay pictures."
-
     def end_headers(self):
         self.send_header('Content-Security-Policy', "script-src-attr 'none'")
         super().end_headers()
@@ -43,16 +41,15 @@ def in_order(site, chapters):
     while name and '/' not in name:
         if name[:2] in chapters or not chapters and re.match(r'index|[0-6]\d_(?!.*_card\.)', name):
             yield name
-        page = (site/name).read_text(encoding='utf-8')
-        found = re.search(r'<link rel="next" [^>]*href="([^"]*)"', page)
-        name = found and found[1]
+        following = r'<link rel="next" [^>]*href="([^"]*)"|$'
+        name = re.search(following, (site/name).read_text(encoding='utf-8'))[1]
 
 
 def printed(tab, url, proofs, number):
     "A page's title, and it as a PDF whose first page has the next number."
     tab.goto(url, wait_until='load')
-    tab.evaluate(FORMULAS_READY)
-    tab.evaluate(PICTURES_READY)
+    for ready in (FORMULAS_READY, PICTURES_READY):
+        tab.evaluate(ready)
     tab.evaluate(ALL_SET, proofs)
     tab.add_style_tag(content=PAPER % number)
     title = tab.locator('h1').first.text_content().removesuffix('#').strip()
@@ -73,13 +70,12 @@ def within(book, address, first):
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__,
-                                formatter_class=argparse.RawDescriptionHelpFormatter)
-    built = Path(__file__).resolve().parent.parent/'_site'/'html'
+    raw = argparse.RawDescriptionHelpFormatter
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     p.add_argument('out', nargs='?', type=Path, default=Path('book.pdf'))
-    p.add_argument('--site', type=Path, default=built)
+    p.add_argument('--site', type=Path, default=Path(__file__).parents[1]/'_site'/'html')
     p.add_argument('--chapters', nargs='*', default=[], help='numbers of notebooks, such as 12')
-    p.add_argument('--proofs', action='store_true', help='with folded proofs and answers')
+    p.add_argument('--proofs', action='store_true', help='folded proofs and answers, too')
     p.add_argument('--browser', default=installed())
     a = p.parse_args()
 
@@ -98,8 +94,7 @@ def main():
     book.compress_identical_objects()
     book.write(a.out)
     print(f'{len(book.pages)} pages, {a.out.stat().st_size/1e6:.1f} MB in {a.out}')
-    return not book.pages
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    main()
