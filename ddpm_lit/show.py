@@ -371,7 +371,7 @@ class Film:
                     seconds=self.seconds)
         if self.still:
             said['sheet'] = sheet
-        look = 'image-rendering:pixelated;'*self.pixels + 'max-width:100%'
+        look = 'image-rendering:pixelated;'*self.grey + 'max-width:100%'
         return ('<div class="film" style="max-width:100%">'
                 f'<img alt="{escape(self.alt)}" style="{look}" '
                 f'data-film="{escape(json.dumps(said))}" onload="{escape(_FILM)}" '
