@@ -54,7 +54,7 @@ function openPlay(link) {
 }
 
 // on a phone formulas are set in shorter lines; what is still too wide is set smaller
-MathJax.startup = {pageReady: () => {
+if (window.MathJax) MathJax.startup = {pageReady: () => {
   if (matchMedia('(max-width: 600px)').matches) {
     document.querySelectorAll('div.math[data-narrow]').forEach(e => e.textContent = `\\[${e.dataset.narrow}\\]`);
   }
