@@ -908,7 +908,7 @@ def lighten(target):
 
 
 LOST = '''<!doctype html><html lang="en"><meta charset="utf-8">
-<meta name="viewport" content="width=device-width"><link rel="icon" href="{base}_static/mark.svg">
+<meta name="viewport" content="width=device-width"><link rel="icon" href="data:,">
 <title>Not found</title>
 <body style="font-family: sans-serif; max-width: 34em; margin: 4em auto; padding: 0 1em">
 <h1>There is no such page</h1>
