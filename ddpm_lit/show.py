@@ -302,11 +302,15 @@ def _few(picture, colours: int):  # a PIL image, and another
     return picture.convert('RGB').quantize(colours, Image.Quantize.MAXCOVERAGE)
 
 
-def _embedded(picture) -> str:  # a PIL image
-    "A picture as an address that carries it."
+def _embedded(picture, coloured: bool) -> str:  # a PIL image
+    "A picture as an address that carries it; WebP is small for colours, and loses a little."
     out = io.BytesIO()
-    picture.save(out, format='PNG', optimize=True)
-    return 'data:image/png;base64,' + base64.b64encode(out.getvalue()).decode()
+    if coloured:
+        picture.save(out, format='WEBP', quality=75, method=6)
+    else:
+        picture.save(out, format='PNG', optimize=True)
+    kind = 'webp' if coloured else 'png'
+    return f'data:image/{kind};base64,' + base64.b64encode(out.getvalue()).decode()
 
 # %% ../nbs/04_show.ipynb #film
 class Film:
@@ -347,29 +351,31 @@ class Film:
             self.sheet = _few(self.sheet, 16)
         elif self.grey:
             self.sheet = self.sheet.convert('L')
+        self.coloured = self.pixels and not self.grey
         self.alt = alt
         self.width = width
         self.still = None
         if still:
             drawn = Image.open(io.BytesIO(_figure_png(still, still.dpi)))
-            self.still = _few(drawn, 32)
+            self.still = drawn.convert('RGB') if self.coloured else _few(drawn, 32)
 
     def __repr__(self) -> str:
         first, last = self.labels[0], self.labels[-1]
         return f'a film of {len(self.labels)} frames, {first} to {last}'
 
     def _repr_html_(self) -> str:
-        sheet = _embedded(self.sheet)
+        sheet = _embedded(self.sheet, self.coloured)
+        still = _embedded(self.still, self.coloured) if self.still else sheet
         said = dict(labels=self.labels, columns=self.columns, rows=self.rows,
                     wide=self.size[0], tall=self.size[1], width=self.width,
                     seconds=self.seconds)
         if self.still:
             said['sheet'] = sheet
-        look = 'image-rendering:pixelated;'*self.pixels + 'max-width:100%'
+        look = 'image-rendering:pixelated;'*self.grey + 'max-width:100%'
         return ('<div class="film" style="max-width:100%">'
                 f'<img alt="{escape(self.alt)}" style="{look}" '
                 f'data-film="{escape(json.dumps(said))}" onload="{escape(_FILM)}" '
-                f'src="{_embedded(self.still) if self.still else sheet}"></div>')
+                f'src="{still}"></div>')
 
 # %% ../nbs/04_show.ipynb #card
 def card(x: Tensor,  # [3 h w] in [-1, 1]

@@ -14,6 +14,9 @@ def prepared(path):
     nb.cells = [c for c in nb.cells if c.cell_type != 'raw' and not flags(c).keys() & left_out]
     for c in nb.cells:
         c.source = '\n'.join(l for l in c.source.splitlines() if not re.match(r'\s*#\s*\|', l))
+        # of a film its still picture
+        for data in (o.data for o in c.get('outputs', ()) if 'class="film"' in str(o.get('data'))):
+            data['image/png'] = re.search(r' src="data:[^,]*,([^"]*)"', data.pop('text/html'))[1]
         # of a folded cell only what it shows
         if 'hide-input' in c.metadata.get('tags', []):
             c.source = ''
@@ -46,7 +49,8 @@ def rendered(nb):
     for name, data in extra['outputs'].items():
         index, n = re.search(r'cell_(\d+)_(\d+)\.', name).groups()
         id = nb.cells[int(index)].id
-        new = f'{nbs.name}/readme/{id}' + (f'-{n}' if n != '0' else '') + Path(name).suffix
+        suffix = '.webp' if data[8:12] == b'WEBP' else Path(name).suffix
+        new = f'{nbs.name}/readme/{id}' + (f'-{n}' if n != '0' else '') + suffix
         alt = caption(nb.cells, int(index))
         body = re.sub(rf'!\[\w+\]\({re.escape(name)}\)', f'![{alt}]({new})', body)
         files[root/new] = data

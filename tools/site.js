@@ -53,6 +53,49 @@ function openPlay(link) {
   return frame;
 }
 
+// on a phone formulas are set in shorter lines; what is still too wide is set smaller
+if (window.MathJax) MathJax.startup = {pageReady: () => {
+  if (matchMedia('(max-width: 600px)').matches) {
+    document.querySelectorAll('div.math[data-narrow]').forEach(e => e.textContent = `\\[${e.dataset.narrow}\\]`);
+  }
+  new MutationObserver((changes) => {
+    const set = changes.flatMap(c => [...c.addedNodes]).map(e => e.parentElement?.closest('article div.math'));
+    new Set(set).forEach(e => e && fit(e));
+  }).observe(document.querySelector('article'), {childList: true, subtree: true});
+  document.fonts.addEventListener('loadingdone', () => document.querySelectorAll('article div.math').forEach(fit));
+  return MathJax.startup.defaultPageReady();
+}};
+
+function fit(formula) {
+  formula.style.fontSize = '';
+  const boxes = [formula, ...formula.querySelectorAll('mjx-container')];
+  const beyond = Math.max(...boxes.map(e => e.clientWidth ? e.scrollWidth/e.clientWidth : 1));
+  if (beyond > 1) formula.style.fontSize = `${Math.max(.6, .98/beyond)*100}%`;
+}
+
+// the index of all words, 200 kB, is read when somebody searches; its own Search replaces this one
+const base = new URL('..', document.currentScript.src);
+let index = null;
+const read = (file) => new Promise((done, failed) => document.head.append(
+  Object.assign(document.createElement('script'), {src: new URL(file, base), onload: done, onerror: failed})));
+async function readIndex() {
+  for (const file of ['_static/searchtools.js', '_static/language_data.js', 'searchindex.js']) await read(file);
+  showWords();
+}
+window.Search = {performSearch: async (words) => {
+  await (index ??= readIndex());
+  Search.performSearch(words);
+}};
+
+// results of a search show words of the text, without buttons, formulas and folded code
+function showWords() {
+  Search.htmlToText = (html) => {
+    const article = parsed(html).querySelector('article.bd-article');
+    article?.querySelectorAll('.math, .headerlink, details.hide, script, style').forEach(e => e.remove());
+    return article ? article.textContent : '';
+  };
+}
+
 // sliders show one frame from the start
 document.addEventListener('DOMContentLoaded', () => {
   document.querySelectorAll('.slider input').forEach(i => i.dispatchEvent(new Event('input')));
@@ -102,14 +145,10 @@ document.addEventListener('DOMContentLoaded', () => {
     window.addEventListener('scroll', endPreview, {passive: true});
   }
 
-  // results of a search show words of the text, without buttons, formulas and folded code
-  if (typeof Search !== 'undefined') {
-    Search.htmlToText = (html) => {
-      const article = parsed(html).querySelector('article.bd-article');
-      article?.querySelectorAll('.math, .headerlink, details.hide, script, style').forEach(e => e.remove());
-      return article ? article.textContent : '';
-    };
-  }
+  showWords();
+  document.addEventListener('focusin', (e) => {
+    if (e.target.matches('#pst-search-dialog input')) index ??= readIndex();
+  });
 
   // on a phone a touch enlarges a figure (site.css)
   document.querySelectorAll('article div.cell_output img').forEach(i => {

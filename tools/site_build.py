@@ -5,6 +5,8 @@ myst-nb, and Sphinx builds OUT/html from them.
 """
 import argparse
 import ast
+import base64
+import hashlib
 import html
 import io
 import json
@@ -98,6 +100,57 @@ def in_lines(formula, most=66):  # signs that fit beside the number
     if len(lines) == 1:
         return formula
     below = r' \\[.3em] & '.join(lines)
+    return rf'\begin{{aligned}} & {below} \end{{aligned}}{tag}'
+
+
+RELATION = re.compile(r'=|\\(?:approx|leq?|geq?|sim|propto|equiv|(?:Left)?[Rr]ightarrow)')
+SUM = re.compile(r'[+-]')
+TOKEN = re.compile(r'\\(?:left|right)(?![a-zA-Z])|\\[a-zA-Z]+|\\.|.', re.S)
+
+
+def parts_of(formula, mark):
+    "A formula cut before each mark that stands in no bracket."
+    parts, depth = [''], 0
+    for m in TOKEN.finditer(formula):
+        token = m[0]
+        if depth == 0 and mark.fullmatch(token) and signs(parts[-1]) > 1:
+            parts.append('')
+        parts[-1] += token
+        depth += token in ('{', '(', '[', '\\left', '\\{')
+        depth -= token in ('}', ')', ']', '\\right', '\\}')
+    return parts
+
+
+def joined(parts, most):
+    "Neighbours together where they fit into a line."
+    lines = []
+    for part in parts:
+        if lines and signs(lines[-1] + part) <= most:
+            lines[-1] += part
+        else:
+            lines.append(part)
+    return lines
+
+
+def narrow(formula, most=24):  # signs that fit on a phone beside the number
+    "A formula in lines for a phone, broken before relations and sums; None if it is short."
+    tag = re.search(r'\s*\\tag\{[^}]*\}', formula)
+    tag = tag[0] if tag else ''
+    bare = formula.replace(tag, '').strip()
+    m = re.fullmatch(r'\\begin\{aligned\}(.*)\\end\{aligned\}', bare, re.S)
+    rows = re.split(r'\\\\(?:\[[^\]]*\])?', m[1]) if m else [bare]
+    if '\\begin' in ''.join(rows) or '\\\\' in bare and not m or signs(bare) <= most:
+        return None
+
+    lines = []
+    for row in rows:
+        for piece in parts_of(row.replace('&', ''), re.compile(r'\\qquad')):
+            cut = [piece]
+            for mark in (RELATION, SUM):
+                cut = [line for part in cut for line in
+                       (joined(parts_of(part, mark), most) if signs(part) > most else [part])]
+            lines += [cut[0].replace('\\qquad', '').strip(), *('\\quad {}' + c for c in cut[1:])]
+    below = r' \\[.3em] & '.join(line for line in lines if line)
     return rf'\begin{{aligned}} & {below} \end{{aligned}}{tag}'
 
 
@@ -757,7 +810,7 @@ def describe(app, page, template, context, doctree):
             f'<meta property="og:description" content="{said}">']
     m = re.fullmatch(r'https://github\.com/([^/]+)/(.+)', repository())
     if m:
-        image = f'https://{m[1].lower()}.github.io/{m[2]}/_static/hero.png'
+        image = f'https://{m[1].lower()}.github.io/{m[2]}/_static/hero.webp'
         tags.append(f'<meta property="og:image" content="{image}">')
     context['metatags'] = context.get('metatags', '') + '\n'.join(tags)
 
@@ -775,6 +828,37 @@ def write_play(folder):
 
 
 ICONS = re.compile(r'\s*<(?:script|link)[^>]*fontawesome\.js[^>]*>(?:</script>)?')
+# site.js asks for these when somebody searches
+SEARCH = re.compile(r'<script src="[./]*(?:_static/searchtools|_static/language_data|searchindex)'
+                    r'\.js"></script>')
+FORMULA = re.compile(r'(<div class="(?:amsmath )?math (?![^>]*data-narrow)[^>]*)>\s*\\\['
+                     r'(?:\\begin\{equation\*\})?(.*?)(?:\\end\{equation\*\})?\\\]\s*</div>', re.S)
+
+
+def with_narrow(m):
+    "A formula with its lines for a phone beside it, which site.js takes there."
+    lines = narrow(html.unescape(m[2]).strip())
+    return f'{m[1]} data-narrow="{html.escape(lines)}"{m[0][len(m[1]):]}' if lines else m[0]
+
+
+def icons(target):
+    "The icons that pages show as a style sheet: two fonts of hundreds of others stay unread."
+    pages = '\n'.join(p.read_text(encoding='utf-8') for p in target.glob('*.html'))
+    script = (target/'_static'/'scripts'/'fontawesome.js').read_text(encoding='utf-8')
+    rules = []
+    for name in sorted(set(re.findall(r'\bfa-([a-z-]+)', pages))):
+        drawn = rf'[{{,]"?{name}"?:\[(\d+),(\d+),\[[^\]]*\],"\w+","([^"]+)"'
+        found = [*re.finditer(drawn, script)]
+        if found:
+            wide, tall, path = found[-1].groups()
+            picture = (f"data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox="
+                       f"'0 0 {wide} {tall}'%3E%3Cpath d='{path}'/%3E%3C/svg%3E")
+            rules.append(f'i.fa-{name}, span.fa-{name} {{ font-family: inherit; }}\n'
+                         f'i.fa-{name}::before, span.fa-{name}::before {{ content: ""; display: '
+                         f'inline-block; height: 1em; aspect-ratio: {wide}/{tall}; vertical-align: '
+                         f'-.125em; background: currentColor; mask: url("{picture}") center / '
+                         'contain no-repeat; }')
+    return '\n'.join(rules)
 
 
 def with_sizes(folder):  # -> a function for re.sub, of one <img ...>
@@ -782,7 +866,7 @@ def with_sizes(folder):  # -> a function for re.sub, of one <img ...>
     from PIL import Image
 
     def sized(m):
-        found = re.search(r'src="([^":]+\.png)"', m[0])
+        found = re.search(r'src="([^":]+\.(?:png|webp))"', m[0])
         path = folder/found[1].split('?')[0] if found else None
         if path is None or 'width=' in m[0] or not path.is_file():
             return m[0]
@@ -792,18 +876,39 @@ def with_sizes(folder):  # -> a function for re.sub, of one <img ...>
     return sized
 
 
+def in_files(folder):  # -> a function for re.sub, of one picture within a page
+    "Films and sliders carry their pictures with them; on the site these come when they are near."
+    def moved(m):
+        content = base64.b64decode(m[2])
+        name = f'_images/{hashlib.sha256(content).hexdigest()[:16]}.{m[1]}'
+        if not (folder/name).exists():
+            replace(folder/name, content)
+        return name
+    return moved
+
+
 def lighten(target):
     "Take from every page what it does not need: the fonts have the icons that the script draws."
     for path in target.rglob('*.html'):
         body = path.read_text(encoding='utf-8')
-        lighter = ICONS.sub('', body)
+        lighter = FORMULA.sub(with_narrow, ICONS.sub('', body))
+        if path.name != 'search.html':
+            lighter = SEARCH.sub('', lighter)
+        # a summary is named by its words; a cell without words is no heading
+        lighter = lighter.replace('<summary aria-label="Toggle hidden content">', '<summary>')
+        lighter = re.sub(r'<th [^>]*>\s*(?:<p></p>)?\s*</th>', '<td></td>', lighter)
+        if path.parent == target:
+            lighter = re.sub(r'data:image/(png|webp);base64,([\w+/=]{2000,})', in_files(target),
+                             lighter)
         lighter = re.sub(r'<img [^>]*>', with_sizes(path.parent), lighter)
         if lighter != body:
             replace(path, lighter.encode())
+    style = target/'_static'/'site.css'
+    replace(style, ((tools/'site.css').read_text(encoding='utf-8') + icons(target)).encode())
 
 
 LOST = '''<!doctype html><html lang="en"><meta charset="utf-8">
-<meta name="viewport" content="width=device-width"><link rel="icon" href="{base}_static/mark.svg">
+<meta name="viewport" content="width=device-width"><link rel="icon" href="data:,">
 <title>Not found</title>
 <body style="font-family: sans-serif; max-width: 34em; margin: 4em auto; padding: 0 1em">
 <h1>There is no such page</h1>
@@ -838,7 +943,7 @@ def build(out, only):
     app.build()
 
     (target/'.nojekyll').touch()
-    replace(target/'_static'/'hero.png', (nbs/'readme'/'hero.png').read_bytes())
+    replace(target/'_static'/'hero.webp', (nbs/'readme'/'hero.webp').read_bytes())
     (target/'colab').mkdir(exist_ok=True)
     for stem in shown:
         if runs_alone(stem, repository()):

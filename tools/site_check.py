@@ -1,16 +1,21 @@
 """Opens every page of the built site in a headless browser at a phone's width.
 
-    python tools/site_check.py [_site/html] [--pages index 12_posterior] [--wide]
+    python tools/site_check.py [_site/html] [--pages index 12_posterior] [--wide] [--table]
 
 A fault is an error in the console, a request that fails or leaves the site, a formula that is not
 rendered, a picture that is not there, a link that leads nowhere, and a page wider than the screen.
 With --wide, each page is also laid out at 1400 pixels, and an equation wider than its column is a
-fault; that takes about as long again.
+fault; that takes about as long again. With --table, a table of measures with their targets follows:
+chapters at 390 and 1400 pixels with all that folds unfolded, a first visit with text sent as gzip,
+and the same over slow 4G (1.6 Mbit/s, 150 ms). `--axe axe.min.js`, of npm's axe-core, adds a row.
 Needs `pip install playwright` and an installed Chromium or Chrome.
 """
 import argparse
 import functools
+import gzip
+import re
 import shutil
+import statistics
 import sys
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -97,9 +102,59 @@ PICTURES_READY = """() => Promise.all([...document.images].map(i => {
 })).then(() => null)"""
 
 
+# what the table counts on a page, as it lies there and then with all that folds unfolded
+MEASURE = """async () => {
+  const all = (s) => [...document.querySelectorAll('article ' + s)];
+  const screens = (e) => e ? (e.getBoundingClientRect().top + scrollY)/innerHeight : 99;
+  const middle = (e) => e ? screens(e) + e.getBoundingClientRect().height/2/innerHeight : 99;
+  const first = all('div.cell_output img, .film')[0];
+  const found = {figure: middle(first), moves: screens(all('.film, .playing')[0])};
+
+  for (const e of all('details')) e.open = true;
+  if (window.MathJax) await MathJax.startup.document.lazyTypesetAll();
+  await document.fonts.ready;
+  await new Promise(done => setTimeout(done, 100));
+  const wider = (e) => e.scrollWidth > e.clientWidth + 1;
+  const maths = all('div.math').filter(e => e.offsetParent);
+  found.equations = maths.length;
+  found.cut = maths.filter(e => [e, ...e.querySelectorAll('mjx-container')].some(wider)).length;
+
+  // a film is made of its own pixels
+  const still = all('img').filter(i => i.clientWidth && !i.closest('.film') && i.naturalWidth);
+  found.pictures = still.map(i => i.naturalWidth/i.clientWidth);
+  return found;
+}"""
+# milliseconds to the first paint, and until everything on the page answers
+TIMES = """() => {
+  const paint = performance.getEntriesByName('first-contentful-paint')[0];
+  const page = performance.getEntriesByType('navigation')[0];
+  return [paint.startTime, page.domContentLoadedEventEnd];
+}"""
+PLAYING = ('index', '01', '05', '11', '12', '13', '14', '25', '32', '41', '60', '67')
+HEAVY = ('index', '05_evening', '12_posterior', '60_glide')
+TEXT = ('.html', '.css', '.js', '.svg', '.json', '.txt')
+
+
 class Quiet(SimpleHTTPRequestHandler):
     def log_message(self, *args):
         pass
+
+
+class Packing(Quiet):
+    "Sends text as GitHub's pages are sent, in gzip."
+    protocol_version = 'HTTP/1.1'
+
+    def do_GET(self):
+        path = Path(self.translate_path(self.path))
+        if path.suffix not in TEXT or not path.is_file():
+            return super().do_GET()
+        packed = gzip.compress(path.read_bytes(), 6)
+        self.send_response(200)
+        for name, value in (('Content-Type', self.guess_type(str(path))),
+                            ('Content-Encoding', 'gzip'), ('Content-Length', len(packed))):
+            self.send_header(name, str(value))
+        self.end_headers()
+        self.wfile.write(packed)
 
 
 class Faults:
@@ -142,11 +197,15 @@ def look_at(phone, page, site, fault, wide=False):
     tab.evaluate(FORMULAS_READY)
     tab.evaluate(PICTURES_READY)
     seen = tab.evaluate(LOOK)
+    tab.close()
     if wide:
+        tab = phone.new_page()
         tab.set_viewport_size(dict(width=1400, height=900))
+        tab.goto(site + page, wait_until='load')
+        tab.evaluate(FORMULAS_READY)
         for equation in tab.evaluate(WIDER):
             fault(page, f'an equation wider than its column: {equation}')
-    tab.close()
+        tab.close()
     for f in seen['faults']:
         fault(page, f)
     return set(seen['ids']), seen['links']
@@ -208,6 +267,108 @@ def check_play(context, root, site, fault):
         tab.close()
 
 
+def installed():
+    "The browser of this machine; None if there is none."
+    names = ('chromium', 'chromium-browser', 'google-chrome')
+    return next(filter(None, map(shutil.which, names)), None)
+
+
+def serve(root, handler):
+    "The address of a server of this folder."
+    server = ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(handler, directory=str(root)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return f'http://127.0.0.1:{server.server_port}/'
+
+
+def measured(context, site, pages, width, height):
+    "MEASURE of each page, in a window of this size."
+    found = {}
+    for page in pages:
+        tab = context(viewport=dict(width=width, height=height)).new_page()
+        tab.goto(site + page, wait_until='load')
+        tab.evaluate(FORMULAS_READY)
+        tab.evaluate(PICTURES_READY)
+        found[page] = tab.evaluate(MEASURE)
+        tab.context.close()
+    return found
+
+
+def first_visit(context, site, page, slow):
+    "Bytes, seconds to the first paint, seconds until all answers, for who comes the first time."
+    tab = context().new_page()
+    wire = tab.context.new_cdp_session(tab)
+    wire.send('Network.enable')
+    if slow:
+        wire.send('Network.emulateNetworkConditions', dict(
+            offline=False, latency=150, downloadThroughput=200_000, uploadThroughput=94_000))
+    sent = []
+    wire.on('Network.loadingFinished', lambda e: sent.append(e['encodedDataLength']))
+    tab.goto(site + page, wait_until='networkidle')
+    paint, ready = tab.evaluate(TIMES)
+    tab.context.close()
+    return sum(sent), paint/1000, ready/1000
+
+
+def violations(context, site, pages, axe):
+    "What axe-core finds, in light and in dark mode: rules of WCAG 2 A and AA, and good practice."
+    found = []
+    for page in pages:
+        for scheme in ('light', 'dark'):
+            tab = context(color_scheme=scheme).new_page()
+            tab.goto(site + page, wait_until='load')
+            tab.evaluate(FORMULAS_READY)
+            tab.evaluate(axe.read_text(encoding='utf-8'))
+            rules = tab.evaluate('async () => (await axe.run()).violations.map(v => v.id)')
+            found += [f'{page} {scheme}: {rule}' for rule in rules]
+            tab.context.close()
+    return found
+
+
+def print_table(context, root, axe=None):
+    "Measures of the chapters beside their targets."
+    site, packed = serve(root, Quiet), serve(root, Packing)
+    chapters = sorted(p.name for p in root.glob('*.html') if re.match(r'\d\d_', p.name))
+    phone = measured(context, site, ['index.html', *chapters], 390, 844)
+    desk = measured(context, site, ['index.html', *chapters], 1400, 1000)
+
+    rows = []
+    for name, seen, at_least in (('1400 × 1000', desk, 60), ('390 × 844', phone, 40)):
+        there = sum(seen[page]['figure'] < 1 for page in chapters)
+        rows.append((f'middle of the first figure in the first screen, {name}',
+                     f'{there} of {len(chapters)}', f'>= {at_least}', there >= at_least))
+    alive = [page for page in phone if page.startswith(PLAYING) and '_card' not in page]
+    still = [page for page in alive if max(phone[page]['moves'], desk[page]['moves']) >= 2]
+    rows.append(('chapters with something that moves in the first two screens, both widths',
+                 f'{len(alive) - len(still)} of {len(alive)} {" ".join(still)}', 'all', not still))
+    for name, seen, share in (('390', phone, .03), ('1400', desk, 0.)):
+        n, cut = (sum(m[k] for m in seen.values()) for k in ('equations', 'cut'))
+        worst = sorted(seen, key=lambda page: -seen[page]['cut'])[:6*bool(cut)]
+        where = ', '.join(f'{page[:2]} {seen[page]["cut"]}' for page in worst if seen[page]['cut'])
+        rows.append((f'equations cut at {name} px', f'{cut} of {n} = {cut/n:.1%} ({where})',
+                     f'<= {share:.0%}', cut <= share*n))
+    pixels = [p for m in desk.values() for p in m['pictures']]
+    sharp = sum(p >= 1.99 for p in pixels)
+    few = {page: min(m['pictures']) for page, m in desk.items() if m['pictures']}
+    worst = ', '.join(f'{page[:2]} {few[page]:.2f}' for page in sorted(few, key=few.get)[:6])
+    rows.append(('pictures with two pixels for one at 1400 px',
+                 f'{sharp} of {len(pixels)}, median {statistics.median(pixels):.2f}; least {worst}',
+                 'all', sharp == len(pixels)))
+
+    for stem in HEAVY:
+        size, *_ = first_visit(context, packed, f'{stem}.html', False)
+        _, paint, ready = first_visit(context, packed, f'{stem}.html', True)
+        rows += [(f'{stem}: sent to a first visitor, not scrolled', f'{size/1e6:.2f} MB',
+                  '<= 0.5 MB', size <= 5e5),
+                 (f'{stem}: slow 4G, first paint', f'{paint:.1f} s', '<= 1.5 s', paint <= 1.5),
+                 (f'{stem}: slow 4G, usable', f'{ready:.1f} s', '<= 3.5 s', ready <= 3.5)]
+    if axe:
+        bad = violations(context, site, [f'{stem}.html' for stem in HEAVY], axe)
+        rows.append((f'violations by axe-core, {len(HEAVY)} pages, light and dark',
+                     '; '.join([str(len(bad)), *bad]), '0', not bad))
+    for what, found, target, met in rows:
+        print(f'{"met   " if met else "missed"} {what:76} {target:>9}  {found}')
+
+
 def check_links(root, ids, links, fault):
     "Every link leads to a file and to a target that exist."
     for page, hrefs in links.items():
@@ -221,13 +382,10 @@ def check_links(root, ids, links, fault):
                 fault(page, f'a link to a place that is not there: {path}#{anchor}')
 
 
-def check(root, only, browser, wait, wide=False):
+def check(root, only, browser, wait, wide=False, table=False, axe=None):
     "Check the site in this folder; True if something is wrong."
     from playwright.sync_api import sync_playwright
-    handler = functools.partial(Quiet, directory=str(root))
-    server = ThreadingHTTPServer(('127.0.0.1', 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    site = f'http://127.0.0.1:{server.server_port}/'
+    site = serve(root, Quiet)
 
     found = [p.relative_to(root) for p in root.rglob('*.html') if '_static' not in p.parts]
     pages = sorted(map(str, found))
@@ -240,7 +398,7 @@ def check(root, only, browser, wait, wide=False):
         chromium = play.chromium.launch(executable_path=browser)
 
         def context(**kw):
-            c = chromium.new_context(viewport=dict(width=390, height=844), **kw)
+            c = chromium.new_context(**dict(viewport=dict(width=390, height=844)) | kw)
             c.set_default_timeout(wait*1000)
             return c
 
@@ -251,6 +409,8 @@ def check(root, only, browser, wait, wide=False):
         check_search(context(), site, fault)
         if not only:
             check_play(context, root, site, fault)
+        if table:
+            print_table(context, root, axe)
         chromium.close()
     check_links(root, ids, links, fault)
     print(f'{len(pages)} pages, {fault.count} faults')
@@ -261,14 +421,15 @@ def main():
     p = argparse.ArgumentParser(description=__doc__,
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
     built = Path(__file__).resolve().parent.parent/'_site'/'html'
-    browsers = filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome')))
     p.add_argument('site', nargs='?', type=Path, default=built)
     p.add_argument('--pages', nargs='*', default=[], help='only these, without .html')
-    p.add_argument('--browser', default=next(browsers, None))
+    p.add_argument('--browser', default=installed())
     p.add_argument('--wait', type=float, default=120, help='seconds that a page may take')
     p.add_argument('--wide', action='store_true', help='equations at 1400 pixels, too')
+    p.add_argument('--table', action='store_true', help='measures with their targets')
+    p.add_argument('--axe', type=Path, help='axe.min.js, for a row of the table')
     a = p.parse_args()
-    return check(a.site.resolve(), a.pages, a.browser, a.wait, a.wide)
+    return check(a.site.resolve(), a.pages, a.browser, a.wait, a.wide, a.table, a.axe)
 
 
 if __name__ == '__main__':
