@@ -13,7 +13,7 @@ from ..core.denoiser import Denoiser
 from ..core.level import Level, append_dims
 from ..core.problem import Problem
 from .posterior import posterior
-from .sample import Gaussian, fixed_small, steps
+from .sample import Gaussian, steps
 from .schedule import Grid
 
 # %% ../../nbs/15_paths.ipynb #sweeps
