@@ -18,7 +18,7 @@ from .schedule import Grid
 
 # %% ../../nbs/15_paths.ipynb #sweeps
 @torch.no_grad()
-def sweeps(denoiser: Denoiser,  # rows bring their own levels
+def sweeps(denoiser: Denoiser,  # of n*b rows, each with its own level
            levels: Grid,        # of n steps
            x: Tensor,           # [b ...] at the first level
            ) -> Iterator[Tensor]:  # [n+1 b ...] after each sweep, the last one the run
@@ -50,7 +50,7 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:  # [b ...] -> [b]
 
 def keep_or_mirror(draft: Gaussian, target: Gaussian,  # of one std, above 0
                    x: Tensor,      # [b ...] drawn from the draft
-                   chance: Tensor  # [b], even in [0, 1)
+                   chance: Tensor  # [b], uniform in [0, 1)
                    ) -> tuple[Tensor, Tensor]:  # [b ...], and which were kept [b]
     "A draw from the target that is the draft's, or its mirror image. Eq. 15.3-15.4."
     z = (x - draft.mean)/draft.std
@@ -63,17 +63,22 @@ def keep_or_mirror(draft: Gaussian, target: Gaussian,  # of one std, above 0
 
 # %% ../../nbs/15_paths.ipynb #spec
 @torch.no_grad()
-def speculative(denoiser: Denoiser,  # rows bring their own levels
-                levels: Grid, x: Tensor,
+def speculative(denoiser: Denoiser,  # of ahead*b rows, each with its own level
+                levels: Grid,
+                x: Tensor,       # [b ...] at the first level
                 ahead: int = 4,  # steps drafted for each call
-                noise: Callable[[Tensor], Tensor] = torch.randn_like) -> Iterator[Tensor]:
+                noise: Callable[[Tensor], Tensor] = torch.randn_like
+                ) -> Iterator[Tensor]:  # [b ...] after each call; rows may differ in level
     "`ancestral` in fewer calls: steps drafted, then kept or mirrored. Eq. 15.3-15.6."
     if ahead < 1:
         raise Problem(f'A call approves {ahead} drafts: make `ahead` 1 or more.')
     n = len(steps(levels))
     log_snr = levels.log_snr.to(x.device)
     at = torch.zeros(len(x), dtype=torch.long, device=x.device)  # steps done, a row
-    x0 = denoiser(x, Level(log_snr[at]).like(x)).x0
+
+    # the first prediction, in a batch as large as all later ones
+    rows = x.repeat(ahead, *[1]*(x.ndim - 1))
+    x0 = denoiser(rows, Level(log_snr[at.repeat(ahead)]).like(rows)).x0[:len(x)]
 
     while (at < n).any():
         # draft with the old prediction; a row that is done drafts its last step again
