@@ -9,7 +9,7 @@ __all__ = ['Reward', 'best_of', 'steer', 'reward_weights', 'adjoints']
 from typing import Callable, Iterator
 import torch
 from torch import Tensor
-from ..core.denoiser import Denoiser
+from ..core.denoiser import Denoiser, each_part
 from ..core.problem import Problem
 from ..diffusion.posterior import posterior
 from ..diffusion.sample import fixed_small, steps
@@ -53,19 +53,18 @@ def steer(denoiser: Denoiser, levels: Grid, x: Tensor,  # [b ...], the crowd
     pairs = steps(levels)
 
     for t, s in pairs:
-        x0 = denoiser(x, t).x0
-        now = _scored(reward, x0, beta)
+        p = denoiser(x, t)
+        now = _scored(reward, p.x0, beta)
         log_w, old = log_w + now - old, now
 
         # equal weights again where few runs hold the weight
         if effective_number(log_w) < len(x)/2:
             row = resample(torch.arange(len(x), device=x.device), log_w, torch.rand(1))
-            x, x0, old = x[row], x0[row], old[row]
+            x, p, old = x[row], each_part(lambda v: v[row], p), old[row]
             log_w = torch.zeros_like(log_w)
 
         # the model's own step (14.8)
-        p = denoiser(x, t) if variance is not fixed_small else None
-        mean, _ = posterior(x0, x, s, t)
+        mean, _ = posterior(p.x0, x, s, t)
         x = mean + variance(p, x, s, t)*noise(x)
         if s is pairs[-1][1]:
             log_w = log_w + _scored(reward, x, beta) - old
