@@ -8,7 +8,7 @@ __all__ = ['Operator', 'by_matrix', 'mask', 'blur', 'down', 'Observation', 'obse
 
 # %% ../../nbs/49_restore.ipynb #imports
 from dataclasses import dataclass
-from typing import Callable, Iterator
+from typing import Callable, Iterator, cast
 import torch
 from torch import Tensor
 from ..core.denoiser import Denoiser, Prediction, add_score
@@ -135,7 +135,7 @@ def exact_match(world: Mixture, seen: Observation) -> LogLikelihood:
         fits = []
         for k in range(len(world.weight)):
             # of component k alone: mean and variance of A x0 given x_t
-            one = world.given(k)
+            one = cast(Mixture, world.given(k))
             gap = seen.gap(one(x, t).x0)
             variance = seen.operator.gain.to(x)**2*one.var_x0(x, t) + seen.noise**2
             fits.append(-(gap**2/variance + variance.log()).sum(1)/2)
