@@ -18,9 +18,8 @@ from ..core.denoiser import Denoiser, Model
 from ..core.problem import Problem, no_progress
 from ..diffusion.sample import clamp_x0, ddim
 from ..diffusion.schedule import Grid, karras
-from ddpm_lit.guide.inverse import (
-    Observation, Operator, blur, ddrm, diffpir, down, dps, mask, observe, pigdm,
-    second_moment)
+from ..guide.inverse import (
+    Observation, Operator, blur, ddrm, diffpir, down, dps, mask, pigdm, second_moment)
 from .draw import choose_run, labels, recipe_denoiser
 from ..train.recipe import Recipe
 
