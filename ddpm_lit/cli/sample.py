@@ -212,16 +212,18 @@ def _picture_for(path: str, size: tuple[int, ...], grey: bool):  # [1 c h w] in 
 
 
 def _save_restored(given, x, out: str):  # [1 c h w], [n c h w]
-    "The picture as given, the draws, their mean and their spread, as PNG."
+    "The picture as given, mean and spread of the draws, and the draws, as PNG."
+    import torch
     from ddpm_lit.show import save_captioned
     side = x.shape[-1]
     spread = x.std(0).mean(0)
     factor = side // given.shape[-1]
     given = given.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
-    rows = [given, *x.split(8), x.mean(0, keepdim=True),
-            (2*spread/spread.max().clamp(min=1e-9) - 1)[None, None]]
-    words = ['given', f'{len(x)} draws', *[''] * (len(x.split(8)) - 1), 'their mean',
-             f'their spread, up to {spread.max():.2f}']
+    mean = x.mean(0, keepdim=True)
+    shade = (2*spread/spread.max().clamp(min=1e-9) - 1).expand_as(mean)
+    rows = [torch.cat([given, mean, shade]), *x.split(8)]
+    words = [f'given; mean of the draws; their spread, white: {spread.max():.2f}',
+             f'{len(x)} draws', *['']*(len(rows) - 2)]
     save_captioned(rows, words, out, zoom=max(1, 112//side))
 
 

@@ -54,6 +54,7 @@ RESTORERS: dict[str, _Run] = dict(
 def operator_for(recipe: Recipe, kind: str, blur_std: float = 1.5, factor: int = 4,
                  known: Tensor | None = None) -> Operator:  # known [h w], 1 where seen
     "How pictures of a recipe were measured: 'blur', 'mask' or 'down'. Eq. 49.2."
+    choose_run(recipe)  # it may not draw
     if len(recipe.shape) != 3 or recipe.shape[0] not in (1, 3):
         raise Problem(f'{recipe.name} draws {[*recipe.shape]}, which is no picture: name '
                       'weights that draw pictures.')
@@ -84,7 +85,6 @@ def restore(model: Model, recipe: Recipe, seen: Observation, method: str = 'tmpd
                       f'{", ".join(RESTORERS)}.')
     if n < 2:
         raise Problem(f'{n} draws have no spread: ask for 2 or more.')
-    choose_run(recipe)  # it may not draw
     if recipe.jumps:
         raise Problem(f'{recipe.name} was distilled and only jumps: name the weights that '
                       'it was distilled from.')

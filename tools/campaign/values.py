@@ -50,8 +50,8 @@ ONLY = dict(
     upsampled='captions upsampler side n seed', karlo='name captions side steps w guidance_scale')
 
 # what a command is about, which an argument without a name replaces
-SUBJECTS = ('{roll}', 'roll', 'mnist', 'ddpm-cifar10', 'a red heart', '{parity}', '{cat}', '{digit}',
-            '{iddpm}', '{glide}', '{up}', '{karlo}')
+SUBJECTS = ('{roll}', 'roll', 'mnist', 'ddpm-cifar10', 'a red heart', '{parity}', '{cat}',
+            '{digit}', '{small}', '{iddpm}', '{glide}', '{up}', '{karlo}')
 
 NUMBERS = ['nan', 'inf', '-inf', '-1', '0', '1e400', '1e-320', '1000000000000',
            '100000000000000000000', '', 'x', '1_0', chr(0xff11)]
