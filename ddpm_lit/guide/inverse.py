@@ -130,7 +130,7 @@ def observe(operator: Operator, y: Tensor,  # y [b ...] as the operator gives it
 
 # %% ../../nbs/49_restore.ipynb #exact
 def exact_match(world: Mixture, seen: Observation) -> LogLikelihood:
-    "log p(y | x_t) where the data are a mixture of Gaussians, up to a constant. Eq. 49.4."
+    "log p(y | x_t) for data from a mixture of Gaussians, up to a constant. Eq. 49.4."
     def log_match(x, t):
         fits = []
         for k in range(len(world.weight)):
@@ -269,7 +269,7 @@ def diffpir(denoiser: Denoiser, seen: Observation, levels: Grid, x: Tensor,
 @torch.no_grad()
 def twisted(denoiser: Denoiser, seen: Observation, levels: Grid, x: Tensor,  # [k ...]
             variance=fixed_small) -> Iterator[Tensor]:
-    "Particles with weights that correct the guess of `pigdm`. Eq. 49.11 (Wu et al. 2023)."
+    "Particles, weighted to correct the guess of `pigdm`. Eq. 49.11 (Wu et al. 2023)."
     if len(x) < 2:
         raise Problem('Weights compare samples, and this is one: start from many.')
     gain = seen.operator.gain.to(x)
@@ -315,7 +315,7 @@ def twisted(denoiser: Denoiser, seen: Observation, levels: Grid, x: Tensor,  # [
 def rank_of(truth: Tensor,  # [p ...], one for each of p problems
             draws: Tensor,  # [p n ...]
             ) -> Tensor:    # [p ...] in (0, 1)
-    "The rank of the truth among draws, even between ranks: uniform if all is well. Eq. 49.12."
+    "The rank of the truth among draws: uniform if all is well. Eq. 49.12."
     truth = truth[:, None]
     below = (draws < truth).sum(1)
     equal = (draws == truth).sum(1)

@@ -78,7 +78,7 @@ def restore(model: Model, recipe: Recipe, seen: Observation, method: str = 'tmpd
             n: int = 16, label: str | int | None = 'none', steps: int = 40, seed: int = 0,
             progress: Callable[[int, int], None] = no_progress,  # (done, of)
             ) -> Tensor:  # [n c h w] in [-1, 1], on the CPU
-    "Draws that fit a measurement, by a recipe's model and a named method. Eq. 49.5-49.10."
+    "Draws that fit a measurement, by a model and a named method. Eq. 49.5-49.10."
     run = RESTORERS.get(method)
     if run is None:
         raise Problem(f'There is no method "{method}": choose one of '
@@ -86,8 +86,8 @@ def restore(model: Model, recipe: Recipe, seen: Observation, method: str = 'tmpd
     if n < 2:
         raise Problem(f'{n} draws have no spread: ask for 2 or more.')
     if recipe.jumps:
-        raise Problem(f'{recipe.name} was distilled and only jumps: name the weights that '
-                      'it was distilled from.')
+        raise Problem(f'{recipe.name} was distilled and only jumps: name the weights '
+                      'that it was distilled from.')
 
     which = labels(recipe, n, label)
     device = next(model.parameters()).device
