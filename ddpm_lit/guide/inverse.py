@@ -327,9 +327,12 @@ def coverage(rank: Tensor,  # [p ...], as `rank_of` gives them
              counted: Tensor | None = None,  # [p ...] bool: which of them count
              ) -> tuple[float, float]:
     "How often the central interval holds the truth, and its standard error. Eq. 49.13."
-    inside = ((rank - .5).abs() < level/2).double().flatten(1 if rank.ndim > 1 else 0)
-    inside = inside.reshape(len(rank), -1)
-    use = torch.ones_like(inside) if counted is None else counted.double().flatten(1)
-    share = (inside*use).sum(1)/use.sum(1)
-    share = share[use.sum(1) > 0]  # problems, which are independent; pixels are not
+    inside = ((rank - .5).abs() < level/2).double().reshape(len(rank), -1)
+    use = torch.ones_like(inside)
+    if counted is not None:
+        use = counted.double().reshape(len(rank), -1)
+
+    # problems are independent, pixels are not
+    some = use.sum(1) > 0
+    share = (inside*use).sum(1)[some]/use.sum(1)[some]
     return share.mean().item(), (share.std()/len(share)**.5).item()
