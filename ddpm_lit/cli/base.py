@@ -37,6 +37,7 @@ COMMANDS = dict(  # name -> (module, what it does), in the order of the help
     distil=('train', 'Teach a copy of weights NAME to draw in few steps.'),
     sample=('sample', 'Draw samples from weights NAME.'),
     eval=('sample', 'Evaluate weights NAME: samples beside real data, and bits.'),
+    restore=('sample', 'Draw pictures that fit a blurred, hidden or small PICTURE.'),
     export=('export', 'Write weights NAME into a new FOLDER, for other tools.'),
     classify=('paint', 'Which of some captions fits the picture IMAGE best?'),
     paint=('paint', 'Paint what each CAPTION says.'),

@@ -84,6 +84,8 @@ def make_mnist(rng):
                                          ('data/mnist', 'data/ddpm_lit/FashionMNIST/raw')):
         put(f'{where}/{part}-images-idx3-ubyte.gz', gzip.compress(idx(x)))
         put(f'{where}/{part}-labels-idx1-ubyte', idx(y))
+    make_picture(rng, 'digit/1.png', 28, 28)
+    make_picture(rng, 'digit/2.png', 7, 7)
 
 
 def make_cifar(rng):

@@ -21,6 +21,8 @@ RUNS = {
     ('vary', ''): 'vary {cat} --n 1 --steps 2 --out v.png --json',
     ('blend', ''): 'blend {cat} {cat} --n 2 --steps 2 --out b.png --json',
     ('edit', ''): 'edit {cat} --from heart --to sun --n 2 --steps 2 --out e.png --json',
+    ('restore', ''): 'restore {digit} --operator blur --n 2 --steps 2 --out s.png --json',
+    ('restore', 'small'): 'restore {small} --operator down --n 2 --steps 2 --out s.png --json',
     ('compare', ''): 'compare --out {compare} --n 100 --json',
     ('demo', ''): 'demo --steps 1 --n 1 --json',
     ('bench', ''): 'bench nothing --json',
@@ -44,12 +46,12 @@ RUNS = {
 ONLY = dict(
     guided='w guidance_scale classifier_scale label guidance', clip='clip_scale',
     init='strength mask', digits='weights bits_draws bits_pictures label batch',
-    theirs='heads head_width side schedule order preset layout n',
+    small='factor kind', theirs='heads head_width side schedule order preset layout n',
     upsampled='captions upsampler side n seed', karlo='name captions side steps w guidance_scale')
 
 # what a command is about, which an argument without a name replaces
 SUBJECTS = ('{roll}', 'roll', 'mnist', 'ddpm-cifar10', 'a red heart', '{parity}', '{cat}',
-            '{iddpm}', '{glide}', '{up}', '{karlo}')
+            '{digit}', '{small}', '{iddpm}', '{glide}', '{up}', '{karlo}')
 
 NUMBERS = ['nan', 'inf', '-inf', '-1', '0', '1e400', '1e-320', '1000000000000',
            '100000000000000000000', '', 'x', '1_0', chr(0xff11)]
