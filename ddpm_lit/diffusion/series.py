@@ -9,7 +9,7 @@ __all__ = ['GaussianSeries', 'autoregression', 'told', 'staircase', 'by_levels',
 # %% ../../nbs/94_series.ipynb #imports
 import math
 from itertools import pairwise
-from typing import Callable, Iterable, Iterator
+from typing import Iterable, Iterator
 import torch
 from torch import Tensor
 from ..core.denoiser import Denoiser, Prediction

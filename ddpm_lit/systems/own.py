@@ -946,6 +946,9 @@ def _begun_in(out: str) -> str | Source:
     if begun.spec.get('maker') == 'distilled':
         raise Problem(f'The run in {out} distils: go on with ddpm_lit distil, its NAME, '
                       'its --steps and --resume.')
+    if begun.spec.get('maker') == 'series':
+        raise Problem(f'The run in {out} forecasts a table: go on with ddpm_lit forecast '
+                      'FILE.')
     return _source_beside(out) if begun.source else begun.recipe
 
 
