@@ -97,7 +97,7 @@ def staircase(levels: Grid,  # of an ordinary run, from noise to clean
               past: int, length: int,  # steps that are known, and steps in all
               delay: int = 0,          # rounds between the starts of two steps
               ) -> list[Level]:        # [1 1 l] each
-    "Levels by which the near future gets clean before the far one. Eq. 94.6 (Chen 2024)."
+    "Levels by which the near future gets clean before the far one. Eq. 94.7 (Chen 2024)."
     if not 0 <= past < length or delay < 0:
         raise Problem(f'{past} known steps of {length}, and a delay of {delay}: leave some '
                       'steps to sample, and give a delay of 0 or more.')
@@ -114,7 +114,7 @@ def staircase(levels: Grid,  # of an ordinary run, from noise to clean
 def by_levels(denoiser: Denoiser, levels: Iterable[Level],  # [b 1 l] or [1 1 l] each
               x: Tensor,  # [b c l]: noise, and whatever is known
               eta: float = 0., noise=torch.randn_like) -> Iterator[Tensor]:
-    "Sample a sequence whose steps have levels of their own. Eq. 94.7 (Chen 2024)."
+    "Sample a sequence whose steps have levels of their own. Eq. 94.8 (Chen 2024)."
     for t, s in pairwise(v.like(x) for v in levels):
         if (s.log_snr < t.log_snr).any():
             raise Problem('Some steps would get noisier here: give levels that only get '
@@ -134,7 +134,7 @@ def by_levels(denoiser: Denoiser, levels: Iterable[Level],  # [b 1 l] or [1 1 l]
 def fair_crps(draws: Tensor,  # [n ...], two draws or more
               y: Tensor,      # [...] what happened
               ) -> Tensor:    # [...]
-    "The continuous ranked probability score, fair for any n. Eq. 94.9 (Ferro 2014)."
+    "The continuous ranked probability score, fair for any n. Eq. 94.10 (Ferro 2014)."
     n = len(draws)
     if n < 2:
         raise Problem('A score of a forecast compares its draws: give two or more.')
@@ -145,7 +145,7 @@ def fair_crps(draws: Tensor,  # [n ...], two draws or more
 
 
 def gaussian_crps(mean: Tensor, std: Tensor, y: Tensor) -> Tensor:  # [...] each
-    "The score of a Gaussian forecast. Eq. 94.10 (Gneiting & Raftery 2007)."
+    "The score of a Gaussian forecast. Eq. 94.11 (Gneiting & Raftery 2007)."
     z = (y - mean)/std
     density = torch.exp(-z**2/2)/math.sqrt(2*math.pi)
     return std*(z*(2*torch.special.ndtr(z) - 1) + 2*density - 1/math.sqrt(math.pi))
@@ -154,7 +154,7 @@ def gaussian_crps(mean: Tensor, std: Tensor, y: Tensor) -> Tensor:  # [...] each
 def energy_score(paths: Tensor,  # [n ... l], two paths or more
                  y: Tensor,      # [... l]
                  ) -> Tensor:    # [...]
-    "The score of whole paths, by their distances, fair for any n. Eq. 94.12."
+    "The score of whole paths, by their distances, fair for any n. Eq. 94.13."
     n = len(paths)
     if n < 2:
         raise Problem('A score of a forecast compares its paths: give two or more.')
@@ -167,7 +167,7 @@ def energy_score(paths: Tensor,  # [n ... l], two paths or more
 def rank_among(draws: Tensor,  # [n ...]
                y: Tensor,      # [...]
                ) -> Tensor:    # [...] from 0 to n
-    "How many draws lie below what happened; ties fall by chance. Eq. 94.11."
+    "How many draws lie below what happened; ties fall by chance. Eq. 94.12."
     ties = (draws == y).sum(0)
     return (draws < y).sum(0) + (torch.rand(ties.shape)*(ties + 1)).long().to(ties)
 
@@ -175,7 +175,7 @@ def rank_among(draws: Tensor,  # [n ...]
 def step_levels(schedule: Schedule, t: Level,  # [b 1 1]: one of each sequence
                 length: int, past: int | None = None,  # None: drawn for each sequence
                 ) -> Level:  # [b 1 l]
-    "Levels to train on: a clean past in odd sequences, else independent ones. Eq. 94.13."
+    "Levels to train on: a clean past in odd sequences, else independent ones. Eq. 94.14."
     b = len(t.log_snr)
     u = schedule.time(t).expand(b, 1, length)
     free = schedule((u + torch.rand(b, 1, length, dtype=u.dtype)) % 1).log_snr
@@ -187,7 +187,7 @@ def step_levels(schedule: Schedule, t: Level,  # [b 1 1]: one of each sequence
 
 
 def series_loss(schedule: Schedule, past: int | None = None) -> Loss:
-    "The error of v wherever there is noise, at levels for each step. Eq. 94.13."
+    "The error of v wherever there is noise, at levels for each step. Eq. 94.14."
     def loss(denoiser, x0, t, eps):
         t = step_levels(schedule, t, x0.shape[-1], past).like(x0)
         p = denoiser(q_sample(x0, t, eps), t)

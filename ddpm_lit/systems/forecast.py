@@ -42,7 +42,7 @@ class Table:
 
     def ahead(self, k: int) -> str:  # k rows after the last one, from 1 on
         "The time of a row to come, as text."
-        first, *_, before, end = self.times
+        before, end = self.times[-2:]
         if not isinstance(end, datetime):
             return f'{end + k*(end - before):g}'
 
@@ -88,8 +88,7 @@ def _cells_of(path) -> list[list[str]]:
     first = text.split('\n', 1)[0]
     mark = max(',;\t', key=first.count)
     try:
-        rows = [row for row in csv.reader(text.split('\n'), delimiter=mark)
-                if any(cell.strip() for cell in row)]
+        rows = [*csv.reader(text.rstrip().split('\n'), delimiter=mark)]
     except csv.Error as e:
         raise Problem(f'{path} is no table that can be read ({e}): write one row a line, '
                       'with commas between numbers.') from e
@@ -100,6 +99,9 @@ def _cells_of(path) -> list[list[str]]:
         raise Problem(f'{path} has {counted(len(rows), "row")}: a forecast needs many '
                       'rows, one for each time.')
     for k, row in enumerate(rows, 1):
+        if not any(cell.strip() for cell in row):
+            raise Problem(f'Row {k} of {path} is empty: fill it in, or keep the rows '
+                          'after it.')
         if len(row) != len(rows[0]):
             raise Problem(f'Row {k} of {path} has {counted(len(row), "cell")}, and row 1 '
                           f'has {len(rows[0])}: give each row one for each column.')
@@ -138,7 +140,7 @@ def read_series(path) -> Table:
 
     # at most one column of text, the times; or numbers that are called so and rise
     texts = [k for k, column in enumerate(columns)
-             if any(_number_in(cell) is None for cell in column)]
+             if sum(_number_in(cell) is None for cell in column) > len(column)/2]
     if len(texts) > 1:
         which = ', '.join(names[k] if named else f'{k + 1}' for k in texts[:3])
         raise Problem(f'{path} has {len(texts)} columns that are no numbers ({which}): '
@@ -161,8 +163,9 @@ def read_series(path) -> Table:
     kept = [k for k in range(len(columns)) if k != clock]
     names = [names[k] or f'column {k + 1}' for k in kept] if named else \
         [f'column {k + 1}' for k in kept]
-    values = torch.tensor([[_number_in(cell) for cell in columns[k]] for k in kept],
-                          dtype=torch.float64)
+    numbers = [[_number_in(cell) for cell in columns[k]] for k in kept]
+    values = torch.tensor([[math.nan if v is None else v for v in column]
+                           for column in numbers], dtype=torch.float64)
     gaps = (~values.isfinite()).nonzero()
     if len(gaps):
         c, k = gaps[gaps[:, 1].argmin()].tolist()
@@ -347,19 +350,22 @@ def judge_series(model: Model, recipe: Recipe, table: Table, n: int = 39,
     unit = values[:, :spec['rows']].std(1)[:, None]
 
     found = {}
+    scores = []
     for name, paths in (
             ('network', continued_paths(model, spec, before, n, device=device)),
             ('autoregression', _linear_paths(values[:, :spec['rows']], before, horizon, n)),
             ('last value', before[..., -1:].expand(n, *y.shape))):
-        score = (fair_crps(paths, y)/unit).mean((1, 2))
+        scores.append((fair_crps(paths, y)/unit).mean((1, 2)))
+
+        # 39 draws: their outer tenths on both sides are four ranks each
         rank = rank_among(paths, y)
         k = (n + 1) // 10
         held = ((rank >= k) & (rank < n + 1 - k)).double().mean()
-        found[name] = dict(crps=score.mean().item(), covered=held.item(), each=score)
-    gap = found['network']['each'] - found['autoregression']['each']
+        found[name] = dict(crps=scores[-1].mean().item(), covered=held.item())
+
+    # of the same starts: the difference, and its standard error
+    gap = scores[0] - scores[1]
     error = (gap.std()/math.sqrt(len(gap))).item() if len(gap) > 1 else math.inf
-    for each in found.values():
-        each.pop('each')
     return dict(forecasts=len(starts), rivals=found, gap=gap.mean().item(), error=error)
 
 
