@@ -57,11 +57,11 @@ class GaussianSeries:
 def autoregression(coefficients: Iterable[float],  # of the last step, of the one before
                    length: int) -> GaussianSeries:
     "A stationary autoregression of mean 0 and variance 1. Eq. 94.3."
-    a = torch.tensor([*coefficients], dtype=torch.float64)
+    a = torch.tensor([*coefficients] or [0.], dtype=torch.float64)
     p = len(a)
     matrix = torch.eye(p, dtype=a.dtype).roll(1, 0)
     matrix[0] = a
-    if not p or torch.linalg.eigvals(matrix).abs().max() >= 1:
+    if torch.linalg.eigvals(matrix).abs().max() >= 1:
         raise Problem('This autoregression grows without end: give coefficients whose '
                       'effects die out.')
 

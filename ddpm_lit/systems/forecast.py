@@ -196,7 +196,8 @@ def _series_recipe(variables: list[str], past: int, horizon: int, rows: int, dig
         return Model(SeriesNet(len(variables), 32, dilations), level_input=near_log_snr)
 
     return Recipe('forecast', build, _not_here, (len(variables), length),
-                  loss=series_loss(Cosine(), past), settings=dict(bf16=False, lr=4e-3))
+                  loss=series_loss(Cosine(), past), settings=dict(bf16=False, lr=4e-3),
+                  sampler='')
 
 
 def _digest(values: Tensor) -> str:  # [c rows]

@@ -916,6 +916,9 @@ def _source_of(data: str,                # a folder, a .tar or a .parquet
                resume: bool = False,     # does a run go on there?
                **options) -> Source:     # of `Source`; None: not given
     "Where own pictures are, and how they are to be read and learned."
+    if str(data).lower().endswith(('.csv', '.tsv')):
+        raise Problem(f'{data} is a table: learn a series with ddpm_lit forecast FILE, or '
+                      'give a folder of pictures as `data`.')
     typed, name = _named_after(data)
     source = Source(folder=os.path.realpath(data), name=name)
 
