@@ -99,8 +99,8 @@ def staircase(levels: Grid,  # of an ordinary run, from noise to clean
               ) -> list[Level]:        # [1 1 l] each
     "Levels by which the near future gets clean before the far one. Eq. 94.7 (Chen 2024)."
     if not 0 <= past < length or delay < 0:
-        raise Problem(f'{past} known steps of {length}, and a delay of {delay}: leave some '
-                      'steps to sample, and give a delay of 0 or more.')
+        raise Problem(f'{past} known steps of {length}, and a delay of {delay}: leave '
+                      'some steps to sample, and give a delay of 0 or more.')
     n = len(levels)
     ahead = torch.arange(length) - past
     rounds = []
