@@ -99,10 +99,14 @@ def for_each(c: int | Tensor, x: Tensor) -> Tensor:  # [], [1 ...] or [b ...] ->
     return c if len(c) == len(x) else c.expand(len(x), *c.shape[1:])
 
 
-def time_of_each(time: Tensor, x: Tensor) -> Tensor:  # [] or [b 1 ... 1], [b ...] -> [b]
+def time_of_each(time: Tensor,  # [], [b 1 ... 1], or with all axes of x
+                 x: Tensor) -> Tensor:  # [b ...] -> [b], or [b ...] that broadcasts
     "The time of each sample for a network; bfloat16 cannot tell step 999 from 1000."
     dtype = torch.promote_types(x.dtype, torch.float32)
-    return time.to(x.device, dtype).reshape(-1).expand(len(x))
+    time = time.to(x.device, dtype)
+    if time.shape[1:].numel() > 1:  # a time for each part of a sample
+        return time.expand(len(x), *time.shape[1:])
+    return time.reshape(-1).expand(len(x))
 
 
 class Model(nn.Module):
@@ -124,7 +128,7 @@ class Model(nn.Module):
 
     def forward(self,
                 x: Tensor,  # [b ...]
-                t: Level,  # [] or [b 1 ... 1]
+                t: Level,  # [] or [b 1 ... 1], or a level for each part of x
                 label: Tensor | None = None,  # [b]
                 **condition) -> Prediction:   # [b ...] each
         time = time_of_each(self.level_input(t), x)

@@ -26,8 +26,8 @@ def append_dims(v: Tensor, x: Tensor) -> Tensor:  # [b], [b ...] -> [b 1 ... 1]
 @dataclass(frozen=True)
 class Level:
     "How noisy: the log signal-to-noise ratio, read in every spelling. Eq. 01.5-01.7."
-    # [] (float64, when sampling) or [b 1 ... 1] (one level a sample, when training);
-    # a plain number will do
+    # [] (float64, when sampling), [b 1 ... 1] (one level a sample, when training), or
+    # with all axes of x (a level for each of its parts); a plain number will do
     log_snr: Tensor
 
     def __post_init__(self):  # numbers become tensors; a frozen class is set so
@@ -54,11 +54,13 @@ class Level:
         return (-self.log_snr/2).exp()
 
     def like(self, x: Tensor) -> 'Level':  # x [b ...] floating
-        "The same levels shaped [b 1 ... 1], on the device and in the dtype of x."
+        "The same levels, one a sample or a part of x, on its device and in its dtype."
         if not x.is_floating_point():
             raise Problem(f'Levels cannot be {x.dtype}: '
                           'turn x into floating numbers first.')
-        log_snr = append_dims(self.log_snr, x)
+        log_snr = self.log_snr
+        if log_snr.ndim != x.ndim:  # one for each sample
+            log_snr = append_dims(log_snr, x)
         return Level(log_snr.to(x, non_blocking=x.is_cuda))
 
 

@@ -916,6 +916,9 @@ def _source_of(data: str,                # a folder, a .tar or a .parquet
                resume: bool = False,     # does a run go on there?
                **options) -> Source:     # of `Source`; None: not given
     "Where own pictures are, and how they are to be read and learned."
+    if str(data).lower().endswith(('.csv', '.tsv')):
+        raise Problem(f'{data} is a table: learn a series with ddpm_lit forecast FILE, or '
+                      'give a folder of pictures as `data`.')
     typed, name = _named_after(data)
     source = Source(folder=os.path.realpath(data), name=name)
 
@@ -946,6 +949,9 @@ def _begun_in(out: str) -> str | Source:
     if begun.spec.get('maker') == 'distilled':
         raise Problem(f'The run in {out} distils: go on with ddpm_lit distil, its NAME, '
                       'its --steps and --resume.')
+    if begun.spec.get('maker') == 'series':
+        raise Problem(f'The run in {out} forecasts a table: go on with ddpm_lit forecast '
+                      'FILE.')
     return _source_beside(out) if begun.source else begun.recipe
 
 

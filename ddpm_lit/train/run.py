@@ -387,6 +387,10 @@ class Run:
     def command(self) -> str:
         "The command that makes these weights again."
         settings = self.settings
+        spec = self.recipe.spec
+        if spec.get('maker') == 'series':  # of a table, for some time (94)
+            return (f'ddpm_lit forecast FILE --horizon {spec["horizon"]} --past '
+                    f'{spec["past"]} --seed {settings.seed}')
         distils = self.recipe.jumps  # there `--steps` are those of the sampler (39)
         given = ['--train-steps' if distils else '--steps', str(settings.steps),
                  f'--batch {settings.batch} --lr {settings.lr} --seed {settings.seed}']
