@@ -10,7 +10,7 @@ __all__ = ['write_command']
 
 # %% ../../nbs/95_text.ipynb #imports-cli
 import click
-from .base import Bar, Command, Count, Range, emit, grouped, note, options
+from .base import Bar, Command, Count, Range, emit, note, options
 
 # %% ../../nbs/95_text.ipynb #cli
 def _learned(data, steps, out):

@@ -10,6 +10,7 @@ __all__ = ['TokenDenoiser', 'Order', 'mask_tokens', 'reveal_chance', 'token_nats
 from typing import Callable, Iterator
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from ..core.problem import Problem
 
 # %% ../../nbs/95_text.ipynb #forward
@@ -68,7 +69,7 @@ def order_nats(denoiser: TokenDenoiser,
                order: Tensor,  # [b l] the places of each row, the first written first
                mask: int,
                at_once: int = 1) -> Tensor:  # [b]
-    "-log of the chance to write x0 in this order, some at once. Eq. 95.5, 95.9."
+    "-log of the chance to write x0 in this order, some at once. Eq. 95.7, 95.9."
     turn = order.argsort(1) // at_once  # when a place is written
     nats = torch.zeros(len(x0), dtype=torch.float64, device=x0.device)
     for now in range(int(turn.max()) + 1):
@@ -83,17 +84,17 @@ Order = Callable[[Tensor, Tensor], Tensor]
 
 
 def at_random(chances: Tensor, drawn: Tensor) -> Tensor:
-    "Any order: places go in a random one. Eq. 95.5."
+    "Any order: places go in a random one. Eq. 95.7."
     return torch.rand_like(chances[..., 0])
 
 
 def surest_place(chances: Tensor, drawn: Tensor) -> Tensor:
-    "First the place whose likeliest word is likeliest; the word is drawn. Eq. 95.5."
+    "First the place whose likeliest word is likeliest; its word is drawn. Eq. 95.10."
     return chances.amax(-1)
 
 
 def surest_draw(chances: Tensor, drawn: Tensor) -> Tensor:
-    "First the place whose drawn word is likeliest (LLaDA's rule). Eq. 95.10."
+    "First the place whose drawn word is likeliest; not exact. Eq. 95.10 (LLaDA)."
     return chances.gather(-1, drawn[..., None])[..., 0]
 
 
@@ -101,7 +102,7 @@ def _chances(logits: Tensor, temperature: float) -> Tensor:  # [b l v] float64
     "The chances of words; at temperature 0 the likeliest word."
     if temperature == 0:
         best = logits.argmax(-1)
-        return torch.nn.functional.one_hot(best, logits.shape[-1]).double()
+        return F.one_hot(best, logits.shape[-1]).double()
     return (logits.double()/temperature).softmax(-1)
 
 
@@ -127,7 +128,7 @@ def unmask(denoiser: TokenDenoiser,
         masked = x == mask
         gap = masked if gap is None else gap
 
-        # a word for each place, from float64: see (95.12)
+        # a word for each place, from float64: see (95.13)
         chances = _chances(logits, temperature)
         drawn = torch.multinomial(chances.flatten(0, 1), 1).view_as(x)
 

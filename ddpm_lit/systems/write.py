@@ -108,7 +108,7 @@ def fill(writer: Writer, text: str, n: int = 8,
          temperature: float = 1.,
          surest: bool = False,  # the surest place first; False: any order
          ) -> list[str]:
-    "The text n times, its gaps filled. Eq. 95.5."
+    "The text n times, its gaps filled. Eq. 95.7."
     x = writer.encode([text])
     gaps = int((x == writer.mask).sum())
     if not gaps:
@@ -122,7 +122,7 @@ def fill(writer: Writer, text: str, n: int = 8,
 # %% ../../nbs/95_text.ipynb #learn
 def learn(writer: Writer,
           rows: Tensor,  # [n l] ids
-          steps: int, batch: int = 128, lr: float = 4e-3) -> Iterator[float]:
+          steps: int, batch: int = 64, lr: float = 4e-3) -> Iterator[float]:
     "Train on random rows; yields the loss of each step in nats a row. Eq. 95.6."
     opt = torch.optim.AdamW(writer.parameters(), lr, (.9, .98), weight_decay=.01)
     writer.train()
