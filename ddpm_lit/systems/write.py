@@ -12,8 +12,7 @@ __all__ = ['GAP', 'OPEN', 'Writer', 'fill', 'learn', 'scene_captions', 'writer_o
 import json
 import re
 from difflib import get_close_matches
-from pathlib import Path
-from typing import Iterable, Iterator, Sequence
+from typing import Any, Iterable, Iterator, Sequence
 import numpy as np
 import torch
 from safetensors import safe_open
@@ -150,7 +149,7 @@ def scene_captions(n: int, seed: int = 0) -> list[str]:
     return picked
 
 
-def writer_of(lines: Iterable[str], **shape: int) -> tuple[Writer, Tensor]:
+def writer_of(lines: Iterable[str], **shape: Any) -> tuple[Writer, Tensor]:
     "A new writer with the words of some lines, and the lines as ids [n l]."
     lines = [line for line in lines if _words_of(line)]
     split = [_words_of(line) for line in lines]
