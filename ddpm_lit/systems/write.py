@@ -186,7 +186,8 @@ def open_writer(path=None) -> Writer:  # None: the one that ships with the book
         assert all(isinstance(w, str) for w in words)
         writer = Writer(**about)
     except (ValueError, KeyError, TypeError, AssertionError, Problem) as e:
-        raise Problem(f'{path} is no writer: name a file that `--data` has made.') from e
+        raise Problem(f'{path} is no writer: name a file that `ddpm_lit write --data` has '
+                      'made.') from e
     load_strictly(writer, tensors, path)
     return writer.eval()
 
