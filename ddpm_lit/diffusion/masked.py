@@ -116,8 +116,8 @@ def unmask(denoiser: TokenDenoiser,
            ) -> Iterator[Tensor]:
     "Fill the gaps step by step; yields each state, the last without masks. Eq. 95.2."
     if steps < 1 or temperature < 0 or not 0 <= again <= 1:
-        raise Problem('Filling gaps takes 1 step or more, a temperature of 0 or more, and '
-                      '`again` from 0 to 1.')
+        raise Problem('Filling gaps takes 1 step or more, a temperature of 0 or more, '
+                      'and `again` from 0 to 1.')
     if again and order is not None:
         raise Problem('New masks come by chance: leave out `again` or the order.')
 

@@ -111,8 +111,8 @@ def fill(writer: Writer, text: str, n: int = 8,
     x = writer.encode([text])
     gaps = int((x == writer.mask).sum())
     if not gaps:
-        raise Problem(f'"{text}" has no gap: write {GAP} for a word, or {OPEN} at the end '
-                      'for all that may follow.')
+        raise Problem(f'"{text}" has no gap: write {GAP} for a word, or {OPEN} at the '
+                      'end for all that may follow.')
     order = surest_place if surest else at_random
     states = unmask(writer.eval(), x.expand(n, -1), min(steps or gaps, gaps), order,
                     temperature)
@@ -186,8 +186,8 @@ def open_writer(path=None) -> Writer:  # None: the one that ships with the book
         assert all(isinstance(w, str) for w in words)
         writer = Writer(**about)
     except (ValueError, KeyError, TypeError, AssertionError, Problem) as e:
-        raise Problem(f'{path} is no writer: name a file that `ddpm_lit write --data` has '
-                      'made.') from e
+        raise Problem(f'{path} is no writer: name a file that `ddpm_lit write --data` '
+                      'has made.') from e
     load_strictly(writer, tensors, path)
     return writer.eval()
 
