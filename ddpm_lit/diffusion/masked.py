@@ -140,7 +140,7 @@ def unmask(denoiser: TokenDenoiser,
         else:
             # each alone (95.2), and some words become masks again (95.11)
             t, s = left/steps, (left - 1)/steps
-            rho = again*min(1., s/(1 - t)) if t < 1 else 0.
+            rho = again*min(1, s/(1 - t)) if t < 1 else 0.
             chance = torch.rand(x.shape, device=x.device)
             new = torch.where(masked & (chance < reveal_chance(s, t, rho)), drawn, x)
             x = torch.where(gap & ~masked & (chance < rho), mask, new)

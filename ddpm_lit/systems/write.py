@@ -127,7 +127,7 @@ def learn(writer: Writer,
     writer.train()
     for step in range(steps):
         # a hundred steps up, then straight down
-        rate = min((step + 1)/100, 1.)*(1 - step/steps)
+        rate = min((step + 1)/100, 1)*(1 - step/steps)
         for group in opt.param_groups:
             group['lr'] = lr*rate
         loss = writer.nats(rows[torch.randint(len(rows), (batch,))]).mean()
