@@ -77,7 +77,7 @@ def make_picture(rng, path: str, *shape: int, **how):
 
 
 def make_mnist(rng):
-    "MNIST and Fashion-MNIST, a few rows of each part."
+    "MNIST and Fashion-MNIST, a few rows of each part; digits and a table of one's own."
     x = rng.integers(0, 255, (30, 28, 28), dtype=np.uint8)
     y = rng.integers(0, 10, 30, dtype=np.uint8)
     for part, where in itertools.product(('train', 't10k'),
@@ -86,6 +86,7 @@ def make_mnist(rng):
         put(f'{where}/{part}-labels-idx1-ubyte', idx(y))
     make_picture(rng, 'digit/1.png', 28, 28)
     make_picture(rng, 'digit/2.png', 7, 7)
+    put('series.csv', '\n'.join(f'{v:.3f}' for v in rng.normal(size=120)))
 
 
 def make_cifar(rng):

@@ -23,6 +23,8 @@ RUNS = {
     ('edit', ''): 'edit {cat} --from heart --to sun --n 2 --steps 2 --out e.png --json',
     ('restore', ''): 'restore {digit} --operator blur --n 2 --steps 2 --out s.png --json',
     ('restore', 'small'): 'restore {small} --operator down --n 2 --steps 2 --out s.png --json',
+    ('write', ''): "write 'a red ___ above a blue square' --n 2 --json",
+    ('forecast', ''): 'forecast {table} --horizon 2 --past 4 --seconds 1 --n 20 --out f --json',
     ('compare', ''): 'compare --out {compare} --n 100 --json',
     ('demo', ''): 'demo --steps 1 --n 1 --json',
     ('bench', ''): 'bench nothing --json',
@@ -51,7 +53,7 @@ ONLY = dict(
 
 # what a command is about, which an argument without a name replaces
 SUBJECTS = ('{roll}', 'roll', 'mnist', 'ddpm-cifar10', 'a red heart', '{parity}', '{cat}',
-            '{digit}', '{small}', '{iddpm}', '{glide}', '{up}', '{karlo}')
+            '{digit}', '{small}', '{table}', '{iddpm}', '{glide}', '{up}', '{karlo}')
 
 NUMBERS = ['nan', 'inf', '-inf', '-1', '0', '1e400', '1e-320', '1000000000000',
            '100000000000000000000', '', 'x', '1_0', chr(0xff11)]
@@ -62,7 +64,7 @@ WORDS = ['', ' ', '.', '..', '/', '../../x', 'no/such/place/c.png', 'x\0y', 'x'*
 DEVICES = ['meta', 'cuda', 'cuda:99', 'cuda:-1', 'cpu:7', 'CPU', 'mps', 'xla', 'hpu', 'vulkan',
            'auto:0', 'cpu:x']
 # large numbers are what is asked for there, and take their time
-AGES = {('train', 'steps'), ('demo', 'seconds'), ('demo', 'steps'), ('compare', 'seconds')}
+AGES = {('train', 'steps'), ('forecast', 'seconds'), ('demo', 'seconds'), ('demo', 'steps'), ('compare', 'seconds')}
 
 LINES = ['', 'nothing', '--nothing', 'train', 'sample', 'train roll roll',
          'sample mnist --w 1 --guidance-scale 2', 'sample mnist --label 10',
