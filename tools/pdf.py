@@ -21,7 +21,7 @@ ALL_SET = """async (proofs) => {
   for (const e of document.querySelectorAll('article details')) {
     e.open = proofs && !e.matches('.hide, .checks');
   }
-  await MathJax.startup.document.lazyTypesetAll();
+  await window.MathJax?.startup.document.lazyTypesetAll();
 }"""
 PAPER = """@page { size: A4; margin: 18mm 20mm 20mm;
   @bottom-center { content: counter(page); font: 9pt sans-serif } }

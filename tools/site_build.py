@@ -894,6 +894,8 @@ def lighten(target):
         lighter = FORMULA.sub(with_narrow, ICONS.sub('', body))
         if path.name != 'search.html':
             lighter = SEARCH.sub('', lighter)
+        # a page answers before its formulas are set
+        lighter = re.sub(r'<script defer="defer" (src="[^"]*mathjax/)', r'<script async \1', lighter)
         # a summary is named by its words; a cell without words is no heading
         lighter = lighter.replace('<summary aria-label="Toggle hidden content">', '<summary>')
         lighter = re.sub(r'<th [^>]*>\s*(?:<p></p>)?\s*</th>', '<td></td>', lighter)
@@ -903,6 +905,9 @@ def lighten(target):
         lighter = re.sub(r'<img [^>]*>', with_sizes(path.parent), lighter)
         if lighter != body:
             replace(path, lighter.encode())
+    theme = target/'_static'/'styles'/'pydata-sphinx-theme.css'
+    letters = r'(?:\.fa-[\w-]+,?)+\{--fa:"[^"]*"\}'  # of the icons that nobody sees
+    replace(theme, re.sub(letters, '', theme.read_text(encoding='utf-8')).encode())
     style = target/'_static'/'site.css'
     replace(style, ((tools/'site.css').read_text(encoding='utf-8') + icons(target)).encode())
 
