@@ -47,7 +47,8 @@ COMMANDS = dict(  # name -> (module, what it does), in the order of the help
     blend=('paint', 'Interpolate from the picture FIRST to the picture SECOND.'),
     edit=('paint', 'Edit PICTURE by the difference of two captions.'),
     demo=('demo', 'See it work: nine pictures in about two minutes.'),
-    write=('write', 'Fill the gaps of a caption: TEXT with ___ for each word.'),
+    write=('write', 'Fill the gaps of TEXT: ___ is a word, ... at its end whatever '
+           'may follow.'),
     play=('play', 'Play in the browser: points, noise, guidance, digits and sentences.'),
     compare=('tools', 'Five families of models on the same data, as a table.'),
     parity=('tools', "Compare ours with outputs of the authors' code, kept in FILES."),

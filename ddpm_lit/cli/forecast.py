@@ -29,6 +29,30 @@ def _forecast_report(found: dict) -> str:
         f'paths: {found["paths"]}'])
 
 
+def _fan_chart(shares, table, paths):  # [n c h] -> a figure of matplotlib
+    "The last rows, and bands that hold half and four fifths of the paths."
+    import matplotlib.pyplot as plt
+    import torch
+    from ddpm_lit.show import INK
+    n, c, h = paths.shape
+    shown = min(c, 6)
+    fig, axes = plt.subplots(shown, 1, figsize=(7, 2.4*shown), layout='constrained',
+                             sharex=True, squeeze=False)
+    past = table.values[:, -3*h:]
+    ago = torch.arange(1 - past.shape[1], 1)
+    ahead = torch.arange(h + 1)
+    for ax, name, seen, drawn in zip(axes[:, 0], table.names, past, paths.transpose(0, 1)):
+        drawn = torch.cat([seen[-1:].expand(n, 1), drawn], 1)
+        bands = drawn.quantile(torch.tensor(shares, dtype=drawn.dtype), dim=0)
+        ax.fill_between(ahead, bands[0], bands[4], color=INK['model'], alpha=.2, lw=0)
+        ax.fill_between(ahead, bands[1], bands[3], color=INK['model'], alpha=.3, lw=0)
+        ax.plot(ahead, drawn[:5].T, color=INK['model'], lw=.6)
+        ax.plot(ago, seen, color='k', lw=1)
+        ax.set(ylabel=name)
+    axes[-1, 0].set(xlabel='rows from the last one known')
+    return fig
+
+
 @click.command('forecast', cls=Command)
 @click.argument('file')
 @click.option('--horizon', type=Count(1, 10_000), default=24, show_default=True,
@@ -84,7 +108,7 @@ def _forecast_in(library, table, out, horizon, past, seconds, n, above, seed,
     paths = library.continued_paths(model, recipe.spec, table.values[None], n,
                                     device=device)[:, 0, :, :horizon]
     written = library.write_forecast(table, paths, out)
-    library.fan_chart(table, paths)
+    _fan_chart(library.SHARES, table, paths)
     save_figure(out/'forecast.png')
     chances = {}
     if above is not None:

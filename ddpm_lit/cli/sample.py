@@ -305,8 +305,8 @@ def _restore(picture: str, weights: str, kind: str, noise: float, method: str,
               show_default=True, help='The PNG to write.')
 @options('seed', 'place', 'json')
 def restore_command(picture, blur_std, factor, hidden, place, as_json, **options):
-    """Draw pictures that fit a blurred, hidden or small PICTURE, and map where they
-    differ. For example: restore small.png --operator down --factor 4"""
+    """Draw pictures that fit a blurred, hidden or small PICTURE. A map shows where
+    they differ. For example: restore small.png --operator down --factor 4"""
     device = start(**place)
     about = dict(blur_std=blur_std, factor=factor, hidden=hidden)
     emit(as_json, *_restore(picture, about=about, device=device, **options))

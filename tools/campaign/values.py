@@ -64,7 +64,8 @@ WORDS = ['', ' ', '.', '..', '/', '../../x', 'no/such/place/c.png', 'x\0y', 'x'*
 DEVICES = ['meta', 'cuda', 'cuda:99', 'cuda:-1', 'cpu:7', 'CPU', 'mps', 'xla', 'hpu', 'vulkan',
            'auto:0', 'cpu:x']
 # large numbers are what is asked for there, and take their time
-AGES = {('train', 'steps'), ('forecast', 'seconds'), ('demo', 'seconds'), ('demo', 'steps'), ('compare', 'seconds')}
+AGES = {('train', 'steps'), ('forecast', 'seconds'), ('demo', 'seconds'), ('demo', 'steps'),
+        ('compare', 'seconds')}
 
 LINES = ['', 'nothing', '--nothing', 'train', 'sample', 'train roll roll',
          'sample mnist --w 1 --guidance-scale 2', 'sample mnist --label 10',
