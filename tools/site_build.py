@@ -895,8 +895,7 @@ def lighten(target):
         if path.name != 'search.html':
             lighter = SEARCH.sub('', lighter)
         # a page answers before its formulas are set
-        lighter = re.sub(r'<script defer="defer" (src="[^"]*mathjax/)', r'<script async \1',
-                         lighter)
+        lighter = re.sub(r'<script defer="defer" (?=src="[^"]*mathjax/)', '<script async ', lighter)
         # a summary is named by its words; a cell without words is no heading
         lighter = lighter.replace('<summary aria-label="Toggle hidden content">', '<summary>')
         lighter = re.sub(r'<th [^>]*>\s*(?:<p></p>)?\s*</th>', '<td></td>', lighter)
