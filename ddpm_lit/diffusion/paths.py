@@ -68,7 +68,7 @@ def speculative(denoiser: Denoiser,  # of ahead*b rows, each with its own level
                 x: Tensor,       # [b ...] at the first level
                 ahead: int = 4,  # steps drafted for each call
                 noise: Callable[[Tensor], Tensor] = torch.randn_like
-                ) -> Iterator[Tensor]:  # [b ...] after each call; rows may differ in level
+                ) -> Iterator[Tensor]:  # [b ...] after each call; at any levels
     "`ancestral` in fewer calls: steps drafted, then kept or mirrored. Eq. 15.3-15.6."
     if ahead < 1:
         raise Problem(f'A call approves {ahead} drafts: make `ahead` 1 or more.')
@@ -97,10 +97,12 @@ def speculative(denoiser: Denoiser,  # of ahead*b rows, each with its own level
 
         # approve until one is not kept
         going = at < n
-        for (t, s), draft, before, drawn, new in zip(ends, drafts, states, states[1:], found):
+        rounds = zip(ends, drafts, states, states[1:], found)
+        for (t, s), draft, before, drawn, new in rounds:
             target, std = posterior(new, before, s, t)
             safe = std.clamp(min=1e-30)
-            y, kept = keep_or_mirror(Gaussian(draft.mean, safe), Gaussian(target, safe), drawn,
+            both = Gaussian(draft.mean, safe), Gaussian(target, safe)
+            y, kept = keep_or_mirror(*both, drawn,
                                      torch.rand(len(x), device=x.device))
             y = torch.where(std > 0, y, target)  # the last step draws nothing
             here = append_dims(going, x)
@@ -119,8 +121,8 @@ def leapfrog(denoiser: Denoiser, levels: Grid,  # finite noise; up or down
         raise Problem('A step through two states needs three levels: give a grid of two '
                       'steps or more.')
     if not (levels.log_snr > -torch.inf).all():
-        raise Problem('Pure noise has no signal to divide by: begin at a finite level, as '
-                      'karras(n) does.')
+        raise Problem('Pure noise has no signal to divide by: begin at a finite level, '
+                      'as karras(n) does.')
     at = [Level(log_snr) for log_snr in levels.log_snr]
     before, y = (x/t.signal for x, t in zip(pair, at))
 
