@@ -93,8 +93,12 @@ INK = r"""() => ['color', 'backgroundColor'].map(k => {
   return (v[0] + v[1] + v[2])/3;
 })"""
 
-FORMULAS_READY = """() => window.MathJax && MathJax.startup
-  && MathJax.startup.promise.then(() => null)"""
+FORMULAS_READY = """async () => {
+  while (window.MathJax && !MathJax.startup?.document) {
+    await new Promise(done => setTimeout(done, 20));
+  }
+  if (window.MathJax) await MathJax.startup.promise;
+}"""
 # pictures load when they are near: here all of them
 PICTURES_READY = """() => Promise.all([...document.images].map(i => {
   i.loading = 'eager';
