@@ -114,7 +114,8 @@ setup(
     # measurements that notebooks alone read stay out as well
     exclude_package_data={files: ['parity/*', 'icons/*', '**/*.tmp', 'runs/copying.*',
                                   'runs/own-icons.*', 'runs/own-style.*', 'runs/hoops.*',
-                                  'runs/lora-teal.*']},
+                                  'runs/lora-teal.*', 'runs/series.*', 'runs/restore.*',
+                                  'runs/*-film.*']},
     include_package_data=False, zip_safe=False,
     cmdclass=dict(build_py=Documented),
 )
