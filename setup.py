@@ -112,8 +112,9 @@ setup(
     package_dir={lib: lib, files: 'data'},
     package_data={lib: ['py.typed', 'names.json', 'play/*'], files: ['*', '**/*']},
     # measurements that notebooks alone read stay out as well
-    exclude_package_data={files: ['parity/*', 'icons/*', '**/*.tmp', 'runs/copying.*',
-                                  'runs/own-icons.*', 'runs/own-style.*', 'runs/hoops.*',
+    exclude_package_data={files: ['parity/*', 'icons/*', '**/*.tmp', 'runs/edits.*',
+                                  'runs/copying.*', 'runs/own-icons.*',
+                                  'runs/own-style.*', 'runs/hoops.*',
                                   'runs/lora-teal.*', 'runs/series.*', 'runs/restore.*',
                                   'runs/*-film.*']},
     include_package_data=False, zip_safe=False,
