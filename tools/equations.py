@@ -1,11 +1,12 @@
-r"""Keeps the rule that an equation's number is never moved, nor used again: nbs/equations.txt.
+r"""Keeps the rules of equations' numbers: they rise down a page, and each keeps its formula.
 
     python tools/equations.py                  do the notebooks agree with the list?
     python tools/equations.py --update         list new numbers, and mark those that are gone
     python tools/equations.py --accept 14.9    the formula of this number was meant to change
 
-The list has a line for each number that was ever used: the number, a sum of its formula without
+The list, nbs/equations.txt, has a line for each number that was ever used: the number, a sum of its formula without
 white space, and its first words, or `removed`: such a number comes back with its formula or never.
+Numbers move with every reference to them only, by tools/renumber.py.
 """
 import argparse
 import hashlib
@@ -20,6 +21,11 @@ LEDGER = nbs/'equations.txt'
 
 def order(number: str) -> list[int]:
     return [int(part) for part in number.split('.')]
+
+
+def page(nb: str) -> list[str]:
+    "The numbers of a notebook's equations, in the order of its page."
+    return [*dict.fromkeys(re.findall(r'\\tag\{([\d.]+)\}', '\n'.join(sources(nb, 'markdown'))))]
 
 
 def in_notebooks() -> dict[str, tuple[str, str]]:
@@ -68,6 +74,8 @@ def main() -> int:
             ledger[number] = now.get(number) or (ledger[number][0], 'removed')
         elif what:
             faults.append(f'{number} {what}' + f' ({option})' * bool(option))
+    faults += [f'{nb}: numbers do not rise down the page: python tools/renumber.py --write'
+               for nb in book if page(nb) != sorted(page(nb), key=order)]
     if allowed:
         lines = (f'{n} {" ".join(ledger[n])}\n' for n in sorted(ledger, key=order))
         replace(LEDGER, ''.join(lines).encode())

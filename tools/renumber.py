@@ -14,8 +14,8 @@ import re
 import subprocess
 import sys
 
-from book import book, sources
-from equations import LEDGER, order
+from book import book
+from equations import LEDGER, order, page
 from nb import read, replace, root, text
 
 NUMBER = r'\d\d\.\d{1,2}'
@@ -23,11 +23,6 @@ BETWEEN = r"(?:, and |, | and | or | to |[-–]|\),? (?:and |or |to )?\(|', ')"
 SEVERAL = re.compile(rf'(?<![\w.,/=<>+*]){NUMBER}(?:{BETWEEN}{NUMBER})*(?!\.?\d| ?%|[a-zA-Z])')
 REFERENCE = re.compile(r"(Eqs?\. |\(|\| |\\tag\{|'|[Ee]quations? )$")
 OTHER = re.compile(r'(Figures?|Tables?|Exercise|[Ss]ec\.|[Ss]ection) [\d., –and-]*$')
-
-
-def page(nb: str) -> list[str]:
-    "The numbers of a notebook's equations, in the order of its page."
-    return [*dict.fromkeys(re.findall(r'\\tag\{([\d.]+)\}', '\n'.join(sources(nb, 'markdown'))))]
 
 
 known = {number for nb in book for number in page(nb)}
