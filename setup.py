@@ -116,7 +116,7 @@ setup(
                                   'runs/copying.*', 'runs/own-icons.*',
                                   'runs/own-style.*', 'runs/hoops.*',
                                   'runs/lora-teal.*', 'runs/series.*', 'runs/restore.*',
-                                  'runs/*-film.*']},
+                                  'runs/*-film.*', 'runs/latent-two.*']},
     include_package_data=False, zip_safe=False,
     cmdclass=dict(build_py=Documented),
 )

@@ -4,8 +4,9 @@ r"""Keeps the rules of equations' numbers: they rise down a page, and each keeps
     python tools/equations.py --update         list new numbers, and mark those that are gone
     python tools/equations.py --accept 14.9    the formula of this number was meant to change
 
-The list, nbs/equations.txt, has a line for each number that was ever used: the number, a sum of its formula without
-white space, and its first words, or `removed`: such a number comes back with its formula or never.
+The list, nbs/equations.txt, has a line for each number that was ever used: the number, a sum of its
+formula without white space, and its first words, or `removed`: such a number comes back with its
+formula or never.
 Numbers move with every reference to them only, by tools/renumber.py.
 """
 import argparse

@@ -279,5 +279,7 @@ def distil_command(name, steps, run, given, watch, place, as_json):
         where = _place_for(place, team, device)
         found = _run_in(recipe, teacher, run, given, watch, where)
     if found:
-        found['next'] = f'ddpm_lit sample {shlex.quote(found["out"])}'
+        out = shlex.quote(found['out'])
+        found['next'] = (f'ddpm_lit sample {out}' if recipe.sampler
+                         else f'ddpm_lit paint CAPTION --weights {out}')
         emit(as_json, found, _training_report(found))

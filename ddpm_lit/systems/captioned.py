@@ -22,6 +22,7 @@ from ..clip.tokens import caption_tokenizer
 from ..core.problem import Problem, counted, no_progress, printable
 from ..data.captions import CaptionBatches, Captioned, chosen, join
 from ..data.folder import Folder
+from ..diffusion.schedule import grid
 from .glide import caption_batches, captioned_worlds, out_of_vocabulary
 from .lora import (
     TuningBatches, add_lora, digest_of, lora_state, scale_adapter)
@@ -370,6 +371,8 @@ def trained_painter(model: nn.Module, recipe: Recipe) -> System:
                       "with `ship`, which puts it in its place, then take "
                       f"`system='{system.name}'`.")
     paint = partial(system.paint, model=model)
+    if recipe.jumps:
+        paint = partial(paint, edges=grid(recipe.schedule, recipe.jumps))
     style = recipe.spec.get('style')
     return replace(system, paint=partial(paint_in_style, paint, style) if style else paint)
 

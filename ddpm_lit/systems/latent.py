@@ -8,20 +8,21 @@ __all__ = ['LogitNormal', 'flow_loss', 'flow_time', 'LatentDiffusion', 'small_la
 
 # %% ../../nbs/67_latent.ipynb #imports
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any, Callable
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from ..clip.tokens import caption_tokenizer
-from ..core.problem import Problem, no_progress
+from ..core.problem import Problem, counted, no_progress
 from ..core.denoiser import Denoiser, Model
 from ..core.level import Level
 from ..data.captions import (
     Captioned, CaptionBatches, all_but_held, in_order, join, shapes)
 from ..diffusion.forward import q_sample
-from ..diffusion.sample import Gaussian, last
+from ..diffusion.sample import Gaussian, ddim, last
 from ..diffusion.schedule import Grid, as_times, grid
 from ..diffusion.solve import StraightPath, dpmpp_2m, from_flow
 from ..guide.edit import pixels, replacement
@@ -32,9 +33,11 @@ from .glide import TextEncoder, TextUNet, small_text
 from ddpm_lit.systems.pipeline import (
     SYSTEMS, Part, Request, System, from_strength, in_stages, kept_at,
     noised_start, weights_on)
+from .distil import STUDENTS, teacher_pairs
 from .judging import judging
 from .upsample import ShiftedSchedule
 from ..train.recipe import JUDGES, Recipe, register
+from ..train.run import open_weights
 from ..train.weights import load_weights
 
 # %% ../../nbs/67_latent.ipynb #objective
@@ -206,10 +209,14 @@ def _latent_init(request: LatentRequest, model: LatentDiffusion,
 
 
 def _sampled_latents(part: Part, model: LatentDiffusion, auto: Autoencoder,
-                     levels: Grid) -> Tensor:  # [n c h w], standardised
-    "Latents for the captions of a part. Eq. 42.2, 67.1, 67.7."
+                     levels: Grid,
+                     jumps: bool = False,  # a distilled model, guided in its training
+                     ) -> Tensor:          # [n c h w], standardised
+    "Latents for the captions of a part. Eq. 39.2, 42.2, 67.1, 67.7."
     request = part.request
-    denoiser = part.counted(cfg_batched(model, dict(tokens=part.tokens), w=request.w))
+    tokens = dict(tokens=part.tokens)
+    guided = model.given(**tokens) if jumps else cfg_batched(model, tokens, w=request.w)
+    denoiser = part.counted(guided)
     known = None if request.init is None else _latent_init(request, model, auto)
 
     # what a mask keeps is put back at every level
@@ -221,7 +228,7 @@ def _sampled_latents(part: Part, model: LatentDiffusion, auto: Autoencoder,
     shape = (len(part.at), *model.probe.shape)
     eps = part.noise(torch.empty(shape, device=request.device))
     z = noised_start(eps, known, levels, request.strength)
-    return last(dpmpp_2m(denoiser, levels, z))
+    return last((ddim if jumps else dpmpp_2m)(denoiser, levels, z))
 
 
 def decoded_latents(request: LatentRequest, z: Tensor, model: LatentDiffusion,
@@ -242,15 +249,23 @@ def paint_latent(request: LatentRequest,
                  progress: Callable[[int, int], None] = no_progress,
                  at_once: int = 64,
                  model: LatentDiffusion | None = None,  # None: the weights "latent"
+                 edges: Grid | None = None,             # of a distilled model (39)
                  ) -> dict[int, Tensor]:                # {64: [n 3 64 64]}
-    "Captions to latents to pictures. Eq. 67.1, 67.7."
+    "Captions to latents to pictures. Eq. 39.2, 67.1, 67.7."
     model = model or weights_on('latent', request.device)
     auto = weights_on('autoencoder', request.device)
     check_pair(model, auto)
-    levels = latent_levels(request)
+    levels = edges or latent_levels(request)
+    usual = LatentRequest(request.captions)
+    if edges and (request.init is not None or request.w != usual.w
+                  or request.steps not in (usual.steps, (len(edges),))):
+        raise Problem(f'These weights were distilled into {counted(len(edges), "step")} '
+                      f'from noise, with the weight {usual.w:g}: leave everything but '
+                      'captions, style and seed out.')
+
 
     def stage(part, _):
-        z = _sampled_latents(part, model, auto, levels)
+        z = _sampled_latents(part, model, auto, levels, edges is not None)
         return decoded_latents(request, z, model, auto)
 
     return in_stages(request, {64: stage}, len(levels), progress, at_once)
@@ -260,3 +275,34 @@ SYSTEMS.add('latent', System('latent', paint_latent,
                              ('latent', 'autoencoder', 'clip', 'emoji-classifier'),
                              LatentRequest, worlds=('emoji', 'shapes')))
 JUDGES.add('latent', judging(paint_latent, LatentRequest))
+
+# %% ../../nbs/67_latent.ipynb #pairs
+def _guided_pairs(batch: int, seed: int, device: torch.device, teacher: str, edges: Grid,
+                  w: float = 2., **more) -> Callable[[int], tuple]:
+    "Pairs of guided runs, one caption in eight a scene: guidance is learned. Eq. 39.14."
+    model, recipe = open_weights(teacher)
+    model = model.to(device)
+    scenes = shapes('train', 4000, 64, 5, objects=2)
+    tokenize = partial(caption_tokenizer(), too_long='truncate')
+    kinds = [in_order(data, .5) for data in (all_but_held(64), scenes)]
+
+    def draw(n, g):
+        rng = np.random.default_rng(torch.randint(2**31, (1,), generator=g).item())
+        texts = []
+        for _ in range(n):
+            data = kinds[int(rng.random() < 1/8)]
+            texts.append(data.say(int(rng.integers(len(data))), rng))
+        tokens = dict(tokens=tokenize(texts).to(device))
+        noise = torch.randn(n, *recipe.shape, generator=g)
+        return cfg_batched(model, tokens, w=w), noise, tokens
+
+    return teacher_pairs(batch, seed, device, edges, draw, **more)
+
+
+@STUDENTS.add('latent')
+def _latent_student(recipe: Recipe, teacher: str, edges: Grid) -> Recipe:
+    "A copy of latent diffusion that jumps from noise to latents. Eq. 39.7."
+    return replace(recipe, steps=1000, batch=64//len(edges)*len(edges),
+                   batches=partial(_guided_pairs, teacher=teacher, edges=edges),
+                   settings=dict(lr=4e-4, warmup=100, halflife=100.))
+

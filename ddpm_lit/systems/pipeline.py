@@ -311,7 +311,11 @@ SYSTEMS = Registry('system', group='ddpm_lit.systems')
 
 def system_of(recipe: Recipe) -> System | None:
     "The system that paints with the weights of a recipe, if one does."
-    return SYSTEMS.look(recipe.spec.get('system', recipe.name))
+    spec = recipe.spec
+    if recipe.jumps:  # as its teacher (39)
+        theirs = spec['of']
+        return SYSTEMS.look(theirs if isinstance(theirs, str) else theirs['name'])
+    return SYSTEMS.look(spec.get('system', recipe.name))
 
 
 def largest(painted: dict[int, Tensor]) -> Tensor:  # pictures by size, as `paint` gives
