@@ -48,7 +48,6 @@ def joined(numbers: list[str], dash: str) -> str:
 
 def renumbered(several: str) -> str:
     "Several numbers as they stand in a text, with the new ones in their place."
-    numbers = re.findall(NUMBER, several)
     dash = re.search('[-–]', several)
     if not dash:
         return re.sub(NUMBER, lambda m: moved.get(m[0], m[0]), several)
@@ -79,7 +78,8 @@ def main() -> int:
     p.add_argument('--write', action='store_true')
     write = p.parse_args().write
     told: list[str] = []
-    files = subprocess.check_output(['git', 'ls-files', 'nbs', 'tools', '*.md'], text=True, cwd=root)
+    asked = ['git', 'ls-files', 'nbs', 'tools', '*.md']
+    files = subprocess.check_output(asked, text=True, cwd=root)
     for name in files.split():
         path = root/name
         if path == LEDGER or path.suffix not in ('.ipynb', '.py', '.md', '.js', '.html'):
