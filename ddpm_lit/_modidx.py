@@ -1122,6 +1122,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                       'ddpm_lit.data.images._quiet_pillow': ('digits.html#_quiet_pillow', 'ddpm_lit/data/images.py'),
                                       'ddpm_lit.data.images._read_cifar': ('digits.html#_read_cifar', 'ddpm_lit/data/images.py'),
                                       'ddpm_lit.data.images._read_digits': ('digits.html#_read_digits', 'ddpm_lit/data/images.py'),
+                                      'ddpm_lit.data.images._read_once': ('digits.html#_read_once', 'ddpm_lit/data/images.py'),
                                       'ddpm_lit.data.images._read_pickled_cifar': ( 'digits.html#_read_pickled_cifar',
                                                                                     'ddpm_lit/data/images.py'),
                                       'ddpm_lit.data.images._upright': ('digits.html#_upright', 'ddpm_lit/data/images.py'),
