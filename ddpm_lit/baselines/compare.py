@@ -386,7 +386,11 @@ def _cost(model: Any, x: Tensor, size: int = 2000) -> Tensor:  # [b ...] -> [b]
     return torch.cat(parts)
 
 # %% ../../nbs/37_compare.ipynb #judge-points
-def judge_points(model: nn.Module, n: int = 4000) -> dict:
+def judge_points(
+        model: nn.Module,
+        n: int = 4000,
+        across: int = 161,  # points of the lattice, on one side
+) -> dict:
     "The row of a family on the ring. Eq. 27.6-27.7, 36.9, 37.1."
     world = ring()
     x, seconds = _timed_samples(model, n)
@@ -396,9 +400,9 @@ def judge_points(model: nn.Module, n: int = 4000) -> dict:
     # the mean cost of fresh points, and the integral of the density over the plane
     nats = integral = None
     if model.likelihood != 'none':
-        lattice = torch.cartesian_prod(*[torch.linspace(-3.2, 3.2, 161)]*2)
+        lattice = torch.cartesian_prod(*[torch.linspace(-3.2, 3.2, across)]*2)
         nats = _cost(model, fresh[:n]).mean().item()
-        integral = _cost(model, lattice).neg().exp().sum().item()*.04**2
+        integral = _cost(model, lattice).neg().exp().sum().item()*(6.4/(across - 1))**2
 
     w = weigh(x, fresh)
     return dict(likelihood=model.likelihood, nats=nats, integral=integral,

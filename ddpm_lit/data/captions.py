@@ -168,9 +168,9 @@ def smaller(pixels: Tensor,
 
 
 @functools.lru_cache(maxsize=16)
-def _small_tiles(path: Path, n: int, size: int,
-                 written: int) -> Tensor:  # [n 3 size size] uint8
-    "The tiles of a sheet, smaller; read once, and again when the file was written anew."
+def _tiles_of_size(path: Path, n: int, size: int,
+                   written: int) -> Tensor:  # [n 3 size size] uint8
+    "The tiles of a sheet in a size; read once, and again when the file was written anew."
     return smaller(tiles(path, n), size)
 
 # %% ../../nbs/50_captions.ipynb #emoji-table
@@ -209,12 +209,11 @@ def _in_style(table: list[dict], style: str, split: str, size: int) -> Captioned
                       f'{split}: fetch it again.')
     mine.sort(key=lambda r: r['tiles'][style])
 
-    # small sheets are kept in memory, since many chapters ask for them again
+    # the sheets are kept in memory, since many chapters ask for them again
     places = [r['tiles'][style] for r in mine]
     path = data_dir('emoji', f'base-{style}-64.webp')
     n = 1 + max(r['tiles'][style] for r in drawn)
-    pixels = (smaller(tiles(path, n)[places], size) if size > 32 else
-              _small_tiles(path, n, size, path.stat().st_mtime_ns)[places])
+    pixels = _tiles_of_size(path, n, size, path.stat().st_mtime_ns)[places]
 
     rows = [Emoji(r['name'], tuple(r['keywords']), r['group'], r['subgroup'],
                   style, r['family'], r['char'], r['held_style'] == style) for r in mine]

@@ -91,18 +91,25 @@ def read_idx(path) -> Tensor:  # uint8, of the shape that the file says
     return torch.from_numpy(np.frombuffer(raw, np.uint8).reshape(shape).copy())
 
 # %% ../../nbs/23_digits.ipynb #mnist
+@functools.lru_cache(maxsize=4)
+def _read_once(path: Path, written: int) -> Tensor:
+    "A file as `read_idx` reads it; kept, and read again when it was written anew."
+    return read_idx(path)
+
+
 def _read_digits(
     folder: Path,
     part: str,
     title: str,
 ) -> tuple[Tensor, Tensor]:  # pixels [n 1 28 28] uint8, labels [n] int64
     "Pictures and labels in the four files of MNIST or of a set made in its likeness."
-    def find(kind):
+    def read(kind):
         plain = folder/f'{part}-{kind}-ubyte'
-        return plain if plain.exists() else plain.with_name(plain.name + '.gz')
+        path = plain if plain.exists() else plain.with_name(plain.name + '.gz')
+        return _read_once(path, path.stat().st_mtime_ns if path.exists() else 0)
 
-    pixels = read_idx(find('images-idx3'))
-    label = read_idx(find('labels-idx1')).long()
+    pixels = read('images-idx3').clone()
+    label = read('labels-idx1').long()
     if pixels.ndim != 3 or label.ndim != 1 or not pixels.numel() or (label > 9).any():
         raise Problem(f'{folder} does not hold pictures and labels 0 to 9 of {title}: '
                       'fetch both files again.')
