@@ -143,6 +143,9 @@ class Grid:
     def __iter__(self) -> Iterator[Level]:
         return map(Level, self.log_snr)
 
+    def __getitem__(self, i: int | slice) -> Level:  # a slice: one Level that holds several
+        return Level(self.log_snr[i])
+
     def pairs(self) -> Iterator[tuple[Level, Level]]:
         return pairwise(self)
 
