@@ -11,7 +11,7 @@ __all__ = ['Steer', 'GUIDANCES', 'Label', 'steering', 'labels', 'choose_run', 'r
 # %% ../../nbs/44_evaluate.ipynb #imports-draw
 import math
 from functools import partial
-from typing import Callable, Iterator, NamedTuple, Sequence
+from typing import Any, Callable, Iterator, NamedTuple, Sequence
 import torch
 from torch import Tensor
 from ..core.denoiser import Denoiser, Model, named_conditions
@@ -133,10 +133,9 @@ def labels(recipe: Recipe, n: int, label: Label = None) -> Tensor | None:  # [n]
 
     if label is None:
         label = range(recipe.classes)
-    if isinstance(label, Tensor):
-        label = label.tolist()
-    several = isinstance(label, Sequence) and not isinstance(label, str)
-    asked = [*label] if several else [label]
+    asked: Any = label.tolist() if isinstance(label, Tensor) else label
+    if isinstance(asked, str) or not isinstance(asked, Sequence):
+        asked = [asked]
     if not asked:
         raise Problem('The list of labels is empty: name at least one, or leave `label` '
                       'out.')
