@@ -107,7 +107,7 @@ class LoadedSystem:
         return largest(self.system.paint(wanted))
 
     def states(self, *_, **__) -> Tensor:
-        "A system shows no states: a `Problem` says why."
+        "Not of a system: a `Problem` says why."
         raise Problem(f'{self.name} paints in several stages, and what they pass on are '
                       'latents or embeddings as well as pictures: it returns the end '
                       'alone, by `sample`.')
