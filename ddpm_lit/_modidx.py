@@ -2755,6 +2755,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                       'ddpm_lit.systems.own._folders_below': ('own.html#_folders_below', 'ddpm_lit/systems/own.py'),
                                       'ddpm_lit.systems.own._glide_unet': ('own.html#_glide_unet', 'ddpm_lit/systems/own.py'),
                                       'ddpm_lit.systems.own._has_begun': ('own.html#_has_begun', 'ddpm_lit/systems/own.py'),
+                                      'ddpm_lit.systems.own._is_folded': ('own.html#_is_folded', 'ddpm_lit/systems/own.py'),
                                       'ddpm_lit.systems.own._is_whole': ('own.html#_is_whole', 'ddpm_lit/systems/own.py'),
                                       'ddpm_lit.systems.own._looks_for': ('own.html#_looks_for', 'ddpm_lit/systems/own.py'),
                                       'ddpm_lit.systems.own._memory_taken': ('own.html#_memory_taken', 'ddpm_lit/systems/own.py'),
