@@ -226,7 +226,7 @@ def exports():
     # somebody else's network: drawn from, trained further, and written again
     python(THEIRS)
     run('sample', 'unet', '--layout', 'auto', '--n', 2, '--steps', 2, '--out', 'unet.png')
-    run('train', '--data', 'icons', '--side', 8, '--init', 'unet', '--steps', 2, '--batch', 8,
+    run('train', '--data', 'icons', '--side', 16, '--init', 'unet', '--steps', 2, '--batch', 8,
         '--out', 'runs/theirs')
     run('export', 'runs/theirs', '--to', 'diffusers', 'again')
     run('sample', 'again', '--layout', 'auto', '--n', 2, '--steps', 2, '--out', 'again.png')
