@@ -6,20 +6,28 @@
 __all__ = ['Loaded', 'LoadedSystem', 'card_of', 'load', 'save']
 
 # %% ../nbs/87_front.ipynb #imports
+import secrets
 from dataclasses import dataclass
-from typing import Sequence
+from typing import Callable, Sequence
 import torch
 from torch import Tensor
 from .core.denoiser import Denoiser, Model
 from .core.files import data_dir
 from .core.problem import Problem, sentence
-from .systems.draw import labels, recipe_denoiser, sample_recipe, steering
+from .diffusion.sample import Sampler
+from .systems.draw import (
+    Label, labels, labels_at, recipe_denoiser, recipe_states, sample_recipe, steering)
 from .systems.pipeline import SYSTEMS, System, largest, system_of
 from .train.recipe import Recipe
 from .train.weights import load_weights
 from .train.run import find_weights, is_foreign, open_weights, read_settings
 
 # %% ../nbs/87_front.ipynb #loaded
+def _seed(seed: int | None) -> int:
+    "The seed, or one that nobody knows."
+    return secrets.randbelow(2**40) if seed is None else seed
+
+
 @dataclass(frozen=True, eq=False)
 class Loaded:
     "Weights with their recipe, ready to be sampled."
@@ -41,25 +49,42 @@ class Loaded:
         "The names of the classes that `label` takes."
         return self.recipe.names or tuple(map(str, range(self.recipe.classes)))
 
-    def denoiser(self, label: str | int | None = None, n: int = 1, w: float | None = None,
-                 guidance: str | None = None) -> Denoiser:
+    def denoiser(self, label: Label = None, n: int = 1, w: float | None = None,
+                 guidance: str | Callable | None = None) -> Denoiser:
         "The denoiser for n samples with a label, guided with weight w. Eq. 02.11, 41.3."
-        asked = labels(self.recipe, n, label)
+        device = next(self.model.parameters()).device
+        asked = labels_at(labels(self.recipe, n, label), 0, n, device)
         return recipe_denoiser(self.model, self.recipe, asked,
                                steering(self.recipe, w, guidance=guidance))
 
     def sample(self, n: int = 16,
-               label: str | int | None = None,  # None: all in turn; 'none': no label
+               # a class, or a list of classes in turn; None: all in turn; 'none': no label
+               label: Label = None,
                w: float | None = None,          # weight of guidance, 0 or None for none
                steps: int | None = None,        # this and next None: as the recipe says
-               sampler: str | None = None,
-               seed: int = 0,
-               guidance: str | None = None,     # by name (44); None: cfg if w is given
+               sampler: str | Sampler | None = None,  # a name, or a function of yours (14)
+               seed: int | None = 0,            # None: new noise in each call
+               # a name, or a function of yours (44); None: cfg if w is given
+               guidance: str | Callable | None = None,
                ) -> Tensor:        # [n c h w] in [-1, 1], or [n 2] for points
         "Draw n samples."
         asked = labels(self.recipe, n, label)
-        return sample_recipe(self.model, self.recipe, n, asked, seed, steps, sampler,
-                             steer=steering(self.recipe, w, guidance=guidance)).x
+        steer = steering(self.recipe, w, guidance=guidance)
+        return sample_recipe(self.model, self.recipe, n, asked, _seed(seed), steps, sampler,
+                             steer=steer).x
+
+    def states(self, n: int = 4, label: Label = None, w: float | None = None,
+               steps: int | None = None, sampler: str | Sampler | None = None,
+               seed: int | None = 0, guidance: str | Callable | None = None,
+               ) -> Tensor:  # [steps+1 n c h w]: noise first, the samples last
+        "The states on the way to the samples that `sample` draws when asked the same."
+        denoiser = self.denoiser(label, n, w, guidance)
+        device = next(self.model.parameters()).device
+        with torch.random.fork_rng():
+            torch.manual_seed(_seed(seed))
+            x = torch.randn(n, *self.recipe.shape).to(device)
+            run = recipe_states(self.model, self.recipe, denoiser, x, steps, sampler)
+            return torch.stack([state.cpu() for state in (x, *run)])
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,13 +97,20 @@ class LoadedSystem:
     def __repr__(self):
         return f'<{self.name}: paints captions, .sample("a red heart", n=4)>'
 
-    def sample(self, captions: str | Sequence[str], n: int = 1, seed: int = 0,
+    def sample(self, captions: str | Sequence[str], n: int = 1,
+               seed: int | None = 0,  # None: new noise in each call
                **request) -> Tensor:  # [n*captions 3 64 64] in [-1, 1]
         "n pictures of each caption; `request` as for the system's own kind of `Request`."
         asked = [captions] if isinstance(captions, str) else [*captions]
         every = tuple(caption for caption in asked for _ in range(n))
-        wanted = self.system.request(every, seed=seed, device=self.device, **request)
+        wanted = self.system.request(every, seed=_seed(seed), device=self.device, **request)
         return largest(self.system.paint(wanted))
+
+    def states(self, *_, **__) -> Tensor:
+        "Not of a system: a `Problem` says why."
+        raise Problem(f'{self.name} paints in several stages, and what they pass on are '
+                      'latents or embeddings as well as pictures: it returns the end '
+                      'alone, by `sample`.')
 
 # %% ../nbs/87_front.ipynb #load
 def card_of(found: str) -> dict:  # found: as `find_weights` gives it

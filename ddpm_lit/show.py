@@ -380,7 +380,7 @@ class Film:
 # %% ../nbs/04_show.ipynb #card
 def card(x: Tensor,  # [3 h w] in [-1, 1]
          answers: Sequence[str], shares: Sequence[float], title: str = '',
-         right: int | None = 0):  # which answer gets the check mark
+         right: int | None = None):  # the right answer, if known; beyond the last: none
     "A picture and a few answers about it, with bars."
     if len(answers) != len(shares) or not answers:
         raise Problem(f'There are {len(answers)} answers and {len(shares)} shares: '
@@ -393,8 +393,10 @@ def card(x: Tensor,  # [3 h w] in [-1, 1]
 
     for i, (answer, share) in enumerate(zip(answers, shares)):
         mark, ink = (chr(0x2713), 'model') if i == right else (chr(0x2717), 'noise')
+        if right is None:  # nobody says which is right: the best one has the ink
+            mark, ink = '', 'noise' if i else 'model'
         text = answer if len(answer) < 64 else answer[:60] + '...'
-        ax.text(0, i - .12, printable(f'{mark} {text}'), parse_math=False)
+        ax.text(0, i - .12, printable(f'{mark} {text}'.strip()), parse_math=False)
         ax.text(1.02, i + .12, f'{100*share:.1f} %', va='center')
         ax.barh(i + .12, 1, .22, color='0.95')
         ax.barh(i + .12, share, .22, color=INK[ink])

@@ -42,6 +42,7 @@ COMMANDS = dict(  # name -> (module, what it does), in the order of the help
     restore=('sample', 'Draw pictures that fit a blurred, hidden or small PICTURE.'),
     export=('export', 'Write weights NAME into a new FOLDER, for other tools.'),
     classify=('paint', 'Which of some captions fits the picture IMAGE best?'),
+    search=('paint', 'Which pictures of a FOLDER fit a SENTENCE best?'),
     paint=('paint', 'Paint what each CAPTION says.'),
     vary=('paint', 'Draw other pictures with the CLIP embedding of PICTURE.'),
     blend=('paint', 'Interpolate from the picture FIRST to the picture SECOND.'),

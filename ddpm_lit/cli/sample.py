@@ -409,18 +409,13 @@ def _eval_samples(draw: _Draw, found: str, model, recipe,
 
 # %% ../../nbs/83_sample.ipynb #eval-pictures
 def _eval_pictures(draw: _Draw, found: str, model, recipe,
-                   options: dict) -> tuple[dict, str]:
+                   options: dict) -> tuple[object, str]:
     "`eval` for a model of own pictures: against those that were held out of training."
     from ddpm_lit.interop.checkpoints import file_in, inception_features
     from ddpm_lit.systems.draw import steering
     from ddpm_lit.systems.evaluate import fingerprint
     from ddpm_lit.systems.copies import pictures_verdict, weigh_pictures
     from ddpm_lit.systems.own import run_pictures
-
-    # one weight of guidance, or none
-    if len(options['weights']) > 1:
-        raise Problem('One weight of guidance at a time: give a single `w`.')
-    w = options['weights'][0] if options['weights'] else None
 
     # before the work: other weights may be missing
     features = inception_features() if options['features'] else None
@@ -429,11 +424,6 @@ def _eval_pictures(draw: _Draw, found: str, model, recipe,
     with Bars() as bars:
         train, held = run_pictures(found, recipe, options['data'],
                                    partial(bars, 'read pictures'))
-        got = weigh_pictures(model, recipe, train, held, min(draw.n, 2000), draw.seed,
-                             options['label'], features, sampler=options['sampler'],
-                             steps=options['steps'],
-                             at_once=options['batch'], steer=steering(recipe, w),
-                             progress=partial(bars, f'sample {recipe.name}'))
 
     # the file that was read
     path = Path(found)
@@ -441,9 +431,22 @@ def _eval_pictures(draw: _Draw, found: str, model, recipe,
         path = file_in(path)
     elif not path.suffix:
         path = data_dir('weights', f'{found}.safetensors')
-    got = dict(name=draw.name, recipe=recipe.name, w=w, average=options['average'],
-               weights=fingerprint(path), **got)
-    return got, _chosen(got) + pictures_verdict(got)
+
+    # a row for each weight of guidance; bits do not depend on it
+    rows: list[dict] = []
+    for w in options['weights'] or (None,):
+        bits = 0 if rows else options['bits_pictures'], options['bits_draws']
+        with Bars() as bars:
+            got = weigh_pictures(model, recipe, train, held, min(draw.n, 2000), draw.seed,
+                                 options['label'], features, bits,
+                                 sampler=options['sampler'], steps=options['steps'],
+                                 at_once=options['batch'], steer=steering(recipe, w),
+                                 progress=partial(bars, f'sample {recipe.name}'))
+        rows.append(dict(name=draw.name, recipe=recipe.name, w=w,
+                         average=options['average'], weights=fingerprint(path), **got))
+
+    words = '\n\n'.join(_chosen(r) + pictures_verdict(r) for r in rows)
+    return rows if len(rows) > 1 else rows[0], words
 
 
 def _eval_weights(draw: _Draw, options: dict) -> tuple[Any, str]:

@@ -170,15 +170,17 @@ def classify(
 def ranking(
     p: Sequence[float],  # as `classify` gives a row
     names: Sequence[str],
-    truth: str | None = None,  # of these names the right one; None: the first is marked
+    truth: str | None = None,  # of these names the right one, if it is known
     top: int = 5,
 ) -> tuple[list[int], int, int, str]:
     "The best `top` places in order, the place and the rank of the marked one, a title."
     order = sorted(range(len(p)), key=lambda i: -p[i])
     marked = order[0] if truth is None else names.index(truth)
     rank = order.index(marked) + 1
-    title = (f'{names[marked]} ({100*p[marked]:.1f}%)  '
-             f'Ranked {rank} out of {len(names)} labels')
+    place = f'Ranked {rank} out of {len(names)} labels'
+    if truth is None:
+        place = f'The best of {len(names)} labels'
+    title = f'{names[marked]} ({100*p[marked]:.1f}%)  {place}'
     return order[:top], marked, rank, title
 
 # %% ../../nbs/55_zero_shot.ipynb #ranks

@@ -109,6 +109,12 @@ def time_of_each(time: Tensor,  # [], [b 1 ... 1], or with all axes of x
     return time.reshape(-1).expand(len(x))
 
 
+def _is_wider(x: Tensor, net: nn.Module) -> bool:
+    "Whether x is float64, and the first parameter of a network is not."
+    first = next(net.parameters(), x)
+    return x.dtype == torch.float64 and first.dtype != torch.float64
+
+
 class Model(nn.Module):
     "A network behind a parameterization: a trainable denoiser. Eq. 02.10."
     # what the network reads, in rows beside others that have it, where this is absent
@@ -133,7 +139,13 @@ class Model(nn.Module):
                 **condition) -> Prediction:   # [b ...] each
         time = time_of_each(self.level_input(t), x)
         condition = named_conditions(dict(condition, label=label))
-        out = self.net(x, time, **condition).to(x.dtype)
+        try:
+            out = self.net(x, time, **condition).to(x.dtype)
+        except RuntimeError as e:
+            if not _is_wider(x, self.net):
+                raise
+            raise Problem(f'x is float64 and the network is not ({e}). Levels in float64 '
+                          'do that: write `t = t.like(x0)` before noise is added.') from e
         wanted = [len(x), x.shape[1]*(1 + self.learned_variance), *x.shape[2:]]
         if [*out.shape] != wanted:
             raise Problem(f'The network answered {[*out.shape]} to x of {[*x.shape]}: '

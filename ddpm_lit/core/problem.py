@@ -91,7 +91,7 @@ def needed(module: str):
     try:
         return importlib.import_module(module)
     except ImportError as e:
-        package = package_of(module)
+        package = package_of(e.name or module)  # what a package needs may be missing too
         raise Problem(f'This needs the package {package}, which is not installed: '
                       f'pip install {package}.') from e
 

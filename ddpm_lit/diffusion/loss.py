@@ -69,10 +69,11 @@ Loss = Callable[[Denoiser, Tensor, Level, Tensor], Tensor]
 
 def l_simple(denoiser: Denoiser,  # what is to be trained
              x0: Tensor,          # [b ...] clean data
-             t: Level,            # a level each, [b 1 ... 1]
+             t: Level,            # a level each, [b] or [b 1 ... 1]
              eps: Tensor,         # [b ...] noise from N(0, I)
              ) -> Tensor:         # [b]
     "The mean squared error of the noise. Eq. 20.8 (DDPM eq. 14)."
+    t = t.like(x0)
     x_t = q_sample(x0, t, eps)
     return (eps - denoiser(x_t, t).eps).square().flatten(1).mean(1)
 
@@ -84,6 +85,7 @@ def weighted(weight: Weight) -> Loss:
     "The squared error of x0, times a weight of the level. Eq. 20.9."
 
     def loss(denoiser, x0, t, eps):
+        t = t.like(x0)
         x_t = q_sample(x0, t, eps)
         error = (x0 - denoiser(x_t, t).x0).square().flatten(1).mean(1)
         return weight(t.log_snr).reshape(-1)*error
@@ -136,6 +138,7 @@ def hybrid(schedule: Schedule,  # what draws the levels
     one, two = [schedule(torch.tensor(k/n, dtype=torch.float64)) for k in (1, 2)]
 
     def loss(denoiser, x0, t, eps):
+        t = t.like(x0)
         x_t = q_sample(x0, t, eps)
         p = denoiser(x_t, t)
 

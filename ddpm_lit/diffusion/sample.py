@@ -155,6 +155,7 @@ SAMPLERS.add('ddim', ddim)
 def _watched_sampler(sampler: Sampler, name: str, origin: str) -> Sampler:
     "Somebody else's sampler; a `Problem` if it yields no states, or what are none."
     @wraps(sampler)
+    @torch.no_grad()  # it may have forgotten that
     def run(denoiser, levels, x, *args, **kwargs):
         needed = f'it should yield each state of the run, a tensor {[*x.shape]}.'
         states = 0
@@ -171,8 +172,12 @@ def _watched_sampler(sampler: Sampler, name: str, origin: str) -> Sampler:
     return run
 
 
-def find_sampler(name: str) -> Sampler:  # (denoiser, grid, x) -> the states of a run
-    "The sampler of that name, wherever it is defined."
+def find_sampler(name: str | Sampler) -> Sampler:
+    "The sampler of that name, wherever it is defined; or the given function, watched."
+    if callable(name):
+        own = getattr(name, '__name__', type(name).__name__)
+        return _watched_sampler(name, own, getattr(name, '__module__', 'yours'))
+
     sampler = SAMPLERS.find(name)
     owner = SAMPLERS.owners.get(SAMPLERS.aliases.get(name, name))
     if owner is None or is_own(owner):

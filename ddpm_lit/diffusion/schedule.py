@@ -143,6 +143,9 @@ class Grid:
     def __iter__(self) -> Iterator[Level]:
         return map(Level, self.log_snr)
 
+    def __getitem__(self, i: int | slice) -> Level:  # a slice: one Level that holds several
+        return Level(self.log_snr[i])
+
     def pairs(self) -> Iterator[tuple[Level, Level]]:
         return pairwise(self)
 
@@ -202,7 +205,7 @@ def one_over_t(T: int = 1000) -> DiscreteSchedule:
     return DiscreteSchedule(floor + (1 - floor - 1e-5)/denominator)
 
 # %% ../../nbs/10_schedule.ipynb #names
-# name -> () -> a schedule
+# name -> a schedule, or () -> a schedule
 SCHEDULES = Registry('schedule', group='ddpm_lit.schedules')
 SCHEDULES.add('cosine', Cosine)
 SCHEDULES.add('linear', linear)
@@ -220,7 +223,8 @@ def find_schedule(name: str) -> Schedule:
     # levels at nine times, and the way back
     times = torch.linspace(0, 1, 9, dtype=torch.float64)
     try:
-        schedule = make()
+        is_schedule = hasattr(make, 'time') and not isinstance(make, type)
+        schedule = make if is_schedule else make()
         log_snr = schedule(times).log_snr
         falls = log_snr.isfinite().all() and (log_snr.diff() < 0).all()
         error = (schedule.time(schedule(times[1:])) - times[1:]).abs().max()

@@ -17,7 +17,7 @@ from ..core.denoiser import Model
 from ..core.problem import Problem, counted
 from ..data.images import Images, to_bytes, to_unit
 from .draw import labels, sample_recipe
-from .evaluate import in_columns, measured
+from .evaluate import count_bits, in_columns, measured
 from ..train.recipe import Recipe
 from ..train.weights import load_weights
 from ..train.measure import weigh
@@ -85,8 +85,9 @@ def weigh_pictures(model: Model, recipe: Recipe,
                    n: int = 500, seed: int = 0, label: str | int | None = None,
                    # [b c h w] -> [b d]; None: by the judge classifier
                    features: Callable[[Tensor], Tensor] | None = None,
+                   bits: tuple[int, int] = (0, 16),  # of how many held-out pictures; draws
                    **how) -> dict:  # how: as `sample_recipe`
-    "Samples against held-out pictures, and the copy meter. Eq. 27.2-27.9, 58.2."
+    "Samples against held-out pictures, copies, bits. Eq. 27.2-27.9, 30.3, 58.2."
     wanted = [*recipe.shape]
     if [*held.pixels.shape[1:]] != wanted:
         raise Problem(f'These pictures are {[*held.pixels.shape[1:]]} and the model '
@@ -120,9 +121,18 @@ def weigh_pictures(model: Model, recipe: Recipe,
         meter = copy_meter(to_unit(to_bytes(drawn.x)), train.pixels, held.pixels,
                            bool(recipe.spec.get('augment')))
         copies = {k: meter[k] for k in ('share', 'chance')}
+
+    # the bits of pictures that it was not trained on
+    counted_bits = None
+    most, draws = bits
+    if min(most, draws, len(held)):
+        some = held[torch.arange(min(most, len(held)))]
+        counted_bits = count_bits(model, recipe, some, draws, seed,
+                                  how.get('at_once', 256))
     found['warnings'] = notes + found['warnings']
     return dict(sampler=drawn.sampler, steps=drawn.steps, seed=seed, label=label,
-                evaluations=drawn.evaluations, copies=copies, **found)
+                evaluations=drawn.evaluations, copies=copies,
+                bits_per_dim=counted_bits, **found)
 
 # %% ../../nbs/58_own.ipynb #weigh-2
 def pictures_verdict(r: dict) -> str:  # r: of `weigh_pictures`, with a name

@@ -249,6 +249,11 @@ def measured(r: dict) -> list[_TableRow]:
     if 'score' in r:
         rows.append(row('inception score', 'score', '.2f',
                         'by the reader of digits; at most 10'))
+    b = r.get('bits_per_dim')
+    if b:
+        rows.append(('bits per dimension', [f'{b["total"]:.3f}'],
+                     f'± {b["error"]:.3f}, of {b["pictures"]} real pictures, '
+                     f'{b["draws"]} of {b["levels"]} levels each'))
     return rows
 
 
@@ -265,18 +270,11 @@ def in_columns(rows: list[_TableRow]) -> list[str]:
 
 def verdict(r: dict) -> str:  # r: of `evaluate`, with a name and warnings
     "What `evaluate` found, in words."
-    rows = measured(r)
-    b = r['bits_per_dim']
-    if b:
-        rows.append(('bits per dimension', [f'{b["total"]:.3f}'],
-                     f'± {b["error"]:.3f}, of {b["pictures"]} real pictures, '
-                     f'{b["draws"]} of {b["levels"]} levels each'))
-
     lines = [f'{r["name"]}: {r["n"]} samples by {r["sampler"]} in '
              f'{counted(r["steps"], "step")} '
              f'({counted(r["evaluations"], "evaluation")} each), against '
              f'{r["reference"]} real ones, in {r["features"]} features',
-             *in_columns(rows)]
+             *in_columns(measured(r))]
     lines += [f'Note: {note}' for note in r['warnings']]
     lines.append(', '.join(f'{k} {v:.0f} s' for k, v in r['seconds'].items()))
     return '\n'.join(lines)

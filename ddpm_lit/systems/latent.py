@@ -63,6 +63,7 @@ class LogitNormal:
 
 def flow_loss(denoiser: Denoiser, x0: Tensor, t: Level, eps: Tensor) -> Tensor:  # [b]
     "The squared error of the velocity. Eq. 67.2 (Lipman et al. 2023)."
+    t = t.like(x0)
     p = denoiser(q_sample(x0, t, eps), t)
     return (eps - x0 - (p.eps - p.x0)).square().flatten(1).mean(1)
 

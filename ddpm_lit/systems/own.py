@@ -496,6 +496,13 @@ def _check_made(theirs: Recipe, path):
                       'from noise and a label alone: take other weights.')
 
 
+def _is_folded(theirs: Sequence[int], ours: Sequence[int]) -> bool:  # [c h w] each
+    "Whether pictures of one shape are those of another, with squares as channels."
+    factor = ours[1] // theirs[1]
+    by_hand = ours[0]*factor**2, ours[1] // max(factor, 1), ours[2] // max(factor, 1)
+    return factor > 1 and tuple(theirs) == by_hand
+
+
 def _check_begins(recipe: Recipe, theirs: Recipe, path):
     "A `Problem` unless weights of one recipe can begin a training by another."
     _check_made(theirs, path)
@@ -508,6 +515,10 @@ def _check_begins(recipe: Recipe, theirs: Recipe, path):
         raise Problem(f'{path} draws pictures {like}, {[*theirs.shape]}, and these are '
                       f'{unlike}, {[*recipe.shape]}: save them {like}, or begin with '
                       'other weights.')
+    if _is_folded(theirs.shape, recipe.shape):
+        raise Problem(f'{path} draws {[*theirs.shape]}, pictures folded into squares of '
+                      'pixels for diffusers: begin with the weights of ours that it was '
+                      'exported from.')
     if theirs.shape != recipe.shape:
         raise Problem(f'{path} draws {[*theirs.shape]} and the pictures are '
                       f'{[*recipe.shape]}: read them at that size, with `side`.')

@@ -280,6 +280,9 @@ def _old_settings(out: Path, recipe: Recipe, given: dict) -> Beginning:
     settings = old.changed(**given)
     new = {k: v for k, v in given.items() if v not in (None, getattr(old, k))}
     if new:
+        lines = read_log(out/'log.jsonl')
+        new = dict(after=lines[-1]['step'] if lines else 0, **new,
+                   was={k: getattr(old, k) for k in new})
         settings = replace(settings, anew=[*old.anew, new])
 
     # the same pictures, by their digest, may lie in another place

@@ -64,6 +64,7 @@ WRITERS = {
     'train': 'train roll --steps 4 --batch 8 --save-every 0 --out {at}/r --json',
     'sample': 'sample {roll} --n 400 --steps 1 --out {at}/a.png',
     'classify': 'classify {cat} heart sun --out {at}/c.png',
+    'search': 'search {said} heart --out {at}/f.png',
     'paint': 'paint heart --n 1 --steps 2 --out {at}/p.png',
     'export': 'export {roll} --to safetensors {at}/e',
     'torchscript': 'export {roll} --to torchscript {at}/e',

@@ -116,6 +116,7 @@ READERS = {
         tokens.read_pairs(p), tokens.split_gpt2, 32, [])(['a red heart'])),
     'said/cat.png:picture': read_picture,
     'said/cat.png:classify': CLASSIFY,
+    'said/cat.png:search': 'search {folder} a b --weights {clip} --json',
     'said/cat.png:vary': 'vary {file} --n 0',
     'names/names.txt:classify': 'classify {cat} --names {file} --weights {clip}',
     **dict.fromkeys(('new/m.pt', 'old/m.pt', 'script/m.pt'), whole_state),
