@@ -82,7 +82,7 @@ def tags(nb):
 
 
 def named(source):
-    "The equations that a text names, ranges included: Eq. 12.1-12.3, 12.5."
+    "The equations that a text names, ranges included: Eq. 12.5-12.7, 12.12."
     found = set()
     for listed in re.findall(r'Eqs?\.\s*((?:\d\d\.\d+(?:\s*(?:,|and|to|-|–)\s*)?)+)', source):
         for first, last in re.findall(r'(\d\d\.\d+)(?:\s*(?:-|–|to)\s*(\d\d\.\d+))?', listed):

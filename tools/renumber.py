@@ -1,7 +1,7 @@
 r"""Numbers the equations of each notebook in the order of its page, and every reference to them.
 
     python tools/renumber.py            show what would change, and what was left for a look
-    python tools/renumber.py --write    change it in notebooks, tools and nbs/equations.txt
+    python tools/renumber.py --write    change it in notebooks, tools, play pages, nbs/equations.txt
 
 A reference is a number after `Eq.` or in brackets, the first column of a table, or a number in
 quotes; several stand with commas, dashes or words between. Numbers of figures and tables stay as
@@ -78,7 +78,7 @@ def main() -> int:
     p.add_argument('--write', action='store_true')
     write = p.parse_args().write
     told: list[str] = []
-    asked = ['git', 'ls-files', 'nbs', 'tools', '*.md']
+    asked = ['git', 'ls-files', 'nbs', 'tools', 'ddpm_lit/play', '*.md']
     files = subprocess.check_output(asked, text=True, cwd=root)
     for name in files.split():
         path = root/name

@@ -55,7 +55,7 @@ def each(pattern, link):
 
 def linked(words, need=False):
     "The equations and notebooks that a piece of prose names, as links."
-    # Eq. 12.4; (12.4); (the posterior, 12.4); the first column of a table
+    # Eq. 12.8; (12.8); (the posterior, 12.4); the first column of a table
     for where in (r'[Ee]qs?\.\s*', r'\(', r', (?=[\d.]+\))', r'^\|\s*'):
         numbers = rf'{where}{eq}(?:{run}{eq})*(?=\s*[\W–]|$)'
         words = re.sub(numbers, each(eq, eq_link), words, flags=re.M)

@@ -44,7 +44,7 @@ from ..train.run import seconds_a_step, steps_that_fit
 
 # %% ../../nbs/37_compare.ipynb #diffusion
 class Diffusion(Baseline):
-    "A denoiser as baseline: its density of points, bound of bytes. Eq. 30.3, 31.13."
+    "A denoiser as baseline: its density of points, bound of bytes. Eq. 30.3, 31.15."
 
     def __init__(self, net: nn.Module, shape: tuple[int, ...], loss: Loss, bytes: bool):
         super().__init__()

@@ -398,7 +398,7 @@ def _dpm_orders(n: int, order: int) -> list[int]:
 
 def _dpm_states(guess: Denoiser, levels, x: Tensor, o: dict):  # o: diffusers' options
     "A run of DPM-Solver or DPM-Solver++, with the orders of diffusers. Eq. 74.3."
-    # theirs, by the number of steps: our own solver decides by their lengths (32.13)
+    # theirs, by the number of steps: our own solver decides by their lengths (32.8)
     orders = _dpm_orders(len(levels) - 1, o['solver_order'])
 
     if o['algorithm_type'] == 'dpmsolver':

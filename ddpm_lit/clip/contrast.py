@@ -46,7 +46,7 @@ def _check_tokens(tokens: Tensor, length: int):
 
 # %% ../../nbs/53_clip.ipynb #text
 class TextTower(nn.Module):
-    "A sentence as a vector: a causal transformer, read at the end. Eq. 53.14 (CLIP 2.4)."
+    "A sentence as a vector: a causal transformer, read at the end. Eq. 53.10 (CLIP 2.4)."
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ def _check_tower_input(x: Tensor, shape: tuple[int, int, int]):
 
 # %% ../../nbs/53_clip.ipynb #vit
 class VisionTower(nn.Module):
-    "A picture as a vector: a transformer over patches. Eq. 53.15 (Dosovitskiy et al.)."
+    "A picture as a vector: a transformer over patches. Eq. 53.11 (Dosovitskiy et al.)."
 
     def __init__(self, side: int, patch: int, width: int, layers: int, heads: int,
                  out: int, act=quick_gelu):
@@ -95,7 +95,7 @@ class VisionTower(nn.Module):
 
         self.shape = (3, side, side)
 
-        # the row of (53.15): [e; patches A] + P
+        # the row of (53.11): [e; patches A] + P
         std = width**-.5
         self.patches = nn.Conv2d(3, width, patch, patch, bias=False)
         self.first: Any = nn.Parameter(std*torch.randn(width))  # a `NoisedCLIP`: None
@@ -121,7 +121,7 @@ class VisionTower(nn.Module):
 
 # %% ../../nbs/53_clip.ipynb #resnet
 class Bottleneck(nn.Module):
-    "h plus three convolutions, narrow inside; `shrink`: mean before the last. Eq. 53.16."
+    "h plus three convolutions, narrow inside; `shrink`: mean before the last. Eq. 53.12."
 
     def __init__(self, c_in: int, c: int, shrink: int = 1):
         super().__init__()
@@ -153,7 +153,7 @@ class Bottleneck(nn.Module):
 def _groups_of_blocks(
     width: int, layers: Sequence[int]
 ) -> tuple[nn.ModuleList, int]:  # the groups, their channels at the end
-    "Groups of blocks; all but the first halve the side and double the width. Eq. 53.16."
+    "Groups of blocks; all but the first halve the side and double the width. Eq. 53.12."
     c_in = width
     c = width
     groups = nn.ModuleList()
@@ -170,7 +170,7 @@ def _groups_of_blocks(
 
 # %% ../../nbs/53_clip.ipynb #resnettower
 class ResNetTower(nn.Module):
-    "A picture as a vector: convolutions, then attention. Eq. 53.16, 40.12 (CLIP 2.4)."
+    "A picture as a vector: convolutions, then attention. Eq. 53.12, 40.12 (CLIP 2.4)."
 
     def __init__(
         self,
@@ -218,7 +218,7 @@ class CLIP(nn.Module):
         self,
         image: Any,  # a tower: pictures [b *shape] -> [b d]
         text: Any,  # and one: tokens [b l] -> [b d]
-        chunk: int | None = None,  # train in chunks of so many (53.13)
+        chunk: int | None = None,  # train in chunks of so many (53.19)
     ):
         super().__init__()
         self.image = image
@@ -273,7 +273,7 @@ class CLIPSizes(NamedTuple):
 
 
 def official_clip(s: CLIPSizes) -> CLIP:
-    "CLIP as published, with heads of 64 channels. Eq. 53.14-53.16."
+    "CLIP as published, with heads of 64 channels. Eq. 53.10-53.12."
     image: nn.Module
     if s.patch is None:
         image = ResNetTower(s.side, s.width, s.layers, s.width*32 // 64, s.out)
@@ -302,13 +302,13 @@ STD = (.26862954, .26130258, .27577711)
 
 
 def as_official(x: Tensor) -> Tensor:  # [b 3 h w] in [-1, 1]
-    "In units of CLIP's published weights: (pixel - mean)/deviation by colour. Eq. 53.17."
+    "In units of CLIP's published weights: (pixel - mean)/deviation by colour. Eq. 53.13."
     mean, std = (x.new_tensor(v).reshape(3, 1, 1) for v in (MEAN, STD))
     return ((x + 1)/2 - mean)/std
 
 # %% ../../nbs/53_clip.ipynb #cbow
 class CBOWTower(nn.Module):
-    "A sentence as its pieces' mean vector, then a matrix. Eq. 53.18-53.20 (CLIP fig. 3)."
+    "A sentence as its pieces' mean vector, then a matrix. Eq. 53.14-53.16 (CLIP fig. 3)."
 
     def __init__(
         self,
@@ -331,13 +331,13 @@ class CBOWTower(nn.Module):
         l = int(end.max()) + 1
         there = torch.arange(l, device=tokens.device) <= end[:, None]  # [b l]
 
-        # the mean over the pieces that are there (53.18)
+        # the mean over the pieces that are there (53.14)
         h = self.pieces(tokens[:, :l])*there[..., None]  # [b l width]
         return h.sum(1)/(end + 1)[:, None] @ self.out
 
 # %% ../../nbs/53_clip.ipynb #chunk
 def sums_in_chunks(z_image, z_text, scale, rows):  # [m d], [n d] -> [m], [n], [n]
-    "Log of each row's sum; each column's largest score, its sum beside it. Eq. 53.11."
+    "Log of each row's sum; each column's largest score, its sum beside it. Eq. 53.17."
     row = []
     most = torch.full_like(z_text[:, 0], -math.inf)
     total = torch.zeros_like(most)
@@ -358,7 +358,7 @@ def slopes_in_chunks(
     by_column,  # of the columns [n] and [1 n]
     rows,
 ):
-    "Slopes by pictures and texts, without their factor scale, and by scale. Eq. 53.12."
+    "Slopes by pictures and texts, without their factor scale, and by scale. Eq. 53.18."
     # those of the pairs' own scores are left to the caller
     row, w_row = by_row
     column, w_column = by_column
@@ -381,7 +381,7 @@ def slopes_in_chunks(
 
 # %% ../../nbs/53_clip.ipynb #in-chunks
 class _InChunks(torch.autograd.Function):
-    "Eq. 53.3 a few rows of the table at a time, forward and backward. Eq. 53.11, 53.12."
+    "Eq. 53.3 a few rows of the table at a time, forward and backward. Eq. 53.17, 53.18."
 
     @staticmethod
     def forward(ctx, z_image, z_text, scale, rows):
@@ -415,7 +415,7 @@ def contrastive(
     scale: Tensor,  # as for `contrastive_plainly`
     rows: int = 256,  # of the table at a time
 ) -> Tensor:  # [n], nats, in float32 or finer
-    "The same loss in memory that grows with n, not n^2. Eq. 53.3, 53.11, 53.12."
+    "The same loss in memory that grows with n, not n^2. Eq. 53.3, 53.17, 53.18."
     if z_image.shape != z_text.shape or z_image.ndim != 2:
         raise Problem(f'Pairs are two tables of one shape [n d], not {[*z_image.shape]} '
                       f'and {[*z_text.shape]}.')
@@ -431,7 +431,7 @@ def contrastive(
 def in_chunks(
     tower: Callable[[Tensor], Tensor], x: Tensor, size: int
 ) -> Tensor:  # [n ...] -> [n d]
-    "The tower of x, keeping the activations of `size` examples at a time. Eq. 53.13."
+    "The tower of x, keeping the activations of `size` examples at a time. Eq. 53.19."
     parts = [checkpoint(tower, part, use_reentrant=False) for part in x.split(size)]
     return torch.cat(parts)
 
@@ -442,7 +442,7 @@ def health(
     z_text: Tensor,  # [n d]
     scale: Tensor,  # []
 ) -> dict[str, float]:
-    "Loss over ln n, mean cosines; at collapse 1, but of pairs any value. Eq. 53.9."
+    "Loss over ln n, mean cosines; at collapse 1, but of pairs any value. Eq. 53.20."
     n = len(z_image)
     if n < 2:
         raise Problem('A single pair has no wrong answers: give at least two.')

@@ -420,7 +420,7 @@ def expected_copies(
     copies: dict,  # of `originality`
     known: Tensor,  # [n] bool: was the name of this caption trained on?
 ) -> float:
-    "The share of near-copies of a generator that copies nothing. Eq. 56.11."
+    "The share of near-copies of a generator that copies nothing. Eq. 56.10."
     kin = torch.tensor(copies['kin'])
     kappa = copies['alarm']
     if len(kin):
@@ -478,7 +478,7 @@ def _feature_rows(cloud: dict, n: int) -> list[dict]:
 
 
 def _copy_row(copies: dict, rows: Sequence[Emoji], trained: Captioned) -> dict:
-    "The share of near-copies, and how many are due. Eq. 56.9, 56.11."
+    "The share of near-copies, and how many are due. Eq. 56.9, 56.10."
     near = torch.tensor(copies['painted']) < copies['line']
     names = {r.name for r in trained.rows}
     honest = expected_copies(copies, torch.tensor([r.name in names for r in rows]))
@@ -493,7 +493,7 @@ def weigh_emoji(
     trained: Captioned | None = None,  # at 32 pixels; None: all not held back
     seed: int = 0,
 ) -> dict:  # rows for `table`, features of `weigh`, copies of `originality`
-    "All measures of pictures of emoji, beside chance and drawings. Eq. 56.5-56.9, 56.11."
+    "All measures of pictures of emoji, beside chance and drawings. Eq. 56.5-56.10."
     n = len(rows)
     if len(pictures) != n or n < 4:
         raise Problem(f'{len(pictures)} pictures and {n} captions: give each '
@@ -549,7 +549,7 @@ def emoji_report(found: dict) -> str:  # of weigh_emoji
 # %% ../../nbs/56_judges.ipynb #quarters
 def quarter_features(x: Tensor,  # [n 3 64 64]
                      classifier: JudgeClassifier) -> Tensor:  # [n d]
-    "Mean features of the four quarters of a picture, at full resolution. Eq. 56.12."
+    "Mean features of the four quarters of a picture, at full resolution. Eq. 56.11."
     quarters = [q for half in x.chunk(2, 2) for q in half.chunk(2, 3)]
     return torch.stack([classifier.features(q) for q in quarters]).mean(0)
 
@@ -568,7 +568,7 @@ def quarter_distance(
     pictures: Tensor,  # [n 3 64 64] in [-1, 1], of emoji
     classifier: JudgeClassifier | None = None,  # None: the one that ships with the book
 ) -> dict:  # of `weigh`
-    "Pictures against half of the held drawings, and as `real` the other half. Eq. 56.12."
+    "Pictures against half of the held drawings, and as `real` the other half. Eq. 56.11."
     if pictures.shape[1:] != (3, 64, 64):
         raise Problem(f'Quarters are compared at 64 pixels: give [n 3 64 64], not '
                       f'{[*pictures.shape]}.')
@@ -582,7 +582,7 @@ def quarter_row(
     title: str,
     pictures: Tensor,  # [n 3 64 64] in [-1, 1], of emoji
 ) -> dict:  # a row for `table`
-    "The distance of quarters, of real drawings, of two sets of one Gaussian. Eq. 56.12."
+    "The distance of quarters, of real drawings, of two sets of one Gaussian. Eq. 56.11."
     found = quarter_distance(pictures)
     return dict(task=f'{title}: quarters at 64 pixels', measure='distance',
                 n=len(pictures), distance=found['frechet'],
@@ -590,7 +590,7 @@ def quarter_row(
 
 # %% ../../nbs/56_judges.ipynb #baselines
 def nearest_in_words(texts: Sequence[str], known: Sequence[str]) -> list[int]:
-    "For each text the known one that is nearest in words, by its place. Eq. 56.13."
+    "For each text the known one that is nearest in words, by its place. Eq. 56.12."
     # each word of a text counts once
     once = [[' '.join(dict.fromkeys(split_words(t))) for t in many]
             for many in (texts, known)]
@@ -601,14 +601,14 @@ def nearest_in_words(texts: Sequence[str], known: Sequence[str]) -> list[int]:
 
 def nearest_drawings(rows: Sequence[Emoji],
                      trained: Captioned) -> Tensor:  # [n 3 h h] in [-1, 1]
-    "The drawing of the nearest training caption, for each prompt. Eq. 56.13."
+    "The drawing of the nearest training caption, for each prompt. Eq. 56.12."
     at = nearest_in_words([r.say() for r in rows], [r.say() for r in trained.rows])
     return to_unit(trained.pixels[at])
 
 
 def mean_drawings(rows: Sequence[Emoji],
                   trained: Captioned) -> Tensor:  # [n 3 h h] in [-1, 1]
-    "The mean training drawing of each name; of a new name, of the nearest. Eq. 56.13."
+    "The mean training drawing of each name; of a new name, of the nearest. Eq. 56.12."
     places: dict[str, list[int]] = {}
     for i, r in enumerate(trained.rows):
         places.setdefault(r.name, []).append(i)
@@ -626,7 +626,7 @@ def baseline_rows(
     judges: dict[str, Callable] | None = None,  # None: `panel()`
     seed: int = 0,
 ) -> list[dict]:  # rows for `table`
-    "What the judges find in drawings that need no model. Eq. 56.5, 56.13."
+    "What the judges find in drawings that need no model. Eq. 56.5, 56.12."
     judges = judges or panel()
     sets = {'mean drawing of the name': mean_drawings(rows, trained),
             "nearest caption's drawing": nearest_drawings(rows, trained)}
@@ -663,7 +663,7 @@ def _of_others(
     order: np.ndarray,  # of the n pictures
     shifts: np.ndarray,  # by how many places each turn moves the captions
 ) -> list[dict[str, bool]]:
-    "Chance: the same pictures under the captions of others, by cyclic shifts. Eq. 56.10."
+    "Chance: the same pictures under the captions of others, by cyclic shifts. Eq. 56.13."
     found = []
     for shift in shifts:
         others = np.roll(order, shift)
@@ -677,7 +677,7 @@ def _attribute_rows(
     other: list[dict[str, bool]],  # of the pictures under the captions of others
     asked: Sequence[Scene],
 ) -> list[dict]:
-    "For each attribute the share of pictures in which it is right. Eq. 56.10, 55.7."
+    "For each attribute the share of pictures in which it is right. Eq. 56.13, 55.7."
     rows = []
     for what in ('all', 'things', 'shape', 'colour', 'size', 'where', 'ground'):
         at = [i for i, v in enumerate(own) if what in v]  # the captions that say it
@@ -685,7 +685,7 @@ def _attribute_rows(
             hits = dict(painted=torch.tensor([own[i][what] for i in at]),
                         real=torch.tensor([real[i][what] for i in at]))
 
-            # chance: the pictures under the captions of others (56.10)
+            # chance: the pictures under the captions of others (56.13)
             by_chance = [v[what] for v in other if what in v]
             rows.append(row(what, 'share', hits, sum(by_chance)/len(by_chance),
                             [asked[i] for i in at]))
@@ -698,7 +698,7 @@ def weigh_scenes(
     shuffles: int = 20,
     seed: int = 0,
 ) -> list[dict]:  # rows for `table`
-    "Scenes by the exact parser; chance: with the captions of others. Eq. 56.10, 55.7."
+    "Scenes by the exact parser; chance: with the captions of others. Eq. 56.13, 55.7."
     n = len(pictures)
     h = pictures.shape[-1]
     if n != len(said) or n < 2:

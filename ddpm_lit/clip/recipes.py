@@ -25,14 +25,14 @@ def small_clip(
     image: str = 'resnet',  # or 'vit'
     text: str = 'transformer',  # or 'cbow'
 ) -> CLIP:
-    "For pictures of 32 x 32 and short sentences, of two towers. Eq. 53.14-53.16, 53.18."
+    "For pictures of 32 x 32 and short sentences, of two towers. Eq. 53.10-53.12, 53.14."
     if image not in ('resnet', 'vit') or text not in ('transformer', 'cbow'):
         raise Problem(f'There is no CLIP of the towers "{image}" and "{text}": choose '
                       'resnet or vit for pictures, transformer or cbow for sentences.')
 
     tokens = caption_tokenizer()
 
-    # the tower of pictures (53.15, 53.16)
+    # the tower of pictures (53.11, 53.12)
     pictures: nn.Module
     if image == 'resnet':
         pictures = ResNetTower(32, 32, (1, 1, 1), 8, 128, stem=(2, 1))
@@ -41,7 +41,7 @@ def small_clip(
     else:
         pictures = VisionTower(32, 8, 192, 3, 3, 128)
 
-    # the tower of sentences (53.14, 53.18)
+    # the tower of sentences (53.10, 53.14)
     sentences: nn.Module
     if text == 'transformer':
         sentences = TextTower(tokens.size, tokens.length, 128, 3, 4, 128)

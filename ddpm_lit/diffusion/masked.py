@@ -24,7 +24,7 @@ def mask_tokens(x0: Tensor,     # [b l] ids
 
 def reveal_chance(share_s: float, share_t: float,  # of masks; s is the cleaner level
                   again: float = 0.) -> float:     # the chance of a new mask
-    "The chance that a mask is taken away between t and s. Eq. 95.2, 95.11."
+    "The chance that a mask is taken away between t and s. Eq. 95.2, 95.12."
     if not 0 <= share_s < share_t <= 1:
         raise Problem(f'The share of masks falls from t to s, not from {share_t} to '
                       f'{share_s}: give the smaller one as share_s.')
@@ -138,7 +138,7 @@ def unmask(denoiser: TokenDenoiser,
             score = order(chances, drawn).masked_fill(~masked, -torch.inf)
             x = torch.where(masked & _first(score, n), drawn, x)
         else:
-            # each alone (95.2), and some words become masks again (95.11)
+            # each alone (95.2), and some words become masks again (95.12)
             t, s = left/steps, (left - 1)/steps
             rho = again*min(1, s/(1 - t)) if t < 1 else 0.
             chance = torch.rand(x.shape, device=x.device)

@@ -18,7 +18,7 @@ from .schedule import Grid
 
 # %% ../../nbs/48_solvers.ipynb #weights
 def exponential_moments(h: float, k: int, eta: float = 0.) -> Tensor:  # [k]
-    "Integrals of u^p, p < k, from 0 to h, under the weight of a step. Eq. 48.2, 48.6."
+    "Integrals of u^p, p < k, from 0 to h, under the weight of a step. Eq. 48.2, 48.7."
     rate = 1 + eta
     found = [-math.expm1(-rate*h)]
     for p in range(1, k):
@@ -34,7 +34,7 @@ def weights_at(places: Sequence[float], moments: Tensor) -> Tensor:  # [k], [k] 
 
 # %% ../../nbs/48_solvers.ipynb #solver
 def _used(past: list, there: float) -> list:
-    "Of the past what a step may use: all of it, unless the step is too long. Eq. 32.13."
+    "Of the past what a step may use: all of it, unless the step is too long. Eq. 32.8."
     here = past[0][0]
     reach = 2*abs(here - past[1][0]) if len(past) > 1 else 0.
     return past if abs(there - here) <= reach else past[:1]
@@ -59,7 +59,7 @@ def multistep(denoiser: Denoiser, levels: Grid, x: Tensor,
               eta: float = 0.,        # fresh noise: 0 none, 1 as the reverse equation
               noise=torch.randn_like) -> Iterator[Tensor]:
     """One evaluation a step, an error of this order or, corrected, of one more.
-    Eq. 48.1-48.6 (DPM-Solver++, UniPC)."""
+    Eq. 48.1-48.5, 48.7 (DPM-Solver++, UniPC)."""
     if type(order) is not int or not 1 <= order <= 4:
         raise Problem(f'The order is {order}: choose 1 to 4.')
     if eta < 0:
@@ -75,7 +75,7 @@ def multistep(denoiser: Denoiser, levels: Grid, x: Tensor,
         past = past[:order]
         used = _used(past, there)
 
-        # what stays of the state, and fresh noise (48.6)
+        # what stays of the state, and fresh noise (48.7)
         rest = s.sigma/t.sigma*x
         if eta:
             rest = math.exp(-eta*h)*rest
@@ -100,7 +100,7 @@ SAMPLERS.add('dpmpp_2m_sde', partial(multistep, order=2, eta=1.))
 @torch.no_grad()
 def deis(denoiser: Denoiser, levels: Grid, x: Tensor,
          order: int = 3) -> Iterator[Tensor]:  # predictions that a step uses
-    "Adams-Bashforth for eps in edm_sigma. Eq. 48.7 (DEIS)."
+    "Adams-Bashforth for eps in edm_sigma. Eq. 48.6 (DEIS)."
     if type(order) is not int or not 1 <= order <= 4:
         raise Problem(f'The order is {order}: choose 1 to 4.')
     past: list[tuple[float, Tensor]] = []  # places and predictions, the latest first
@@ -117,7 +117,7 @@ def deis(denoiser: Denoiser, levels: Grid, x: Tensor,
 
         here, there = (level.edm_sigma.item() for level in (t, s))
         past = [(here, p.eps), *past][:order]
-        # no polynomial far beyond its places (32.13)
+        # no polynomial far beyond its places (32.8)
         used = past if step <= 2*before else past[:1]
         before = step
 

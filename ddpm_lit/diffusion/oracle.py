@@ -16,14 +16,14 @@ from ..core.level import Level, CLEAN
 
 # %% ../../nbs/13_oracle.ipynb #ideal
 class EmpiricalDenoiser:
-    "The exact denoiser of a data set: each example is a point component. Eq. 13.10."
+    "The exact denoiser of a data set: each example is a point component. Eq. 13.1."
     def __init__(self, data: Tensor):  # [n ...] floating
         self.shape = data.shape[1:]
         self.data = data.flatten(1).double()
         self.half_norm = .5*self.data.square().sum(1)
 
     def weights(self, x: Tensor, t: Level) -> Tensor:  # [b ...] -> [b n]
-        "p(example | x_t). Eq. 13.10."
+        "p(example | x_t). Eq. 13.1."
         if x.shape[1:] != self.shape:
             raise Problem(f'The data are {[*self.shape]} each, x is {[*x.shape[1:]]}: '
                           'give x the same shape.')
@@ -37,14 +37,14 @@ class EmpiricalDenoiser:
         return log_p.softmax(1)
 
     def __call__(self, x: Tensor, t: Level) -> Prediction:  # [b ...]
-        "The mean of the examples, weighted by p(example | x_t): a Denoiser. Eq. 13.10."
+        "The mean of the examples, weighted by p(example | x_t): a Denoiser. Eq. 13.1."
         x0 = (self.weights(x, t) @ self.data).to(x).reshape(x.shape)
         return from_x0(x0, x, t.like(x))
 
 # %% ../../nbs/13_oracle.ipynb #gaussians
 @dataclass(frozen=True)
 class Gaussians:
-    "Round Gaussians with weights, seen at any level of noise. Eq. 13.1."
+    "Round Gaussians with weights, seen at any level of noise. Eq. 13.2."
     weight: Tensor  # [k], sums to 1
     mean: Tensor  # [k d]
     std: Tensor  # [k], the same in every direction; 0 makes a component a point
@@ -74,11 +74,11 @@ class Gaussians:
         return v, diff, self.weight.log() - exponent - log_volume
 
     def log_prob(self, x: Tensor, t: Level = CLEAN) -> Tensor:  # [b d] -> [b]
-        "log q(x_t), in nats. Eq. 13.2."
+        "log q(x_t), in nats. Eq. 13.3."
         return self._parts(x, t.like(x))[2].logsumexp(1)
 
     def classify(self, x: Tensor, t: Level = CLEAN) -> Tensor:  # [b d] -> [b k]
-        "log p(k | x_t): the exact noisy classifier. Eq. 13.3."
+        "log p(k | x_t): the exact noisy classifier. Eq. 13.4."
         return self._parts(x, t.like(x))[2].log_softmax(1)
 
     def given(self, k: int) -> 'Gaussians':
@@ -101,7 +101,7 @@ class Gaussians:
 
 # %% ../../nbs/13_oracle.ipynb #mixture
 class Mixture(Gaussians):
-    "A mixture of round Gaussians: a world and its exact denoiser. Eq. 13.4-13.6."
+    "A mixture of round Gaussians: a world and its exact denoiser. Eq. 13.5-13.7."
     def _clean(self, x, t):
         "E[x0 | x_t, k] [b k d], p(k | x_t) [b k 1], (x_t - signal mean)/v [b k d], v."
         v, diff, joint = self._parts(x, t)
@@ -110,13 +110,13 @@ class Mixture(Gaussians):
         return x0, joint.softmax(1)[..., None], pull, v[..., None]
 
     def __call__(self, x: Tensor, t: Level) -> Prediction:  # [b d]
-        "E[x0 | x_t] and E[eps | x_t]: a Denoiser. Eq. 13.4-13.5."
+        "E[x0 | x_t] and E[eps | x_t]: a Denoiser. Eq. 13.5, 13.6."
         t = t.like(x)
         x0, p, pull, _ = self._clean(x, t)
         return Prediction((p*x0).sum(1), t.sigma*(p*pull).sum(1))
 
     def var_x0(self, x: Tensor, t: Level) -> Tensor:  # [b d]
-        "Variance of each coordinate of x0 given x_t. Eq. 13.6."
+        "Variance of each coordinate of x0 given x_t. Eq. 13.7."
         t = t.like(x)
         x0, p, _, v = self._clean(x, t)
         within = self.std[:, None]**2*t.sigma[..., None]**2/v

@@ -16,7 +16,7 @@ def posterior(x0: Tensor,  # [b ...] clean data
               s: Level,  # the level asked about, cleaner than t
               t: Level,  # the level of x_t
               ) -> tuple[Tensor, Tensor]:  # mean [b ...], std [] or [b 1 ... 1]
-    "Mean and standard deviation of q(x_s | x_t, x0). Eq. 12.4 (DDPM eq. 6-7)."
+    "Mean and standard deviation of q(x_s | x_t, x0). Eq. 12.8 (DDPM eq. 6-7)."
     check_order(s, t)
     c = new_noise(s, t)
     mean = s.signal*c*x0 + (s.sigma/t.sigma)**2*t.signal/s.signal*x_t

@@ -131,7 +131,7 @@ def cosine(T: int = 1000, s: float = .008) -> DiscreteSchedule:
 # %% ../../nbs/10_schedule.ipynb #grid-class
 @dataclass(frozen=True, eq=False)
 class Grid:
-    "The levels of a run; iterate over it or `pairs()`: (noisier t, cleaner s). Eq. 10.9."
+    "The levels of a run; iterate over it or `pairs()`: (noisier t, cleaner s). Eq. 10.12."
     # [n+1] float64, rising; the last one is CLEAN in a sampler's grid
     log_snr: Tensor
     # [n] the timestep 1..T of each level before the last, where the schedule has them
@@ -163,7 +163,7 @@ def _check_steps(n: int):
 
 
 def grid(schedule: Schedule, n: int) -> Grid:
-    "n levels evenly spaced in time, 1, (n-1)/n .. 1/n, and then CLEAN. Eq. 10.9."
+    "n levels evenly spaced in time, 1, (n-1)/n .. 1/n, and then CLEAN. Eq. 10.12."
     _check_steps(n)
 
     # a discrete schedule has only T levels of its own
@@ -171,7 +171,7 @@ def grid(schedule: Schedule, n: int) -> Grid:
     if T and n > T:
         raise Problem(f'This schedule has {T} steps: ask for at most as many, not {n}.')
 
-    # even times, then clean (10.9)
+    # even times, then clean (10.12)
     times = torch.arange(n, 0, -1, dtype=torch.float64)/n
     log_snr = torch.cat([schedule(times).log_snr, CLEAN.log_snr[None]])
 
@@ -183,7 +183,7 @@ def grid(schedule: Schedule, n: int) -> Grid:
 def karras(n: int,
            lo: float = .002, hi: float = 80.,  # edm_sigma at the ends
            rho: float = 7.) -> Grid:
-    "n levels evenly spaced in edm_sigma^(1/rho), then CLEAN. Eq. 10.10 (EDM eq. 5)."
+    "n levels evenly spaced in edm_sigma^(1/rho), then CLEAN. Eq. 10.13 (EDM eq. 5)."
     _check_steps(n)
     if not 0 < lo < hi:
         raise Problem('The noise falls from hi to lo, both above 0: '
@@ -192,13 +192,13 @@ def karras(n: int,
         raise Problem(f'From {hi} to {lo} with rho {rho}, numbers are lost: choose hi up '
                       'to 1e20, lo from 1e-20 and rho from .1 to a million.')
 
-    # even in the root of order rho, then clean (10.10)
+    # even in the root of order rho, then clean (10.13)
     edm_sigma = torch.linspace(hi**(1/rho), lo**(1/rho), n, dtype=torch.float64)**rho
     return Grid(torch.cat([from_edm_sigma(edm_sigma).log_snr, CLEAN.log_snr[None]]))
 
 # %% ../../nbs/10_schedule.ipynb #one-over-t
 def one_over_t(T: int = 1000) -> DiscreteSchedule:
-    "A step erases about 1/T of the data variance. Eq. 10.8 (Sohl-Dickstein 2015, 2.4.1)."
+    "A step erases about 1/T of the data variance. Eq. 10.14 (Sohl-Dickstein 2015, 2.4.1)."
     floor = torch.full((_row(T),), 1e-6, dtype=torch.float64)  # as in the authors' code
     floor[0] += 1e-3
     denominator = torch.linspace(T, 2, T, dtype=torch.float64)

@@ -43,7 +43,7 @@ def langevin_step(
         denoiser: Denoiser, x: Tensor, t: Level,
         step: float,  # in units of the noise's variance
         noise=torch.randn_like) -> Tensor:
-    "One step of Langevin dynamics at level t, of alpha = step sigma^2. Eq. 31.6, 31.8."
+    "One step of Langevin dynamics at level t, of alpha = step sigma^2. Eq. 31.3, 31.5."
     return x - step/2*t.sigma*denoiser(x, t).eps + step**.5*t.sigma*noise(x)
 
 
@@ -55,7 +55,7 @@ def langevin(
         noise=torch.randn_like,
         # a picture [b ...], and where it is kept
         known: tuple[Tensor, Tensor] | None = None) -> Iterator[Tensor]:
-    "Annealed Langevin dynamics: the state after each level. Eq. 31.8 (NCSN Alg. 1-2)."
+    "Annealed Langevin dynamics: the state after each level. Eq. 31.5 (NCSN Alg. 1-2)."
     _check_walk(levels, x, repeats, step, known)
     picture, mask = known or (x, torch.zeros_like(x, dtype=torch.bool))
 
@@ -75,7 +75,7 @@ SAMPLERS.add('langevin', langevin)
 
 # %% ../../nbs/31_score.ipynb #ladder
 class Ladder(DiscreteSchedule):
-    "A table of T levels and nothing between: time is rounded up to the next. Eq. 31.5."
+    "A table of T levels and nothing between: time is rounded up to the next. Eq. 31.8."
 
     def __call__(self, time) -> Level:  # any shape, in [0, 1]
         place = as_times(time)*len(self) - 1 - 1e-6
@@ -84,7 +84,7 @@ class Ladder(DiscreteSchedule):
 
 def geometric(n: int = 10,
               lo: float = .02, hi: float = 2.) -> Ladder:  # edm_sigma at both ends
-    "n levels whose edm_sigma grow by a constant factor; by default NCSN's. Eq. 31.5."
+    "n levels whose edm_sigma grow by a constant factor; by default NCSN's. Eq. 31.8."
     if n < 2 or not 0 < lo < hi:
         raise Problem(f'{n} levels from {lo} to {hi}: give two or more, and edm_sigma '
                       'that rise from above 0.')
@@ -96,7 +96,7 @@ def geometric(n: int = 10,
 def drift(denoiser: Denoiser, x: Tensor, t: Level,
           churn: float = 0.,  # chi, 0: the probability flow, 1: the reverse equation
           ) -> Tensor:  # [b ...]
-    "The velocity per unit of log SNR, towards clean. Eq. 31.11 (Song 2021 eq. 6 and 13)."
+    "The velocity per unit of log SNR, towards clean. Eq. 31.13 (Song 2021 eq. 6 and 13)."
     return .5*t.sigma**2*x - (1 + churn)/2*t.sigma*denoiser(x, t).eps
 
 # %% ../../nbs/31_score.ipynb #divergence
@@ -109,7 +109,7 @@ def divergence(
         f: Callable[[Tensor], Tensor], x: Tensor,
         probes: int | None = None,  # None: the exact trace, by d passes backwards
         noise=signs) -> tuple[Tensor, Tensor]:  # f(x) [b ...], its divergence [b]
-    "The trace of the Jacobian, or a mean of `probes` estimates. Eq. 31.14 (Hutchinson)."
+    "The trace of the Jacobian, or a mean of `probes` estimates. Eq. 31.16 (Hutchinson)."
     if probes is not None and probes < 1:
         raise Problem(f'{probes} probes see nothing: take one or more, or None for the '
                       'exact trace.')
@@ -130,7 +130,7 @@ def divergence(
             back = torch.autograd.grad(y, x, z, retain_graph=True)[0]
             return (back*z).flatten(1).sum(1)
 
-        # with the axes as z: the trace; with random z: its mean (31.14)
+        # with the axes as z: the trace; with random z: its mean (31.16)
         if probes is None:
             axes = torch.eye(x[0].numel()).to(x)
             total = sum(quadratic(e.reshape(1, *x.shape[1:]).expand_as(x)) for e in axes)
@@ -147,7 +147,7 @@ def log_likelihood(
         # log density [b] at the last level; None: N(0, I)
         prior: Callable[[Tensor, Level], Tensor] | None = None,
 ) -> Tensor:  # [b], nats
-    "log p(x) by the probability flow and midpoint rule. Eq. 31.13 (Song 2021 eq. 39)."
+    "log p(x) by the probability flow and midpoint rule. Eq. 31.15 (Song 2021 eq. 39)."
     total = x.new_zeros(len(x))
     for s, t in steps(levels, up=True):
         if not ((t.log_snr < s.log_snr) & (t.log_snr > -math.inf)).all():

@@ -62,7 +62,7 @@ def heun(denoiser: Denoiser, levels: Grid, x: Tensor, churn: float = 0.,
 # %% ../../nbs/32_solve.ipynb #dpmpp
 @torch.no_grad()
 def dpmpp_2m(denoiser: Denoiser, levels: Grid, x: Tensor) -> Iterator[Tensor]:
-    "One evaluation a step, second order. Eq. 32.7, 32.13 (DPM-Solver++ Alg. 2)."
+    "One evaluation a step, second order. Eq. 32.7, 32.8 (DPM-Solver++ Alg. 2)."
     past = None
     for t, s in steps(levels, up=True):
         # twice the h of the equation: only a ratio of two h is needed
@@ -73,7 +73,7 @@ def dpmpp_2m(denoiser: Denoiser, levels: Grid, x: Tensor) -> Iterator[Tensor]:
         ahead = torch.zeros_like(x0)
         if past is not None:
             x0_past, h_past = past
-            # no line beyond its own length (32.13), so none to CLEAN
+            # no line beyond its own length (32.8), so none to CLEAN
             if h/h_past <= 2:
                 ahead = h/2*(x0 - x0_past)/h_past
 
@@ -89,13 +89,13 @@ SAMPLERS.add('dpmpp_2m', dpmpp_2m)
 
 # %% ../../nbs/32_solve.ipynb #flow
 def from_flow(v: Tensor, x: Tensor, t: Level) -> Prediction:  # all [b ...]
-    "Read v = eps - x0, the velocity of flow matching. Eq. 32.9 (rectified flow eq. 1)."
+    "Read v = eps - x0, the velocity of flow matching. Eq. 32.10 (rectified flow eq. 1)."
     both = t.signal + t.sigma
     return Prediction((x - t.sigma*v)/both, (x + t.signal*v)/both)
 
 
 class StraightPath:
-    "The schedule of flow matching: at time u, (1 - u) x0 + u eps, rescaled. Eq. 32.8."
+    "The schedule of flow matching: at time u, (1 - u) x0 + u eps, rescaled. Eq. 32.9."
     def __call__(self, time) -> Level:  # u in [0, 1], any shape
         u = as_times(time)
         return Level(2*((-u).log1p() - u.log()))
@@ -108,7 +108,7 @@ class StraightPath:
 def predictor_corrector(denoiser: Denoiser, levels: Grid, x: Tensor,
                         predictor: Sampler = ddim, repeats: int = 1, step: float = .3,
                         noise=torch.randn_like) -> Iterator[Tensor]:
-    "A sampler's step, then Langevin steps at its level. Eq. 31.8 (Song 2021, Alg. 2-3)."
+    "A sampler's step, then Langevin steps at its level. Eq. 31.5 (Song 2021, Alg. 2-3)."
     if repeats < 1:
         raise Problem(f'A corrector repeats {repeats} times: ask for one step or more, '
                       'or run the predictor alone.')

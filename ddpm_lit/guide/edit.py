@@ -22,7 +22,7 @@ _Projection = Callable[[Tensor], Tensor]
 
 
 def pixels(mask: Tensor) -> _Projection:  # 1 where known, else 0; broadcasts against x
-    "Know some pixels. Eq. 42.2."
+    "Know some pixels. Eq. 42.1."
     if not ((mask == 0) | (mask == 1)).all():
         raise Problem('A mask is 1 where pixels are known and 0 elsewhere: threshold it '
                       'first.')
@@ -34,7 +34,7 @@ def pixels(mask: Tensor) -> _Projection:  # 1 where known, else 0; broadcasts ag
 
 
 def blocks(size: int) -> _Projection:  # size x size pixels
-    "Know the mean of each block, a coarse image. Eq. 42.2 (ILVR)."
+    "Know the mean of each block, a coarse image. Eq. 42.1 (ILVR)."
     def mean(x):  # [b c h w]
         if x.ndim != 4 or x.shape[2] % size or x.shape[3] % size:
             raise Problem(f'Pictures of {[*x.shape]} have no whole blocks of {size} '
@@ -47,13 +47,13 @@ def blocks(size: int) -> _Projection:  # size x size pixels
 
 def project_x0(denoiser: Denoiser, known: Tensor,
          project: _Projection) -> Denoiser:  # known [b ...], only P(known) matters
-    "The denoiser whose clean guess agrees with what is known. Eq. 42.2."
+    "The denoiser whose clean guess agrees with what is known. Eq. 42.1."
     return edit_x0(denoiser, lambda x0: x0 + project(known.to(x0) - x0))
 
 # %% ../../nbs/42_edit.ipynb #replaced
 def replacement(denoiser: Denoiser, known: Tensor, project: _Projection,
              noise=torch.randn_like) -> Denoiser:
-    "`project_x0` at x_t with its known part noised anew. Eq. 42.2-42.3 (Song 2021)."
+    "`project_x0` at x_t with its known part noised anew. Eq. 42.1, 42.2 (Song 2021)."
     def edited(x, t):
         # x_t' = x_t + P(signal y + sigma z - x_t)
         y = known.to(x)
@@ -84,7 +84,7 @@ def repaint(denoiser: Denoiser, levels: Grid, x: Tensor, repeats: int = 4,
 
 # %% ../../nbs/42_edit.ipynb #below
 def truncated(levels: Grid, start: Level) -> Grid:  # start: one level
-    "The same run from `start` on: it, then all cleaner levels. Eq. 42.7 (SDEdit)."
+    "The same run from `start` on: it, then all cleaner levels. Eq. 42.6 (SDEdit)."
     if start.log_snr.numel() != 1:
         raise Problem('A run starts at one level for all: give a single number.')
     at = start.log_snr.reshape(1).to(levels.log_snr)
@@ -97,7 +97,7 @@ def truncated(levels: Grid, start: Level) -> Grid:  # start: one level
 @torch.no_grad()
 def sdedit(sampler, denoiser: Denoiser, levels: Grid, sketch: Tensor, start: Level,
            noise=torch.randn_like) -> Iterator[Tensor]:
-    "Noise a sketch [b ...] to a level, and sample from there. Eq. 42.7 (Meng 2022)."
+    "Noise a sketch [b ...] to a level, and sample from there. Eq. 42.6 (Meng 2022)."
     run = truncated(levels, start)
     # a plain number takes the dtype and the device of the sketch
     start = Level(start.log_snr.reshape(()))
@@ -106,7 +106,7 @@ def sdedit(sampler, denoiser: Denoiser, levels: Grid, sketch: Tensor, start: Lev
 # %% ../../nbs/42_edit.ipynb #slerp
 def slerp(a: Tensor, b: Tensor,
           w: float | Tensor) -> Tensor:  # a, b [b ...]; w a number, or [b 1 ... 1]
-    "From a (w = 0) to b (w = 1) along the great circle, example by example. Eq. 42.8."
+    "From a (w = 0) to b (w = 1) along the great circle, example by example. Eq. 42.7."
     if a.shape != b.shape:
         raise Problem(f'Both ends must have one shape, not {[*a.shape]} and '
                       f'{[*b.shape]}.')
@@ -129,7 +129,7 @@ def slerp(a: Tensor, b: Tensor,
 # %% ../../nbs/42_edit.ipynb #threshold
 def threshold_x0(denoiser: Denoiser,
                  p: float = .995) -> Denoiser:  # the share of pixels that is not clamped
-    "The denoiser whose clean guess is scaled into +-1. Eq. 42.1 (Imagen sec. 2.3)."
+    "The denoiser whose clean guess is scaled into +-1. Eq. 42.8 (Imagen sec. 2.3)."
     if not 0 < p <= 1:
         raise Problem(f'p is {p}: give the share of pixels to keep, above 0 and at '
                       'most 1.')

@@ -263,7 +263,7 @@ _GLIDE_STD = (68.50053285, 66.63215831, 70.32316309)
 
 
 def _as_glide(x: Tensor) -> Tensor:  # [b 3 h w] in [-1, 1] -> GLIDE's noised CLIP's units
-    "(byte - mean)/deviation of each colour, constants rounded to float32. Eq. 53.17."
+    "(byte - mean)/deviation of each colour, constants rounded to float32. Eq. 53.13."
 
     def constant(values):
         rounded = torch.tensor(values, dtype=torch.float32, device=x.device)

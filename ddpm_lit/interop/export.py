@@ -90,7 +90,7 @@ def _check_denoiser(source: Opened, to: str) -> Model:
         raise Problem(f'{source.name} draws nothing by itself, and {to} is for '
                       'denoisers: export it as safetensors.')
 
-    # attention to tokens means captions, but where they are parameters (58.3)
+    # attention to tokens means captions, but where they are parameters (58.2)
     wide = [m for m in model.modules() if getattr(m, 'tokens', 0)]
     if isinstance(_inner_net(model.net)[0], WithoutCaption):
         wide = []
@@ -102,7 +102,7 @@ def _check_denoiser(source: Opened, to: str) -> Model:
 
 def _inner_net(net: nn.Module) -> tuple[nn.Module, int]:
     "A network without what surrounds it, and the side of the squares that are folded."
-    if isinstance(net, AugmentedUNet):  # pictures that were not moved add nothing (58.1)
+    if isinstance(net, AugmentedUNet):  # pictures that were not moved add nothing (58.3)
         net = net.net
     if isinstance(net, Unshuffled):
         return net.net, net.factor
@@ -549,7 +549,7 @@ _ACTIVATIONS = {quick_gelu: 'quick_gelu', gelu: 'gelu'}
 
 
 def _is_published(tower: nn.Module) -> bool:
-    "Is it a residual network of the form of CLIP's own? Eq. 53.16."
+    "Is it a residual network of the form of CLIP's own? Eq. 53.12."
     if not isinstance(tower, ResNetTower) or len(tower.groups) != 4:
         return False
     return tower.convs[0].stride == (2, 2) and isinstance(tower.mean, nn.AvgPool2d)
@@ -615,7 +615,7 @@ def _clip_sizes(source: Opened, to: str) -> dict:
 
 
 def _pixel_units(source: Opened) -> dict:
-    "How a picture's bytes, divided by 255, become what the tower reads. Eq. 53.17."
+    "How a picture's bytes, divided by 255, become what the tower reads. Eq. 53.13."
     if source.theirs:
         return dict(mean=[*MEAN], std=[*STD])
     return dict(mean=[.5]*3, std=[.5]*3)

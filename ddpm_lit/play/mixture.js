@@ -17,7 +17,7 @@ export function world(name) {
   return make ? [...Array(n).keys()].map(i => make((i + .5)/n, i)) : [];
 }
 
-// E[x0 | x_t] and E[eps | x_t] of Gaussians at the means (13.4, 13.5); x: [x y x y ...]
+// E[x0 | x_t] and E[eps | x_t] of Gaussians at the means (13.5, 13.6); x: [x y x y ...]
 export const mixture = (means, std) => (x, t) => {
   const a = signal(t), s = sigma(t), v = a*a*std*std + s*s;
   const n = means.length, mx = Float64Array.from(means, m => m[0]), my = Float64Array.from(means, m => m[1]);

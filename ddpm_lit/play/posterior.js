@@ -1,4 +1,4 @@
-// Two measurements of x_s: one from x_0, one from x_t; and both together, the posterior (12.4).
+// Two measurements of x_s: one from x_0, one from x_t; and both together, the posterior (12.8).
 import {$, calm, say} from './page.js';
 import {posterior, sigma, signal} from './sampling.js';
 

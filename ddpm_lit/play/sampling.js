@@ -50,7 +50,7 @@ export function normal(seed, n) {
 export const signal = (l) => Math.sqrt(1/(1 + Math.exp(-l)));
 export const sigma = (l) => Math.sqrt(1/(1 + Math.exp(l)));
 
-// times n/n ... 1/n, then clean (10.9)
+// times n/n ... 1/n, then clean (10.12)
 const grid = (schedule, n) => [...Array(n).keys()].map(i => schedule((n - i)/n)).concat(Infinity);
 
 // schedules: from a time in [0, 1] to a level
@@ -61,7 +61,7 @@ export function cosine({s = .008, limit = 20} = {}) {
   return (u) => Math.max(-limit, Math.min(limit, logSnr(angle(u))));
 }
 
-// the straight path (32.8), shifted towards noise by rho (67.6)
+// the straight path (32.9), shifted towards noise by rho (67.7)
 export const straight = (rho = 1) => (u) => 2*(Math.log1p(-u) - Math.log(u)) - 2*Math.log(rho);
 
 // DDPM's betas on a line (10.4); between two steps log SNR is linear (10.2)
@@ -100,7 +100,7 @@ export const noised = (x0, eps, t) => x0.map((v, i) => signal(t)*v + sigma(t)*ep
 // the share of the noise of t that is newer than s (11.5)
 export const newNoise = (s, t) => -Math.expm1(t - s);
 
-// mean and standard deviation of q(x_s | x_t, x_0), s cleaner than t (12.4)
+// mean and standard deviation of q(x_s | x_t, x_0), s cleaner than t (12.8)
 export function posterior(x0, x_t, s, t) {
   const c = newNoise(s, t);
   return {mean: signal(s)*c*x0 + (sigma(s)/sigma(t))**2*signal(t)/signal(s)*x_t, std: sigma(s)*Math.sqrt(c)};
@@ -123,7 +123,7 @@ export function* ddim(denoiser, levels, x, eta = 0, noise = null) {
 }
 
 // DPM-Solver++ 2M: the guess half a step ahead, on the line through the last two (32.7),
-// but no line beyond its own length (32.13)
+// but no line beyond its own length (32.8)
 export function* dpmpp2m(denoiser, levels, x) {
   let past = null, before = 0;
   for (let k = 0; k + 1 < levels.length; k++) {

@@ -55,7 +55,7 @@ export function openPainter(files, about, machine = new Machine()) {
   const encoded = (text) => textEncoder(T, tokenizer.row(text).slice(0, places), tokenizer.pad);
   const empty = encoded('');
 
-  // v = eps - x0, read as x0 and eps (32.9), from the caption and from none (41.3)
+  // v = eps - x0, read as x0 and eps (32.10), from the caption and from none (41.3)
   function denoiser(caption, w) {
     const captions = [caption, empty];
     return (x, t) => {
@@ -80,7 +80,7 @@ export function openPainter(files, about, machine = new Machine()) {
       }
       return notes;
     },
-    // a standardised latent as a picture (65.6): [3 64 64] in [-1, 1]
+    // a standardised latent as a picture (65.8): [3 64 64] in [-1, 1]
     decoded(z) {
       const x = decoder(D, z.map((v, i) => v*std.values[Math.floor(i/side/side)] + mean.values[Math.floor(i/side/side)]),
                         1, [channels, side], about.shape[0]);

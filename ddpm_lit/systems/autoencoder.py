@@ -226,7 +226,7 @@ register(Recipe('autoencoder', small_autoencoder, autoencoder_batches, shape=(3,
 # %% ../../nbs/65_autoencoder.ipynb #scale
 @torch.no_grad()
 def latent_scale(q: Gaussian) -> tuple[Tensor, Tensor]:  # of [n c h w] -> [c 1 1] twice
-    "Mean and standard deviation of each channel of the latents. Eq. 65.6."
+    "Mean and standard deviation of each channel of the latents. Eq. 65.8."
     mean = q.mean.mean((0, 2, 3))
     var = q.mean.var((0, 2, 3), unbiased=False) + q.std.square().mean((0, 2, 3))
     return mean[:, None, None], var.sqrt()[:, None, None]

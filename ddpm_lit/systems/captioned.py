@@ -102,7 +102,7 @@ _OLD_STYLES = ' noto', ' twemoji', ' blob'  # one token each
 
 
 def with_sign(caption: str, word: str) -> str:
-    "A caption in which one token stands for a style's word. Eq. 69.3 (Gal et al. 2022)."
+    "A caption in which one token stands for a style's word. Eq. 69.1 (Gal et al. 2022)."
     return re.sub(rf'(?i) ?\b{re.escape(word)}\b', STYLE_SIGN, caption)
 
 
@@ -115,7 +115,7 @@ def _in_signs(pictures: Captioned, word: str) -> Captioned:
 
 @torch.no_grad()
 def begin_style(model: nn.Module):
-    "The sign's embedding becomes the mean of those of three old styles. Eq. 69.3."
+    "The sign's embedding becomes the mean of those of three old styles. Eq. 69.1."
     pieces = model.get_parameter('text.pieces.weight')
     words = STYLE_SIGN, *_OLD_STYLES
     tokens = caption_tokenizer()([f'a{word} emoji' for word in words])
@@ -175,7 +175,7 @@ def tuned(name: str,
 # %% ../../nbs/69_captioned.ipynb #pairs
 def _latent_pairs(pictures: Captioned, share_old: float, size: int, seed: int,
                   device: torch.device) -> Callable[[int], tuple]:
-    "Latents of own pictures with their captions, and old ones. Eq. 68.7."
+    "Latents of own pictures with their captions, and old ones. Eq. 68.8."
     model = weights_on('latent', 'cpu')
     auto = weights_on('autoencoder', 'cpu')
     return TuningBatches(pictures, model, auto, size, seed, share_old)
@@ -186,7 +186,7 @@ old_pictures = cache(captioned_worlds)  # what GLIDE was trained on, rendered on
 
 def _glide_pairs(pictures: Captioned, share_old: float, size: int, seed: int,
                  device: torch.device) -> Callable[[int], tuple]:
-    "Own pictures with their captions, and old ones. Eq. 68.7."
+    "Own pictures with their captions, and old ones. Eq. 68.8."
     old = min(round(share_old*size), size - 1)
 
     # a small set is repeated until it fills its part of a batch
@@ -204,7 +204,7 @@ def _glide_pairs(pictures: Captioned, share_old: float, size: int, seed: int,
 
 # %% ../../nbs/69_captioned.ipynb #pair-batches
 class PairBatches(CaptionBatches):
-    "step -> x0, its tokens: own pairs whose captions differ, and old pairs. Eq. 69.2."
+    "step -> x0, its tokens: own pairs whose captions differ, and old pairs. Eq. 69.3."
     def __init__(self, pictures: Captioned, share_old: float, size: int, seed: int,
                  device: torch.device):
         # pictures by their captions
@@ -291,7 +291,7 @@ def plan_tuning(
     share_old: float | None = None,  # of each batch: old pictures; None: one half
     source: Source | None = None,   # as for `plan` (58)
 ) -> Recipe:
-    "A recipe that trains a system of the book further on captioned pictures. Eq. 69.1."
+    "A recipe that trains a system of the book further on captioned pictures. Eq. 69.2."
     if system not in TUNABLE:
         raise Problem(f'There is no system "{system}" to train further: choose one of '
                       f'{", ".join(sorted(TUNABLE))}.')
@@ -312,7 +312,7 @@ def plan_tuning(
         about = dict(rank=rank or 4, digest=digest_of(base))
         rate = kind.adapter_lr
 
-    # a style's word is one token where pictures are painted (69.3)
+    # a style's word is one token where pictures are painted (69.1)
     captions = _captions_of(pictures)
     learned = pictures
     if style:
@@ -323,7 +323,7 @@ def plan_tuning(
     recipe = made(dict(maker='tuned', name=name, weights=kind.weights, system=painter,
                        words=_unseen_words(captions), examples=captions[:8], **about))
 
-    # twenty looks at each picture, or more (69.1); fewer for CLIP if captions are few
+    # twenty looks at each picture, or more (69.2); fewer for CLIP if captions are few
     looks = (1 - share_old)*kind.batch
     steps = max(300, round(20*len(pictures)/looks))
     batches = partial(kind.pairs, learned, share_old)
@@ -379,7 +379,7 @@ def trained_painter(model: nn.Module, recipe: Recipe) -> System:
 
 def paint_in_style(paint: Callable, word: str, request: Request,
                    *progress, **how) -> dict[int, Tensor]:  # as `System.paint`
-    "Captions in which the word for a style is the token that was trained. Eq. 69.3."
+    "Captions in which the word for a style is the token that was trained. Eq. 69.1."
     captions = tuple(with_sign(text, word) for text in request.captions)
     return paint(replace(request, captions=captions), *progress, **how)
 
@@ -387,7 +387,7 @@ def paint_in_style(paint: Callable, word: str, request: Request,
 def _paint_by_words(paint: Callable, model: nn.Module, words: set[str], request: Request,
                     progress: Callable[[int, int], None] = no_progress,
                     **how) -> dict[int, Tensor]:  # paint, how: as `System.paint`
-    "Captions with new words by an adapter, all others by the base alone. Eq. 68.9."
+    "Captions with new words by an adapter, all others by the base alone. Eq. 68.10."
     new = [not words.isdisjoint(_unseen_words([text])) for text in request.captions]
     shares = sorted({float(share) for share in new})
 

@@ -38,7 +38,7 @@ def _nearness(x: Tensor,      # [n c h w]
               known: Tensor,  # [m c h w], m >= 6
               mirrored: bool = False, k: int = 6,
               ) -> tuple[Tensor, Tensor]:  # rho [n], row of the nearest [n]
-    "The distance to the nearest picture relative to the next k - 1. Eq. 58.2."
+    "The distance to the nearest picture relative to the next k - 1. Eq. 58.1."
     distance = torch.cdist(x.flatten(1), known.flatten(1))
     if mirrored:
         distance = distance.minimum(torch.cdist(x.flatten(1), known.flip(-1).flatten(1)))
@@ -51,12 +51,12 @@ def copy_meter(x: Tensor,      # [n c h w] in [-1, 1]: samples
                held: Tensor,   # [k c h w] uint8, seen by nobody in training
                mirrored: bool = False,  # do mirrored training pictures count?
                ) -> dict:
-    "The share nearer to one training picture than 19 of 20 held-out pictures. Eq. 58.2."
+    "The share nearer to one training picture than 19 of 20 held-out pictures. Eq. 58.1."
     if len(held) < 20 or len(train) < 6:
         raise Problem(f'{len(held)} pictures held out of {len(train)} are no yardstick: '
                       'hold out 20 or more.')
 
-    # rho of the samples, and of pictures that training has not seen (58.2)
+    # rho of the samples, and of pictures that training has not seen (58.1)
     known = small(to_unit(train))
     rho, row = _nearness(small(x.float()), known, mirrored)
     usual = _nearness(small(to_unit(held)), known, mirrored)[0]
@@ -87,7 +87,7 @@ def weigh_pictures(model: Model, recipe: Recipe,
                    features: Callable[[Tensor], Tensor] | None = None,
                    bits: tuple[int, int] = (0, 16),  # of how many held-out pictures; draws
                    **how) -> dict:  # how: as `sample_recipe`
-    "Samples against held-out pictures, copies, bits. Eq. 27.2-27.9, 30.3, 58.2."
+    "Samples against held-out pictures, copies, bits. Eq. 27.2-27.9, 30.3, 58.1."
     wanted = [*recipe.shape]
     if [*held.pixels.shape[1:]] != wanted:
         raise Problem(f'These pictures are {[*held.pixels.shape[1:]]} and the model '

@@ -361,7 +361,7 @@ def _part_title(part: str) -> str:
 def _hits_of(x: Tensor,  # [n 3 h h]
              pictures: Captioned,
              seed: int = 0) -> dict[str, Tensor]:  # judge -> [n] bool
-    "Which pictures show what the captions of these say, by each judge. Eq. 56.5, 56.10."
+    "Which pictures show what the captions of these say, by each judge. Eq. 56.5, 56.13."
     if hasattr(pictures.rows[0], 'style'):
         return questions('', at_side(x), pictures.rows, panel(), seed=seed)[1]
     right = [agrees(scene, pictures.caption(i)) for i, scene in enumerate(parse(x))]
@@ -474,7 +474,7 @@ def _unlike_same(data: Captioned, reader: ZeroShotClassifier,
 
 
 def judge_dalle2(n: int = 200, seed: int = 0) -> Iterator[tuple[int, list[dict]]]:
-    "DALL-E 2 by pictures, stages and priors: per cent, rows. Eq. 56.5, 56.10, 63.7."
+    "DALL-E 2 by pictures, stages and priors: per cent, rows. Eq. 56.5, 56.13, 63.7."
     for at, rows in judging(paint_dalle2)(n, seed):
         yield at*35 // 100, rows
     for k, rows in enumerate(_judge_stages(n, seed), 1):

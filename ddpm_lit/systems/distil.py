@@ -29,13 +29,13 @@ from ..train.run import open_weights, recipe_of
 
 # %% ../../nbs/39_few_steps.ipynb #two-pairs
 def teacher_levels(edges: Grid) -> Grid:  # where jumps start, then CLEAN
-    "Levels of a run that meets all edges, four or more to each, then CLEAN. Eq. 10.10."
+    "Levels of a run that meets all edges, four or more to each, then CLEAN. Eq. 10.13."
     each = max(4, 8//len(edges))
     sizes = Level(edges.log_snr[:-1]).edm_sigma
     ends = torch.cat([sizes, (sizes[-1:]/2).clamp(max=.03)])
     ends[0] = ends[0].clamp(max=60.)  # noisier states are noise alone
 
-    # even in the root of order 7 from edge to edge (10.10)
+    # even in the root of order 7 from edge to edge (10.13)
     root = ends**(1/7)
     parts = [torch.linspace(a, b, each + 1, dtype=torch.float64)[:-1]
              for a, b in zip(root[:-2], root[1:-1])]

@@ -172,7 +172,7 @@ def recipe_states(model: Model, recipe: Recipe,
                   x: Tensor,                 # [n ...], noise
                   steps: int | None = None,  # this and next None: as the recipe says
                   sampler: str | Sampler | None = None) -> Iterator[Tensor]:  # [n ...]
-    "The states of a run by the recipe, from the first step to clean samples. Eq. 10.9."
+    "The states of a run by the recipe, from the first step to clean samples. Eq. 10.12."
     sampler, steps = choose_run(recipe, sampler, steps)
     return _sampler_for(model, sampler)(denoiser, grid(recipe.schedule, steps), x)
 

@@ -194,7 +194,7 @@ def ladder(model: Glide, side: int, channels: int = 3, **condition
 # %% ../../nbs/60_glide.ipynb #start
 @torch.no_grad()
 def from_clip(name: str, model: Glide) -> Glide:  # name: of trained weights
-    "The text encoder starts as the text tower of a CLIP with a transformer. Eq. 60.4."
+    "The text encoder starts as the text tower of a CLIP with a transformer. Eq. 60.5."
     clip = load_weights(name)[0].text
     text = model.text
     length = len(text.places)
@@ -238,7 +238,7 @@ def _mostly_in_order(seed: int = 0) -> Captioned:
 
 def caption_batches(pictures: Callable[[int], Captioned],  # seed -> pictures
                     drop: float = .15) -> Callable:
-    "The `batches` of a recipe: pictures and captions, a share of them empty. Eq. 60.5."
+    "The `batches` of a recipe: pictures and captions, a share of them empty. Eq. 60.4."
     tokenize = partial(caption_tokenizer(), too_long='truncate')
 
     def start(batch: int, seed: int, device) -> CaptionBatches:
@@ -270,7 +270,7 @@ register(Recipe('noised-clip-emoji', small_noised_clip,
 
 # %% ../../nbs/60_glide.ipynb #coarse
 def of_half(log_prob: LogLikelihood) -> LogLikelihood:
-    "log p(c | x_t) from a model that reads noisy pictures of half the side. Eq. 60.8."
+    "log p(c | x_t) from a model that reads noisy pictures of half the side. Eq. 60.9."
     def coarse(x: Tensor, t: Level) -> Tensor:  # [b c 2h 2w] -> [b]
         # the mean of four keeps the signal and halves the noise: four times the SNR
         t = t.like(x)
@@ -300,7 +300,7 @@ def asked_emoji(part: str, n: int, seed: int) -> list[Emoji]:
 
 # %% ../../nbs/60_glide.ipynb #inpaint
 class Inpaint(nn.Module):
-    "A network that also reads known pixels and their mask. Eq. 60.10 (GLIDE sec. 4.3)."
+    "A network that also reads known pixels and their mask. Eq. 60.11 (GLIDE sec. 4.3)."
     def __init__(self, net: nn.Module):
         super().__init__()
         self.net = net
@@ -321,7 +321,7 @@ class Inpaint(nn.Module):
 # %% ../../nbs/60_glide.ipynb #widened
 @torch.no_grad()
 def _widened(wide: Glide, narrow: Glide) -> Glide:
-    "The weights of `narrow`; zeros for the channels that only `wide` reads. Eq. 60.11."
+    "The weights of `narrow`; zeros for the channels that only `wide` reads. Eq. 60.12."
     # a wrapper has no tensors of its own, so both have the same ones in the same order
     tensors = wide.state_dict().values(), narrow.state_dict().values()
     for v, w in zip(*tensors, strict=True):
@@ -330,7 +330,7 @@ def _widened(wide: Glide, narrow: Glide) -> Glide:
 
 # %% ../../nbs/60_glide.ipynb #hidden
 def holes(n: int, side: int, all_gone: float = .2) -> Tensor:  # [n 1 side side]
-    "Masks, 0 in a random rectangle; in a share of them 0 everywhere. Eq. 60.10."
+    "Masks, 0 in a random rectangle; in a share of them 0 everywhere. Eq. 60.11."
     # around a random point, sides of a quarter to one and a half of the picture's, [n 2]
     middle = torch.rand(n, 2)*side
     half = (.25 + 1.25*torch.rand(n, 2))*side/2
@@ -348,7 +348,7 @@ def holes(n: int, side: int, all_gone: float = .2) -> Tensor:  # [n 1 side side]
 
 # %% ../../nbs/60_glide.ipynb #inpaint-recipes
 def inpainting_batches(batches: Callable) -> Callable:
-    "The `batches` of a recipe with holes in what is known of each picture. Eq. 60.10."
+    "The `batches` of a recipe with holes in what is known of each picture. Eq. 60.11."
     def start(batch, seed, device):
         pairs = batches(batch, seed, device)
 
@@ -365,7 +365,7 @@ def inpainting_batches(batches: Callable) -> Callable:
 
 
 def from_narrow(name: str, model: Glide) -> Glide:  # name: of trained weights
-    "Inpainting starts from the weights of a trained text-to-image model. Eq. 60.11."
+    "Inpainting starts from the weights of a trained text-to-image model. Eq. 60.12."
     return _widened(model, load_weights(name)[0])
 
 

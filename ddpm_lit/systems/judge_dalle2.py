@@ -36,7 +36,7 @@ def varied(pixels: Tensor, data: str, seed: int,  # [n 3 64 64] uint8
 
 def judge_variations(n: int = 200, seed: int = 0,
                      steps: tuple[int, int] = (20, 10)) -> list[dict]:  # rows for `table`
-    "Do variations show what their source shows? Eq. 56.5, 56.10, 64.4."
+    "Do variations show what their source shows? Eq. 56.5, 56.13, 64.4."
     drawings = asked_emoji('trained on', n, seed)
     every = emoji('train', 64)
     place = {row: i for i, row in enumerate(every.rows)}

@@ -40,7 +40,7 @@ def scene_title(objects: int, split: str, with_caption: bool) -> str:
 
 def _emoji_rows(x: Tensor,  # [n 3 64 64]
                 drawings: Sequence[Emoji], part: str, seed: int) -> list[dict]:
-    "Pictures of a part of the emoji, and baselines beside them. Eq. 56.5, 56.12, 56.13."
+    "Pictures of a part of the emoji, and baselines beside them. Eq. 56.5, 56.11, 56.12."
     trained = all_but_held(32)
     rows = weigh_emoji(x, drawings, trained=trained, seed=seed)['rows']
     rows += baseline_rows(drawings, trained, seed=seed)
@@ -54,7 +54,7 @@ def _emoji_rows(x: Tensor,  # [n 3 64 64]
 
 
 def judging(paint: Callable, request: type = Request) -> Callable:  # as `System.paint`
-    "The judge of a system: its pictures, by parser and judges. Eq. 56.5, 56.10."
+    "The judge of a system: its pictures, by parser and judges. Eq. 56.5, 56.13."
     def judge(n: int = 200, seed: int = 0):  # -> (per cent done, rows), part by part
         for k, (objects, split, with_caption) in enumerate(_SCENE_PARTS):
             captions = asked_scenes(objects, split, n, seed)

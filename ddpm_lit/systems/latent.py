@@ -43,7 +43,7 @@ from ..train.weights import load_weights
 # %% ../../nbs/67_latent.ipynb #objective
 @dataclass(frozen=True)
 class LogitNormal:
-    "Times of the straight path whose logits are normal. Eq. 67.5 (Esser et al. 2024)."
+    "Times of the straight path whose logits are normal. Eq. 67.6 (Esser et al. 2024)."
     mean: float = 0.
     std: float = 1.
 
@@ -69,7 +69,7 @@ def flow_loss(denoiser: Denoiser, x0: Tensor, t: Level, eps: Tensor) -> Tensor: 
 
 
 def flow_time(t: Level) -> Tensor:
-    "1000 u: the time that the network is conditioned on. Eq. 67.5."
+    "1000 u: the time that the network is conditioned on. Eq. 67.6."
     return 1000*(-t.log_snr/2).sigmoid()
 
 # %% ../../nbs/67_latent.ipynb #model
@@ -110,7 +110,7 @@ def _test_picture() -> Tensor:  # [1 3 64 64]
 
 @torch.no_grad()
 def _probe_of(model: LatentDiffusion, auto: Autoencoder) -> Tensor:  # [c h w]
-    "The latent of the test picture, standardised as the model's latents. Eq. 65.6."
+    "The latent of the test picture, standardised as the model's latents. Eq. 65.8."
     z = auto.encode(_test_picture().to(model.mean)).mean[0]
     return (z - model.mean)/model.std
 
@@ -163,7 +163,7 @@ class LatentBatches(CaptionBatches):
 
 @torch.no_grad()
 def _in_latents(model: LatentDiffusion) -> LatentDiffusion:
-    "Take over the scale of the autoencoder's latents, and its probe. Eq. 65.6."
+    "Take over the scale of the autoencoder's latents, and its probe. Eq. 65.8."
     mean, std = latent_scale(latents_of()[1])
     model.mean.copy_(mean)
     model.std.copy_(std)
@@ -197,14 +197,14 @@ class LatentRequest(Request):
 
 
 def latent_levels(request: LatentRequest, rho: float = 1.5) -> Grid:
-    "The straight path, shifted towards noise, or from `strength` on. Eq. 67.6."
+    "The straight path, shifted towards noise, or from `strength` on. Eq. 67.7."
     schedule = ShiftedSchedule(StraightPath(), rho)
     return from_strength(grid(schedule, request.steps[0]), schedule, request.strength)
 
 # %% ../../nbs/67_latent.ipynb #paint
 def _latent_init(request: LatentRequest, model: LatentDiffusion,
                  auto: Autoencoder) -> Tensor:  # [1 c h w]
-    "The picture to begin with, as a standardised latent. Eq. 65.6."
+    "The picture to begin with, as a standardised latent. Eq. 65.8."
     x = request.init.float().to(model.mean)[None]
     return (auto.encode(x).mean - model.mean)/model.std
 
@@ -213,7 +213,7 @@ def _sampled_latents(part: Part, model: LatentDiffusion, auto: Autoencoder,
                      levels: Grid,
                      jumps: bool = False,  # a distilled model, guided in its training
                      ) -> Tensor:          # [n c h w], standardised
-    "Latents for the captions of a part. Eq. 39.2, 42.2, 67.1, 67.7."
+    "Latents for the captions of a part. Eq. 39.2, 42.1, 67.1, 67.9."
     request = part.request
     tokens = dict(tokens=part.tokens)
     guided = model.given(**tokens) if jumps else cfg_batched(model, tokens, w=request.w)
@@ -234,7 +234,7 @@ def _sampled_latents(part: Part, model: LatentDiffusion, auto: Autoencoder,
 
 def decoded_latents(request: LatentRequest, z: Tensor, model: LatentDiffusion,
                     auto: Autoencoder) -> Tensor:  # [n 3 64 64]
-    "Pictures of standardised latents; kept pixels are kept to the bit. Eq. 65.6."
+    "Pictures of standardised latents; kept pixels are kept to the bit. Eq. 65.8."
     if z.shape[1:] != model.probe.shape:
         raise Problem(f'The latents are {[*z.shape]}: make them '
                       f'[n {" ".join(map(str, model.probe.shape))}].')
@@ -252,7 +252,7 @@ def paint_latent(request: LatentRequest,
                  model: LatentDiffusion | None = None,  # None: the weights "latent"
                  edges: Grid | None = None,             # of a distilled model (39)
                  ) -> dict[int, Tensor]:                # {64: [n 3 64 64]}
-    "Captions to latents to pictures. Eq. 39.2, 67.1, 67.7."
+    "Captions to latents to pictures. Eq. 39.2, 67.1, 67.9."
     model = model or weights_on('latent', request.device)
     auto = weights_on('autoencoder', request.device)
     check_pair(model, auto)

@@ -32,7 +32,7 @@ class LoRALinear(nn.Module):
 
     def __init__(self, linear: nn.Linear,
                  rank: int = 4,
-                 alpha: float = 4.):  # fixed, so that one rate serves all ranks (68.10)
+                 alpha: float = 4.):  # fixed, so that one rate serves all ranks (68.4)
         super().__init__()
         out, inner = linear.weight.shape
         if not isinstance(rank, int) or not 1 <= rank <= min(out, inner):
@@ -40,7 +40,7 @@ class LoRALinear(nn.Module):
                           f'choose 1 to {min(out, inner)}.')
         self.rank = rank
         self.alpha = alpha
-        self.share = 1.  # of the update that counts (68.9)
+        self.share = 1.  # of the update that counts (68.10)
         # the same memory, without a gradient
         self.weight = nn.Parameter(linear.weight.detach(), requires_grad=False)
         self.bias = linear.bias
@@ -208,7 +208,7 @@ def load_adapter(model: nn.Module, path) -> dict:  # the card
 
 # %% ../../nbs/68_lora.ipynb #batches
 class TuningBatches(CaptionBatches):
-    "step -> z0, its tokens: latents of new pictures, and old data beside them. Eq. 68.7."
+    "step -> z0, its tokens: latents of new pictures, and old data beside them. Eq. 68.8."
 
     def __init__(self, pictures: Captioned, model: LatentDiffusion, auto: Autoencoder,
                  size: int, seed: int = 0,
@@ -243,7 +243,7 @@ class TuningBatches(CaptionBatches):
             torch.randn_like(self.q.mean[at]))
         tokens = self.tokens(texts)
 
-        # old data fill the share s of the batch (68.7)
+        # old data fill the share s of the batch (68.8)
         if self.old is None:
             return z0, dict(tokens=tokens)
         z0_old, old = self.old(step)
@@ -259,7 +259,7 @@ def tune(name: str,            # weights of a LatentDiffusion: 'latent', or a pa
          batch: int = 32,
          watch: Callable[[Progress, nn.Module], None] | None = None,  # called each step
          ) -> LatentDiffusion:
-    "Fine-tune latent diffusion on a few captioned pictures. Eq. 68.1, 68.7."
+    "Fine-tune latent diffusion on a few captioned pictures. Eq. 68.1, 68.8."
     model, recipe = load_weights(name)
     auto = load_weights('autoencoder')[0]
     if not isinstance(model, LatentDiffusion):
@@ -288,7 +288,7 @@ def tune(name: str,            # weights of a LatentDiffusion: 'latent', or a pa
 
 # %% ../../nbs/68_lora.ipynb #share-code
 def scale_adapter(model: nn.Module, share: float) -> nn.Module:
-    "Let a share of an adapter count: 0 is the base, 1 all that was trained. Eq. 68.9."
+    "Let a share of an adapter count: 0 is the base, 1 all that was trained. Eq. 68.10."
     layers = [*_adapted(model).values()]
     if not layers:
         raise Problem('This model has no adapter: give it one by load_adapter.')
@@ -296,7 +296,7 @@ def scale_adapter(model: nn.Module, share: float) -> nn.Module:
         raise Problem(f'A share of {share} of an adapter cannot count: choose one from '
                       '0, the base, to 1.')
 
-    # W + s alpha/r B A (68.9)
+    # W + s alpha/r B A (68.10)
     for layer in layers:
         layer.share = share
     return model

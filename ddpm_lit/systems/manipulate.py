@@ -106,7 +106,7 @@ class UnclipEditor:
     def decode(self, latent: Latent,
                at: Sequence[int],  # numbers; rows with the same one share their noise
                eta: float = 0.) -> dict[int, Tensor]:
-        "At 32 pixels, and at 64. Eq. 61.9, 64.1."
+        "At 32 pixels, and at 64. Eq. 61.7, 64.1."
         noise = own_noise(self.seed, at)
         small = redraw(self.decoder(latent.z), self.levels, latent.x_T, eta, noise)
         request = Request(('',)*len(at), self.data, self.seed, self.steps,

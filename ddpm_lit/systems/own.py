@@ -151,7 +151,7 @@ def _try_network(recipe: Recipe):
 
 # %% ../../nbs/58_own.ipynb #begun
 class WithoutCaption(nn.Module):
-    "A U-Net that reads one learned condition in the place of a caption. Eq. 58.3."
+    "A U-Net that reads one learned condition in the place of a caption. Eq. 58.2."
     def __init__(self, net: nn.Module,
                  emb: int,      # width of w, which is added to the embedding of the time
                  length: int,   # rows of H, and
@@ -183,7 +183,7 @@ def _check_glide(channels: int, side: Sequence[int], base: int):
 @NETWORKS.add('glide')
 def _glide_unet(channels: int, side: tuple[int, int], classes: int,
                 base: int = _GLIDE_BASE) -> nn.Module:
-    "The U-Net of GLIDE for pictures without captions: 12 million parameters. Eq. 58.3."
+    "The U-Net of GLIDE for pictures without captions: 12 million parameters. Eq. 58.2."
     _check_glide(channels, side, base)
     unshuffle = 2 if max(side) <= 32 else 4
     net = small_unet(3, classes, base, (1, 2, 4), attention=(1, 2), unshuffle=unshuffle,
@@ -193,7 +193,7 @@ def _glide_unet(channels: int, side: tuple[int, int], classes: int,
 
 # %% ../../nbs/58_own.ipynb #begun-start
 def _of_squares(w: Tensor, dim: int, factor: int) -> Tensor:
-    "Weights of squares of 2 x 2 pixels, for squares with longer sides. Eq. 58.3."
+    "Weights of squares of 2 x 2 pixels, for squares with longer sides. Eq. 58.2."
     # dim: 0, of what is written, or 1, of what is read; its channels are [c 2 2] in a row
     squares = w.movedim(dim, 0).unflatten(0, (-1, 2, 2))
     for axis in (1, 2):
@@ -203,7 +203,7 @@ def _of_squares(w: Tensor, dim: int, factor: int) -> Tensor:
 
 @torch.no_grad()
 def start_from_glide(model: Model) -> Model:
-    "A network of GLIDE's shape starts as GLIDE is without a caption. Eq. 58.3."
+    "A network of GLIDE's shape starts as GLIDE is without a caption. Eq. 58.2."
     theirs = load_weights('glide')[0]
     ours = find_net(model, WithoutCaption)
     for mine, v in zip((ours.whole, ours.words), theirs.text(None)):
@@ -231,7 +231,7 @@ _STARTS = dict(glide=start_from_glide)
 
 # %% ../../nbs/58_own.ipynb #augmented
 class AugmentedUNet(nn.Module):
-    "A U-Net that is given how its picture was moved; zeros: not at all. Eq. 58.1."
+    "A U-Net that is given how its picture was moved; zeros: not at all. Eq. 58.3."
     def __init__(self, net: nn.Module, emb: int):  # emb: width of the U-Net's embedding
         super().__init__()
         self.net = net
@@ -276,7 +276,7 @@ def pictures(name: str, channels: int, side: Sequence[int], classes: Sequence[st
 
 # %% ../../nbs/58_own.ipynb #moved
 class MovedBatches:
-    "step -> x0, its label if any and a: mirrored and shifted by chance. Eq. 58.1."
+    "step -> x0, its label if any and a: mirrored and shifted by chance. Eq. 58.3."
     def __init__(self, batches: Batches,
                  most: int):  # pixels that a picture is shifted by, at most
         self.batches = batches
@@ -690,7 +690,7 @@ _AT_LEAST = 400  # noisy pictures at which the held-out loss is computed
 
 
 def held_losses(run: Run, model: Any) -> Tensor:  # [k]
-    "The loss of each held-out picture, always with the same noise. Eq. 45.10."
+    "The loss of each held-out picture, always with the same noise. Eq. 45.6."
     recipe = run.recipe
     held = recipe.held[:_AT_LEAST]
     times = -(-_AT_LEAST // len(held))  # levels for each picture
@@ -778,7 +778,7 @@ class _Early:
 
 def stopped_early(run: Run, lines: Any,  # as `go` gives them
                   note: Callable[[str], None] = no_progress) -> Iterator[dict]:
-    "The lines of a run until the held-out loss has turned. Eq. 45.10."
+    "The lines of a run until the held-out loss has turned. Eq. 45.6."
     early = _Early(run)
     if early.due:  # it was interrupted before it could look
         early.look()

@@ -24,7 +24,7 @@ def paint_glide(request: Request, progress: Callable[[int, int], None] = no_prog
                 at_once: int = 64,
                 model: Glide | None = None,  # a base model of yours; None: the book's
                 ) -> dict[int, Tensor]:  # [n 3 h h] by h: 32, 64
-    "GLIDE, whole. Eq. 61.11."
+    "GLIDE, whole. Eq. 61.9."
     base = partial(guided, model=model)
     upsampler = 'glide-up-64' if request.mask is None else 'glide-up-64-inpaint'
     return in_cascade(request, base, upsampler, progress, at_once)

@@ -210,7 +210,7 @@ def known_at(request: Request, size: int) -> dict[str, Tensor]:
 
 def keep_known(request: Request, size: int,
                noise=torch.randn_like) -> Callable[[Denoiser], Denoiser]:
-    "What a mask keeps, at a size. Eq. 42.2, 42.3, 59.3."
+    "What a mask keeps, at a size. Eq. 42.1, 42.2, 59.3."
     def kept(denoiser):
         if request.mask is None:
             return denoiser
@@ -221,7 +221,7 @@ def keep_known(request: Request, size: int,
 
 # %% ../../nbs/59_pipeline.ipynb #begin
 def from_strength(levels: Grid, schedule: Schedule, strength: float) -> Grid:
-    "All levels at strength 1, else those below the schedule's time `strength`. Eq. 42.7."
+    "All levels at strength 1, else those below the schedule's time `strength`. Eq. 42.6."
     if strength == 1:
         return levels
     start = torch.maximum(schedule(strength).log_snr, levels.log_snr[0])
@@ -231,7 +231,7 @@ def from_strength(levels: Grid, schedule: Schedule, strength: float) -> Grid:
 def noised_start(eps: Tensor,  # [n ...]
                  known: Tensor | None,  # [1 ...], the picture or latent to begin with
                  levels: Grid, strength: float) -> Tensor:
-    "Where a run begins: noise, or what is known, noised to the first level. Eq. 42.7."
+    "Where a run begins: noise, or what is known, noised to the first level. Eq. 42.6."
     if strength == 1:
         return eps
     return q_sample(known, next(iter(levels)), eps)

@@ -300,7 +300,7 @@ def residual_variance(
 
 # %% ../../nbs/62_prior.ipynb #code
 class PCAQuantizer(nn.Module):
-    "Principal coordinates in buckets. Eq. 62.9, 62.10 (unCLIP section 2.2)."
+    "Principal coordinates in buckets. Eq. 62.10, 62.11 (unCLIP section 2.2)."
     mean: Tensor
     axes: Tensor
     edges: Tensor
@@ -334,7 +334,7 @@ class PCAQuantizer(nn.Module):
 
     @torch.no_grad()
     def fit(self, z: Tensor, z_text: Tensor) -> 'PCAQuantizer':  # [n d] both
-        "Axes, edges and centres from embeddings of images and captions. Eq. 62.9, 62.10."
+        "Axes, edges and centres from embeddings of images and captions. Eq. 62.10, 62.11."
         # the axes, the widest first
         self.mean.copy_(z.mean(0))
         x = (z - self.mean).cpu().double()
@@ -363,7 +363,7 @@ def _inverse_cdf(logits: Tensor,
 
 # %% ../../nbs/62_prior.ipynb #ar-2
 class PriorAR(nn.Module):
-    "A causal transformer for the code of z_i. Eq. 62.11, 62.12 (unCLIP section 2.2)."
+    "A causal transformer for the code of z_i. Eq. 62.9, 62.12 (unCLIP section 2.2)."
     def __init__(self, code: PCAQuantizer, words: int, length: int, width: int,
                  layers: int, heads: int):
         super().__init__()
@@ -408,7 +408,7 @@ class PriorAR(nn.Module):
 
     def nats(self, z_image: Tensor, z_text: Tensor, words: Tensor,
              mask: Tensor) -> Tensor:  # [b d], a `TextFeatures` -> [b k]
-        "The cost of each number of the code, given those before it. Eq. 62.11."
+        "The cost of each number of the code, given those before it. Eq. 62.9."
         code = self.code(z_image)
         mask, past = self.read(z_text, words, mask)
 
@@ -430,7 +430,7 @@ class PriorAR(nn.Module):
         dot: Tensor | None = None,  # None: any of the upper half
         chance=torch.rand_like  # uniform numbers, as rand_like gives them
     ) -> Tensor:  # [b d] of length 1
-        "One number after another. Eq. 62.11, 62.12 (unCLIP section 2.2)."
+        "One number after another. Eq. 62.9, 62.12 (unCLIP section 2.2)."
         # how well image and caption are to fit
         if dot is None:
             half = self.code.buckets // 2
@@ -450,13 +450,13 @@ class PriorAR(nn.Module):
 # %% ../../nbs/62_prior.ipynb #ar-recipe
 def code_loss(read: Callable[[Tensor], Tensor], z_image: Tensor, t: Level,
               eps: Tensor) -> Tensor:  # [b], nats a number
-    "The mean cost of a number of the code; no noise takes part. Eq. 62.11."
+    "The mean cost of a number of the code; no noise takes part. Eq. 62.9."
     return read(z_image).mean(1)
 
 
 @torch.no_grad()
 def _with_quantizer(model: PriorAR) -> PriorAR:
-    "The same, with the quantiser fitted to our embeddings. Eq. 62.9, 62.10."
+    "The same, with the quantiser fitted to our embeddings. Eq. 62.10, 62.11."
     data, z = embedded(0)
     clip = load_weights('clip')[0]
     captions = [data.caption(i) for i in range(len(data))]

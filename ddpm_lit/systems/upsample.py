@@ -46,7 +46,7 @@ def lower(x0: Tensor) -> Tensor:  # [b 3 2h 2w] in [-1, 1] -> [b 3 h w]
 
 # %% ../../nbs/61_upsample.ipynb #enlarger
 class NoisyUpsamplerUNet(nn.Module):
-    "A U-Net that reads a small picture beside x, and how noisy that is. Eq. 61.2."
+    "A U-Net that reads a small picture beside x, and how noisy that is. Eq. 61.4."
     def __init__(self, net: nn.Module, base: int):
         super().__init__()
         self.net = UpsamplerUNet(net)
@@ -65,7 +65,7 @@ class NoisyUpsamplerUNet(nn.Module):
 
 # %% ../../nbs/61_upsample.ipynb #upsampler
 class Upsampler(Glide):
-    "A denoiser that is conditioned on a caption, a small picture and u. Eq. 61.6, 61.7."
+    "A denoiser that is conditioned on a caption, a small picture and u. Eq. 61.2, 61.3."
     def __init__(self,
                  net: nn.Module,
                  text: TextEncoder | None,  # None: it reads no captions
@@ -82,7 +82,7 @@ class Upsampler(Glide):
         return super().encode_condition(tokens, low=low, u=u, **known)
 
     def spread(self, u: Tensor) -> Tensor:  # [b] -> d [b]
-        "The standard deviation of x0 around the enlarged small picture. Eq. 61.7."
+        "The standard deviation of x0 around the enlarged small picture. Eq. 61.3."
         return (self.detail**2 + (5/8*u)**2).sqrt()
 
     def known(self, low: Tensor, u: Tensor, size) -> tuple[Tensor, Tensor]:
@@ -94,7 +94,7 @@ class Upsampler(Glide):
                 **condition) -> Prediction:
         e, d = self.known(low, u, x.shape[2:])
 
-        # the detail in units of its own deviation, at its own level (61.7)
+        # the detail in units of its own deviation, at its own level (61.3)
         scaled = (x - t.signal*e)/(t.alpha_bar*d**2 + t.sigma**2).sqrt()
         own = Level(t.log_snr + 2*d.log())
         p = super().forward(scaled, own, low=low, u=u, **condition)
@@ -103,7 +103,7 @@ class Upsampler(Glide):
 # %% ../../nbs/61_upsample.ipynb #finer
 @dataclass(frozen=True)
 class ShiftedSchedule:
-    "A schedule for what is `detail` times as large as pictures. Eq. 61.7."
+    "A schedule for what is `detail` times as large as pictures. Eq. 61.3."
     schedule: Schedule
     detail: float  # standard deviation
 
@@ -117,7 +117,7 @@ class ShiftedSchedule:
 def noise_augmented(low: Tensor,  # [b 3 h w]
                     u: Tensor,    # [b]
                     noise=torch.randn_like) -> Tensor:
-    "Small pictures with noise of standard deviation u. Eq. 61.2 (Ho et al. 2021)."
+    "Small pictures with noise of standard deviation u. Eq. 61.4 (Ho et al. 2021)."
     return low + append_dims(u, low)*noise(low)
 
 # %% ../../nbs/61_upsample.ipynb #recipes
@@ -125,7 +125,7 @@ def small_upsampler(detail: float,
                     kind: type[Upsampler] = Upsampler,
                     wrap: Callable[[nn.Module], nn.Module] = identity,
                     more: int = 0) -> Upsampler:  # channels to read beyond x and low
-    "An upsampler for our pictures and captions. Eq. 61.6."
+    "An upsampler for our pictures and captions. Eq. 61.2."
     base = 32
     width = 64
     net = small_unet(6 + more, 0, base, (1, 2), unshuffle=2, learn_variance=True,
@@ -156,7 +156,7 @@ def _recoloured(x0: Tensor, tokens: Tensor,  # [b 3 h w], [b l]
 def upsampling_batches(pictures: Callable[[int], Captioned],  # seed -> pictures
                        most: float = .5,        # the largest u
                        spoiled: Callable[[Tensor], Tensor] = identity) -> Callable:
-    "The `batches` of an upsampler: captions, small pictures and their noise. Eq. 61.2."
+    "The `batches` of an upsampler: captions, small pictures and their noise. Eq. 61.4."
     def start(batch, seed, device):
         pairs = caption_batches(pictures)(batch, seed, device)
 
@@ -175,7 +175,7 @@ def upsampling_batches(pictures: Callable[[int], Captioned],  # seed -> pictures
 # %% ../../nbs/61_upsample.ipynb #recipes-2
 def upsampler_recipe(name: str, build: Callable[[], Upsampler], batches: Callable,
                      size: int, detail: float, steps: int, **more) -> Recipe:
-    "From half of `size` to `size`. Eq. 61.2, 61.7."
+    "From half of `size` to `size`. Eq. 61.4, 61.3."
     shifted = ShiftedSchedule(Cosine(), detail)
     loss = hybrid(shifted, 1000, weight=min_snr(5/detail**2))
     return Recipe(name, build, batches, shape=(3, size, size), schedule=shifted,
@@ -186,7 +186,7 @@ def upsampler_recipe(name: str, build: Callable[[], Upsampler], batches: Callabl
 
 @torch.no_grad()
 def from_smaller(name: str, model: Upsampler) -> Upsampler:
-    "Start from the upsampler of a smaller size: scaled, detail is much alike. Eq. 61.6."
+    "Start from the upsampler of a smaller size: scaled, detail is much alike. Eq. 61.2."
     model.load_state_dict(load_weights(name)[0].state_dict())
     return model
 
@@ -218,7 +218,7 @@ def _check_low(low: Tensor, u: float, w: float):
 # %% ../../nbs/61_upsample.ipynb #enlarge
 def initial_noise(model: Upsampler, low: Tensor, u: Tensor, size, t: Level,
                   noise=torch.randn_like) -> Tensor:  # [b c h w]
-    "Where a run starts: the small picture, and noise for its detail. Eq. 61.8."
+    "Where a run starts: the small picture, and noise for its detail. Eq. 61.6."
     e, d = model.known(low, u, size)
     return t.signal*e + (t.alpha_bar*d**2 + t.sigma**2).sqrt()*noise(e)
 
@@ -236,7 +236,7 @@ def upsample(model: Upsampler,
              lo: float = .05, hi: float = 80.,  # ends of the grid, in units of the detail
              edit: Callable[[Denoiser], Denoiser] = identity,
              noise=torch.randn_like) -> Tensor:  # [b 3 2h 2w]
-    "Pictures twice as large. Eq. 61.8 (GLIDE section 4.1)."
+    "Pictures twice as large. Eq. 61.6 (GLIDE section 4.1)."
     _check_low(low, u, w)
     each = low.new_full((len(low),), u)
     low = noise_augmented(to_unit(to_bytes(low)).to(low), each, noise)
@@ -257,7 +257,7 @@ def upsample(model: Upsampler,
 
 # %% ../../nbs/61_upsample.ipynb #hold
 def consistent_with(low: Tensor) -> Callable[[Denoiser], Denoiser]:  # [b 3 h w]
-    "Keep the means of squares at this small picture, as bytes. Eq. 61.9."
+    "Keep the means of squares at this small picture, as bytes. Eq. 61.7."
     def consistent(denoiser):
         return project_x0(denoiser, double(to_unit(to_bytes(low))), blocks(2))
 
@@ -288,7 +288,7 @@ def guided(request: Request, tokens: Tensor,     # [n l]
            at: Sequence[int] = (),  # which of the pictures, as in `_DenoiserOf`
            model: Glide | None = None,  # of yours, in the place of the book's
            ) -> Denoiser:
-    "GLIDE's base model, guided; with a mask, that for holes. Eq. 41.3, 60.8, 60.10."
+    "GLIDE's base model, guided; with a mask, that for holes. Eq. 41.3, 60.9, 60.11."
     if model is not None:
         if request.guidance != 'cfg':
             raise Problem('Weights of yours are guided without a classifier: '
@@ -314,13 +314,13 @@ def guided(request: Request, tokens: Tensor,     # [n l]
 
 # %% ../../nbs/61_upsample.ipynb #first
 def _first_levels(request: Request) -> Grid:
-    "The levels of the base model: all, or those below the time `strength`. Eq. 42.7."
+    "The levels of the base model: all, or those below the time `strength`. Eq. 42.6."
     return from_strength(grid(Cosine(), request.steps[0]), Cosine(), request.strength)
 
 
 @torch.no_grad()
 def first_stage(part: Part, denoiser: Denoiser) -> Tensor:  # [n 3 32 32]
-    "From noise, or from a picture noised to the time `strength`. Eq. 14.8, 42.7."
+    "From noise, or from a picture noised to the time `strength`. Eq. 14.8, 42.6."
     request = part.request
     levels = _first_levels(request)
     eps = part.noise(torch.empty(len(part.at), 3, 32, 32, device=request.device))
@@ -337,7 +337,7 @@ def upsampled(part: Part, x: Tensor,  # [n 3 32 32]
               name: str,              # of an upsampler's weights
               consistent: bool = False,  # are the means of squares kept?
               ) -> Tensor:            # [n 3 64 64]
-    "The second stage, with what a mask keeps. Eq. 61.9, 61.11, 61.12."
+    "The second stage, with what a mask keeps. Eq. 61.7, 61.9, 61.12."
     request = part.request
     hold = consistent_with(x) if consistent else identity
     keep = keep_known(request, 64, part.noise)
@@ -360,7 +360,7 @@ _DenoiserOf = Callable[[Request, Tensor, Sequence[int]], Denoiser]
 def in_cascade(request: Request, denoiser_of: _DenoiserOf, upsampler: str,
                progress: Callable[[int, int], None] = no_progress, at_once: int = 64,
                consistent: bool = False) -> dict[int, Tensor]:  # as `upsampled`
-    "Captions to pictures [n 3 h h] of 32 and of 64 pixels, by any base model. Eq. 61.11."
+    "Captions to pictures [n 3 h h] of 32 and of 64 pixels, by any base model. Eq. 61.9."
     def first(part, _):
         return first_stage(part, denoiser_of(request, part.tokens, part.at))
 

@@ -73,7 +73,7 @@ def copy_threshold(honest: Tensor,  # [n] gap ratios of pictures unseen in train
 # %% ../../nbs/45_copying.ipynb #stop
 @dataclass
 class Turn:
-    "Whether a held-out loss has turned, look by look. Eq. 45.10."
+    "Whether a held-out loss has turned, look by look. Eq. 45.6."
     patience: int = 3            # looks in succession that have to say so
     least: Tensor | None = None  # [k] the losses at the look with the least mean
     worse: int = 0               # looks that have said so since then
@@ -99,7 +99,7 @@ def stop_early(progress: Iterator[Progress],         # a run, step by step
                held: Callable[[nn.Module], Tensor],  # the losses [k] of unseen pictures
                every: int = 50,                      # steps between looks at them
                patience: int = 3) -> tuple[int, nn.Module]:
-    "The step of the least held-out loss, and the averaged network there. Eq. 45.10."
+    "The step of the least held-out loss, and the averaged network there. Eq. 45.6."
     turn, step, model = Turn(patience), 0, None
     for p in progress:
         if p.step % every:
@@ -121,7 +121,7 @@ def _patches(x: Tensor, side: int) -> Tensor:  # [b c h w] -> [b h*w c*side*side
 
 
 class LocalDenoiser:
-    "The best denoiser that sees of each pixel its patch alone. Eq. 45.6."
+    "The best denoiser that sees of each pixel its patch alone. Eq. 45.7."
     def __init__(self, data: Tensor,  # [n c h w]
                  side: int):          # of a patch, odd
         if side < 1 or side % 2 == 0:
@@ -138,7 +138,7 @@ class LocalDenoiser:
         self.centre = torch.arange(len(data[0]))*side*side + side*side//2
 
     def __call__(self, x: Tensor, t: Level) -> Prediction:  # [b c h w]
-        "A Denoiser: one picture at a time, and one kind of place at a time. Eq. 45.6."
+        "A Denoiser: one picture at a time, and one kind of place at a time. Eq. 45.7."
         if x.shape[1:] != self.shape:
             raise Problem(f'The data are {[*self.shape]} each, x is {[*x.shape[1:]]}: '
                           'give x the same shape.')
@@ -154,18 +154,18 @@ class LocalDenoiser:
 
 # %% ../../nbs/45_copying.ipynb #rivals
 def unit_rows(x: Tensor) -> Tensor:  # [b ...] -> [b d]
-    "Pictures less their mean, of length 1. Eq. 45.8."
+    "Pictures less their mean, of length 1. Eq. 45.9."
     x = x.flatten(1)
     return F.normalize(x - x.mean(1, keepdim=True), dim=1)
 
 
 def alike(a: Tensor, b: Tensor) -> Tensor:  # [b ...] both -> [b]
-    "The centred cosine of pictures, from -1 to 1. Eq. 45.8."
+    "The centred cosine of pictures, from -1 to 1. Eq. 45.9."
     return (unit_rows(a)*unit_rows(b)).sum(1)
 
 
 class Wiener:
-    "The best linear denoiser of a data set. Eq. 45.9."
+    "The best linear denoiser of a data set. Eq. 45.10."
     def __init__(self, data: Tensor):  # [n ...]
         flat = data.flatten(1).double()
         self.mean = flat.mean(0)
@@ -173,7 +173,7 @@ class Wiener:
         self.variances = variances.clamp(min=0)
 
     def __call__(self, x: Tensor, t: Level) -> Prediction:  # [b ...]
-        "A Denoiser: each principal axis shrinks by its own factor. Eq. 45.9."
+        "A Denoiser: each principal axis shrinks by its own factor. Eq. 45.10."
         each = Level(t.log_snr.reshape(-1, 1).double())
         along = (x.flatten(1).double() - each.signal*self.mean) @ self.axes
         gain = each.signal*self.variances/(each.alpha_bar*self.variances + each.sigma**2)
@@ -184,7 +184,7 @@ class Wiener:
 def local_machine(data: Tensor,                 # [n c h w]
                   side: Callable[[Level], int]  # of the patch at a level
                   ) -> Denoiser:
-    "The local denoiser whose patch depends on the level. Eq. 45.6."
+    "The local denoiser whose patch depends on the level. Eq. 45.7."
     made: dict[int, LocalDenoiser] = {}
 
     def denoiser(x, t):
