@@ -58,11 +58,11 @@ class Loaded:
                                steering(self.recipe, w, guidance=guidance))
 
     def sample(self, n: int = 16,
-               # a class, or a list of classes in turn; None: all in turn; 'none': no label
+               # a class, or several in turn; None: all in turn; 'none': no label
                label: Label = None,
                w: float | None = None,          # weight of guidance, 0 or None for none
                steps: int | None = None,        # this and next None: as the recipe says
-               sampler: str | Sampler | None = None,  # a name, or a function of yours (14)
+               sampler: str | Sampler | None = None,  # a name, or your own (14)
                seed: int | None = 0,            # None: new noise in each call
                # a name, or a function of yours (44); None: cfg if w is given
                guidance: str | Callable | None = None,
@@ -70,8 +70,8 @@ class Loaded:
         "Draw n samples."
         asked = labels(self.recipe, n, label)
         steer = steering(self.recipe, w, guidance=guidance)
-        return sample_recipe(self.model, self.recipe, n, asked, _seed(seed), steps, sampler,
-                             steer=steer).x
+        return sample_recipe(self.model, self.recipe, n, asked, _seed(seed), steps,
+                             sampler, steer=steer).x
 
     def states(self, n: int = 4, label: Label = None, w: float | None = None,
                steps: int | None = None, sampler: str | Sampler | None = None,
@@ -103,7 +103,8 @@ class LoadedSystem:
         "n pictures of each caption; `request` as for the system's own kind of `Request`."
         asked = [captions] if isinstance(captions, str) else [*captions]
         every = tuple(caption for caption in asked for _ in range(n))
-        wanted = self.system.request(every, seed=_seed(seed), device=self.device, **request)
+        wanted = self.system.request(every, seed=_seed(seed), device=self.device,
+                                     **request)
         return largest(self.system.paint(wanted))
 
     def states(self, *_, **__) -> Tensor:

@@ -21,7 +21,7 @@ from nb import read, replace, root, text
 NUMBER = r'\d\d\.\d{1,2}'
 BETWEEN = r"(?:, and |, | and | or | to |[-–]|\),? (?:and |or |to )?\(|', ')"
 SEVERAL = re.compile(rf'(?<![\w.,/=<>+*]){NUMBER}(?:{BETWEEN}{NUMBER})*(?!\.?\d| ?%|[a-zA-Z])')
-REFERENCE = re.compile(r"(Eqs?\. |\(|\| |\\tag\{|'|[Ee]quations? )$")
+REFERENCE = re.compile(r"(Eqs?\. |(?<!\w)\(|\| |\\tag\{|'|[Ee]quations? )$")
 OTHER = re.compile(r'(Figures?|Tables?|Exercise|[Ss]ec\.|[Ss]ection) [\d., –and-]*$')
 
 

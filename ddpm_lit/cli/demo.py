@@ -181,7 +181,7 @@ def _show_painted(path, ask: _Ask, model, recipe) -> str:
     from ddpm_lit.show import save_captioned
     from ddpm_lit.train.fit import has_bf16
 
-    # a row for each system whose weights are there, with products in bfloat16 where it is fast
+    # a row for each system whose weights are there; products in bfloat16 where it is fast
     half = has_bf16(ask.device)
     rows = {}
     for name, label in _PAINTERS.items():

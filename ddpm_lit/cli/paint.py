@@ -132,7 +132,8 @@ def _search_folder(folder: str, sentences: list[str], device,
     from ddpm_lit.interop.checkpoints import read_clip
 
     out = options['out']
-    if out and Path(out).exists() and Path(folder).resolve() in Path(out).resolve().parents:
+    inside = out and Path(folder).resolve() in Path(out).resolve().parents
+    if inside and Path(out).exists():
         raise Problem(f'{out} is read here, and would be replaced: give another `out`.')
 
     # the sentences first: they may be refused

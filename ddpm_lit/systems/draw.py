@@ -168,7 +168,7 @@ def _sampler_for(model: Model, sampler: str | Sampler) -> Sampler:
 
 
 def recipe_states(model: Model, recipe: Recipe,
-                  denoiser: Denoiser,        # of this model, as `recipe_denoiser` gives it
+                  denoiser: Denoiser,        # of this model, by `recipe_denoiser`
                   x: Tensor,                 # [n ...], noise
                   steps: int | None = None,  # this and next None: as the recipe says
                   sampler: str | Sampler | None = None) -> Iterator[Tensor]:  # [n ...]
