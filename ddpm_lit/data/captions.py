@@ -209,11 +209,12 @@ def _in_style(table: list[dict], style: str, split: str, size: int) -> Captioned
                       f'{split}: fetch it again.')
     mine.sort(key=lambda r: r['tiles'][style])
 
-    # the sheets are kept in memory, since many chapters ask for them again
+    # small sheets are kept in memory, since many chapters ask for them again
     places = [r['tiles'][style] for r in mine]
     path = data_dir('emoji', f'base-{style}-64.webp')
     n = 1 + max(r['tiles'][style] for r in drawn)
-    pixels = _tiles_of_size(path, n, size, path.stat().st_mtime_ns)[places]
+    pixels = (smaller(tiles(path, n)[places], size) if size > 32 else
+              _tiles_of_size(path, n, size, path.stat().st_mtime_ns)[places])
 
     rows = [Emoji(r['name'], tuple(r['keywords']), r['group'], r['subgroup'],
                   style, r['family'], r['char'], r['held_style'] == style) for r in mine]
