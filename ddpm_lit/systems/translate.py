@@ -65,7 +65,8 @@ def _not_here(batch, seed, device):
 
 @MAKERS.add('translation')
 def _translation(shape: list[int],  # [c h w]
-                 spread: float, told: bool, base: int, digest: str) -> Recipe:
+                 spread: float, told: bool, coupled: bool,  # or are they true pairs?
+                 base: int, digest: str) -> Recipe:
     "A small network that crosses from pictures of one folder to those of another."
     c, h, w = shape
     unshuffle = 2 if max(h, w) <= 32 else 4
@@ -145,7 +146,7 @@ def _same_sides(a: Folder, b: Folder):
     if (h, w) != (height, width):
         raise Problem(f'The pictures in {plain(a.origin)} are {h} x {w} and those in '
                       f'{plain(b.origin)} {height} x {width}: choose a size for both, like '
-                      f'`side={max(h, w, 4)}`.')
+                      f'`side={max(h, w)}`.')
 
 
 def read_ends(source, target, pairs: bool = False,  # folders, as for `read_folder`
@@ -183,7 +184,7 @@ def plan_translation(ends: Ends, spread: float, told: bool | None = None,  # Non
         raise Problem(f'Pictures of {h} x {w} cannot be halved often enough: choose a '
                       f'`side` that is a multiple of {halves}.')
     recipe = made(dict(maker='translation', shape=[c, h, w], spread=spread, told=told,
-                       base=base, digest=ends.digest()))
+                       coupled=not ends.paired, base=base, digest=ends.digest()))
     batch = min(32, n)
     return replace(recipe, batches=_drawn_pairs(ends, spread), batch=batch,
                    steps=max(500, min(200*n, 1_000_000) // batch))
