@@ -13,12 +13,11 @@ import functools
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
 import torch
 from torch import Tensor, nn
 from ..core.files import read_json
 from ..core.level import Level
-from ..core.problem import Problem, counted
+from ..core.problem import Problem
 from ..data.folder import Folder, read_folder
 from ..data.images import plain, to_unit
 from ..diffusion.bridge import bridge_loss, cross, reach, sinkhorn
