@@ -88,7 +88,7 @@ def _translate(source, target, run, pairs, spread, side, seconds, steps, n, out,
     if target is None:
         model, ends = library.open_translation(run, source, side)
     else:
-        ends = library.read_ends(source, target, pairs, side)
+        ends = library.Ends.read(source, target, pairs, side)
         run = run or _run_named(source, target)
         model = _trained(library, ends, run, spread, seconds, seed, device)
     x1 = to_unit(ends.source)
