@@ -60,9 +60,9 @@ def cross(end: _End,
         yield x
 
 # %% ../../nbs/97_bridges.ipynb #loss
-def reach(t: Tensor, spread: float) -> Tensor:  # [b 1 ... 1] both
-    "How far x_t is from x0, if x0 and x1 differ by 1 in each number. Eq. 97.3."
-    return (t**2 + spread**2*t*(1 - t)).sqrt()
+def reach(t: Tensor, spread: float, apart: float = 1.) -> Tensor:  # [b 1 ... 1] both
+    "How far x_t is from x0, if x0 and x1 are so far apart in each number. Eq. 97.3."
+    return (apart**2*t**2 + spread**2*t*(1 - t)).sqrt()
 
 
 def bridge_loss(end: _End,
@@ -70,10 +70,11 @@ def bridge_loss(end: _End,
                 t: Tensor,               # [b 1 ... 1] above 0
                 spread: float,
                 noise: Tensor,           # [b ...]
+                apart: float = 1.,       # partners, in each number, about
                 ) -> Tensor:             # [b]
     "How wrong the expected end is, in units of how far it is. Eq. 97.3."
     x_t = between(x0, x1, t, spread, noise)
-    off = (end(x_t, t) - x0)/reach(t, spread)
+    off = (end(x_t, t) - x0)/reach(t, spread, apart)
     return off.square().flatten(1).mean(1)
 
 # %% ../../nbs/97_bridges.ipynb #sinkhorn

@@ -30,6 +30,9 @@ from ..train.run import Place
 from ..train.weights import load_weights
 
 # %% ../../nbs/97_bridges.ipynb #net
+_APART = .4  # partners, in a pixel: white to black is 2
+
+
 class _EndNet(nn.Module):
     "A network that predicts where a bridge ends, told where it started or not. Eq. 97.3."
     def __init__(self, net: nn.Module,  # net(x [b c h w], time [b]) -> [b c h w]
@@ -42,7 +45,8 @@ class _EndNet(nn.Module):
     def forward(self, x_t: Tensor, t: Tensor, x1: Tensor) -> Tensor:  # t [] or [b 1 1 1]
         t = t.to(x_t).expand(len(x_t), 1, 1, 1)
         seen = torch.cat([x_t, x1], 1) if self.told else x_t
-        return x_t + reach(t, self.spread)*self.net(seen, 1000*t.flatten())
+        far = reach(t, self.spread, _APART)
+        return x_t + far*self.net(seen, 1000*t.flatten())
 
     def given(self, x1: Tensor) -> tuple:  # what the loss below takes
         "The predictor of bridges that start at x1, and x1."
@@ -53,7 +57,7 @@ def _loss_of(spread: float):
     "The loss of a bridge, as `fit` calls it."
     def loss(bridge, x0, t: Level, noise):
         end, x1 = bridge
-        return bridge_loss(end, x0, x1, StraightPath().time(t), spread, noise)
+        return bridge_loss(end, x0, x1, StraightPath().time(t), spread, noise, _APART)
     return loss
 
 
@@ -75,7 +79,7 @@ def _translation(shape: list[int],  # [c h w]
         return _EndNet(net, spread, told)
 
     return Recipe('translate', build, _not_here, (c, h, w), schedule=StraightPath(),
-                  loss=_loss_of(spread), batch=32, settings=dict(bf16=False), sampler='')
+                  loss=_loss_of(spread), batch=16, settings=dict(bf16=False), sampler='')
 
 # %% ../../nbs/97_bridges.ipynb #folders
 _AT_ONCE = 1500  # pictures of each folder in one coupling
@@ -184,7 +188,7 @@ def _plan_translation(ends: Ends, spread: float, told: bool | None = None,  # No
                       f'`side` that is a multiple of {halves}.')
     recipe = made(dict(maker='translation', shape=[c, h, w], spread=spread, told=told,
                        coupled=not ends.paired, base=base, digest=ends.digest()))
-    batch = min(32, n)
+    batch = min(16, n)
     return replace(recipe, batches=_drawn_pairs(ends, spread), batch=batch,
                    steps=max(500, min(200*n, 1_000_000) // batch))
 
