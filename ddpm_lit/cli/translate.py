@@ -30,7 +30,7 @@ def _run_named(source: str, target: str) -> str:
                    ' [default: runs/SOURCE-to-TARGET]')
 @click.option('--pairs', is_flag=True,
               help='Pictures of the same name are partners; others are left out.')
-@click.option('--spread', type=Range(.001, 100), default=.5, show_default=True,
+@click.option('--spread', type=Range(.001, 100), default=.1, show_default=True,
               help='Noise between the ends: with more, less of SOURCE is kept.')
 @click.option('--side', type=Count(4, 1024),
               help='The side of the pictures.  [default: as they are, if all are alike]')
