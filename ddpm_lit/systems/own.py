@@ -963,6 +963,9 @@ def _begun_in(out: str) -> str | Source:
     if begun.spec.get('maker') == 'series':
         raise Problem(f'The run in {out} forecasts a table: go on with ddpm_lit forecast '
                       'FILE.')
+    if begun.spec.get('maker') == 'translation':
+        raise Problem(f'The run in {out} translates pictures: go on with ddpm_lit '
+                      'translate SOURCE TARGET --run.')
     return _source_beside(out) if begun.source else begun.recipe
 
 

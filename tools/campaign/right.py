@@ -31,7 +31,7 @@ FIX = BOX/'fix'  # the folder of the fixtures
 
 # what stands in braces in the lines of the tables
 FILES = dict(roll='run/roll.safetensors', said='said', cat='said/cat.png', digit='digit/1.png',
-             small='digit/2.png', table='series.csv', clip='openai_clip_vit',
+             small='digit/2.png', digits='digit', table='series.csv', clip='openai_clip_vit',
              parity='parity/f.safetensors', compare='compare', iddpm='iddpm_unet/m.safetensors',
              glide='glide/base.pt', up='glide/upsample.pt', karlo='karlo')
 

@@ -26,6 +26,8 @@ RUNS = {
     ('restore', 'small'): 'restore {small} --operator down --n 2 --steps 2 --out s.png --json',
     ('write', ''): "write 'a red ___ above a blue square' --n 2 --json",
     ('forecast', ''): 'forecast {table} --horizon 2 --past 4 --seconds 1 --n 20 --out f --json',
+    ('translate', ''): 'translate {digits} {digits} --side 8 --seconds 1 --steps 2 --run t '
+                       '--out t.png --json',
     ('compare', ''): 'compare --out {compare} --n 100 --json',
     ('demo', ''): 'demo --steps 1 --n 1 --json',
     ('bench', ''): 'bench nothing --json',
@@ -67,8 +69,8 @@ WORDS = ['', ' ', '.', '..', '/', '../../x', 'no/such/place/c.png', 'x\0y', 'x'*
 DEVICES = ['meta', 'cuda', 'cuda:99', 'cuda:-1', 'cpu:7', 'CPU', 'mps', 'xla', 'hpu', 'vulkan',
            'auto:0', 'cpu:x']
 # large numbers are what is asked for there, and take their time
-AGES = {('train', 'steps'), ('forecast', 'seconds'), ('demo', 'seconds'), ('demo', 'steps'),
-        ('compare', 'seconds')}
+AGES = {('train', 'steps'), ('forecast', 'seconds'), ('translate', 'seconds'),
+        ('demo', 'seconds'), ('demo', 'steps'), ('compare', 'seconds')}
 
 LINES = ['', 'nothing', '--nothing', 'train', 'sample', 'train roll roll',
          'sample mnist --w 1 --guidance-scale 2', 'sample mnist --label 10',
