@@ -37,8 +37,8 @@ COMMANDS = dict(  # name -> (module, what it does), in the order of the help
     distil=('train', 'Teach a copy of weights NAME to draw in few steps.'),
     forecast=('forecast', 'Forecast the next rows of the table FILE, and say how far to '
                           'trust it.'),
-    translate=('translate', 'Turn pictures of the folder SOURCE into such as those of '
-                            'TARGET.'),
+    translate=('translate', 'Turn the pictures of the folder SOURCE into such as '
+                            'those of the folder TARGET.'),
     sample=('sample', 'Draw samples from weights NAME.'),
     eval=('sample', 'Evaluate weights NAME: samples beside real data, and bits.'),
     restore=('sample', 'Draw pictures that fit a blurred, hidden or small PICTURE.'),

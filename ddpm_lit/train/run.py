@@ -396,8 +396,8 @@ class Run:
                     f'{spec["past"]} --seed {settings.seed}')
         if spec.get('maker') == 'translation':  # of two folders (97)
             pairs = ' --pairs'*(not spec['coupled'])
-            return (f'ddpm_lit translate SOURCE TARGET{pairs} --spread {spec["spread"]:g} '
-                    f'--seed {settings.seed}')
+            return (f'ddpm_lit translate SOURCE TARGET{pairs} '
+                    f'--spread {spec["spread"]:g} --seed {settings.seed}')
         distils = self.recipe.jumps  # there `--steps` are those of the sampler (39)
         given = ['--train-steps' if distils else '--steps', str(settings.steps),
                  f'--batch {settings.batch} --lr {settings.lr} --seed {settings.seed}']
