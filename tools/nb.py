@@ -281,12 +281,19 @@ rounding = re.compile(r'(?m)^(✓ .*): (?:exact|error \d+e[-+]\d+)(?=$| \()')
 returned = re.compile(r'(?m)^\d\.\de[-+]\d\d$')
 
 
+def errors(parts):
+    "For each number of a text split at its numbers: its error, if the text gives one (a ± e)."
+    numbers, between = [*map(float, parts[1::2])], [t.strip() for t in parts[2::2]]
+    return [e if t == '±' else 0. for t, e in zip(between, [*numbers[1:], 0.])]
+
+
 def same(a, b):
-    "Words equal, but for errors of checks; numbers within 5 % or none above 1e-5."
+    """Words equal, but for errors of checks; numbers within 5 %, or none above 1e-5, or within
+    a quarter of the error that the text gives them."""
     a, b = (returned.sub('error', rounding.sub(r'\1', normal(v))) for v in (a, b))
     a, b = number.split(a), number.split(b)
-    numbers = zip(a[1::2], b[1::2])
-    return a[::2] == b[::2] and all(near(float(x), float(y)) for x, y in numbers)
+    numbers = zip(map(float, a[1::2]), map(float, b[1::2]), errors(a))
+    return a[::2] == b[::2] and all(near(x, y) or abs(x - y) <= e/4 for x, y, e in numbers)
 
 
 def kind(out):
