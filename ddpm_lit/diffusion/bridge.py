@@ -28,7 +28,7 @@ def _check_spread(spread: float):
         raise Problem(f'The spread is {spread}: choose 0, a straight line, or more.')
 
 # %% ../../nbs/97_bridges.ipynb #step
-_End = Callable[[Tensor, Tensor], Tensor]  # (x_t, t) -> the x0 that is expected there
+_End = Callable[[Tensor, Tensor], Tensor]  # (x_t, t) -> the predicted x0
 
 
 def bridge_step(x0: Tensor,     # [b ...] where the bridge ends
@@ -48,7 +48,7 @@ def cross(end: _End,
           steps: int = 50,
           noise: Callable[[Tensor], Tensor] = torch.randn_like,
           ) -> Iterator[Tensor]:
-    "Cross a bridge from x1: at each step expect the end, and go towards it. Eq. 97.2."
+    "Sample a bridge from x1: predict its end, and step towards that. Eq. 97.2 (I2SB eq. 4)."
     _check_spread(spread)
     if steps < 1:
         raise Problem(f'A bridge is not crossed in {steps} steps: ask for 1 or more.')
@@ -61,7 +61,7 @@ def cross(end: _End,
 
 # %% ../../nbs/97_bridges.ipynb #loss
 def reach(t: Tensor, spread: float, apart: float = 1.) -> Tensor:  # [b 1 ... 1] both
-    "How far x_t is from x0, if x0 and x1 are so far apart in each number. Eq. 97.3."
+    "Typical distance from x_t to x0 in each coordinate. Eq. 97.3."
     return (apart**2*t**2 + spread**2*t*(1 - t)).sqrt()
 
 
@@ -70,9 +70,9 @@ def bridge_loss(end: _End,
                 t: Tensor,               # [b 1 ... 1] above 0
                 spread: float,
                 noise: Tensor,           # [b ...]
-                apart: float = 1.,       # partners, in each number, about
+                apart: float = 1.,       # typical distance of partners, in each coordinate
                 ) -> Tensor:             # [b]
-    "How wrong the expected end is, in units of how far it is. Eq. 97.3."
+    "Squared error of the predicted end, over its typical squared distance. Eq. 97.3."
     x_t = between(x0, x1, t, spread, noise)
     off = (end(x_t, t) - x0)/reach(t, spread, apart)
     return off.square().flatten(1).mean(1)
