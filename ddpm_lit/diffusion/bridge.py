@@ -48,7 +48,7 @@ def cross(end: _End,
           steps: int = 50,
           noise: Callable[[Tensor], Tensor] = torch.randn_like,
           ) -> Iterator[Tensor]:
-    "Sample a bridge from x1: predict its end, and step towards that. Eq. 97.2 (I2SB eq. 4)."
+    "Sample a bridge from x1: predict its end, and step towards it. Eq. 97.2 (I2SB)."
     _check_spread(spread)
     if steps < 1:
         raise Problem(f'A bridge is not crossed in {steps} steps: ask for 1 or more.')
