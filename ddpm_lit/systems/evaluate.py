@@ -422,7 +422,7 @@ def compared(r: dict) -> str:  # r: of `compare`, with names and warnings
         called = _CALLED.get(name, name)
         lines.append(f'{called:19}{row["a"]:11.4f}{row["b"]:11.4f}'
                      f'{row["difference"]:11.4f} ± {row["error"]:.4f}')
-    return '\n'.join([*lines, better(r), *(f'Note: {w}' for w in r['warnings'])])
+    return '\n'.join([*lines, *(f'Note: {w}' for w in r['warnings']), better(r)])
 
 
 # %% ../../nbs/44_evaluate.ipynb #judged
