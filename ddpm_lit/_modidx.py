@@ -1622,6 +1622,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                         'ddpm_lit/interop/checkpoints.py'),
                                               'ddpm_lit.interop.checkpoints.file_in': ( 'checkpoints.html#file_in',
                                                                                         'ddpm_lit/interop/checkpoints.py'),
+                                              'ddpm_lit.interop.checkpoints.folded_by': ( 'checkpoints.html#folded_by',
+                                                                                          'ddpm_lit/interop/checkpoints.py'),
                                               'ddpm_lit.interop.checkpoints.inception_features': ( 'checkpoints.html#inception_features',
                                                                                                    'ddpm_lit/interop/checkpoints.py'),
                                               'ddpm_lit.interop.checkpoints.is_ours': ( 'checkpoints.html#is_ours',

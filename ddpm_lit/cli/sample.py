@@ -179,8 +179,7 @@ _average = click.option(
          'seed', 'place', 'json')
 def sample_command(name, out, n, captions, seed, place, as_json, **options):
     """Draw samples from weights NAME. These are shipped, or else those in runs/NAME, or
-    a .safetensors file that train wrote, or with --layout auto somebody else's file or
-    folder."""
+    a .safetensors file that train wrote, or somebody else's file or folder."""
     draw = _to_draw(name, out, place, n=n or (1 if captions else 64), seed=seed,
                     each=options.pop('each'))
 
