@@ -3312,7 +3312,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                     'ddpm_lit.train.run.found_start': ('run.html#found_start', 'ddpm_lit/train/run.py'),
                                     'ddpm_lit.train.run.go': ('run.html#go', 'ddpm_lit/train/run.py'),
                                     'ddpm_lit.train.run.is_foreign': ('run.html#is_foreign', 'ddpm_lit/train/run.py'),
-                                    'ddpm_lit.train.run.kept': ('run.html#kept', 'ddpm_lit/train/run.py'),
+                                    'ddpm_lit.train.run.kept_beside': ('run.html#kept_beside', 'ddpm_lit/train/run.py'),
                                     'ddpm_lit.train.run.kept_copies': ('run.html#kept_copies', 'ddpm_lit/train/run.py'),
                                     'ddpm_lit.train.run.locked': ('run.html#locked', 'ddpm_lit/train/run.py'),
                                     'ddpm_lit.train.run.open_run': ('run.html#open_run', 'ddpm_lit/train/run.py'),

@@ -37,7 +37,7 @@ from .distil import STUDENTS, teacher_pairs
 from .judging import judging
 from .upsample import ShiftedSchedule
 from ..train.recipe import JUDGES, Recipe, register
-from ..train.run import kept, open_weights
+from ..train.run import kept_beside, open_weights
 from ..core.tensors import tensors_digest
 from ..train.weights import load_weights
 
@@ -145,7 +145,7 @@ def latents_of() -> tuple[Captioned, Gaussian]:
     data = _old_pictures()
     state = load_weights('autoencoder')[0].state_dict()
     key = tensors_digest(dict(state, pixels=data.pixels))
-    q = kept('latents', key, lambda: vars(_old_latents()))
+    q = kept_beside('latents', key, lambda: vars(_old_latents()))
     return data, Gaussian(q['mean'], q['std'])
 
 

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['RESERVED', 'RAMPS', 'OPENERS', 'Stopped', 'Cut', 'read_log', 'Log', 'read_settings', 'choose_settings', 'Team',
            'kept_copies', 'Run', 'locked', 'find_weights', 'is_foreign', 'open_weights', 'recipe_of', 'found_start',
-           'kept', 'Place', 'open_run', 'go', 'seconds_a_step', 'steps_that_fit', 'quick_fit', 'folder_of_weights',
-           'write_weights']
+           'kept_beside', 'Place', 'open_run', 'go', 'seconds_a_step', 'steps_that_fit', 'quick_fit',
+           'folder_of_weights', 'write_weights']
 
 # %% ../../nbs/29_run.ipynb #imports
 import contextlib
@@ -710,7 +710,7 @@ _KEPT: ContextVar[tuple[Path, list] | None] = ContextVar('kept', default=None)
 
 @contextlib.contextmanager
 def _keeping(out: Path):
-    "While the data of a run are made, `kept` knows its folder."
+    "While the data of a run are made, `kept_beside` knows its folder."
     keep: list = []
     token = _KEPT.set((out, keep))
     try:
@@ -719,7 +719,7 @@ def _keeping(out: Path):
         _KEPT.reset(token)
 
 
-def kept(name: str, key: str,  # a digest of all that the tensors depend on
+def kept_beside(name: str, key: str,  # a digest of all that the tensors depend on
          make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
     "Tensors of the data that are dear to make: kept in the folder of the run."
     opened = _KEPT.get()
