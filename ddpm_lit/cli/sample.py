@@ -179,8 +179,7 @@ _average = click.option(
          'seed', 'place', 'json')
 def sample_command(name, out, n, captions, seed, place, as_json, **options):
     """Draw samples from weights NAME. These are shipped, or else those in runs/NAME, or
-    a .safetensors file that train wrote, or with --layout auto somebody else's file or
-    folder."""
+    a .safetensors file that train wrote, or somebody else's file or folder."""
     draw = _to_draw(name, out, place, n=n or (1 if captions else 64), seed=seed,
                     each=options.pop('each'))
 
@@ -481,9 +480,91 @@ def _eval_weights(draw: _Draw, options: dict) -> tuple[Any, str]:
     used, notes = fingerprints(found, recipe)
     return _eval_judged(draw, judge, dict(recipe=recipe.name, **used), notes)
 
+# %% ../../nbs/83_sample.ipynb #eval-two
+def _both_pictures(found: list[str], both: list, data: str | None) -> tuple:
+    "The pictures that two models of own pictures are compared with: trained on, held."
+    from ddpm_lit.systems.own import has_own_pictures, run_pictures
+    known = []
+    for path, (_, recipe) in zip(found, both):
+        if Path(path).with_name('run.json').is_file() and has_own_pictures(path, recipe):
+            with Bars() as bars:
+                known.append(run_pictures(path, recipe, data,
+                                          partial(bars, 'read pictures')))
+    if not known:
+        return run_pictures(found[0], both[0][1], data)
+
+    # two runs hold out the same pictures, or their samples meet different ones
+    first = known[0][1].pixels
+    if any(held.pixels.shape != first.shape or (held.pixels != first).any()
+           for _, held in known):
+        raise Problem('A and B were trained on other pictures, or hold out others: '
+                      'compare runs of one folder with one share held out.')
+    train, held = known[0]
+    return train if len(known) == len(both) else None, held
+
+
+def _eval_two(draw: _Draw, other: str, options: dict) -> tuple[dict, str]:
+    "`eval A B`: their difference beside the same real data, with its error."
+    from ddpm_lit.interop.checkpoints import inception_features
+    from ddpm_lit.systems.copies import compared_with, copies_read, picture_features
+    from ddpm_lit.systems.draw import choose_run, steering
+    from ddpm_lit.systems.evaluate import better, check_comparable, compare, compared
+    from ddpm_lit.systems.own import has_own_pictures
+    from ddpm_lit.train.choices import put_average
+    from ddpm_lit.train.run import found_start, open_weights
+    from ddpm_lit.train.weights import load_weights
+
+    names = draw.name, other
+    both = [open_weights(name) for name in names]
+    recipes = [recipe for _, recipe in both]
+    check_comparable(recipes[0], recipes[1], names)
+    for model, recipe in both:
+        choose_run(recipe)
+        model.to(draw.device)
+    if options['average']:
+        for (model, _), name in zip(both, names):
+            put_average(model, name, options['average'])
+    if len(options['weights']) > 1:
+        raise Problem('Two models are compared at one weight of guidance: give a single '
+                      '`w`.')
+    w = options['weights'][0] if options['weights'] else None
+
+    # own pictures, or as `evaluate` finds real data
+    found = [str(found_start(name)) for name in names]
+    n = draw.n
+    given: dict[str, Any] = {}
+    notes: list[str] = []
+    if options['data'] or any(map(has_own_pictures, found, recipes)):
+        n = min(n, 2000)
+        train, held = _both_pictures(found, both, options['data'])
+        given['real'], notes = compared_with(train, held)
+        given['unseen'] = held
+        if train is not None and len(held) >= 20:
+            moved = any(recipe.spec.get('augment') for recipe in recipes)
+            given['read'] = copies_read(train, held, moved)
+    elif options['features']:
+        raise Problem('`features` is for pictures of your own: give runs that were '
+                      'trained on them, or name some with `data`.')
+    if options['features']:
+        given['features'] = inception_features()
+    elif given or len(recipes[0].shape) == 3 and 'mnist' not in recipes[0].data:
+        given['features'] = picture_features(load_weights('emoji-classifier')[0])
+
+    how = [dict(sampler=options['sampler'], steps=options['steps'],
+                steer=steering(recipe, w)) for recipe in recipes]
+    bits = options['bits_pictures'], options['bits_draws']
+    with Bars() as bars:
+        r = compare(both, n, options['label'], how, draw.seed, options['batch'], bits,
+                    **given, progress=bars)
+    r |= dict(names=list(names), w=w, average=options['average'],
+              warnings=notes + r['warnings'])
+    return r | dict(verdict=better(r)), compared(r)
+
+
 # %% ../../nbs/83_sample.ipynb #eval-command
 @click.command('eval', cls=Command)
 @click.argument('name')
+@click.argument('other', required=False)
 @click.option('--n', type=Count(1),
               help='How many samples, and as many real ones; of a CLIP, how many '
                    'pictures of each part.  [default: 2000; 40 on a --sheet]')
@@ -510,15 +591,21 @@ def _eval_weights(draw: _Draw, options: dict) -> tuple[Any, str]:
                    'their captions into a .txt beside it.')
 @_average
 @options('sampler', 'steps', 'seed', 'place', 'json')
-def eval_command(name, n, sheet, seed, place, as_json, **options):
+def eval_command(name, other, n, sheet, seed, place, as_json, **options):
     """Evaluate weights NAME: samples beside real data, and bits. It takes three minutes
     of one core for mnist. A model of your own pictures is compared with those that were
     held out, another's model with those in --data. A CLIP is evaluated by what it
-    recognizes (a minute and a half), glide by what its pictures show."""
+    recognizes (a minute and a half), glide by what its pictures show. With a second
+    name, OTHER, both draw from the same noise, and their difference gets its error."""
     draw = _Draw(name, n or (40 if sheet else 2000), seed, start(**place),
                  sheet or '')
     system = find_system(name, needed=False)
-    if sheet:
+    if other and (sheet or any(find_system(x, needed=False) for x in (name, other))):
+        raise Problem('Two weights are compared that draw from noise and a label: a whole '
+                      'system, and a sheet, stand alone.')
+    if other:
+        found = _eval_two(draw, other, options)
+    elif sheet:
         found = _eval_blind(draw, options)
     elif system:
         found = _eval_system(draw, system, options)

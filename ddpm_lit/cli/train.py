@@ -238,6 +238,9 @@ def train_command(name, own, run, given, watch, place, as_json):
             recipe = find_recipe(what)
         else:
             recipe = _plan_pictures(what, init, resume, team, _tell)
+            if team.first and place['compile']:
+                _tell('compiling the network takes minutes before the first step, which '
+                      'a time that is given or said here does not count.')
             if team.first and not resume:
                 recipe = plan_in_time(recipe, seconds, given['steps'], given['batch'],
                                       given['micro'], device, _tell)

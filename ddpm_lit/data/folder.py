@@ -754,8 +754,12 @@ def _row_entry(
         image = image.get('bytes')
 
     if not isinstance(image, bytes):
-        return _PictureEntry(at, wrong=f'The bytes of {plain(at)} are not in the table, or more '
-                     f'than {PICTURE_BYTES >> 20} MiB: store a smaller picture there.')
+        wrong = (f'The table holds no bytes of {plain(at)}, at most its path: name the '
+                 'folder of the pictures as `data`, or write their bytes into it.')
+        if table.nbytes > PICTURE_BYTES:
+            wrong = (f'{plain(at)} is more than {PICTURE_BYTES >> 20} MiB: store a smaller '
+                     'picture there.')
+        return _PictureEntry(at, wrong=wrong)
 
     return _PictureEntry(at, image, _label_of(label, names), _texts_of(text))
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UNCLIP_FOLDERS', 'MISSING', 'MEANS', 'SCHEDULERS', 'file_in', 'read_state', 'is_ours', 'kind_of_file', 'schedule_of',
-           'open_denoiser', 'TextToImage', 'open_text_to_image', 'paint_captions', 'clip_at', 'open_model',
+           'folded_by', 'open_denoiser', 'TextToImage', 'open_text_to_image', 'paint_captions', 'clip_at', 'open_model',
            'asks_unlabelled', 'sample_model', 'read_clip', 'inception_features', 'save_official']
 
 # %% ../../nbs/79_checkpoints.ipynb #imports
@@ -29,7 +29,7 @@ from ..data.images import to_bytes
 from ..diffusion.schedule import DiscreteSchedule, cosine, linear
 from .pickled import model_part, read_pickled
 from ..nets.transformer import gelu, quick_gelu
-from ..nets.unet import UNet
+from ..nets.unet import UNet, Unshuffled
 from .glide import kind_of, load_glide, sample_glide
 from ..systems.bf16 import in_bf16, wants_bf16
 from ..scale.presets import PRESETS, Preset, Stepped, find_preset, timestep_input
@@ -295,7 +295,9 @@ def _check_side(name: str, side: int, factor: int):
 
 def _denoiser_of(net: UNet, side: int, S: DiscreteSchedule, name: str,
                  means: Parameterization = from_eps, stretch: float = 1.,
-                 limit: float | None = 1.) -> tuple[Model, Recipe]:
+                 limit: float | None = 1.,
+                 factor: int = 1,  # the side of squares that it reads as channels (24.9)
+                 ) -> tuple[Model, Recipe]:
     "A denoiser that is evaluated at its own timesteps, and a recipe to sample. Eq. 79.3."
     # a denoiser predicts what it reads, and perhaps a variance
     c = net.channels_in
@@ -314,12 +316,14 @@ def _denoiser_of(net: UNet, side: int, S: DiscreteSchedule, name: str,
     # the network, evaluated at its own timesteps only (79.3)
     S = Stepped(S.betas)
     learned_variance = out == 2*c
-    model = Model(net, means, timestep_input(S, stretch), learned_variance)
+    whole = Unshuffled(net, factor) if factor > 1 else net
+    model = Model(whole, means, timestep_input(S, stretch), learned_variance)
     model = model.eval().requires_grad_(False)
+    shape = c // factor**2, factor*side, factor*side
 
     # and how to sample from it
-    recipe = Recipe(name, lambda: model, None, (c, side, side), S, classes=net.classes,
-                    limit=limit, sampler='ancestral', sample_steps=1000)
+    recipe = Recipe(name, lambda: model, None, shape, S, classes=net.classes, limit=limit,
+                    sampler='ancestral', sample_steps=1000)
     return model, recipe
 
 
@@ -473,6 +477,17 @@ def _check_diffusers(path: Path, about: Path, c: dict, n: int, side):
                       'tensors: they do not belong together.')
 
 # %% ../../nbs/79_checkpoints.ipynb #from-diffusers
+def folded_by(config: dict, name: str) -> int:  # of a configuration of diffusers
+    "The side of squares of pixels that are channels, as an export (88) notes it."
+    factor = config.get('_folded', 1)
+    channels = config.get('in_channels')
+    known = type(factor) is int and factor in (1, 2, 4, 8) and type(channels) is int
+    if not known or channels % factor**2:
+        raise Problem(f'{name} folds {channels!r} channels by {factor!r}: 1, 2, 4 or 8 '
+                      'whose square divides them would be read.')
+    return factor
+
+
 def _from_diffusers(state: dict[str, Tensor], path: Path, schedule: str | None,
                     side: int | None) -> tuple[Model, Recipe]:
     "A denoiser in diffusers' layout, by the configurations beside it. Eq. 79.3."
@@ -481,7 +496,8 @@ def _from_diffusers(state: dict[str, Tensor], path: Path, schedule: str | None,
     s = _read_configuration(scheduler) if scheduler else {}
 
     # what they say, as far as it can be checked
-    side = side or c.get('sample_size')
+    factor = folded_by(c, str(about)) if '_folded' in c else 1
+    side = side // factor if side else c.get('sample_size')
     _check_diffusers(path, about, c, len(state), side)
     kind = str(s.get('prediction_type', 'epsilon'))
     if kind not in MEANS:
@@ -497,7 +513,7 @@ def _from_diffusers(state: dict[str, Tensor], path: Path, schedule: str | None,
         limit = limit if limit is None else float(limit)
 
     net = load_official(net, state, net.layout, str(path))
-    return _denoiser_of(net, side, S, str(path), MEANS[kind], limit=limit)
+    return _denoiser_of(net, side, S, str(path), MEANS[kind], limit=limit, factor=factor)
 
 # %% ../../nbs/79_checkpoints.ipynb #open
 def open_denoiser(path,  # a file, an index or a folder
@@ -818,8 +834,8 @@ def open_model(
     unlabelled: bool = False,   # will it be asked for samples of no class?
     **about,                    # what no file says, as for `open_denoiser`
 ) -> tuple[Model, Recipe]:
-    "Weights of ours or, if a layout or anything about it is given, another's denoiser."
-    if layout is not None or any(about.values()):
+    "Weights of ours or another's denoiser, with what no file says."
+    if layout is not None or any(about.values()) or is_foreign(name):
         model, recipe = open_denoiser(name, layout or 'auto', **about)
         if recipe.classes and unlabelled:
             raise Problem(f'{name} was never trained without a label: leave out '
@@ -827,8 +843,6 @@ def open_model(
         return model, recipe
 
     # ours
-    if is_foreign(name):
-        raise Problem(f"{name} holds somebody else's weights: ask for `layout='auto'`.")
     model, recipe = load_weights(find_weights(name))
 
     if recipe.spec.get('system'):

@@ -32,7 +32,7 @@ from ..front import card_of
 from .checkpoints import (
     MEANS, MISSING, clip_at, is_ours)
 from .checkpoints import kind_of_file, open_denoiser, read_state
-from .checkpoints import schedule_of
+from .checkpoints import folded_by, schedule_of
 from .clip import OPENAI, TRANSFORMERS
 from .unet import Layout, TimeRows, described_by, to_official
 from .unet import unet_diffusers
@@ -358,13 +358,12 @@ def _check_agreement(ours: Callable, theirs: Callable, shape, t: Level, name: st
                     raise wrong(name)
 
 # %% ../../nbs/88_export.ipynb #agree-diffusers
-def _check_diffusers(source: Opened, folder: Path, net: UNet, factor: int,
-                     label: str | int | None):
+def _check_diffusers(source: Opened, folder: Path, net: UNet, label: str | int | None):
     "A `Problem` unless a pipeline in a folder, read back, predicts what the model does."
     recipe = source.recipe
 
     # by the reader of published files (79)
-    again, _ = open_denoiser(folder, side=recipe.shape[1] // factor)
+    again, _ = open_denoiser(folder, side=recipe.shape[1])
 
     # three labels in our numbers and in rows of their table, where none is the last
     number = torch.tensor([0, -1, 0]) if net.label is not None else None
@@ -374,13 +373,8 @@ def _check_diffusers(source: Opened, folder: Path, net: UNet, factor: int,
     ours = source.model.given(own)
     row = None if number is None else number % net.classes
     theirs = again.given(row)
-
-    def folded(x, t):
-        p = ours(x, t)
-        return p._replace(x0=_fold_pixels(p.x0, factor), eps=_fold_pixels(p.eps, factor))
-
-    _check_agreement(folded, lambda x, t: theirs(_fold_pixels(x, factor), t),
-                     recipe.shape, step_levels(recipe.schedule), source.name)
+    _check_agreement(ours, theirs, recipe.shape, step_levels(recipe.schedule),
+                     source.name)
 
 # %% ../../nbs/88_export.ipynb #agree-2
 def write_diffusers(source: Opened, folder: Path, label: str | int | None = None,
@@ -391,6 +385,8 @@ def write_diffusers(source: Opened, folder: Path, label: str | int | None = None
     scheduler = scheduler_config(source.model, recipe, source.name)
     h, w = (side // factor for side in recipe.shape[1:])
     config = unet_config(net, h if h == w else [h, w], source.name)
+    if factor > 1:  # for who opens it here; diffusers leaves out what begins with _
+        config['_folded'] = factor
     state = {k: v.clone() for k, v in to_official(net, Layout('diffusers')).items()}
 
     # the network, its scheduler, and an index where a pipeline can draw
@@ -403,7 +399,7 @@ def write_diffusers(source: Opened, folder: Path, label: str | int | None = None
             _class_name=pipeline, _diffusers_version=_VERSION,
             scheduler=['diffusers', scheduler['_class_name']],
             unet=['diffusers', 'UNet2DModel']))
-    _check_diffusers(source, folder, net, factor, label)
+    _check_diffusers(source, folder, net, label)
     return dict(factor=factor, pipeline=pipeline, classes=net.classes,
                 unlabelled=not source.theirs, shape=[net.channels_in, h, w],
                 steps=recipe.sample_steps, clip=recipe.limit is not None)
@@ -945,6 +941,7 @@ def published(name: str, unet: dict, scheduler: dict, side: int,
         if unet.get('layers_per_block', 2) > 100 or T > 100_000:
             raise ValueError('it would be too large')
         S = Stepped(schedule_of(scheduler, name).betas)
+        factor = folded_by(unet, name) if '_folded' in unet else 1
         channels = unet['in_channels']
         learned = unet['out_channels'] == 2*channels
         means = MEANS[scheduler['prediction_type']]
@@ -953,11 +950,13 @@ def published(name: str, unet: dict, scheduler: dict, side: int,
             limit = float(scheduler['clip_sample_range'])
             if not 0 < limit < 1e6:
                 raise ValueError(f'clip_sample_range is {limit}')
-        shape = torch.empty(channels, side, side, device='meta').shape
+        shape = torch.empty(channels // factor**2, side, side, device='meta').shape
 
     def build():
         with described_by(about):
-            return Model(unet_diffusers(unet), means, timestep_input(S), learned)
+            net = unet_diffusers(unet)
+        whole = Unshuffled(net, factor) if factor > 1 else net
+        return Model(whole, means, timestep_input(S), learned)
 
     loss = hybrid(S, len(S)) if learned else l_simple
     return Recipe(name, build, _published_batches, tuple(shape), S, loss,
@@ -971,8 +970,11 @@ def _published_spec(source: Opened) -> dict:
     recipe = source.recipe
     name = re.sub('[^A-Za-z0-9_-]+', '-', Path(os.path.realpath(source.name)).stem)
     side = recipe.shape[1]
-    return dict(maker='published', name=name, side=side,
-                unet=unet_config(model.net, side, source.name),
+    net, factor = _inner_net(model.net)
+    unet = unet_config(net, side // factor, source.name)
+    if factor > 1:
+        unet['_folded'] = factor
+    return dict(maker='published', name=name, side=side, unet=unet,
                 scheduler=scheduler_config(model, recipe, source.name))
 
 

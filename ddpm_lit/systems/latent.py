@@ -37,7 +37,8 @@ from .distil import STUDENTS, teacher_pairs
 from .judging import judging
 from .upsample import ShiftedSchedule
 from ..train.recipe import JUDGES, Recipe, register
-from ..train.run import open_weights
+from ..train.run import kept_beside, open_weights
+from ..core.tensors import tensors_digest
 from ..train.weights import load_weights
 
 # %% ../../nbs/67_latent.ipynb #objective
@@ -126,12 +127,26 @@ def check_pair(model: LatentDiffusion, auto: Autoencoder):
 
 # %% ../../nbs/67_latent.ipynb #data
 @cache
-def latents_of() -> tuple[Captioned, Gaussian]:
-    "Emoji and scenes without what is kept back, and q(z | x) of each. Eq. 65.1."
+def _old_pictures() -> Captioned:
+    "Emoji and scenes without what is kept back."
     one = shapes('train', 2000, 64, 0, objects=1)
     two = shapes('train', 12_000, 64, 1, objects=2)
-    data = join(all_but_held(64), one, two)
-    return data, encoded(load_weights('autoencoder')[0], data.pixels)
+    return join(all_but_held(64), one, two)
+
+
+@cache
+def _old_latents() -> Gaussian:
+    "q(z | x) of all of these. Eq. 65.1."
+    return encoded(load_weights('autoencoder')[0], _old_pictures().pixels)
+
+
+def latents_of() -> tuple[Captioned, Gaussian]:
+    "The old pictures and q(z | x) of each, kept in the folder of a run. Eq. 65.1."
+    data = _old_pictures()
+    state = load_weights('autoencoder')[0].state_dict()
+    key = tensors_digest(dict(state, pixels=data.pixels))
+    q = kept_beside('latents', key, lambda: vars(_old_latents()))
+    return data, Gaussian(q['mean'], q['std'])
 
 
 class LatentBatches(CaptionBatches):

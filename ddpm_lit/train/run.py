@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['RESERVED', 'RAMPS', 'OPENERS', 'Stopped', 'Cut', 'read_log', 'Log', 'read_settings', 'choose_settings', 'Team',
            'kept_copies', 'Run', 'locked', 'find_weights', 'is_foreign', 'open_weights', 'recipe_of', 'found_start',
-           'Place', 'open_run', 'go', 'seconds_a_step', 'steps_that_fit', 'quick_fit', 'folder_of_weights',
-           'write_weights']
+           'kept_beside', 'Place', 'open_run', 'go', 'seconds_a_step', 'steps_that_fit', 'quick_fit',
+           'folder_of_weights', 'write_weights']
 
 # %% ../../nbs/29_run.ipynb #imports
 import contextlib
@@ -17,6 +17,7 @@ import shutil
 import signal
 import statistics
 import time
+from contextvars import ContextVar
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from functools import partial
@@ -33,7 +34,7 @@ from ..core.files import (
 from ..core.problem import Problem, identity, no_progress
 from ..core.registry import Registry
 from ..core.stop import answering, end_signals
-from ..core.tensors import load_strictly, tensors_digest, write_tensors
+from ..core.tensors import load_strictly, read_tensors, tensors_digest, write_tensors
 from .fit import Progress, Training, fit, has_bf16
 from .recipe import RECIPES, Recipe, check_name
 from .weights import (
@@ -199,7 +200,7 @@ def _leftovers(out: Path, recipe: Recipe) -> list[Path]:  # folders
 
 def _check_inside(out: Path):
     "A `Problem` if what a run writes would be written elsewhere, where a link leads."
-    folders = 'previews', 'averages', 'early'
+    folders = 'previews', 'averages', 'early', 'kept'
     below = [path for name in folders for path in (out/name).glob('*')]
     for path in sorted([*out.iterdir(), *below]):
         if path.is_symlink():
@@ -702,6 +703,44 @@ def _restore(run: Run):
         raise Problem(f'The run in {run.out} has taken all its {taken} steps: a new `lr` '
                       'needs more `steps`.')
 
+# %% ../../nbs/29_run.ipynb #kept-beside
+# the folder of the run that is opened, and what will be written there: path, tensors, key
+_KEPT: ContextVar[tuple[Path, list] | None] = ContextVar('kept', default=None)
+
+
+@contextlib.contextmanager
+def _keeping(out: Path):
+    "While the data of a run are made, `kept_beside` knows its folder."
+    keep: list = []
+    token = _KEPT.set((out, keep))
+    try:
+        yield keep
+    finally:
+        _KEPT.reset(token)
+
+
+def kept_beside(name: str, key: str,  # a digest of all that the tensors depend on
+         make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    "Tensors of the data that are dear to make: kept in the folder of the run."
+    opened = _KEPT.get()
+    if opened is None:
+        return make()
+    out, keep = opened
+    path = out/'kept'/f'{name}.safetensors'
+
+    # a file that is damaged, or of other data, is not believed
+    with contextlib.suppress(Problem, OSError, SafetensorError):
+        tensors = read_tensors(path)
+        with safe_open(path, 'pt') as f:
+            about = f.metadata() or {}
+        if about == dict(key=key, digest=tensors_digest(tensors)):
+            return tensors
+
+    tensors = make()
+    keep.append((path, tensors, dict(key=key, digest=tensors_digest(tensors))))
+    return tensors
+
+
 # %% ../../nbs/29_run.ipynb #open-run-whole
 @dataclass(frozen=True)
 class Place:
@@ -737,7 +776,8 @@ def open_run(
     training = team.training(model, settings.shard, RAMPS if settings.averages else ())
 
     # its data and its log
-    batches = recipe.batches(settings.batch, settings.seed, device)
+    with _keeping(out) as keep:
+        batches = recipe.batches(settings.batch, settings.seed, device)
     data = team.broadcast(lambda: _data_digests(recipe))
     began |= data
     if resume:
@@ -757,6 +797,10 @@ def open_run(
     # from here on the folder is its own
     if team.first:
         _write_settings(run, resume)
+        for path, tensors, about in keep:
+            with contextlib.suppress(Problem, OSError):  # costs time at the next start
+                path.parent.mkdir(exist_ok=True)
+                write_tensors(path, tensors, **about)
     run.log = Log(out/'log.jsonl', training.step, team.first)
     return run
 
