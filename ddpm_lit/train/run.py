@@ -719,8 +719,11 @@ def _keeping(out: Path):
         _KEPT.reset(token)
 
 
-def kept_beside(name: str, key: str,  # a digest of all that the tensors depend on
-         make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+def kept_beside(
+    name: str,
+    key: str,  # a digest of all that the tensors depend on
+    make: Callable[[], dict[str, Tensor]],
+) -> dict[str, Tensor]:
     "Tensors of the data that are dear to make: kept in the folder of the run."
     opened = _KEPT.get()
     if opened is None:
@@ -733,11 +736,11 @@ def kept_beside(name: str, key: str,  # a digest of all that the tensors depend 
         tensors = read_tensors(path)
         with safe_open(path, 'pt') as f:
             about = f.metadata() or {}
-        if about == dict(key=key, digest=tensors_digest(tensors)):
+        if about == dict(of=f'{key} {tensors_digest(tensors)}'):
             return tensors
 
     tensors = make()
-    keep.append((path, tensors, dict(key=key, digest=tensors_digest(tensors))))
+    keep.append((path, tensors, dict(of=f'{key} {tensors_digest(tensors)}')))
     return tensors
 
 
