@@ -601,8 +601,8 @@ def eval_command(name, other, n, sheet, seed, place, as_json, **options):
                  sheet or '')
     system = find_system(name, needed=False)
     if other and (sheet or any(find_system(x, needed=False) for x in (name, other))):
-        raise Problem('Two weights are compared that draw from noise and a label: a whole '
-                      'system, and a sheet, stand alone.')
+        raise Problem('Two weights are compared that draw from noise and a label: '
+                      'a whole system, and a sheet, stand alone.')
     if other:
         found = _eval_two(draw, other, options)
     elif sheet:

@@ -327,8 +327,8 @@ def check_comparable(a: Recipe, b: Recipe, names: Sequence[str] = ('A', 'B')):
         raise Problem(f'{names[0]} was trained on {said[0]} and {names[1]} on {said[1]}: '
                       'compare models of the same data.')
     if a.classes and b.classes and (a.classes, a.names) != (b.classes, b.names):
-        raise Problem(f'{names[0]} has {a.classes} classes and {names[1]} {b.classes}, or '
-                      'their names differ: compare models of the same classes.')
+        raise Problem(f'{names[0]} has {a.classes} classes and {names[1]} {b.classes}, '
+                      'or their names differ: compare models of the same classes.')
 
 
 def compare(both: Sequence[tuple[Model, Recipe]],  # two of them
@@ -406,8 +406,9 @@ def better(r: dict) -> str:  # r: of `compare`, with names
     if all(v['difference'] == v['error'] == 0 for v in r['numbers'].values()):
         return 'A and B draw the same samples: no number differs.'
     if by <= 2*row['error']:
-        return (f'The Frechet distances of A and B differ by {by:.3f} ± {row["error"]:.3f}, '
-                'which is within two standard errors: neither is better by it.')
+        return (f'The Frechet distances of A and B differ by {by:.3f} ± '
+                f'{row["error"]:.3f}, which is within two standard errors: '
+                'neither is better by it.')
     first, name = ('A', a) if row['difference'] < 0 else ('B', b)
     return (f'{first} ({name}) is better: its Frechet distance is {by:.3f} ± '
             f'{row["error"]:.3f} less.')
@@ -416,7 +417,8 @@ def better(r: dict) -> str:  # r: of `compare`, with names
 def compared(r: dict) -> str:  # r: of `compare`, with names and warnings
     "What `compare` found, in words."
     lines = [f'A: {r["names"][0]}, B: {r["names"][1]}; {r["n"]} samples of each from the '
-             f'same noise, beside {r["reference"]} real ones, in {r["features"]} features',
+             f'same noise, beside {r["reference"]} real ones, '
+             f'in {r["features"]} features',
              f'{"":19}{"A":>11}{"B":>11}{"A - B":>11}   standard error']
     for name, row in r['numbers'].items():
         called = _CALLED.get(name, name)

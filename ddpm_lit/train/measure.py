@@ -384,7 +384,8 @@ def distances(samples: Tensor,    # [n d] features
         w[i] = 1/len(i)
         w[len(a) + j] = -1/len(j)
 
-        frechet = gaussian_distance(some.mean(0), some.T.cov(), real.mean(0), real.T.cov())
+        frechet = gaussian_distance(some.mean(0), some.T.cov(),
+                                    real.mean(0), real.T.cov())
         return dict(frechet=frechet.item(), kernel=kernel_distance(some, real),
                     energy=-(w @ far @ w).item(), **manifold(real, some, k))
 
