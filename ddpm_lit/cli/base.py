@@ -95,7 +95,7 @@ class _LazyGroup(click.Group):
 
 # what a function of the library is in a terminal
 _DOES = dict(averages='--averages', open_text_to_image='sample --caption',
-             open_denoiser='sample --layout auto',
+             open_denoiser='ddpm_lit sample PATH',
              clip_at='classify --weights', save_weights='ddpm_lit train',
              train_all='ddpm_lit compare --train', load_plugin='ddpm_lit --plugin FILE',
              trained_painter='ddpm_lit paint CAPTION --weights',

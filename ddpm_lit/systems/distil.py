@@ -133,6 +133,7 @@ def distilled(name: str,
                    sampler='ddim' if theirs.sampler else '', start=identity,
                    loss=partial(jump_loss, edges=edges), steps=1000, source=None,
                    batch=128//jumps*jumps, sample_steps=jumps, jumps=jumps,
+                   by=f'ddpm_lit distil NAME --steps {jumps}',
                    settings=dict(lr=1e-3, warmup=40, halflife=100.))
 
 

@@ -197,7 +197,7 @@ def _series_recipe(variables: list[str], past: int, horizon: int, rows: int, dig
 
     return Recipe('forecast', build, _not_here, (len(variables), length),
                   loss=series_loss(Cosine(), past), settings=dict(bf16=False, lr=4e-3),
-                  sampler='')
+                  sampler='', by=f'ddpm_lit forecast FILE --horizon {horizon} --past {past}')
 
 
 def _digest(values: Tensor) -> str:  # [c rows]

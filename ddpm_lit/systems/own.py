@@ -957,15 +957,9 @@ def _begun_in(out: str) -> str | Source:
         raise Problem(f'There is no run in {out}: name the folder of one as `out`, '
                       'or leave `resume` out and give a NAME.')
     begun = Beginning.read(settings)
-    if begun.spec.get('maker') == 'distilled':
-        raise Problem(f'The run in {out} distils: go on with ddpm_lit distil, its NAME, '
-                      'its --steps and --resume.')
-    if begun.spec.get('maker') == 'series':
-        raise Problem(f'The run in {out} forecasts a table: go on with ddpm_lit forecast '
-                      'FILE.')
-    if begun.spec.get('maker') == 'translation':
-        raise Problem(f'The run in {out} translates pictures: go on with ddpm_lit '
-                      'translate SOURCE TARGET --run.')
+    by = made(begun.spec).by if begun.spec else ''
+    if by:
+        raise Problem(f'The run in {out} was begun by another command: go on with {by}.')
     return _source_beside(out) if begun.source else begun.recipe
 
 

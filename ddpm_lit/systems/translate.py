@@ -78,8 +78,10 @@ def _translation(shape: list[int],  # [c h w]
         net = small_unet(c*(1 + told), 0, base, unshuffle=unshuffle, channels_out=c)
         return _EndNet(net, spread, told)
 
+    pairs = ' --pairs'*(not coupled)
     return Recipe('translate', build, _not_here, (c, h, w), schedule=StraightPath(),
-                  loss=_loss_of(spread), batch=16, settings=dict(bf16=False), sampler='')
+                  loss=_loss_of(spread), batch=16, settings=dict(bf16=False), sampler='',
+                  by=f'ddpm_lit translate SOURCE TARGET{pairs} --spread {spread:g}')
 
 # %% ../../nbs/97_bridges.ipynb #folders
 _AT_ONCE = 1500  # pictures of each folder in one coupling

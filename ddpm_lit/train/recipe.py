@@ -48,6 +48,7 @@ class Recipe:
     # how a file says what it holds: a maker in MAKERS and its arguments, as JSON;
     # empty for recipes that are known by name
     spec: dict = field(default_factory=dict)
+    by: str = ''                  # the command that trains it, if it is not `train`
     # of own pictures: where they are, how they are read, and their digest (58)
     source: Any = None
     held: Any = None              # and those that are held out of training

@@ -391,15 +391,10 @@ class Run:
     def command(self) -> str:
         "The command that makes these weights again."
         settings = self.settings
-        spec = self.recipe.spec
-        if spec.get('maker') == 'series':  # of a table, for some time (94)
-            return (f'ddpm_lit forecast FILE --horizon {spec["horizon"]} --past '
-                    f'{spec["past"]} --seed {settings.seed}')
-        if spec.get('maker') == 'translation':  # of two folders (97)
-            pairs = ' --pairs'*(not spec['coupled'])
-            return (f'ddpm_lit translate SOURCE TARGET{pairs} '
-                    f'--spread {spec["spread"]:g} --seed {settings.seed}')
-        distils = self.recipe.jumps  # there `--steps` are those of the sampler (39)
+        recipe = self.recipe
+        distils = recipe.jumps  # there `--steps` are those of the sampler (39)
+        if recipe.by and not distils:
+            return f'{recipe.by} --seed {settings.seed}'
         given = ['--train-steps' if distils else '--steps', str(settings.steps),
                  f'--batch {settings.batch} --lr {settings.lr} --seed {settings.seed}']
         given += ['--bf16' if settings.bf16 else '--no-bf16']
@@ -407,7 +402,7 @@ class Run:
         # options that most runs leave out
         if settings.averages:
             given.append('--averages')
-        if settings.decay != self.recipe.settings.get('decay', True):
+        if settings.decay != recipe.settings.get('decay', True):
             given.append('--decay' if settings.decay else '--no-decay')
         if settings.micro:
             given.append(f'--micro {settings.micro}')
@@ -417,11 +412,10 @@ class Run:
             given.append(f'--init {Path(settings.init).name}')
 
         # own pictures are named by options, a system by its name
-        what = self.recipe.source.typed if self.recipe.source else self.recipe.name
-        typed = f'train {what}'
+        typed = f'ddpm_lit train {recipe.source.typed if recipe.source else recipe.name}'
         if distils:
-            typed = f'distil {Path(str(settings.init)).name} --steps {distils}'
-        return f'ddpm_lit {typed} {" ".join(given)}'
+            typed = recipe.by.replace('NAME', Path(str(settings.init)).name)
+        return f'{typed} {" ".join(given)}'
 
     def card(self) -> dict:
         "How these weights came about."
